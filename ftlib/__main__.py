@@ -1,0 +1,78 @@
+"""The command line: `ftlib COMMAND …` and `python3 -m ftlib COMMAND …` are the same.
+
+Each command is a module in `ftlib/commands/`, imported only when it is called, so that `--help` is quick and the
+login node never imports torch. This is the only place that catches UserError.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from ftlib import __version__
+from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER, UserError
+
+COMMANDS = {
+    "demo": "no cluster, no downloads: real digits through the whole chain, ending in a report",
+    "stage": "bring model and dataset into the shared store",
+    "prepare": "check a dataset and split it into train, valid and test",
+    "train": "train, or go on training",
+    "evaluate": "ask a model every question of a split and score its answers",
+    "predict": "one answer to one question",
+    "report": "one self-contained HTML page about a run",
+    "submit": "send a training job to Slurm, or run it here",
+    "doctor": "check this machine and say what to do",
+    "schema": "JSON Schema of the config, for editors",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"ftlib {__version__}")
+        return 0
+    try:
+        return _run(arguments[0], arguments[1:])
+    except UserError as error:
+        if debug:
+            raise
+        print(f"ftlib: {error}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("ftlib: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_FAILURE
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(f"{name}: no such command", f"Did you mean {near[0]}?" if near else "See `ftlib --help`.")
+    module = importlib.import_module(f"ftlib.commands.{name}")
+    code: int = module.main(arguments)
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ftlib COMMAND …   (ftlib COMMAND --help tells more; --debug shows tracebacks of user errors)",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Read a config: a YAML file and `KEY=VALUE` overrides in, a checked `Experiment` out.
+
+All faults are collected and reported at once, each with file and line (or "command line"), the dotted field and,
+for an unknown key, the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ftlib import training_fields, yaml_core
+from ftlib.config import Config, identity_fields
+from ftlib.errors import UserError
+from ftlib.files import fingerprint
+from ftlib.site import Site
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked config.
+
+    Attributes:
+        config: ready to use, variables expanded.
+        raw: the same as plain data, defaults filled in, `${…}` as written: what is saved (no secret can leak in).
+        identity: 12 hexadecimal digits; the hash of the fields that decide the trained weights.
+    """
+
+    config: Config
+    raw: dict[str, Any]
+    identity: str
+
+    def to_yaml(self) -> str:
+        """The resolved config, as it is saved with a run."""
+        return yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_experiment(
+    path: Path, overrides: Sequence[str], site: Site, environment: Mapping[str, str] = os.environ
+) -> Experiment:
+    """Read and check a config file.
+
+    Args:
+        path: the YAML file.
+        overrides: `KEY=VALUE` with a dotted key; the value is read as YAML would read it.
+        site: gives `${store}`.
+        environment: gives every other `${NAME}`.
+
+    Raises:
+        UserError: every fault found, one a line.
+    """
+    data, lines = _read(path)
+    places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
+    _override(data, overrides, places)
+    faults: list[tuple[yaml_core.Path, str]] = []
+    variables = {"store": str(site.store)}
+    expanded = _expand(data, (), {**environment, **variables}, faults)
+    config = _validate(expanded, faults)
+    if faults or config is None:
+        raise UserError("\n".join(_line_of(places, str(path), key, message) for key, message in faults))
+    raw = Config.model_validate(data).model_dump()
+    return Experiment(config=config, raw=raw, identity=fingerprint(identity_fields(raw))[:12])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[yaml_core.Path, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file", _near_files(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    data, lines = yaml_core.load(text, str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values, this is not", "See configs/digits.yaml.")
+    return data, lines
+
+
+def _near_files(path: Path) -> str:
+    names = [str(candidate) for candidate in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), names, n=1)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
+def _override(data: dict[str, Any], overrides: Sequence[str], places: dict[yaml_core.Path, str]) -> None:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        names = tuple(key.split("."))
+        if not equals or not all(names):
+            raise UserError(f"{_COMMAND_LINE}: {text!r} is not KEY=VALUE", "For example: training.learning_rate=1e-4")
+        section: Any = data
+        for name in names[:-1]:
+            section = section.setdefault(name, {}) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise UserError(f"{_COMMAND_LINE}: {key}: there is no section of that name to set a key in")
+        section[names[-1]] = yaml_core.load_value(value, _COMMAND_LINE)
+        for length in range(1, len(names) + 1):
+            places.setdefault(names[:length], _COMMAND_LINE)
+        places[names] = _COMMAND_LINE
+
+
+def _expand(value: Any, path: yaml_core.Path, variables: Mapping[str, str], faults: list[Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(item, (*path, key), variables, faults) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, (*path, index), variables, faults) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if name not in variables:
+            faults.append((path, f"${{{name}}} is neither ${{store}} nor set in the environment"))
+    return _VARIABLE.sub(lambda match: variables.get(match[1], match[0]), value)
+
+
+def _validate(data: dict[str, Any], faults: list[tuple[yaml_core.Path, str]]) -> Config | None:
+    training = data.get("training")
+    if isinstance(training, dict):
+        faults += [(("training", name), message) for name, message in training_fields.faults(training)]
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        for item in error.errors():
+            location = _without_union_tag(item["loc"])
+            faults.append((location, _plain(item, location)))
+    return None
+
+
+def _without_union_tag(location: tuple[int | str, ...]) -> yaml_core.Path:
+    """pydantic puts the chosen method's name behind `adapter`; the file has no such level."""
+    if len(location) > 1 and location[0] == "adapter":
+        return (location[0], *location[2:])
+    return location
+
+
+def _plain(item: Any, location: yaml_core.Path) -> str:
+    kind, context, value = item["type"], item.get("ctx", {}), item["input"]
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1)
+        return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if kind in ("missing", "union_tag_not_found"):
+        return "is missing" + (": say which method" if kind == "union_tag_not_found" else "")
+    plain = {
+        "string_type": "must be text",
+        "int_type": "must be a whole number",
+        "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "list_type": "must be a list",
+        "dict_type": "must be a mapping",
+        "model_type": "must be a mapping",
+        "model_attributes_type": "must be a mapping",
+        "literal_error": f"must be {context.get('expected')}",
+        "union_tag_invalid": f"method must be one of {context.get('expected_tags')}",
+        "greater_than": f"must be greater than {context.get('gt')}",
+        "greater_than_equal": f"must be at least {context.get('ge')}",
+        "less_than": f"must be below {context.get('lt')}",
+        "less_than_equal": f"must be at most {context.get('le')}",
+    }
+    return f"{plain.get(kind, item['msg'])}, got {value!r}"
+
+
+def _known_keys(location: yaml_core.Path) -> list[str]:
+    """The keys of the section that an unknown key stands in."""
+    sections: list[type[BaseModel]] = [Config]
+    for name in location[:-1]:
+        inner = []
+        for section in sections:
+            if name in section.model_fields:
+                annotation = section.model_fields[str(name)].annotation
+                candidates = get_args(annotation) or (annotation,)
+                inner += [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        sections = inner
+    return [key for section in sections for key in section.model_fields]
+
+
+def _line_of(places: dict[yaml_core.Path, str], source: str, key: yaml_core.Path, message: str) -> str:
+    place = next((places[key[:length]] for length in range(len(key), 0, -1) if key[:length] in places), source)
+    return f"{place}: {'.'.join(map(str, key)) or 'config'}: {message}"

@@ -1,0 +1,99 @@
+"""What a person sees while ftlib works: plain lines on stderr, and progress.
+
+On a terminal progress is a bar; in a log file it is a line now and then. Only the first rank of a job speaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 30.0
+LINES_PER_TASK = 20
+
+Update = Callable[[int, str], None]
+"""Called with the number of finished units and what to say of the last one."""
+
+
+def speaks() -> bool:
+    """Whether this process is the first rank of its job (or the only one)."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    if speaks():
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, start: int = 0) -> Iterator[Update]:
+    """Show how far a task of `total` units is.
+
+    Yields:
+        A function to call after each unit with (finished units, text).
+    """
+    if not speaks():
+        yield lambda done, text: None
+    elif sys.stderr.isatty():
+        with _bar(label, total, start) as update:
+            yield update
+    else:
+        yield _lines(label, total)
+
+
+@contextlib.contextmanager
+def _bar(label: str, total: int, start: int) -> Iterator[Update]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, completed=start, text="")
+        yield lambda done, text: bar.update(task, completed=done, text=text)
+
+
+def _lines(label: str, total: int) -> Update:
+    """Print the first, the last, about `LINES_PER_TASK` in between, and one at least every 30 s."""
+    every = max(1, total // LINES_PER_TASK)
+    last = time.monotonic() - SECONDS_BETWEEN_LINES
+
+    def update(done: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or done % every == 0 or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            say(f"{label}: {done}/{total}   {text}".rstrip())
+
+    return update
+
+
+def tracked(items: Sequence[T], label: str) -> Iterable[T]:
+    """Go through items and show how far."""
+    with progress(label, len(items)) as update:
+        for number, item in enumerate(items, 1):
+            yield item
+            update(number, "")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain text table; the first column to the left, the others to the right."""
+    cells = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        first = row[0].ljust(widths[0])
+        return "  ".join([first, *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]).rstrip()
+
+    return "\n".join([line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])

@@ -1,0 +1,1 @@
+"""Records, images, splits and prompts: pure functions over files, no torch."""

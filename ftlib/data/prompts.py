@@ -1,0 +1,41 @@
+"""Prompt templates with named fields, such as `answer en {question}`."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+
+from ftlib.errors import UserError
+
+
+def template_fields(template: str) -> set[str]:
+    """The names in braces.
+
+    Raises:
+        UserError: unbalanced braces, or more than a plain name in them.
+    """
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(f"prompt {template!r}: {error}", "Write a literal brace as {{ or }}.") from None
+    names = set()
+    for _, name, form, conversion in parsed:
+        if name is None:
+            continue
+        if not name.isidentifier() or form or conversion:
+            raise UserError(f"prompt {template!r}: {{{name}}} is not a plain field name")
+        names.add(name)
+    return names
+
+
+def render(template: str, fields: Mapping[str, str]) -> str:
+    """Fill a template. Braces inside the fields' own text are left as they are.
+
+    Raises:
+        UserError: the template names a field that the row lacks.
+    """
+    missing = template_fields(template) - set(fields)
+    if missing:
+        have = ", ".join(sorted(fields))
+        raise UserError(f"prompt {template!r} names {', '.join(sorted(missing))}, but the rows have only: {have}")
+    return string.Formatter().vformat(template, (), dict(fields))

@@ -1,0 +1,218 @@
+"""Files that appear whole or not at all, and logs that survive a torn last line.
+
+Every write goes beside its target, is flushed to the disk and then renamed, since shared storage (NFS, Lustre, GPFS)
+keeps that promise where file locks may silently do nothing. A folder is complete only with its marker, a JSON file
+with the size and SHA-256 of every file in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ftlib.errors import UserError
+
+MARKER = "COMPLETE.json"
+_TEMPORARY = ".tmp-"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def storage_errors(place: Path) -> Iterator[None]:
+    """Turn a full or read-only storage into a UserError that names the place.
+
+    Libraries wrap the system's error in their own types (torch: RuntimeError, safetensors: SafetensorError), so their
+    text and the free space are looked at as well.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise (_explain(error.errno, Path(error.filename or place)) or error) from None
+    except Exception as error:
+        full = "No space left" in str(error) or "os error 28" in str(error) or _free_bytes(place) < 1 << 20
+        if full:
+            raise _explain(errno.ENOSPC, place) from None  # type: ignore[misc]
+        raise
+
+
+def _explain(number: int | None, place: Path) -> UserError | None:
+    if number in _NO_SPACE:
+        remedy = "Free some space or raise the quota, then run the same command again: it goes on where it stopped."
+        return UserError(f"{place}: no space left on the storage ({os.strerror(number or 0)})", remedy)
+    if number in _NOT_WRITABLE:
+        remedy = "Set FTLIB_STORE (and FTLIB_RUNS) in jobs/site.env or the environment to folders that you may write."
+        return UserError(f"{place}: not writable ({os.strerror(number or 0)})", remedy)
+    return None
+
+
+def _free_bytes(place: Path) -> int:
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, creating its folder.
+
+    Raises:
+        UserError: no space, or not writable.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def publish_folder(target: Path) -> Iterator[Path]:
+    """Fill a temporary folder in the body; it then appears as `target`, complete with its marker, or not at all.
+
+    An older `target` is replaced. Leftovers of killed writers are removed first.
+
+    Raises:
+        UserError: no space, or not writable.
+    """
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in target.parent.glob(f"{target.name}{_TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = target.with_name(f"{target.name}{_TEMPORARY}{os.getpid()}")
+        temporary.mkdir()
+        try:
+            yield temporary
+            _seal(temporary)
+            _swap(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _seal(folder: Path) -> None:
+    """Flush every file of a folder and write its marker last."""
+    content = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            _sync(path)
+    write_json(folder / MARKER, content)
+    for path in sorted({folder / name for name in content}):
+        _sync(path.parent)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    old = target.with_name(f"{target.name}{_TEMPORARY}{os.getpid()}-old")
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_complete(folder: Path, thorough: bool = False) -> bool:
+    """Whether a published folder is whole: every file of its marker there with its size (and hash, if `thorough`)."""
+    marker = folder / MARKER
+    if not marker.is_file():
+        return False
+    for name, entry in read_json(marker).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return False
+        if thorough and sha256(path) != entry["sha256"]:
+            return False
+    return True
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Add one line to a JSONL log.
+
+    Raises:
+        UserError: no space, or not writable.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_jsonl_log(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL log of ftlib's own; a torn last line, left by a killed writer, is dropped."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        records.append(json.loads(line))
+    return records
+
+
+def cut_jsonl_log(path: Path, keep: int | None = None) -> None:
+    """Drop a torn last line, and with `keep` every record whose `step` lies beyond it."""
+    if not path.exists():
+        return
+    records = read_jsonl_log(path)
+    if keep is not None:
+        records = [record for record in records if record["step"] <= keep]
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if text.encode() != path.read_bytes():
+        write_text(path, text)

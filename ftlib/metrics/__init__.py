@@ -1,0 +1,1 @@
+"""Official metrics over plain records; no torch."""

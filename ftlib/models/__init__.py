@@ -1,0 +1,1 @@
+"""Model families: inputs, adapters, loading, generation."""

@@ -1,0 +1,1 @@
+"""One HTML page out of a run folder."""

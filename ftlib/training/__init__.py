@@ -1,0 +1,1 @@
+"""Loss, batches, the Trainer and its checkpoints."""
