@@ -1,0 +1,39 @@
+"""scikit-learn's 1,797 real handwritten digits as image files and JSONL: a dataset that needs no download.
+
+Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; 8 × 8 grey values 0…16.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftlib.data.examples import Example, write_examples
+from ftlib.errors import UserError
+
+PIXELS = 64
+PREFIX = "digit"
+
+
+def make_digits(folder: Path) -> None:
+    """Write `images/NNNN.png` (64 × 64, white on black) and `data.jsonl` into a folder.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError(
+            "the digits dataset comes with scikit-learn, which is not installed", "pip install 'ftlib[demo]'"
+        ) from None
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    examples = []
+    digits = load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        name = f"images/{number:04d}.png"
+        picture = Image.fromarray((pixels * (255 / 16)).round().astype("uint8"))
+        picture.resize((PIXELS, PIXELS), Image.Resampling.NEAREST).save(folder / name)
+        examples.append(Example(id=f"{number:04d}", image=name, prefix=PREFIX, suffix=str(label)))
+    write_examples(folder / "data.jsonl", examples)

@@ -1,0 +1,122 @@
+"""One row of a dataset, and JSONL files of them.
+
+A line of the seeds' JSONL is `{"image": …, "prefix": …, "suffix": …}`: the image's path relative to the file's folder,
+the prompt (which may be empty: then it comes from the config) and the expected answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ftlib.errors import UserError
+
+MAX_FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row.
+
+    Attributes:
+        id: unique in its dataset; for JSONL the line number unless the line has an `id`.
+        image: path relative to the dataset's root.
+        prefix: the question, as the dataset has it; a prompt template may wrap it.
+        suffix: the expected answer.
+    """
+
+    id: str
+    image: str
+    prefix: str
+    suffix: str
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read and check a dataset's JSONL.
+
+    Raises:
+        UserError: missing file, or every faulty line (the first 20 in words).
+    """
+    examples: list[Example] = []
+    faults: list[str] = []
+    seen: dict[str, int] = {}
+    for number, text in _lines(path):
+        try:
+            example = _parse(text, number)
+            if example.id in seen:
+                raise ValueError(f"field id: {example.id!r} stands in line {seen[example.id]} already")
+            seen[example.id] = number
+            examples.append(example)
+        except ValueError as error:
+            faults.append(f"{path}:{number}: {error}")
+    raise_faults(faults, "Mend these lines; nothing was written.")
+    if not examples:
+        raise UserError(f"{path}: no rows in it")
+    return examples
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write rows as JSONL (into a folder that is not yet published)."""
+    with path.open("w", encoding="utf-8") as file:
+        for example in examples:
+            file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+
+
+def load_prepared(path: Path) -> list[Example]:
+    """Read rows that ftlib wrote itself and has checked before."""
+    with path.open(encoding="utf-8") as file:
+        return [Example(**json.loads(line)) for line in file]
+
+
+def raise_faults(faults: list[str], remedy: str) -> None:
+    """Raise one UserError for a list of faulty places; do nothing if there are none."""
+    if not faults:
+        return
+    shown = faults[:MAX_FAULTS_SHOWN]
+    if len(faults) > len(shown):
+        shown.append(f"… and {len(faults) - len(shown)} more")
+    raise UserError("\n".join(shown), remedy)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "Check data.root and data.file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number + 1}: not UTF-8: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parse(text: str, number: int) -> Example:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    image, prefix, suffix = (_text(record, name) for name in ("image", "prefix", "suffix"))
+    if not image:
+        raise ValueError("field image: is empty")
+    if not suffix.strip():
+        raise ValueError("field suffix: is empty, so there is nothing to learn")
+    identity = record.get("id", number)
+    if not isinstance(identity, (str, int)):
+        raise ValueError(f"field id: must be text or a number, got {identity!r}")
+    return Example(id=str(identity), image=image, prefix=prefix, suffix=suffix)
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    if name not in record:
+        raise ValueError(f"field {name}: is missing")
+    value = record[name]
+    if not isinstance(value, str):
+        raise ValueError(f"field {name}: must be text, got {value!r}")
+    return value
