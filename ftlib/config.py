@@ -40,7 +40,7 @@ class Lora(Section):
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[list[Literal["attention", "mlp"]], Field(min_length=1)] = ["attention", "mlp"]
-    freeze: list[Part] = ["vision", "projector", "embeddings"]
+    freeze: list[Literal["vision", "language"]] = ["vision"]
 
 
 class Full(Section):

@@ -65,15 +65,15 @@ def _bar(label: str, total: int, start: int) -> Iterator[Update]:
 
 
 def _lines(label: str, total: int) -> Update:
-    """Print the first, the last, about `LINES_PER_TASK` in between, and one at least every 30 s."""
+    """Print the first, the last, about `LINES_PER_TASK` between them if they take long, and one at least every 30 s."""
     every = max(1, total // LINES_PER_TASK)
     last = time.monotonic() - SECONDS_BETWEEN_LINES
 
     def update(done: int, text: str) -> None:
         nonlocal last
-        now = time.monotonic()
-        if done >= total or done % every == 0 or now - last >= SECONDS_BETWEEN_LINES:
-            last = now
+        quiet = time.monotonic() - last
+        if done >= total or quiet >= SECONDS_BETWEEN_LINES or (done % every == 0 and quiet >= 1):
+            last = time.monotonic()
             say(f"{label}: {done}/{total}   {text}".rstrip())
 
     return update

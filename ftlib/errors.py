@@ -26,3 +26,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+
+class Diverged(Exception):
+    """The loss or its gradient is no finite number any more; such a model must never become a result."""

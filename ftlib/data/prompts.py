@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 
+from ftlib.data.examples import Example
 from ftlib.errors import UserError
 
 
@@ -39,3 +40,8 @@ def render(template: str, fields: Mapping[str, str]) -> str:
         have = ", ".join(sorted(fields))
         raise UserError(f"prompt {template!r} names {', '.join(sorted(missing))}, but the rows have only: {have}")
     return string.Formatter().vformat(template, (), dict(fields))
+
+
+def prompt_of(example: Example, template: str) -> str:
+    """The prompt that a row is asked with, in training and in evaluation."""
+    return render(template, {"prefix": example.prefix})

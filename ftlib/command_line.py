@@ -1,0 +1,35 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ftlib.config_file import Experiment, load_experiment
+from ftlib.site import Site
+
+
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """An argument parser for `ftlib COMMAND`."""
+    return argparse.ArgumentParser(
+        prog=f"ftlib {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
+    """CONFIG [KEY=VALUE…]"""
+    command.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of the experiment")
+    command.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="set a field by its dotted path, for example training.learning_rate=1e-4",
+    )
+
+
+def load(arguments: argparse.Namespace, site: Site) -> Experiment:
+    """The experiment that CONFIG and KEY=VALUE name."""
+    return load_experiment(arguments.config, arguments.overrides, site)

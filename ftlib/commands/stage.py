@@ -1,0 +1,47 @@
+"""Bring what a config needs into the shared store: model and processor, and a dataset that ftlib can make.
+
+Run it on the login node; jobs then work offline. Embedded models (ftlib/…) are made instead of downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftlib import console, files, hub
+from ftlib import command_line
+from ftlib.config import Config
+from ftlib.site import Site, find_site
+
+
+def main(argv: list[str]) -> int:
+    """`ftlib stage CONFIG [KEY=VALUE…]`"""
+    command = command_line.parser("stage", __doc__)
+    command_line.add_config(command)
+    parsed = command.parse_args(argv)
+    site = find_site()
+    config = command_line.load(parsed, site).config
+    console.say(f"model {config.model.base}: {_stage_model(config, site)}")
+    console.say(f"dataset {config.data.source}: {_stage_data(config)}")
+    return 0
+
+
+def _stage_model(config: Config, site: Site) -> Path:
+    if not hub.is_embedded(config.model):
+        return hub.stage_hub_model(config.model, site)
+    folder = hub.embedded_folder(config.model, site)
+    if not files.is_complete(folder):
+        from ftlib.models.tiny import make_embedded
+
+        with files.publish_folder(folder) as temporary:
+            make_embedded(config.model.base, temporary)
+    return folder
+
+
+def _stage_data(config: Config) -> Path:
+    from ftlib.data.sources import MAKERS, annotation_file
+
+    root = Path(config.data.root)
+    if config.data.source in MAKERS and not files.is_complete(root):
+        with files.publish_folder(root) as temporary:
+            MAKERS[config.data.source](temporary)
+    return annotation_file(config.data)

@@ -1,0 +1,35 @@
+"""Train a config; run again, it goes on from its last checkpoint or says that it is done.
+
+The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the result.
+"""
+
+from __future__ import annotations
+
+from ftlib import console, runs
+from ftlib import command_line
+from ftlib.errors import EXIT_FAILURE, Diverged
+from ftlib.site import find_site
+
+
+def main(argv: list[str]) -> int:
+    """`ftlib train CONFIG [KEY=VALUE…]`"""
+    command = command_line.parser("train", __doc__)
+    command_line.add_config(command)
+    site = find_site()
+    experiment = command_line.load(command.parse_args(argv), site)
+    run = runs.open_run(experiment, site)
+    print(run.folder)
+    if run.done.exists():
+        console.say(f"{run.folder}: already trained; the result is in {run.result(experiment.config.adapter.method)}")
+        return 0
+    with runs.owned(run.folder):
+        from ftlib.training.fit import fit
+
+        try:
+            fit(experiment, run, site)
+        except Diverged as error:
+            run.note("diverged", reason=str(error))
+            console.say(f"ftlib: training diverged at {error}; no result was written. Try a lower learning rate.")
+            return EXIT_FAILURE
+    console.say(f"trained: {run.result(experiment.config.adapter.method)}")
+    return 0

@@ -1,0 +1,57 @@
+"""What a run was made with: versions, host, job, code. No torch is imported here unless it already is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from ftlib.site import REPOSITORY
+
+PACKAGES = ("ftlib", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+
+
+def describe_environment() -> dict[str, Any]:
+    """A record of this process's surroundings; holds no environment variables, so no secret."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpus": _gpus(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "code": _revision(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> list[str]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _revision() -> str | None:
+    """The git revision of the code, with "+changes" if files differ from it; None without git."""
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        return revision + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()

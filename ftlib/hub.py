@@ -1,0 +1,97 @@
+"""Where models lie, and how they get there.
+
+A base model is a local folder, a hub name (kept in the store's shared cache, `<store>/hf`), or an embedded model whose
+name begins with `ftlib/` (kept in `<store>/models`). Jobs never reach the hub: they take what `ftlib stage` brought.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftlib import files
+from ftlib.config import Model
+from ftlib.errors import UserError
+from ftlib.site import Site
+
+EMBEDDED = "ftlib/"
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def is_embedded(model: Model) -> bool:
+    """Whether ftlib makes this model itself."""
+    return model.base.startswith(EMBEDDED)
+
+
+def embedded_folder(model: Model, site: Site) -> Path:
+    """Where an embedded model lies in the store."""
+    return site.store / "models" / model.base
+
+
+def find_model(model: Model, site: Site) -> Path:
+    """The local folder of a base model.
+
+    Raises:
+        UserError: it is not there; the message says how to bring it.
+    """
+    remedy = "Run `ftlib stage CONFIG` on the login node first."
+    if is_embedded(model):
+        folder = embedded_folder(model, site)
+        if not files.is_complete(folder):
+            raise UserError(f"model {model.base} is not in the store ({folder})", remedy)
+        return folder
+    if _looks_local(model.base):
+        folder = Path(model.base).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"model.base: {folder}: no such folder")
+        return folder
+    return _snapshot(model, site, local_only=True)
+
+
+def stage_hub_model(model: Model, site: Site) -> Path:
+    """Download a hub model into the shared cache (or find it there) and return its folder.
+
+    Raises:
+        UserError: no such model, a licence not accepted, no connection.
+    """
+    return _snapshot(model, site, local_only=False)
+
+
+def _looks_local(base: str) -> bool:
+    return base.startswith(("/", ".", "~")) or base.count("/") != 1 or Path(base).is_dir()
+
+
+def _snapshot(model: Model, site: Site, local_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    cache = site.store / "hf" / "hub"
+    try:
+        with files.storage_errors(cache):
+            return Path(
+                snapshot_download(
+                    model.base,
+                    revision=model.revision,
+                    cache_dir=cache,
+                    local_files_only=local_only,
+                    allow_patterns=_WANTED,
+                )
+            )
+    except GatedRepoError:
+        raise UserError(
+            f"model {model.base}: its licence has to be accepted first",
+            "Accept it on the model's page, then log in with `hf auth login`.",
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"model {model.base}: no such model on the hub: {str(error).splitlines()[0]}") from None
+    except LocalEntryNotFoundError:
+        where = f"is not in the shared cache ({cache})"
+        remedy = "Run `ftlib stage CONFIG` on a machine that reaches the hub, such as the login node."
+        raise UserError(f"model {model.base} {where}" + ("" if local_only else " and the hub cannot be reached"), remedy) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"model {model.base}: the hub cannot be reached: {str(error).splitlines()[0]}") from None

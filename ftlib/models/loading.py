@@ -1,0 +1,64 @@
+"""Load weights strictly: a key that is missing or left over is an error, never a silent random layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PaliGemmaForConditionalGeneration, PreTrainedModel
+
+from ftlib.errors import UserError
+
+
+def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
+    """Load a PaliGemma checkpoint of any key naming that transformers has used.
+
+    `from_pretrained` maps old names to new ones; that every weight found its place is checked here.
+
+    Args:
+        dtype: "float32" or "bfloat16".
+
+    Raises:
+        UserError: no model there, damaged files, or keys that do not fit.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model in it (config.json is missing)")
+    try:
+        model, info = PaliGemmaForConditionalGeneration.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from None
+    _raise_wrong_keys(folder, info)
+    return model
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
+    """Put a PEFT adapter on its base model.
+
+    Raises:
+        UserError: no adapter there, or its keys do not fit the model.
+    """
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter in it (adapter_config.json is missing)")
+    adapted = get_peft_model(model, LoraConfig.from_pretrained(folder))
+    weights = load_file(folder / "adapter_model.safetensors")
+    expected = set(get_peft_model_state_dict(adapted))
+    _raise_wrong_keys(
+        folder, {"missing_keys": expected - set(weights), "unexpected_keys": set(weights) - expected}
+    )
+    set_peft_model_state_dict(adapted, weights)
+    return adapted
+
+
+def _raise_wrong_keys(folder: Path, info: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(map(str, info.get(kind) or ()))
+        if keys:
+            shown = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
+            word = kind.removesuffix("_keys")
+            raise UserError(f"{folder}: {len(keys)} {word} weights: {shown}", "The files do not belong to this model.")

@@ -1,0 +1,113 @@
+"""Embedded models: real architectures at toy size, made once where others are downloaded.
+
+`ftlib/tiny-paligemma` is a PaliGemmaForConditionalGeneration with random weights and a PaliGemmaProcessor whose
+tokenizer knows every character (ASCII as tokens, the rest as UTF-8 bytes), `<image>`, `<loc0000>`…`<loc1023>` and
+`<seg000>`…`<seg127>`. It learns the digits from scratch in about a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import (
+    AddedToken,
+    GemmaTokenizer,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    SiglipImageProcessorPil,
+)
+
+from ftlib.errors import UserError
+
+WEIGHTS_SEED = 0
+IMAGE_SIZE, PATCH_SIZE = 32, 8
+_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+_PRINTABLE = sorted(set(string.printable) - set("\x0b\x0c\r "))
+_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+_TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+}
+
+
+def make_embedded(name: str, folder: Path) -> None:
+    """Write an embedded model's files into a folder.
+
+    Raises:
+        UserError: no embedded model of that name.
+    """
+    if name not in EMBEDDED_MODELS:
+        raise UserError(f"model.base: {name}: no such embedded model", f"There are: {', '.join(EMBEDDED_MODELS)}")
+    EMBEDDED_MODELS[name](folder)
+
+
+def tiny_processor() -> PaliGemmaProcessor:
+    """A processor with a character tokenizer."""
+    vocabulary = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *_PRINTABLE, "▁"]
+    tokenizer = GemmaTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, merges=[])
+    tokenizer.add_tokens([AddedToken("<image>", normalized=False, special=True)], special_tokens=True)
+    tokenizer.add_tokens([f"<loc{number:04d}>" for number in range(1024)])
+    tokenizer.add_tokens([f"<seg{number:03d}>" for number in range(128)])
+    images = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    images.image_seq_length = (IMAGE_SIZE // PATCH_SIZE) ** 2
+    return PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
+
+
+def tiny_config(processor: PaliGemmaProcessor, **text: float) -> PaliGemmaConfig:
+    """The architecture that goes with `tiny_processor`; `text` overrides fields of the language part."""
+    tokenizer = processor.tokenizer
+    rows = -(-len(tokenizer) // 64) * 64
+    return PaliGemmaConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "vision_use_head": False,
+            "projection_dim": _TEXT["hidden_size"],
+            **_VISION,
+        },
+        text_config={
+            "model_type": "gemma",
+            "vocab_size": rows,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            **_TEXT,
+            **text,
+        },
+        image_token_index=processor.image_token_id,
+        projection_dim=_TEXT["hidden_size"],
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def tiny_model(processor: PaliGemmaProcessor, **text: float) -> PaliGemmaForConditionalGeneration:
+    """Random weights from a fixed seed; the caller's random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(WEIGHTS_SEED)
+        return PaliGemmaForConditionalGeneration(tiny_config(processor, **text))
+
+
+def _make_tiny_paligemma(folder: Path) -> None:
+    processor = tiny_processor()
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+EMBEDDED_MODELS: dict[str, Callable[[Path], None]] = {"ftlib/tiny-paligemma": _make_tiny_paligemma}

@@ -1,0 +1,64 @@
+"""Which rows go into which batch, and rows from disk to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from ftlib.data.examples import Example
+from ftlib.data.images import image_path, open_image
+from ftlib.data.prompts import prompt_of
+from ftlib.models.paligemma import PaliGemmaInputs, Row
+
+
+class TrainingRows(Dataset[Row]):
+    """A split as encoded rows; images are opened when a row is asked for."""
+
+    def __init__(self, examples: Sequence[Example], root: Path, template: str, inputs: PaliGemmaInputs) -> None:
+        self.examples = examples
+        self.root = root
+        self.template = template
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Row:
+        example = self.examples[index]
+        image = open_image(image_path(self.root, example.image))
+        return self.inputs.train_row(prompt_of(example, self.template), image, example.suffix)
+
+
+class EffectiveBatches:
+    """Batch sampler: shuffles each epoch by (seed, epoch), takes whole effective batches and cuts them into micro-batches.
+
+    The rows that an optimizer step sees therefore do not depend on how they are cut. The last effective batch of an
+    epoch may be smaller.
+    """
+
+    def __init__(self, rows: int, effective: int, micro: int, seed: int, drop_last: bool) -> None:
+        self.rows = rows - rows % effective if drop_last else rows
+        self.total = rows
+        self.effective = effective
+        self.micro = micro
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.rows, self.effective)
+        return whole * -(-self.effective // self.micro) + -(-rest // self.micro)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.total, generator=generator)[: self.rows].tolist()
+        for start in range(0, self.rows, self.effective):
+            batch = order[start : start + self.effective]
+            for cut in range(0, len(batch), self.micro):
+                yield batch[cut : cut + self.micro]

@@ -1,0 +1,69 @@
+"""What is needed to go on exactly: trained weights, optimizer, scheduler, random states, thread count.
+
+Weights are stored under the module's own parameter names and only if they train, so that the same file serves
+adapters, full fine-tuning and frozen parts. (transformers' own checkpoints of a full PaliGemma carry other names than
+the module and are loaded with strict=False: such a run goes on from its initial weights without a word.)
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ftlib import files
+from ftlib.config import Checkpoint
+
+_WEIGHTS = "trainable.safetensors"
+_FACTS = "ftlib.json"
+
+
+def save_trainable(model: torch.nn.Module, folder: Path) -> None:
+    """Write the trainable parameters and the number of threads that shaped their bits."""
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(weights, folder / _WEIGHTS)
+    files.write_json(folder / _FACTS, {"threads": torch.get_num_threads()})
+
+
+def load_trainable(model: torch.nn.Module, folder: Path) -> None:
+    """Put saved parameters back, in place.
+
+    Raises:
+        RuntimeError: the names in the checkpoint are not exactly the trainable ones.
+    """
+    weights = load_file(folder / _WEIGHTS)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if set(weights) != set(parameters):
+        wrong = sorted(set(weights) ^ set(parameters))
+        raise RuntimeError(f"{folder}: does not fit the model: {len(wrong)} parameters differ, such as {wrong[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def restore_threads(folder: Path) -> None:
+    """Compute with as many threads as the checkpoint did: another number sums in another order."""
+    torch.set_num_threads(files.read_json(folder / _FACTS)["threads"])
+
+
+class CheckpointDue(TrainerCallback):
+    """Asks the Trainer to save when enough steps or minutes have passed."""
+
+    def __init__(self, rule: Checkpoint) -> None:
+        self.rule = rule
+        self._saved_at = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        late = time.monotonic() - self._saved_at >= self.rule.minutes * 60
+        if state.global_step % self.rule.steps == 0 or late or state.global_step >= state.max_steps:
+            control.should_save = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved_at = time.monotonic()

@@ -1,0 +1,108 @@
+"""Train one run from its config to its result, going on from the last checkpoint if there is one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from ftlib import console, files, runs
+from ftlib.config_file import Experiment
+from ftlib.data.prepared import Prepared, open_prepared
+from ftlib.environment import describe_environment
+from ftlib.errors import UserError
+from ftlib.hub import find_model
+from ftlib.models.adapters import count_parameters, prepare_for_training
+from ftlib.models.loading import load_weights
+from ftlib.models.paligemma import PaliGemmaInputs
+from ftlib.runs import Run
+from ftlib.site import Site
+from ftlib.training import arguments
+from ftlib.training.batching import TrainingRows
+from ftlib.training.checkpoints import load_trainable, restore_threads
+from ftlib.training.trainer import AnswerTrainer
+
+
+def fit(experiment: Experiment, run: Run, site: Site) -> None:
+    """Train a run whose folder this process owns.
+
+    Raises:
+        UserError: nothing staged or prepared, data changed under the run, storage full.
+        Diverged: loss or gradient became NaN or infinite.
+    """
+    config = experiment.config
+    prepared = open_prepared(config, site)
+    _pin_data(run, prepared)
+    checkpoint = runs.last_checkpoint(run.checkpoints())
+    step = checkpoint[0] if checkpoint else 0
+    if checkpoint:
+        restore_threads(checkpoint[1])
+        console.say(f"going on from the checkpoint of step {step}")
+    runs.rotate_checkpoints(run.checkpoints(), config.checkpoint.keep)
+    files.cut_jsonl_log(run.metrics, keep=step)
+    files.cut_jsonl_log(run.history)
+    run.note("start", step=step, **describe_environment())
+    started = time.monotonic()
+    trainer = _trainer(experiment, run, prepared, site)
+    with console.progress("step", _total_steps(trainer), start=step) as update:
+        trainer.on_step = lambda record, total: _log_step(run, record, update)
+        _train(trainer, checkpoint[1] if checkpoint else None)
+    _publish(experiment, run, trainer)
+    run.note("done", step=trainer.state.global_step, seconds=round(time.monotonic() - started, 1))
+
+
+def _pin_data(run: Run, prepared: Prepared) -> None:
+    """A run keeps the data that it began with."""
+    if run.data.exists() and files.read_json(run.data) != prepared.facts:
+        raise UserError(
+            f"{run.folder}: the dataset has changed since this run began",
+            "Put the old data back, or give the config another name or seed to begin a new run.",
+        )
+    files.write_json(run.data, prepared.facts)
+
+
+def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> AnswerTrainer:
+    config = experiment.config
+    folder = find_model(config.model, site)
+    inputs = PaliGemmaInputs.load(folder)
+    training_arguments = arguments.build(config, run.folder)
+    set_seed(config.seed)
+    model = prepare_for_training(load_weights(folder, config.model.dtype), config.adapter, config.model.base)
+    trained, total = count_parameters(model)
+    console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%})")
+    rows = TrainingRows(prepared.rows("train"), prepared.root, config.data.prompt, inputs)
+    return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
+
+
+def _total_steps(trainer: AnswerTrainer) -> int:
+    return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
+
+
+def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
+    files.append_jsonl(run.metrics, record)
+    update(record["step"], f"lr: {record['learning_rate']:.5f}   loss: {record['loss']:.4f}")
+
+
+def _train(trainer: AnswerTrainer, checkpoint: Path | None) -> None:
+    """Run the Trainer; a checkpoint of the last step (killed before the result was written) only needs its weights."""
+    if checkpoint:
+        state = files.read_json(checkpoint / "trainer_state.json")
+        if state["global_step"] >= state["max_steps"]:
+            load_trainable(trainer.model, checkpoint)
+            trainer.state.global_step = state["global_step"]
+            return
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
+    """Write the result, readable by plain transformers and peft, and the DONE marker."""
+    method = experiment.config.adapter.method
+    result = run.result(method)
+    with files.publish_folder(result) as folder:
+        trainer.model.save_pretrained(folder)
+        if method == "full":
+            trainer.train_dataset.inputs.processor.save_pretrained(folder)
+    files.write_json(run.done, {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()})
