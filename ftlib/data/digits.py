@@ -11,7 +11,7 @@ from ftlib.data.examples import Example, write_examples
 from ftlib.errors import UserError
 
 PIXELS = 64
-PREFIX = "digit"
+PREFIX = "which digit is this?"
 
 
 def make_digits(folder: Path) -> None:

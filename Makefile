@@ -1,0 +1,53 @@
+# make demo   sets everything up and runs the whole chain on real digits
+# make test   sets everything up and passes the tests
+# make lint   style, types
+# make long   what takes long and rarely breaks
+# make bench  timings, as ratios in one run
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.version_info < (3, 11) else "py311")').txt
+LOWEST := $(VENV)/lowest
+LOWEST_TRANSFORMERS := 5.19.0
+
+.PHONY: demo test lint long bench fields lock clean
+
+demo: $(VENV)/.demo
+	$(BIN)/ftlib demo
+
+test: $(VENV)/.test $(LOWEST)/.done
+	FTLIB_LOWEST_TRANSFORMERS=$(abspath $(LOWEST)) $(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+long: $(VENV)/.test
+	$(BIN)/python -m pytest -m long --override-ini addopts=-ra -s tests/long
+
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks
+
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: setup.cfg $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "ftlib needs Python 3.10 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian, apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[$*]'
+	@touch $@
+
+# The oldest transformers that ftlib supports, beside everything else of the environment.
+$(LOWEST)/.done: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LOWEST) transformers==$(LOWEST_TRANSFORMERS)
+	@touch $@
+
+# What the light install knows of TrainingArguments.
+fields: $(VENV)/.test
+	$(BIN)/python -m ftlib.training.arguments > fields.tmp && mv fields.tmp ftlib/training_fields.json
+
+# Locks serve as constraints. torch's own CUDA packages are left out: torch pins them itself, and a container keeps its own.
+lock: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet uv
+	echo 'torch==2.13.0 transformers==5.20.2' | tr ' ' '\n' | $(BIN)/python -m uv pip compile --quiet pyproject.toml --all-extras --python-version 3.10 --python-platform linux --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c - | grep -vE '^(nvidia|cuda|triton)' > containers/lock-py310.txt
+	echo 'torch==2.13.0 transformers==5.23.0' | tr ' ' '\n' | $(BIN)/python -m uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11 --universal --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c - | grep -vE '^(nvidia|cuda|triton)' > containers/lock-py311.txt
+
+clean:
+	rm -rf $(VENV)
