@@ -13,6 +13,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from ftlib.errors import UserError
 MARKER = "COMPLETE.json"
 _TEMPORARY = ".tmp-"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_ABANDONED_SECONDS = 24 * 3600
 
 
 def sha256(path: Path) -> str:
@@ -95,7 +99,7 @@ def write_text(path: Path, text: str) -> None:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}")
+        temporary = _temporary(path)
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -129,24 +133,43 @@ def read_json(path: Path) -> Any:
 def publish_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder in the body; it then appears as `target`, complete with its marker, or not at all.
 
-    An older `target` is replaced. Leftovers of killed writers are removed first.
+    An older `target` is replaced, unless its content is the same. Leftovers of killed writers are removed first.
 
     Raises:
         UserError: no space, or not writable.
     """
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f"{target.name}{_TEMPORARY}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = target.with_name(f"{target.name}{_TEMPORARY}{os.getpid()}")
+        _remove_leftovers(target)
+        temporary = _temporary(target)
         temporary.mkdir()
         try:
             yield temporary
             _seal(temporary)
             _swap(temporary, target)
-        except BaseException:
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside a path that says whose it is."""
+    return path.with_name(f"{path.name}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporary folders of dead processes of this host, and of other hosts once they are a day old."""
+    for leftover in target.parent.glob(f"{target.name}{_TEMPORARY}*"):
+        host, pid, _ = leftover.name.partition(_TEMPORARY)[2].rsplit("-", 2)
+        dead = not Path(f"/proc/{pid}").exists() if host == socket.gethostname() else _age(leftover) > _ABANDONED_SECONDS
+        if dead:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _seal(folder: Path) -> None:
@@ -162,12 +185,22 @@ def _seal(folder: Path) -> None:
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    old = target.with_name(f"{target.name}{_TEMPORARY}{os.getpid()}-old")
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
+    """Rename a sealed folder to its place; somebody else may be doing the same."""
+    marker = (temporary / MARKER).read_bytes()
+    while True:
+        try:
+            temporary.rename(target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if is_complete(target) and (target / MARKER).read_bytes() == marker:
+            return
+        old = _temporary(target)
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
     _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def is_complete(folder: Path, thorough: bool = False) -> bool:

@@ -64,8 +64,8 @@ def load(text: str, source: str) -> tuple[Any, dict[Path, int]]:
     Raises:
         UserError: syntax error, a key given twice, or a tag outside the core schema.
     """
-    loader = _CoreLoader(text)
     try:
+        loader = _CoreLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {}
@@ -78,8 +78,8 @@ def load(text: str, source: str) -> tuple[Any, dict[Path, int]]:
         raise UserError(f"{place}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise UserError(f"{source}: not valid YAML: nested too deeply") from None
 
 
 def load_value(text: str, source: str) -> Any:

@@ -1,0 +1,116 @@
+"""Fixtures: a store with a tiny model and a few real digits, and ways to run ftlib as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftlib.__main__ import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+CONFIG = """\
+name: tiny
+task: classify
+seed: 3
+model: {family: paligemma, base: BASE}
+adapter: ADAPTER
+data:
+  source: jsonl
+  root: ROOT
+  split: {valid: 0.2, test: 0.2}
+training:
+  max_steps: 12
+  per_device_train_batch_size: 2
+  gradient_accumulation_steps: 2
+  learning_rate: 1.0e-2
+  warmup_steps: 2
+checkpoint: {steps: 3, keep: 2}
+evaluation: {splits: [valid], max_new_tokens: 4, batch_size: 8}
+"""
+FULL = "{method: full, freeze: [projector]}"
+LORA = "{method: lora, r: 4, alpha: 8, dropout: 0.1, freeze: []}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_machine() -> None:
+    """Two test processes at most compute at once; more threads than cores only slow each other down."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model/` (tiny, with dropout, so that random states matter) and `data/` (60 real digits)."""
+    from ftlib.data.digits import make_digits
+    from ftlib.models.tiny import tiny_model, tiny_processor
+
+    root = tmp_path_factory.mktemp("shared")
+    (root / "data").mkdir()
+    make_digits(root / "data")
+    file = root / "data" / "data.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:60]))
+    processor = tiny_processor()
+    tiny_model(processor, attention_dropout=0.1).save_pretrained(root / "model")
+    processor.save_pretrained(root / "model")
+    return root
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store that ftlib finds."""
+    monkeypatch.setenv("FTLIB_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("FTLIB_RUNS", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def write_config(shared: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write a config on the shared model and data; `adapter`, `base`, `root` and exact replacements can be given."""
+
+    def write(adapter: str = FULL, base: str = "", root: str = "", replace: tuple[str, str] = ("", "")) -> Path:
+        text = CONFIG.replace("ADAPTER", adapter).replace("BASE", base or str(shared / "model"))
+        text = text.replace("ROOT", root or str(shared / "data"))
+        assert replace[0] in text
+        path = tmp_path / "config.yaml"
+        path.write_text(text.replace(*replace) if replace[0] else text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def ftlib(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def start_ftlib(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """Start a command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ftlib", *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, object]]:
+    """The records of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,126 @@
+"""Reading configs: faults with places, overrides, variables, identity."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ftlib.config_file import Experiment, load_experiment
+from ftlib.errors import UserError
+from ftlib.site import Site
+
+SITE = Site(store=Path("/somewhere/store"), runs=Path("/somewhere/runs"))
+
+
+def load(path: Path, *overrides: str, **environment: str) -> Experiment:
+    return load_experiment(path, overrides, SITE, environment)
+
+
+def faults(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, *overrides)
+    return str(caught.value)
+
+
+def test_all_faults_come_at_once_each_with_its_place(write_config: Callable[..., Path]) -> None:
+    path = write_config(replace=("  learning_rate: 1.0e-2", "  learning_rat: 1\n  warmup_ratio: 0.1"))
+    message = faults(path, "loss.averag=token", "job.cpus=two")
+    line = path.read_text().splitlines().index("  learning_rat: 1") + 1
+    assert f"{path}:{line}: training.learning_rat: unknown key; did you mean learning_rate?" in message
+    assert f"{path}:{line + 1}: training.warmup_ratio: no longer exists in transformers" in message
+    assert "command line: loss.averag: unknown key; did you mean average?" in message
+    assert "command line: job.cpus: must be a whole number, got 'two'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.per_device_train_batch_size=-3", "training.per_device_train_batch_size: must be greater than 0, got -3"),
+        ("training.learning_rate=.nan", "training.learning_rate: must be a finite number"),
+        ("training.learning_rate=yes", "training.learning_rate: must be a number, got 'yes'"),
+        ("training.lr_scheduler_type=cosin", "'cosin' is not a choice; did you mean cosine?"),
+        ("training.output_dir=x", "training.output_dir: ftlib owns this field"),
+        ("training.eval_steps=5", "training.eval_steps: ftlib owns this field: evaluation is by generation"),
+        ("training.evaluation_strategy=no", "training.evaluation_strategy: no longer exists"),
+        ("training.max_steps=0", "training.max_steps: must be at least 1"),
+        ("training.bf16=1", "training.bf16: must be true or false, got 1"),
+        ("seed=-1", "seed: must be at least 0"),
+        ("seed=1.5", "seed: must be a whole number"),
+        ("name=a/b", "name: String should match pattern"),
+        ("adapter.method=lorra", "adapter: method must be one of 'lora', 'full'"),
+        ("adapter.r=8", "adapter.r: unknown key"),
+        ("adapter=lora", "adapter: "),
+        ("data.root=${NOT_SET}/x", "data.root: ${NOT_SET} is neither ${store} nor set in the environment"),
+        ("data.split.valid=1.5", "data.split.valid: must be below 1"),
+        ("evaluation.splits=[val]", "evaluation.splits.0: must be 'train', 'valid' or 'test'"),
+        ("name.x=1", "there is no section of that name"),
+        ("nonsense", "is not KEY=VALUE"),
+        ("job.mem=lots", "job.mem"),
+    ],
+)
+def test_faults_in_plain_words(write_config: Callable[..., Path], override: str, message: str) -> None:
+    assert message in faults(write_config(), override)
+
+
+def test_missing_sections_and_files(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    assert "adapter: is missing: say which method" in faults(write_config("{}"))
+    assert "is missing" in faults(write_config(replace=("name: tiny\n", "")))
+    assert "no such config file" in faults(tmp_path / "confg.yaml")
+    assert "Did you mean" in faults(tmp_path / "confg.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert "a config is a mapping" in faults(tmp_path / "list.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xff\n")
+    assert "cannot be read" in faults(tmp_path / "latin.yaml")
+
+
+def test_variables_expand_for_use_and_stay_unexpanded_in_what_is_saved(write_config: Callable[..., Path]) -> None:
+    experiment = load(write_config(root="${store}/d/${WHERE}"), WHERE="here")
+    assert experiment.config.data.root == "/somewhere/store/d/here"
+    assert yaml.safe_load(experiment.to_yaml())["data"]["root"] == "${store}/d/${WHERE}"
+
+
+def test_saved_config_loads_to_the_same_identity(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    experiment = load(write_config(), "training.warmup_steps=0.1")
+    (tmp_path / "saved.yaml").write_text(experiment.to_yaml())
+    assert load(tmp_path / "saved.yaml") == experiment
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["job.mem=64G", "job.time=1-00"],
+        ["evaluation.splits=[test]", "evaluation.max_new_tokens=99"],
+        ["checkpoint.steps=7"],
+        ["name=other"],
+        ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"],
+        ["training.gradient_checkpointing=true", "training.dataloader_num_workers=3"],
+    ],
+)
+def test_what_cannot_change_the_result_keeps_the_identity(write_config: Callable[..., Path], overrides: list[str]) -> None:
+    path = write_config()
+    assert load(path, *overrides).identity == load(path).identity
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=4",
+        "training.learning_rate=2e-2",
+        "training.per_device_train_batch_size=4",
+        "data.prompt=digit {prefix}",
+        "data.split.seed=1",
+        "adapter.freeze=[]",
+        "loss.average=example",
+        "model.dtype=bfloat16",
+    ],
+)
+def test_what_changes_the_result_changes_the_identity(write_config: Callable[..., Path], override: str) -> None:
+    path = write_config()
+    assert load(path, override).identity != load(path).identity
+
+
+def test_moving_the_store_keeps_the_identity(write_config: Callable[..., Path]) -> None:
+    path = write_config(root="${store}/d")
+    moved = load_experiment(path, [], Site(Path("/elsewhere"), Path("/elsewhere/runs")), {})
+    assert moved.identity == load(path).identity

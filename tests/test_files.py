@@ -1,0 +1,104 @@
+"""Whole-or-absent files and folders, logs with torn lines, full and read-only storage."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftlib import files
+from ftlib.errors import UserError
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from ftlib import files
+calls = 0
+def count(event, arguments):
+    global calls
+    if event in ("os.rename", "os.remove", "os.mkdir") or (event == "open" and "w" in str(arguments[1])):
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(count)
+with files.publish_folder(Path(sys.argv[1])) as folder:
+    for name in "abc":
+        (folder / name).write_text(name * 1000)
+"""
+
+
+def test_a_writer_killed_at_any_point_leaves_all_or_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for number in range(1, 100):
+        code = subprocess.run([sys.executable, "-c", WRITER, target, str(number)]).returncode
+        if target.exists():
+            assert files.is_complete(target, thorough=True)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert code == 0
+    assert number > 6, "the writer was killed at fewer points than it has files and renames"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"], "leftovers of killed writers remain"
+
+
+def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
+    with files.publish_folder(tmp_path / "x") as folder:
+        (folder / "weights").write_bytes(b"1234")
+    assert files.is_complete(tmp_path / "x", thorough=True)
+    (tmp_path / "x" / "weights").write_bytes(b"1235")
+    assert not files.is_complete(tmp_path / "x", thorough=True)
+    (tmp_path / "x" / "weights").write_bytes(b"123")
+    assert not files.is_complete(tmp_path / "x")
+
+
+def test_a_failing_body_leaves_the_old_folder(tmp_path: Path) -> None:
+    with files.publish_folder(tmp_path / "x") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), files.publish_folder(tmp_path / "x") as folder:
+        (folder / "a").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "x" / "a").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_logs_lose_only_a_torn_last_line_and_what_lies_beyond_a_step(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    for step in range(1, 6):
+        files.append_jsonl(log, {"step": step})
+    with log.open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert [record["step"] for record in files.read_jsonl_log(log)] == [1, 2, 3, 4, 5]
+    files.cut_jsonl_log(log, keep=3)
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_fingerprint_ignores_the_order_of_keys_only() -> None:
+    assert files.fingerprint({"a": 1, "b": [1, 2]}) == files.fingerprint({"b": [1, 2], "a": 1})
+    assert files.fingerprint({"a": [1, 2]}) != files.fingerprint({"a": [2, 1]})
+
+
+def test_errors_of_libraries_about_a_full_disk_become_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no space left"), files.storage_errors(tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="something else"), files.storage_errors(tmp_path):
+        raise RuntimeError("something else")
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="not writable"):
+        files.write_json(tmp_path / "file" / "x.json", {})
+    if os.geteuid() != 0:  # root may write anywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(UserError, match="not writable"):
+            files.write_json(tmp_path / "closed" / "x.json", {})
+
+
+def test_many_writers_of_the_same_folder_leave_one_whole_copy(tmp_path: Path) -> None:
+    code = WRITER.replace("calls == int(sys.argv[2])", "False")
+    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "x", "0"]) for _ in range(8)]
+    assert [writer.wait() for writer in writers] == [0] * 8
+    assert files.is_complete(tmp_path / "x", thorough=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -1,0 +1,120 @@
+"""Run folders: one living owner, checkpoints, finding runs."""
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ftlib import files, runs
+from ftlib.errors import UserError
+from ftlib.site import Site
+
+
+def make_checkpoint(root: Path, step: int) -> Path:
+    folder = runs.checkpoint_folder(root, step)
+    with files.publish_folder(folder) as temporary:
+        (temporary / "weights").write_text(str(step))
+    return folder
+
+
+def test_last_checkpoint_skips_torn_damaged_and_temporary_ones(tmp_path: Path) -> None:
+    for step in (3, 6, 9, 12):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-12" / "weights").write_text("xx")  # another byte count would be seen at once
+    (tmp_path / "checkpoint-9" / files.MARKER).unlink()
+    (tmp_path / "checkpoint-15.tmp-1").mkdir()
+    assert runs.last_checkpoint(tmp_path) == (6, tmp_path / "checkpoint-6")
+    runs.rotate_checkpoints(tmp_path, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-12"]
+
+
+def owner(folder: Path, **changes: object) -> None:
+    content = {"host": "elsewhere", "pid": 1, "started": "1", "job": None, "token": "x", **changes}
+    (folder / "owner.json").write_text(json.dumps(content))
+
+
+def test_a_living_process_of_this_host_keeps_its_folder(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from ftlib.runs import owned\n"
+    code += "with owned(Path(sys.argv[1])):\n print('mine', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline() == "mine\n"
+    with pytest.raises(UserError, match=f"process {holder.pid} on {socket.gethostname()}"), runs.owned(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with runs.owned(tmp_path):
+        assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reused_process_number_is_not_the_owner(tmp_path: Path) -> None:
+    owner(tmp_path, host=socket.gethostname(), pid=os.getpid(), started="1")
+    with runs.owned(tmp_path):
+        pass
+
+
+def test_another_host_is_alive_while_its_heart_beats(tmp_path: Path) -> None:
+    owner(tmp_path)
+    with pytest.raises(UserError, match="process 1 on elsewhere"), runs.owned(tmp_path):
+        pass
+    past = time.time() - runs.STALE_SECONDS - 5
+    os.utime(tmp_path / "owner.json", (past, past))
+    with runs.owned(tmp_path):
+        pass
+
+
+def test_a_requeued_job_takes_over_from_itself_on_another_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner(tmp_path, job="77")
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    with pytest.raises(UserError, match="Slurm job 77"), runs.owned(tmp_path):
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with runs.owned(tmp_path):
+        pass
+
+
+def _race(folder: Path, results: "multiprocessing.Queue[bool]") -> None:
+    try:
+        with runs.owned(folder):
+            results.put(True)
+            time.sleep(2)
+    except UserError:
+        results.put(False)
+
+
+def test_of_many_that_take_over_a_dead_owners_folder_one_gets_it(tmp_path: Path) -> None:
+    for _ in range(3):
+        owner(tmp_path, host=socket.gethostname(), pid=2**22 + 1)
+        results: multiprocessing.Queue[bool] = multiprocessing.Queue()
+        racers = [multiprocessing.Process(target=_race, args=(tmp_path, results)) for _ in range(8)]
+        for racer in racers:
+            racer.start()
+        won = [results.get(timeout=30) for _ in racers]
+        for racer in racers:
+            racer.join()
+        assert sum(won) == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_finding_a_run(tmp_path: Path) -> None:
+    site = Site(tmp_path, tmp_path / "runs")
+    with pytest.raises(UserError, match="no such run"):
+        runs.find_run("digits", site)
+    for identity in ("aaa", "bbb"):
+        files.write_text(site.runs / "digits" / identity / "config.yaml", "")
+    files.write_text(site.runs / "other" / "ccc" / "config.yaml", "")
+    assert runs.find_run("other", site).folder == site.runs / "other" / "ccc"
+    assert runs.find_run("digits/aaa", site).folder == site.runs / "digits" / "aaa"
+    assert runs.find_run(str(site.runs / "digits" / "bbb"), site).folder == site.runs / "digits" / "bbb"
+    with pytest.raises(UserError, match="several runs") as caught:
+        runs.find_run("digits", site)
+    assert "digits/aaa" in caught.value.remedy
+    with pytest.raises(UserError) as caught:
+        runs.find_run("digit", site)
+    assert "digits, other" in caught.value.remedy
