@@ -53,12 +53,11 @@ def _add_lora(model: PreTrainedModel, adapter: Lora, base_name: str) -> torch.nn
         raise UserError("adapter.freeze: nothing is left to adapt")
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=rf".*({parts}).*\.({layers})",
     )
     adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = base_name
+    adapted.peft_config["default"].base_model_name_or_path = base_name  # not the folder it was read from
     return adapted

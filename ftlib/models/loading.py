@@ -45,7 +45,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter in it (adapter_config.json is missing)")
-    adapted = get_peft_model(model, LoraConfig.from_pretrained(folder))
+    config = LoraConfig.from_pretrained(folder)
+    config.base_model_name_or_path = None
+    adapted = get_peft_model(model, config)
     weights = load_file(folder / "adapter_model.safetensors")
     expected = set(get_peft_model_state_dict(adapted))
     _raise_wrong_keys(

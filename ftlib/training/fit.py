@@ -102,7 +102,9 @@ def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
     method = experiment.config.adapter.method
     result = run.result(method)
     with files.publish_folder(result) as folder:
-        trainer.model.save_pretrained(folder)
         if method == "full":
+            trainer.model.save_pretrained(folder)
             trainer.train_dataset.inputs.processor.save_pretrained(folder)
+        else:
+            trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
     files.write_json(run.done, {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()})

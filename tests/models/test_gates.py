@@ -1,0 +1,316 @@
+"""The gates of a right PaliGemma: mask, labels, loss, adapters. Run on the newest and the lowest transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ftlib.config import Full, Lora
+from ftlib.errors import UserError
+from ftlib.models.adapters import count_parameters, prepare_for_training
+from ftlib.models.generate import answer_rows
+from ftlib.models.loading import load_adapter, load_weights
+from ftlib.models.paligemma import IGNORED, PaliGemmaInputs, Row, forward_arguments
+from ftlib.training.loss import answer_loss, count_items
+
+pytestmark = pytest.mark.gates
+LORA = Lora(method="lora", r=4, alpha=8, freeze=[])
+
+
+@pytest.fixture(scope="module")
+def inputs(shared: Path) -> PaliGemmaInputs:
+    return PaliGemmaInputs.load(shared / "model")
+
+
+@pytest.fixture
+def model(shared: Path) -> torch.nn.Module:
+    return load_weights(shared / "model", "float32").eval()
+
+
+@pytest.fixture(scope="module")
+def image(shared: Path) -> Image.Image:
+    return Image.open(shared / "data" / "images" / "0003.png").convert("RGB")
+
+
+def rows_of(inputs: PaliGemmaInputs, image: Image.Image) -> list[Row]:
+    """Rows of different prompt and answer lengths, an empty prompt among them."""
+    other = Image.fromarray(255 - np.asarray(image))
+    return [
+        inputs.train_row("which digit is this?", image, "3"),
+        inputs.train_row("read", other, "three or eight"),
+        inputs.train_row("", image, "三"),
+    ]
+
+
+def logits_of(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(**forward_arguments(batch)).logits
+    return logits
+
+
+def with_token(batch: dict[str, Tensor], column: int, token: int) -> dict[str, Tensor]:
+    changed = {name: tensor.clone() for name, tensor in batch.items()}
+    changed["input_ids"][0, column] = token
+    return changed
+
+
+def differing_columns(a: Tensor, b: Tensor) -> list[int]:
+    return (a - b).abs().amax(dim=(0, 2)).gt(1e-6).nonzero().flatten().tolist()
+
+
+def test_the_answer_does_not_leak_backwards(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    row = inputs.train_row("read", image, "abcdef")
+    batch = inputs.batch([row])
+    length = len(row.ids)
+    for train in (False, True):  # transformers builds the mask by another path in training
+        model.train(train)
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+        before = logits_of(model, batch)
+        for column in range(length - row.n_answer, length):
+            after = logits_of(model, with_token(batch, column, inputs.tokenizer.convert_tokens_to_ids("Z")))
+            assert differing_columns(before, after) == list(range(column, length))
+
+
+def test_the_prompt_sees_itself_both_ways_and_all_of_the_answer_sees_it(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
+    row = inputs.train_row("which one", image, "abc")
+    batch = inputs.batch([row])
+    last_of_prompt = len(row.ids) - row.n_answer - 2
+    after = logits_of(model, with_token(batch, last_of_prompt, inputs.tokenizer.convert_tokens_to_ids("Z")))
+    assert differing_columns(logits_of(model, batch), after) == list(range(len(row.ids)))
+
+
+def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    for prompt, answer in [("which digit is this?", "3"), ("detect  x ; y", "<loc0001><loc1023> x"), ("", "あ"), ("a\n", "b")]:
+        row = inputs.train_row(prompt, image, answer)
+        theirs = inputs.processor(
+            images=image, text=f"<image>{prompt.rstrip()}", suffix=answer, return_tensors="pt"
+        )
+        assert row.ids == theirs["input_ids"][0].tolist()
+        assert row.n_answer == int(theirs["token_type_ids"].sum())
+        torch.testing.assert_close(row.pixels, theirs["pixel_values"][0], rtol=0, atol=1e-6)
+
+
+def test_location_and_mask_words_are_one_token_each(inputs: PaliGemmaInputs) -> None:
+    for word in ("<loc0000>", "<loc0123>", "<loc1023>", "<seg000>", "<seg127>"):
+        ids = inputs.tokenizer(word, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert len(ids) == 1
+        assert inputs.decode(torch.tensor(ids)) == word
+
+
+def test_special_tokens_in_user_text_stay_text(inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    row = inputs.train_row("count <image> and <eos> <bos><pad>", image, "x<eos>y")
+    plain = inputs.train_row("", image, "")
+    for token in (inputs.processor.image_token_id, inputs.eos_id, inputs.tokenizer.bos_token_id, inputs.pad_id):
+        assert row.ids.count(token) == plain.ids.count(token)
+
+
+def test_labels_are_answer_and_eos_and_every_row_has_some(inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    rows = rows_of(inputs, image)
+    batch = inputs.batch(rows)
+    for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=True):
+        labelled = labels.ne(IGNORED)
+        assert labelled.sum() == row.n_answer >= 2
+        assert labels[-1] == inputs.eos_id
+        assert torch.equal(labels[labelled], ids[labelled])
+        assert not labels[labelled].eq(inputs.pad_id).any()
+
+
+def full_loss(model: torch.nn.Module, batch: dict[str, Tensor], average: str) -> Tensor:
+    """The loss from all logits, written out row by row."""
+    logits = logits_of(model, batch)
+    per_row = []
+    for row_logits, labels in zip(logits, batch["labels"], strict=True):
+        kept = labels[1:].ne(IGNORED)
+        per_row.append(cross_entropy(row_logits[:-1][kept], labels[1:][kept], reduction="none"))
+    return torch.cat(per_row).mean() if average == "token" else torch.stack([row.mean() for row in per_row]).mean()
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_loss_from_the_answers_logits_is_the_loss_from_all(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+) -> None:
+    batch = inputs.batch(rows_of(inputs, image))
+    torch.testing.assert_close(answer_loss(model, batch, average), full_loss(model, batch, average), rtol=1e-6, atol=1e-6)
+
+
+def test_token_average_is_transformers_own_loss(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    batch = inputs.batch(rows_of(inputs, image))
+    with torch.no_grad():
+        theirs = model(**forward_arguments(batch), labels=batch["labels"]).loss
+    torch.testing.assert_close(answer_loss(model, batch, "token"), theirs, rtol=1e-6, atol=1e-6)
+
+
+def to_the_right(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same rows, padded on the right."""
+    shifts = [int(mask.eq(0).sum()) for mask in batch["attention_mask"]]
+    moved = {name: tensor for name, tensor in batch.items() if name == "pixel_values"}
+    for name in ("input_ids", "attention_mask", "token_type_ids", "labels"):
+        moved[name] = torch.stack([row.roll(-shift) for row, shift in zip(batch[name], shifts, strict=True)])
+    return moved
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_loss_does_not_depend_on_padding_side(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+) -> None:
+    batch = inputs.batch(rows_of(inputs, image))
+    right = full_loss(model, to_the_right(batch), average)
+    torch.testing.assert_close(answer_loss(model, batch, average), right, rtol=1e-5, atol=1e-5)
+
+
+def cuts(rows: list[Row], size: int) -> Iterator[list[Row]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_micro_batches_add_up_to_the_whole(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str, size: int
+) -> None:
+    rows = rows_of(inputs, image)
+    whole = inputs.batch(rows)
+    items = count_items(whole["labels"], average)
+    answer_loss(model, whole, average).backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    losses = [answer_loss(model, inputs.batch(cut), average, items) for cut in cuts(rows, size)]
+    torch.stack(losses).sum().backward()
+    torch.testing.assert_close(torch.stack(losses).sum(), answer_loss(model, whole, average), rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip([p.grad for p in model.parameters() if p.grad is not None], gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_generation_in_a_batch_is_teacher_forcing(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    """Greedy answers of a padded batch equal those of single rows, and the argmax of a training row's own logits."""
+    rows = [inputs.prompt_row(prompt, image) for prompt in ("which digit is this?", "read", "")]
+    together = answer_rows(model, inputs, rows, max_new_tokens=6)
+    for prompt, row, answer in zip(("which digit is this?", "read", ""), rows, together, strict=True):
+        assert answer_rows(model, inputs, [row], max_new_tokens=6) == [answer]
+        ids = list(row.ids)
+        for _ in range(6):
+            forced = Row([*ids, inputs.pad_id], len(ids) + 1 - len(row.ids), row.pixels)
+            logits = logits_of(model, inputs.batch([forced]))
+            ids.append(int(logits[0, len(ids) - 1].argmax()))
+            if ids[-1] == inputs.eos_id:
+                break
+        assert inputs.decode(torch.tensor(ids[len(row.ids) :])) == answer, prompt
+
+
+def train_a_little(model: torch.nn.Module, batch: dict[str, Tensor]) -> None:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(3):
+        answer_loss(model, batch, "token").backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_saved_adapter_is_really_loaded(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, shared: Path, tmp_path: Path
+) -> None:
+    batch = inputs.batch(rows_of(inputs, image))
+    base = logits_of(model, batch)
+    adapted = prepare_for_training(model, LORA, "some/base")
+    trained, total = count_parameters(adapted)
+    assert 0 < trained < total / 4
+    train_a_little(adapted, batch)
+    ours = logits_of(adapted.eval(), batch)
+    assert (ours - base).abs().max() > 0.1
+    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
+
+    again = load_adapter(load_weights(shared / "model", "float32"), tmp_path).eval()
+    assert torch.equal(logits_of(again, batch), ours)
+
+    from peft import PeftModel
+
+    plain = PeftModel.from_pretrained(load_weights(shared / "model", "float32"), tmp_path).eval()
+    assert torch.equal(logits_of(plain, batch), ours)
+    torch.testing.assert_close(logits_of(plain.merge_and_unload(), batch), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, shared: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    prepare_for_training(model, LORA, "some/base").save_pretrained(tmp_path, save_embedding_layers=False)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    name = sorted(weights)[0]
+    weights["renamed." + name] = weights.pop(name)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="1 missing weights"):
+        load_adapter(load_weights(shared / "model", "float32"), tmp_path)
+
+
+def test_adapters_go_where_they_should(shared: Path) -> None:
+    def adapted(**settings: object) -> list[str]:
+        model = prepare_for_training(
+            load_weights(shared / "model", "float32"), Lora(method="lora", **settings), "x"
+        )
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    assert all("language_model" in name for name in adapted())
+    assert not any("mlp" in name for name in adapted(targets=["attention"]))
+    assert any("vision_tower" in name and "fc1" in name for name in adapted(freeze=[]))
+    assert len(adapted()) == 2 * 2 * 7  # A and B, two layers, q k v o gate up down
+    with pytest.raises(UserError, match="nothing is left to adapt"):
+        adapted(freeze=["vision", "language"])
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "embeddings", "language"])
+def test_frozen_parts_stay(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, part: str) -> None:
+    words = {"vision": "vision_tower", "projector": "multi_modal_projector", "embeddings": "embed_tokens"}
+    prepare_for_training(model, Full(method="full", freeze=[part]), "x")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train_a_little(model, inputs.batch(rows_of(inputs, image)))
+    for name, parameter in model.named_parameters():
+        in_part = words[part] in name if part in words else not any(word in name for word in words.values())
+        if in_part:
+            assert torch.equal(parameter, before[name]), name
+        elif "k_proj.bias" not in name:  # a shift of all keys cancels in the softmax
+            assert not torch.equal(parameter, before[name]), name
+
+
+def test_a_model_without_some_weights_is_refused(shared: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(shared / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    dropped = next(name for name in sorted(weights) if "q_proj" in name)
+    kept = {name: tensor for name, tensor in weights.items() if name != dropped}
+    save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 missing weights: .*q_proj"):
+        load_weights(tmp_path / "model", "float32")
+    save_file({**weights, "odd.weight": torch.zeros(2)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 unexpected weights: odd.weight"):
+        load_weights(tmp_path / "model", "float32")
+
+
+def test_weights_under_older_key_names_are_found(model: torch.nn.Module, shared: Path, tmp_path: Path) -> None:
+    """Checkpoints of the released models name their weights `language_model.model.…`; transformers maps them."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(shared / "model", tmp_path / "model")
+    older = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        name = name.removeprefix("model.").replace("language_model.", "language_model.model.", 1)
+        older[name] = tensor.contiguous()
+    save_file(older, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    again = load_weights(tmp_path / "model", "float32")
+    for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name

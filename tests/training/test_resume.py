@@ -1,0 +1,166 @@
+"""Run again = go on, bit for bit: after Ctrl-C, after kill -9 at random steps and inside checkpoint writing."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftlib import files
+from ftlib.config_file import load_experiment
+from ftlib.runs import Run, open_run
+from ftlib.site import find_site
+from tests.conftest import FULL, LORA, start_ftlib
+
+DIES_AT = """
+import os, signal, sys
+fragment, number = sys.argv[1], int(sys.argv[2])
+count = 0
+def hook(event, arguments):
+    global count
+    if event in ("open", "os.rename", "os.mkdir") and fragment in str(arguments[0]) and ".tmp-" in str(arguments[0]):
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+from ftlib.__main__ import main
+sys.exit(main(["train", *sys.argv[3:]]))
+"""
+METHODS = pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+
+
+def run_of(config: Path, runs: Path) -> Run:
+    os.environ["FTLIB_RUNS"] = str(runs)
+    site = find_site()
+    return open_run(load_experiment(config, [], site), site)
+
+
+def outcome(run: Run) -> tuple[dict[str, bytes], list[tuple[object, ...]]]:
+    """The bytes of every result file, and the logged numbers of every step."""
+    folder = next(path for path in (run.folder / "model", run.folder / "adapter") if path.exists())
+    content = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != files.MARKER}
+    records = files.read_jsonl_log(run.metrics)
+    return content, [(r["step"], r["epoch"], r["loss"], r["learning_rate"], r["grad_norm"]) for r in records]
+
+
+@pytest.fixture
+def prepared(store: Path, write_config: Callable[..., Path], ftlib: Callable[..., tuple[int, str, str]], monkeypatch):
+    monkeypatch.setenv("FTLIB_RUNS", "")
+
+    def prepare(adapter: str) -> Path:
+        config = write_config(adapter)
+        assert ftlib("prepare", config)[0] == 0
+        return config
+
+    return prepare
+
+
+@METHODS
+@pytest.mark.gates
+def test_interrupted_at_any_step_the_result_is_the_same(
+    prepared: Callable[[str], Path], adapter: str, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ftlib.training import fit
+
+    config = prepared(adapter)
+    straight = run_of(config, tmp_path / "straight")
+    assert ftlib("train", config)[0] == 0
+    broken = run_of(config, tmp_path / "broken")
+    log_step = fit._log_step
+    for stop_at in (2, 5, 8, 12):  # before any checkpoint; within and at the edge of epochs (9 steps); after the last
+
+        def interrupt(run: Run, record: dict[str, object], update: object, stop_at: int = stop_at) -> None:
+            log_step(run, record, update)
+            if record["step"] == stop_at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(fit, "_log_step", interrupt)
+        code, _, error = ftlib("train", config)
+        assert code == 130 and "goes on from what is saved" in error
+        assert not (broken.folder / "owner.json").exists()
+    monkeypatch.setattr(fit, "_log_step", log_step)
+    code, _, error = ftlib("train", config)
+    assert code == 0 and "going on from the checkpoint of step 9" in error
+    assert outcome(broken) == outcome(straight)
+    assert len(outcome(broken)[1]) == 12
+    assert len({loss for _, _, loss, _, _ in outcome(broken)[1]}) == 12
+    code, _, error = ftlib("train", config)
+    assert code == 0 and "already trained" in error
+
+
+@METHODS
+def test_killed_again_and_again_the_result_is_the_same(
+    prepared: Callable[[str], Path], adapter: str, tmp_path: Path
+) -> None:
+    config = prepared(adapter)
+    straight = run_of(config, tmp_path / "straight")
+    assert start_ftlib("train", config).wait() == 0
+    killed = run_of(config, tmp_path / "killed")
+    seed = random.randrange(1000)
+    print(f"kills drawn from seed {seed}")
+    draw = random.Random(seed)
+    die_while_writing("checkpoint-3", config, draw)
+    kill_at_a_random_step(config, killed, draw)
+    die_while_writing("checkpoint-", config, draw)
+    die_while_writing("/model" if adapter == FULL else "/adapter", config, draw)
+    assert start_ftlib("train", config).wait() == 0
+    assert outcome(killed) == outcome(straight)
+    assert not list(killed.folder.rglob("*.tmp-*"))
+    starts = [record for record in files.read_jsonl_log(killed.history) if record["event"] == "start"]
+    assert len(starts) == 5
+
+
+def die_while_writing(fragment: str, config: Path, draw: random.Random) -> None:
+    """Train until a drawn one of the writes and renames of a folder, and die there of SIGKILL."""
+    number = str(draw.randint(1, 8))
+    done = subprocess.run([sys.executable, "-c", DIES_AT, fragment, number, config], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def kill_at_a_random_step(config: Path, run: Run, draw: random.Random) -> None:
+    """kill -9 once the log has reached a drawn step, after a drawn fraction of a step."""
+    steps = draw.randint(4, 10)
+    process = start_ftlib("train", config)
+    while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < steps:
+        time.sleep(0.005)
+    time.sleep(draw.random() * 0.1)
+    process.kill()
+    process.wait()
+
+
+def test_the_number_of_threads_is_restored(
+    prepared: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads sum in another order than one: a run that began with one goes on with one."""
+    config = prepared(FULL)
+    outcomes = []
+    for name, second in (("same", "1"), ("more", "2")):
+        run = run_of(config, tmp_path / name)
+        process = start_ftlib("train", config, OMP_NUM_THREADS="1")
+        while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < 5:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        assert start_ftlib("train", config, OMP_NUM_THREADS=second).wait() == 0
+        assert files.read_json(run.done)["threads"] == 1
+        outcomes.append(outcome(run))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_changed_data_under_a_run_is_refused(
+    prepared: Callable[[str], Path], tmp_path: Path, shared: Path, ftlib: Callable[..., tuple[int, str, str]]
+) -> None:
+    config = prepared(FULL)
+    run = run_of(config, tmp_path / "runs")
+    files.write_json(run.data, {"splits": "of other data"})
+    code, _, error = ftlib("train", config)
+    assert code == 2 and "the dataset has changed since this run began" in error
+    assert files.read_json(run.data) == {"splits": "of other data"}
