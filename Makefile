@@ -23,7 +23,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 long: $(VENV)/.test
-	$(BIN)/python -m pytest -m long --override-ini addopts=-ra -s tests/long
+	$(BIN)/python -m pytest -m long -s tests/long
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks

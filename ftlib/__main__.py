@@ -25,6 +25,9 @@ COMMANDS = {
     "schema": "JSON Schema of the config, for editors",
 }
 
+HEAVY_PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "PIL")
+"""What the light install lacks."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -57,8 +60,13 @@ def _run(name: str, arguments: list[str]) -> int:
 
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise UserError(f"{name}: no such command", f"Did you mean {near[0]}?" if near else "See `ftlib --help`.")
-    module = importlib.import_module(f"ftlib.commands.{name}")
-    code: int = module.main(arguments)
+    try:
+        code: int = importlib.import_module(f"ftlib.commands.{name}").main(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in HEAVY_PACKAGES:
+            raise
+        remedy = "Run it in the container, or install what training needs: pip install 'ftlib[train]'"
+        raise UserError(f"{name} needs {error.name}, which is not installed here", remedy) from None
     return code
 
 

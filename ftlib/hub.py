@@ -47,6 +47,16 @@ def find_model(model: Model, site: Site) -> Path:
     return _snapshot(model, site, local_only=True)
 
 
+def require_model(folder: Path) -> None:
+    """Refuse a folder without config.json; transformers would make a model of its defaults up.
+
+    Raises:
+        UserError: no model there.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model in it (config.json is missing)")
+
+
 def stage_hub_model(model: Model, site: Site) -> Path:
     """Download a hub model into the shared cache (or find it there) and return its folder.
 

@@ -82,6 +82,8 @@ def raise_faults(faults: list[str], remedy: str) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Non-empty lines with their numbers."""
+    number = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -90,7 +92,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "Check data.root and data.file.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number + 1}: not UTF-8: {error}") from None
+        raise UserError(f"{path}:{number}: not UTF-8: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 

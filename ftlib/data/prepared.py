@@ -15,6 +15,7 @@ from ftlib.config import Config
 from ftlib.console import tracked
 from ftlib.data.examples import Example, load_prepared, raise_faults, write_examples
 from ftlib.data.images import image_path, open_image
+from ftlib.data.prompts import prompt_of
 from ftlib.data.sources import annotation_file, read_source
 from ftlib.data.splits import SPLITS, split_examples
 from ftlib.errors import UserError
@@ -79,9 +80,10 @@ def check_rows(config: Config) -> tuple[list[Example], dict[str, str]]:
         The rows, and the SHA-256 of each image file by its name.
 
     Raises:
-        UserError: every faulty line or image (the first 20 in words).
+        UserError: every faulty line or image (the first 20 in words); a prompt that names fields the rows lack.
     """
     examples = read_source(config.data)
+    prompt_of(examples[0], config.data.prompt)
     root = Path(config.data.root)
     faults, digests = [], {}
     for name in tracked(sorted({example.image for example in examples}), "checking images"):

@@ -9,6 +9,7 @@ import torch
 from transformers import PaliGemmaForConditionalGeneration, PreTrainedModel
 
 from ftlib.errors import UserError
+from ftlib.hub import require_model
 
 
 def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
@@ -22,8 +23,7 @@ def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
     Raises:
         UserError: no model there, damaged files, or keys that do not fit.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model in it (config.json is missing)")
+    require_model(folder)
     try:
         model, info = PaliGemmaForConditionalGeneration.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PaliGemmaProcessor
+from transformers import PaliGemmaConfig, PaliGemmaProcessor
 
 from ftlib.errors import UserError
+from ftlib.hub import require_model
 
 IGNORED = -100
 """The label of a position that carries no loss, as in torch's cross entropy."""
@@ -77,13 +78,30 @@ class PaliGemmaInputs:
         Raises:
             UserError: the folder has no PaliGemma processor.
         """
+        require_model(folder)
+        remedy = "The folder needs processor_config.json (or preprocessor_config.json) and the tokenizer's files."
         try:
-            return cls(PaliGemmaProcessor.from_pretrained(folder))
+            inputs = cls(PaliGemmaProcessor.from_pretrained(folder))
+            config = PaliGemmaConfig.from_pretrained(folder)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{folder}: no PaliGemma processor can be read from it: {str(error).splitlines()[0]}",
-                "The folder needs preprocessor_config.json and the tokenizer's files beside the weights.",
-            ) from None
+            problem = f"{folder}: no PaliGemma processor can be read from it: {str(error).splitlines()[0]}"
+            raise UserError(problem, remedy) from None
+        if fault := inputs._misfit(config):
+            raise UserError(f"{folder}: processor and model do not belong together: {fault}", remedy)
+        return inputs
+
+    def _misfit(self, config: PaliGemmaConfig) -> str | None:
+        """Without its files transformers makes a tokenizer up; then the ids do not agree with the model's."""
+        vision = config.vision_config
+        pairs = {
+            "the id of <image>": (self.processor.image_token_id, config.image_token_id),
+            "image tokens": (len(self._image_ids), (vision.image_size // vision.patch_size) ** 2),
+            "image width": (self._size[0], vision.image_size),
+        }
+        for what, (ours, models) in pairs.items():
+            if ours != models:
+                return f"{what}: {ours} in the processor, {models} in the model"
+        return None
 
     def train_row(self, prompt: str, image: Image.Image, answer: str) -> Row:
         """A row to learn from: prompt, answer and `<eos>`."""

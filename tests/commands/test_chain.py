@@ -1,0 +1,122 @@
+"""The chain as a user runs it: the demo learns, `predict` answers, a second run says that it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FULL, LORA, REPOSITORY, read_lines, start_ftlib
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+
+def test_the_demo_learns_to_read_digits(store: Path, ftlib: Ftlib) -> None:
+    process = start_ftlib("demo")
+    output, error = process.communicate()
+    assert process.returncode == 0, error
+    (run,) = (store / "runs").glob("*/digits/*")
+    values = {}
+    for when in ("before", "after"):
+        scores = json.loads((run / "eval" / "digits" / "test" / when / "scores.json").read_text())
+        values[when] = scores["value"]
+        low, high = scores["interval"]
+        assert low <= scores["value"] <= high
+        assert scores["n"] == 359 >= 0.15 * 1797
+    assert values["before"] <= 0.2
+    assert values["after"] >= 0.95
+    held_out = json.loads((run / "data.json").read_text())["splits"]
+    assert held_out["valid"]["rows"] + held_out["test"]["rows"] >= 0.3 * 1797
+    assert str(run / "report.html") in error
+    assert f"{values['after']:.4f}" in error
+    page = (run / "report.html").read_text()
+    assert f"{values['after']:.3f}" in page
+    answers(run, store, ftlib)
+
+
+def answers(run: Path, store: Path, ftlib: Ftlib) -> None:
+    """`predict` gives what the evaluation gave, for right and for wrong answers."""
+    records = read_lines(run / "eval" / "digits" / "test" / "after" / "predictions.jsonl")
+    wrong = [record for record in records if record["score"] == 0.0]
+    for record in [*wrong[:1], *records[:2]]:
+        image = store / "datasets" / "digits" / str(record["image"])
+        code, output, _ = ftlib("predict", "digits", "--image", image, "--prompt", record["prompt"])
+        assert (code, output.strip()) == (0, record["prediction"])
+
+
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+def test_run_again_says_done_and_asks_nothing_twice(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, adapter: str
+) -> None:
+    config = write_config(adapter)
+    assert ftlib("evaluate", config, "--before")[0] == 2, "not prepared yet"
+    assert ftlib("prepare", config)[0] == 0
+    assert "already prepared" in ftlib("prepare", config)[2]
+    assert ftlib("train", config)[0] == 0
+    code, output, error = ftlib("evaluate", "tiny", "--split", "train", "--split", "test", "--json")
+    assert code == 0
+    results = json.loads(output)
+    assert [(result["when"], result["split"], result["n"]) for result in results] == [
+        ("before", "train", 36), ("before", "test", 12), ("after", "train", 36), ("after", "test", 12),
+    ]  # fmt: skip
+    code, again, error = ftlib("evaluate", "tiny", "--split", "train", "--split", "test", "--json")
+    assert code == 0 and json.loads(again) == results
+    assert error.count("already evaluated") == 4
+    code, _, error = ftlib("evaluate", "tiny", "evaluation.max_new_tokens=2", "--split", "test")
+    assert code == 0 and "already evaluated" not in error
+
+
+def test_what_train_writes_is_read_by_plain_transformers(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> None:
+    import torch
+    from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
+
+    from ftlib.models.loading import load_weights
+
+    config = write_config(FULL)
+    ftlib("prepare", config)
+    assert ftlib("train", config)[0] == 0
+    (result,) = (store / "runs").glob("*/tiny/*/model")
+    plain = PaliGemmaForConditionalGeneration.from_pretrained(result)
+    for ours, theirs in zip(load_weights(result, "float32").parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert AutoProcessor.from_pretrained(result).image_seq_length == 4
+
+
+def test_submit_runs_here(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(FULL)
+    assert ftlib("prepare", config)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, output, _ = ftlib("submit", config, "training.max_steps=2", "--executor", "debug")
+    assert code == 0 and output.strip()
+    assert len(list((store / "runs").glob("*/tiny/*/DONE"))) == 1
+    assert list((tmp_path / "logs" / "tiny").iterdir())
+
+
+def test_submit_without_slurm(store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    code, _, error = ftlib("submit", write_config())
+    assert code == 2 and "--executor local" in error
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store: Path, write_config: Callable[..., Path], ftlib: Ftlib) -> None:
+    config = write_config(FULL)
+    assert ftlib("prepare", config)[0] == 0
+    code, _, error = ftlib("train", config, "training.learning_rate=1e30", "training.max_grad_norm=0")
+    assert code == 1, error
+    assert "training diverged at step" in error and "Traceback" not in error
+    (run,) = (store / "runs").glob("*/tiny/*")
+    assert not (run / "DONE").exists() and not (run / "model").exists()
+    assert read_lines(run / "history.jsonl")[-1]["event"] == "diverged"
+
+
+def test_the_config_of_the_readme_is_valid(store: Path, tmp_path: Path, ftlib: Ftlib) -> None:
+    text = (REPOSITORY / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "readme.yaml").write_text(text)
+    code, _, error = ftlib("prepare", tmp_path / "readme.yaml")
+    assert code == 2 and "/data/my-digits/data.jsonl: no such file" in error

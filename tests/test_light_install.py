@@ -1,0 +1,61 @@
+"""The login node: `pip install .` alone, without torch, quick to start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with nothing but ftlib's light core."""
+    root = tmp_path_factory.mktemp("light")
+    venv.create(root, with_pip=True)
+    source = root / "source"
+    subprocess.run(["git", "clone", "-q", REPOSITORY, source], check=True)
+    for line in subprocess.run(["git", "-C", REPOSITORY, "ls-files", "-mo", "--exclude-standard", "ftlib", "setup.cfg"],
+                               check=True, capture_output=True, text=True).stdout.split():  # fmt: skip
+        if (REPOSITORY / line).exists():
+            (source / line).parent.mkdir(parents=True, exist_ok=True)
+            (source / line).write_bytes((REPOSITORY / line).read_bytes())
+    lock = REPOSITORY / "containers" / ("lock-py310.txt" if sys.version_info < (3, 11) else "lock-py311.txt")
+    subprocess.run([root / "bin" / "pip", "install", "-q", "-c", lock, source], check=True)
+    return root / "bin"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["schema"], ["submit", "--help"], ["doctor"], ["report", "--help"]])
+def test_commands_work_without_torch(light: Path, command: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "FTLIB_STORE": str(tmp_path), "PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run([light / "ftlib", *command], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert "ftlib.__main__" in imported or "ftlib" in imported
+    assert not imported & {"torch", "transformers", "peft", "numpy", "accelerate"}
+
+
+def test_torch_is_not_there(light: Path) -> None:
+    assert subprocess.run([light / "python", "-c", "import torch"], capture_output=True).returncode == 1
+
+
+def test_help_imports_next_to_nothing(light: Path) -> None:
+    """What keeps `ftlib --help` within 0.3 s: no pydantic, yaml, rich or submitit for it."""
+    done = subprocess.run([light / "python", "-X", "importtime", "-m", "ftlib", "--help"], capture_output=True, text=True)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"pydantic", "yaml", "rich", "submitit", "huggingface_hub", "argparse"}
+
+
+def test_a_command_that_needs_torch_says_so(light: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "FTLIB_STORE": str(tmp_path)}
+    command = [light / "ftlib", "stage", REPOSITORY / "configs" / "digits.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pip install 'ftlib[train]'" in done.stderr
