@@ -1,0 +1,206 @@
+"""Line charts and interval bars as inline SVG: numbers in, an element out. Colours are report.css's work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ftlib.reporting.html import Node, group, tag
+
+MAX_POINTS = 800
+WIDE_RANGE = 50.0
+SMOOTH_FROM = 20
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 28, 14, 34
+_BAR_WIDTH, _BAR_HEIGHT, _BAR_MARGIN = 240, 22, 8
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values between `low` and `high` to places between `start` and `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log10(number) if self.log else number for number in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, about: int) -> list[float]:
+        """Round values to write at the axis."""
+        return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high, about)
+
+
+def wants_log(values: Sequence[float]) -> bool:
+    """Whether the values span so much that a linear axis would hide the small ones."""
+    return min(values) > 0 and max(values) / min(values) >= WIDE_RANGE
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Multiples of 1, 2, 2.5 or 5 × a power of ten between two values: at most about + 1 of them."""
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between two positive values, thinned to at most seven; 2 and 5 times them if they would be few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = [10.0**power for power in range(first, last + 1) if low <= 10.0**power <= high]
+    if len(decades) >= 3:
+        return decades[:: math.ceil(len(decades) / 7)]
+    candidates = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+    return [value for value in candidates if low <= value <= high]
+
+
+def tick_label(value: float, step: float) -> str:
+    """A short number; with an exponent where the distance between ticks is below a thousandth."""
+    if value == 0 or 1e-3 <= step < 1e6:
+        return f"{value:,.10g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def downsample(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` points: of each stretch the lowest and the highest, so that no spike is lost."""
+    if len(points) <= limit:
+        return list(points)
+    kept: list[Point] = []
+    stretches = limit // 2
+    for number in range(stretches):
+        part = points[number * len(points) // stretches : (number + 1) * len(points) // stretches]
+        extremes = {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
+        kept += sorted(extremes)
+    return kept
+
+
+def smooth_window(count: int) -> int:
+    """How many neighbours on each side the running mean of that many points takes in; 0 if there are too few."""
+    return max(2, count // 50) if count >= SMOOTH_FROM else 0
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """A centred running mean; near an end it takes in the neighbours that there are."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    reach = smooth_window(len(values))
+    means = []
+    for index in range(len(values)):
+        first, end = max(0, index - reach), min(len(values), index + reach + 1)
+        means.append((sums[end] - sums[first]) / (end - first))
+    return means
+
+
+def line_chart(
+    title: str, points: Sequence[Point], marks: Sequence[float], noisy: bool, width: int, height: int
+) -> Node:
+    """A curve with axes and vertical marks.
+
+    Args:
+        title: what a screen reader says.
+        points: (step, value), at least one; steps ascend.
+        marks: steps at which something happened.
+        noisy: draw a running mean over the values (on a log axis: of their logarithms), and take a log axis if they
+            span much. A schedule is exact and must not be rounded off like that.
+    """
+    x = _step_scale([step for step, _ in points], _LEFT, width - _RIGHT)
+    values = [value for _, value in points]
+    y = _value_scale(values, height - _BOTTOM, _TOP, log=noisy and wants_log(values))
+    shown = [mark for mark in marks if x.low <= mark <= x.high]
+    return tag(
+        "svg",
+        tag("title", title),
+        _horizontal_axis(x, height),
+        _vertical_axis(y, width),
+        *[_mark(x(mark), height) for mark in shown],
+        *_curves([(x(step), y(value)) for step, value in points], noisy),
+        viewBox=f"0 0 {width} {height}",
+        class_="chart",
+        role="img",
+    )
+
+
+def _step_scale(steps: Sequence[float], start: float, end: float) -> Scale:
+    """From 0, unless the log begins much later."""
+    low, high = min(steps), max(steps)
+    return Scale(0 if low <= high / 10 else low, high if high > low else low + 1, start, end)
+
+
+def _value_scale(values: Sequence[float], start: float, end: float, log: bool) -> Scale:
+    """A linear axis begins at 0, so that heights can be compared; each has some air at the top."""
+    if log:
+        return Scale(min(values) / 1.2, max(values) * 1.2, start, end, log=True)
+    low, high = min(0.0, *values), max(0.0, *values)
+    return Scale(low, high + (high - low or 1) * 0.05, start, end)
+
+
+def _horizontal_axis(x: Scale, height: int) -> Node:
+    ticks = x.ticks(5)
+    base = height - _BOTTOM
+    labels = [_text(tick_label(tick, 1), x(tick), base + 20, "middle") for tick in ticks if tick == int(tick)]
+    axis = tag("line", x1=_LEFT, x2=f"{x.end:g}", y1=base, y2=base, class_="axis")
+    return group(axis, *labels)
+
+
+def _vertical_axis(y: Scale, width: int) -> Node:
+    ticks = y.ticks(4)
+    step = ticks[1] - ticks[0] if len(ticks) > 1 and not y.log else 0
+    parts = []
+    for tick in ticks:
+        at = f"{y(tick):.1f}"
+        parts.append(tag("line", x1=_LEFT, x2=width - _RIGHT, y1=at, y2=at, class_="grid"))
+        parts.append(_text(tick_label(tick, step or tick), _LEFT - 8, y(tick), "end"))
+    return group(*parts)
+
+
+def _text(text: str, x: float, y: float, anchor: str) -> Node:
+    return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", dy="0.35em", text_anchor=anchor)
+
+
+def _mark(x: float, height: int) -> Node:
+    line = tag("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=_TOP, y2=height - _BOTTOM)
+    arrow = tag("path", d=f"M{x - 5:.1f} {_TOP - 8} h10 l-5 8 z")
+    return tag("g", line, arrow, class_="mark")
+
+
+def _curves(places: Sequence[Point], noisy: bool) -> list[Node]:
+    """Averaging places instead of values makes the mean follow what the eye sees on a log axis as well."""
+    if len(places) == 1:
+        return [tag("circle", cx=f"{places[0][0]:.1f}", cy=f"{places[0][1]:.1f}", r=4, class_="dot")]
+    if not noisy or not smooth_window(len(places)):
+        return [_polyline(places, "smooth")]
+    means = zip([place for place, _ in places], smooth([place for _, place in places]), strict=True)
+    return [_polyline(places, "raw"), _polyline(list(means), "smooth")]
+
+
+def _polyline(places: Sequence[Point], kind: str) -> Node:
+    return tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in downsample(places)), class_=kind)
+
+
+def interval_bar(value: float, low: float, high: float, kind: str, label: str) -> Node:
+    """A dot with its interval as a whisker, on a line from 0 to 1; `kind` is its class."""
+    x = Scale(0, 1, _BAR_MARGIN, _BAR_WIDTH - _BAR_MARGIN)
+    middle = _BAR_HEIGHT / 2
+    stops = [tag("line", x1=x(at), x2=x(at), y1=4, y2=_BAR_HEIGHT - 4, class_="grid") for at in (0, 0.5, 1)]
+    left, right = f"{x(low):.1f}", f"{x(high):.1f}"
+    ends = [tag("line", x1=at, x2=at, y1=middle - 6, y2=middle + 6, class_="whisker") for at in (left, right)]
+    return tag(
+        "svg",
+        tag("title", label),
+        tag("line", x1=x(0), x2=x(1), y1=middle, y2=middle, class_="grid"),
+        *stops,
+        tag("line", x1=left, x2=right, y1=middle, y2=middle, class_="whisker"),
+        *ends,
+        tag("circle", cx=f"{x(value):.1f}", cy=middle, r=3, class_="dot"),
+        viewBox=f"0 0 {_BAR_WIDTH} {_BAR_HEIGHT}",
+        class_=f"bar {kind}",
+        role="img",
+    )

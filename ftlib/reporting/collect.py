@@ -1,0 +1,135 @@
+"""Read a run folder, finished or not, into one record; nothing is written and no model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftlib import files
+from ftlib.config import Config
+from ftlib.config_file import load_experiment
+from ftlib.runs import Run
+from ftlib.site import Site
+
+BEFORE, AFTER = "before", "after"
+_SPLITS = ("test", "valid", "train")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's answers on a split.
+
+    Attributes:
+        when: before or after training.
+        scores: scores.json.
+        predictions: the rows of predictions.jsonl.
+    """
+
+    when: str
+    scores: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """What is known of one split of one dataset; at least one of before and after is there."""
+
+    dataset: str
+    split: str
+    by_when: dict[str, Evaluation]
+
+    @property
+    def before(self) -> Evaluation | None:
+        return self.by_when.get(BEFORE)
+
+    @property
+    def after(self) -> Evaluation | None:
+        return self.by_when.get(AFTER)
+
+    @property
+    def latest(self) -> Evaluation:
+        """After training if that was asked, else before."""
+        return self.after or self.by_when[BEFORE]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that a report tells.
+
+    Attributes:
+        folder: the run folder.
+        handle: how commands name the run.
+        config_text: config.yaml as it is.
+        done: the DONE marker's content; None while the run is not finished.
+        data: data.json; None before training has begun.
+        metrics, history: the rows of metrics.jsonl and history.jsonl.
+        splits: evaluated ones, the run's own dataset and the test split first.
+    """
+
+    folder: Path
+    handle: str
+    config: Config
+    config_text: str
+    identity: str
+    done: dict[str, Any] | None
+    data: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    history: list[dict[str, Any]]
+    splits: list[SplitRecord]
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """One event per attempt, with its environment."""
+        return [event for event in self.history if event["event"] == "start"]
+
+
+def collect(run: Run, site: Site) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        UserError: its config is faulty, or a file in it is damaged.
+    """
+    experiment = load_experiment(run.config_file, [], site)
+    return RunRecord(
+        folder=run.folder,
+        handle=_handle(run, site),
+        config=experiment.config,
+        config_text=run.config_file.read_text(encoding="utf-8"),
+        identity=experiment.identity,
+        done=_optional_json(run.done),
+        data=_optional_json(run.data),
+        metrics=files.read_jsonl_log(run.metrics),
+        history=files.read_jsonl_log(run.history),
+        splits=_read_splits(run.folder / "eval", experiment.config.data.source),
+    )
+
+
+def _handle(run: Run, site: Site) -> str:
+    inside = run.folder.is_relative_to(site.runs)
+    return str(run.folder.relative_to(site.runs) if inside else run.folder)
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return files.read_json(path) if path.exists() else None
+
+
+def _read_splits(root: Path, own: str) -> list[SplitRecord]:
+    splits = [_read_split(folder) for folder in root.glob("*/*")]
+    return sorted((split for split in splits if split.by_when), key=lambda split: _order(split, own))
+
+
+def _read_split(folder: Path) -> SplitRecord:
+    """An evaluation that is being written, or was torn, does not count."""
+    whole = [when for when in (BEFORE, AFTER) if files.is_complete(folder / when)]
+    return SplitRecord(folder.parent.name, folder.name, {when: _read_evaluation(folder / when) for when in whole})
+
+
+def _read_evaluation(folder: Path) -> Evaluation:
+    predictions = files.read_jsonl_log(folder / "predictions.jsonl")
+    return Evaluation(folder.name, files.read_json(folder / "scores.json"), predictions)
+
+
+def _order(split: SplitRecord, own: str) -> tuple[bool, str, int, str]:
+    place = _SPLITS.index(split.split) if split.split in _SPLITS else len(_SPLITS)
+    return (split.dataset != own, split.dataset, place, split.split)

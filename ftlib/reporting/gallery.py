@@ -1,0 +1,113 @@
+"""Rows of the evaluated split with picture, answer and expected answer: wrong ones, changed ones, some right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ftlib.reporting.collect import RunRecord, SplitRecord
+from ftlib.reporting.html import Child, Node, group, note, section, tag
+from ftlib.reporting.pictures import picture
+
+MAX_WRONG, MAX_CHANGED, MAX_RIGHT = 24, 12, 12
+
+Row = dict[str, Any]
+
+
+class Gallery:
+    """Chooses rows and draws a card for each; no row is drawn twice."""
+
+    def __init__(self, split: SplitRecord, root: Path) -> None:
+        self.rows = split.latest.predictions
+        self.root = root
+        self.before = {row["id"]: row for row in split.before.predictions} if split.before and split.after else {}
+        self.prompts = list(dict.fromkeys(row["prompt"] for row in self.rows))
+        self._shown: set[str] = set()
+
+    def groups(self) -> list[Node]:
+        """The parts of the gallery that have rows."""
+        wrong = sorted((row for row in self.rows if not _right(row)), key=lambda row: row["score"])
+        right = [row for row in self.rows if _right(row)]
+        learned = [row for row in right if row["id"] in self.before and not _right(self.before[row["id"]])]
+        lost = [row for row in wrong if row["id"] in self.before and _right(self.before[row["id"]])]
+        parts = [
+            self._group("Wrong answers", wrong, wrong[:MAX_WRONG]),
+            self._group("Wrong before training, right after", learned, spread(learned, MAX_CHANGED)),
+            self._group("Right before training, wrong after", lost, spread(lost, MAX_CHANGED)),
+            self._group("Right answers", right, spread(self._unseen(right), MAX_RIGHT)),
+        ]
+        return [part for part in parts if part]
+
+    def _unseen(self, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if row["id"] not in self._shown]
+
+    def _group(self, title: str, rows: Sequence[Row], chosen: Sequence[Row]) -> Node | None:
+        if not rows:
+            return None
+        new = self._unseen(chosen)
+        self._shown.update(row["id"] for row in new)
+        count = tag("span", _count(len(rows), len(new)), class_="count")
+        cards = tag("div", *[self._card(row) for row in new], class_="cards") if new else group()
+        return group(tag("h3", title, " ", count), cards)
+
+    def _card(self, row: Row) -> Node:
+        right = _right(row)
+        facts = [_fact("answer", tag("strong", _answer(row["prediction"])), f"\u00a0{'✓' if right else '✗'}")]
+        if not right:
+            facts.append(_fact("expected", _expected(row)))
+        if 0 < row["score"] < 1:
+            facts.append(_fact("score", f"{row['score']:.2f}"))
+        if row["id"] in self.before:
+            facts.append(_fact("before", _answer(self.before[row["id"]]["prediction"])))
+        if len(self.prompts) > 1:
+            facts.append(_fact("prompt", row["prompt"]))
+        facts.append(_fact("id", str(row["id"])))
+        shown = picture(self.root, row["image"]) if row.get("image") else group()
+        return tag("article", shown, tag("dl", *facts), class_="card right" if right else "card wrong")
+
+
+def gallery_section(record: RunRecord) -> Node:
+    """Pictures and answers of the first evaluated split; nothing before the first evaluation."""
+    if not record.splits:
+        return group()
+    split = record.splits[0]
+    gallery = Gallery(split, Path(record.config.data.root))
+    where: Child = f"From the {split.split} split, {split.latest.when} training."
+    if len(gallery.prompts) == 1:
+        where = group(where, " Every row was asked: ", tag("q", gallery.prompts[0], class_="prompt"))
+    return section("Answers", note(where), *gallery.groups())
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most `count` rows, evenly spaced over all of them: the same ones each time."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
+def _right(row: Row) -> bool:
+    """A partial score is not right."""
+    return bool(row["score"] >= 1)
+
+
+def _count(total: int, shown: int) -> str:
+    if shown == total:
+        return str(total)
+    return f"{shown} of {total}" if shown else f"{total}, shown above"
+
+
+def _fact(name: str, *children: Child) -> Node:
+    return tag("div", tag("dt", name), tag("dd", *children))
+
+
+def _expected(row: Row) -> Child:
+    return ", ".join(dict.fromkeys(_plain(reference) for reference in row["references"]))
+
+
+def _plain(text: str) -> str:
+    return text or "(empty)"
+
+
+def _answer(text: str) -> Child:
+    return text if text.strip() else tag("i", "(empty)")

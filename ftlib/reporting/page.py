@@ -1,0 +1,58 @@
+"""The report: a run's record in, one HTML page out that needs nothing but itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftlib import __version__
+from ftlib.reporting import html
+from ftlib.reporting.classes import classes_section
+from ftlib.reporting.collect import RunRecord
+from ftlib.reporting.curves import curves_section
+from ftlib.reporting.gallery import gallery_section
+from ftlib.reporting.html import Node, tag
+from ftlib.reporting.provenance import provenance_section, utc
+from ftlib.reporting.scores import headline, scores_section
+
+
+def render(record: RunRecord, made: float) -> str:
+    """The page.
+
+    Args:
+        record: from `collect.collect`.
+        made: when, in seconds since 1970.
+    """
+    css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    sections = (scores_section, curves_section, classes_section, gallery_section, provenance_section)
+    footer = tag("footer", f"Made {utc(made)} by ftlib {__version__} from {record.folder}")
+    main = tag("main", _head(record), *[part(record) for part in sections], footer)
+    return html.document(f"{record.config.name}: {headline(record)}", css, main)
+
+
+def _head(record: RunRecord) -> Node:
+    word, detail = state(record)
+    badge = tag("span", word, class_=f"state {word.split()[0]}")
+    name = tag("h1", record.config.name, " ", tag("code", record.identity))
+    sentence = tag("p", headline(record), class_="headline")
+    return tag("header", name, tag("p", badge, " ", detail), sentence, _subject(record))
+
+
+def state(record: RunRecord) -> tuple[str, str]:
+    """How far the run is: a word or two, and a sentence."""
+    if record.done:
+        return "finished", f"{record.done['step']:,} steps"
+    go_on = f"ftlib train {record.folder / 'config.yaml'}"
+    if not record.starts:
+        return "not started", f"train it with: {go_on}"
+    logged = f"last logged step {record.metrics[-1]['step']:,}" if record.metrics else "no step logged yet"
+    last = record.history[-1]
+    if last["event"] == "diverged":
+        return "diverged", f"{last.get('reason', '')}; {logged}; no result was written"
+    return "not finished yet", f"{logged}; go on with: {go_on}"
+
+
+def _subject(record: RunRecord) -> Node:
+    config = record.config
+    how = "all weights" if config.adapter.method == "full" else f"a {config.adapter.method} adapter"
+    trained = f"Trains {how} of {config.model.base} on {config.data.source}."
+    return html.note(f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch} rows a step.")

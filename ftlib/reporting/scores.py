@@ -1,0 +1,101 @@
+"""The headline sentence and the table of scores before and after training, with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ftlib.reporting import charts
+from ftlib.reporting.collect import Evaluation, RunRecord, SplitRecord
+from ftlib.reporting.html import Child, Node, group, note, section, table, tag
+
+NONE = "–"
+
+
+def headline(record: RunRecord) -> str:
+    """The run in one sentence: the first split's score, before → after training."""
+    if not record.splits:
+        return "Not evaluated yet"
+    first = record.splits[0]
+    scores = first.latest.scores
+    what, count = f"{first.split} {scores['metric']}", f"(n = {scores['n']})"
+    if not first.after:
+        return f"{what} {_value(scores)} before training {count}"
+    change = f"{_value(first.before.scores)} → " if first.before else ""
+    return f"{what} {change}{_value(scores)} {count}"
+
+
+def scores_section(record: RunRecord) -> Node:
+    """One row per split and model; what is missing is said with the command that brings it."""
+    parts: list[Child] = []
+    if record.splits:
+        parts += [_table(record), note(_method(record.splits[0].latest.scores))]
+    parts += [note(text) for split in record.splits for text in _warnings(split)]
+    parts += [note(*children) for children in _missing(record)]
+    return section("Scores", *parts)
+
+
+def _table(record: RunRecord) -> Node:
+    metrics = sorted({split.latest.scores["metric"] for split in record.splits})
+    axis = tag("span", *[tag("span", end) for end in ("0", "0.5", "1")], class_="bar-axis")
+    headers: list[Child] = ["split", "training", ", ".join(metrics), axis, "95 % interval", "n", "invalid answers"]
+    rows = [row for split in record.splits for row in _rows(split, record.config.data.source, len(metrics) > 1)]
+    return table("scores", "llrlrrr", headers, rows)
+
+
+def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[list[Child]]:
+    """With several metrics in the table, each value says which it is."""
+    name = split.split if split.dataset == own else f"{split.dataset} {split.split}"
+    for evaluation in (split.before, split.after):
+        if evaluation:
+            metric = f"{evaluation.scores['metric']} " if several else ""
+            yield [name, evaluation.when, group(metric, tag("strong", _value(evaluation.scores))), *_cells(evaluation)]
+
+
+def _cells(evaluation: Evaluation) -> list[Child]:
+    scores = evaluation.scores
+    low, high = scores["interval"]
+    invalid = scores.get("invalid")
+    return [
+        _bar(scores["value"], low, high, evaluation.when),
+        f"{low:.3f}–{high:.3f}",
+        str(scores["n"]),
+        NONE if invalid is None else str(invalid),
+    ]
+
+
+def _bar(value: float, low: float, high: float, when: str) -> Node:
+    """Metrics that leave 0…1, such as CIDEr, have no bar."""
+    if not 0 <= low <= value <= high <= 1:
+        return group(NONE)
+    return charts.interval_bar(value, low, high, when, f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+
+
+def _value(scores: dict[str, Any]) -> str:
+    return f"{scores['value']:.3f}"
+
+
+def _method(scores: dict[str, Any]) -> str:
+    return f"Intervals: {scores['interval_method']}." if "interval_method" in scores else ""
+
+
+def _warnings(split: SplitRecord) -> Iterator[str]:
+    """Two scores can only be compared if the same rows were asked in the same way."""
+    if not (split.before and split.after):
+        return
+    for key in ("fingerprint", "prompt", "max_new_tokens"):
+        values = [evaluation.scores.get("settings", {}).get(key) for evaluation in (split.before, split.after)]
+        if values[0] != values[1]:
+            change = f"{values[0]} before, {values[1]} after"
+            yield f"{split.split}: the two scores are not comparable: the {key} differs ({change})."
+
+
+def _missing(record: RunRecord) -> Iterator[list[Child]]:
+    trained = any(split.after for split in record.splits)
+    if not trained and not record.done:
+        yield ["There are no scores after training, since this run is not finished."]
+    elif not trained:
+        yield ["There are no scores after training yet. Run ", tag("code", f"ftlib evaluate {record.handle}"), "."]
+    if not any(split.before for split in record.splits):
+        before = tag("code", f"ftlib evaluate {record.handle} --before")
+        yield ["There are no scores of the untrained model to compare with. Run ", before, "."]
