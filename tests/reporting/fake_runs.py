@@ -1,0 +1,93 @@
+"""Small run folders with real files, written as ftlib writes them; no model, no torch."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from ftlib import files, runs
+from ftlib.config_file import load_experiment
+from ftlib.metrics import classification
+from ftlib.runs import Run
+from ftlib.site import Site
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
+CONFIG = """
+name: pets
+task: classify
+model: {family: paligemma, base: ftlib/tiny-paligemma}
+adapter: {method: lora}
+data: {source: jsonl, root: "${store}/datasets/pets", prompt: "{prefix}"}
+training: {num_train_epochs: 2, per_device_train_batch_size: 4}
+evaluation: {splits: [valid]}
+"""
+START = {
+    "python": "3.12.1",
+    "host": "node7",
+    "cpus": 8,
+    "gpus": ["NVIDIA A100"],
+    "job": "4711",
+    "packages": {"torch": "2.9.1"},
+    "code": "0123456789ab",
+}
+
+
+def new_run(site: Site, folder: Path, config: str) -> Run:
+    """An untouched run of a config's text."""
+    path = folder / "experiment.yaml"
+    path.write_text(config, encoding="utf-8")
+    return runs.open_run(load_experiment(path, [], site), site)
+
+
+def train(run: Run, steps: int = 30, resumed_at: int = 0) -> None:
+    """Leave what training leaves before it is finished."""
+    splits = {"train": {"rows": 1234, "fingerprint": "feed0001"}, "valid": {"rows": 3, "fingerprint": "feed0002"}}
+    files.write_json(run.data, {"source": "jsonl", "rule": {"valid": 0.1}, "labels": ["cat", "dog"], "splits": splits})
+    run.note("start", step=0, **START)
+    if resumed_at:
+        run.note("start", step=resumed_at, **{**START, "host": "node8"})
+    for step in range(1, steps + 1):
+        line = {"step": step, "loss": 4 / step, "grad_norm": 1.0, "learning_rate": 1e-3 * (1 - step / steps)}
+        files.append_jsonl(run.metrics, line)
+
+
+def finish(run: Run, steps: int = 30) -> None:
+    """Leave what the end of training leaves."""
+    run.note("done", step=steps, seconds=12.5)
+    files.write_json(run.done, {"step": steps, "result": "adapter", "threads": 3})
+
+
+def row(number: int, answer: str, expected: str, **more: Any) -> dict[str, Any]:
+    """One line of predictions.jsonl."""
+    known = {"id": f"row-{number}", "image": "images/a.png", "prompt": "which pet?", "prediction": answer}
+    return {**known, "references": [expected], "score": float(answer == expected), **more}
+
+
+def evaluate(run: Run, split: str, when: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Publish answers and their scores, as `ftlib evaluate` does."""
+    references = [item["references"][0] for item in rows]
+    labels = sorted(set(references))
+    summary = classification.summarize([item["prediction"] for item in rows], references, labels)
+    value = summary["accuracy"]
+    scores = {
+        "metric": "accuracy",
+        "value": value,
+        "interval": [value * 0.9, min(1.0, value * 1.02)],
+        "interval_method": "percentile bootstrap over rows",
+        "n": len(rows),
+        "invalid": summary["invalid"],
+        "metrics": summary,
+        "settings": {"fingerprint": "feed0002", "prompt": "{prefix}"},
+    }
+    with files.publish_folder(run.evaluation("jsonl", split, when)) as folder:
+        text = "".join(json.dumps(item) + "\n" for item in rows)
+        files.write_text(folder / "predictions.jsonl", text)
+        files.write_json(folder / "scores.json", {**scores, **more})
+
+
+BEFORE_ROWS = [row(1, "", "cat"), row(2, "dog", "dog"), row(3, "bird", "dog"), row(4, "cat", "cat")]
+AFTER_ROWS = [row(1, "cat", "cat"), row(2, "cat", "dog"), row(3, "dog", "dog"), row(4, "cat", "cat")]

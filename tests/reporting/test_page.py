@@ -1,0 +1,225 @@
+"""The page of a run at every stage: complete, self-contained, with everything escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ftlib import files
+from ftlib.reporting.gallery import spread
+from ftlib.runs import Run
+from ftlib.site import Site
+from tests.reporting.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, evaluate, finish, new_run, row, train
+
+Page = Callable[[Run], str]
+NASTY = "<script>alert('x')</script> \"quoted\" & </style><img src=x onerror=y>"
+
+
+class Outline(HTMLParser):
+    """The elements of a page, and whether each that is opened is closed in order."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, roughly: without elements, spaces made one."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.partition("<main>")[2]))
+
+
+def test_page_needs_nothing_but_itself(finished: Run, page: Page) -> None:
+    made = page(finished)
+    outline = Outline(made)
+    assert outline.open == []
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(outline.tags)
+    loading = ("src", "srcset", "href", "action", "poster", "data")
+    sources = [value for name, value in outline.attributes if name in loading]
+    assert sources
+    assert all(value and value.startswith("data:image/") for value in sources)
+    assert not [name for name, _ in outline.attributes if name.startswith("on")]
+    assert not re.search(r"https?://|@import|url\(|<script", made)
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in outline.attributes
+
+
+def test_headline_scores_and_state(finished: Run, page: Page) -> None:
+    made = page(finished)
+    assert "valid accuracy 0.500 → 0.750 (n = 4)" in text_of(made)
+    assert re.search(r"finished\s+30 steps", text_of(made))
+    assert finished.folder.name in made
+    assert "0.675–0.765" in made
+    assert "0.750, 95 % interval 0.675 to 0.765" in made
+    assert re.search(r"valid before 0\.500 .*? 4 2 valid after 0\.750 .*? 4 0 Intervals", text_of(made))
+
+
+def test_sections_stand_in_order(finished: Run, page: Page) -> None:
+    made = page(finished)
+    titles = re.findall(r"<h2>(.*?)</h2>", made)
+    assert titles == ["Scores", "Training", "Classes", "Answers", "What was done"]
+
+
+def test_curves_and_the_mark_of_a_resumed_attempt(finished: Run, page: Page) -> None:
+    made = page(finished)
+    assert made.count('class="chart"') == 3
+    assert made.count('<g class="mark">') == 3
+    assert "from a checkpoint, at step 20." in made
+    assert "0.1333 at step 30" in made
+
+
+def test_confusion_matrix_counts(finished: Run, page: Page) -> None:
+    matrix = page(finished).partition('class="confusion')[2].partition("</table>")[0]
+    rows = [re.findall(r'<td class="(\w+)"[^>]*>([^<]*)', line) for line in matrix.split("<tr>")[2:]]
+    assert rows == [[("right", "2"), ("none", "·")], [("wrong", "1"), ("right", "1")]]
+    assert "(invalid)" not in matrix
+
+
+def test_invalid_answers_have_a_column_when_there_are_any(run: Run, page: Page) -> None:
+    evaluate(run, "valid", "before", BEFORE_ROWS)
+    assert "(invalid)" in page(run).partition('class="confusion')[2].partition("</table>")[0]
+
+
+def test_too_many_classes_become_a_list_of_confusions(run: Run, page: Page) -> None:
+    rows = [row(number, f"label-{number}" if number else "label-1", f"label-{number}") for number in range(60)]
+    evaluate(run, "valid", "after", rows)
+    made = page(run)
+    assert 'class="confusion' not in made
+    assert "label-0 label-1 1" in text_of(made)
+
+
+def test_answers_fall_into_groups_and_no_row_is_shown_twice(finished: Run, page: Page) -> None:
+    answers = page(finished).partition("<h2>Answers")[2].partition("</section>")[0]
+    groups = [re.findall(r"row-\d", part) for part in answers.split("<h3>")[1:]]
+    titles = re.findall(r"<h3>(.*?) <span", answers)
+    assert titles == [
+        "Wrong answers",
+        "Wrong before training, right after",
+        "Right before training, wrong after",
+        "Right answers",
+    ]
+    assert groups == [["row-2"], ["row-1", "row-3"], [], ["row-4"]]
+    assert "1, shown above" in answers
+    assert answers.count("which pet?") == 1
+
+
+def test_prompts_that_differ_stand_on_the_cards(run: Run, page: Page) -> None:
+    evaluate(run, "valid", "after", [row(1, "cat", "cat", prompt="first?"), row(2, "dog", "dog", prompt="second?")])
+    answers = text_of(page(run)).partition("Answers")[2]
+    assert "prompt first?" in answers
+    assert "prompt second?" in answers
+
+
+def test_sample_is_spread_over_all_rows() -> None:
+    rows = [row(number, "a", "a") for number in range(100)]
+    assert [item["id"] for item in spread(rows, 4)] == ["row-0", "row-25", "row-50", "row-75"]
+    assert spread(rows[:3], 4) == rows[:3]
+
+
+def test_test_split_comes_first(finished: Run, page: Page) -> None:
+    evaluate(finished, "test", "after", AFTER_ROWS[:2])
+    assert "test accuracy 0.500 (n = 2)" in page(finished).partition("</title>")[0]
+    assert "ftlib evaluate config.yaml --split valid --split test" in page(finished)
+
+
+def test_what_was_done(finished: Run, page: Page) -> None:
+    text = text_of(page(finished))
+    pieces = ("train 1,234 feed0001", "node7 node8", "torch 2.9.1", "NVIDIA A100", "4711", "base: ftlib/tiny-paligemma")
+    assert [piece for piece in pieces if piece not in text] == []
+    assert "git checkout 0123456789ab ftlib stage config.yaml" in text
+    assert "computed with 3 CPU threads" in text
+    assert "done 30 12.5" in text
+    assert "Made 1970-01-01 00:00:00Z" in text
+
+
+def test_everything_a_user_wrote_is_escaped(site: Site, tmp_path: Path, page: Page) -> None:
+    config = CONFIG.replace('"{prefix}"', "'" + NASTY.replace("'", "''") + " {prefix}'")
+    run = new_run(site, tmp_path, config)
+    train(run)
+    run.note("diverged", reason=NASTY)
+    nasty = row(1, NASTY, "cat", prompt=NASTY, image=NASTY, id=NASTY)
+    evaluate(run, "valid", "before", [nasty, row(2, "cat", NASTY)])
+    evaluate(run, "valid", "after", [nasty, row(2, NASTY, NASTY)], settings={"prompt": NASTY})
+    made = page(run)
+    outline = Outline(made)
+    assert "script" not in outline.tags
+    assert outline.tags.count("style") == 1
+    assert "onerror" not in dict(outline.attributes)
+    assert made.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &quot;quoted&quot; &amp;") >= 8
+
+
+def test_a_run_that_was_never_started(run: Run, page: Page) -> None:
+    text = text_of(page(run))
+    assert "not started" in text
+    assert "Not evaluated yet" in text
+    assert f"No training step has been logged yet. Run ftlib train {run.config_file}" in text
+    assert f"ftlib evaluate {run.folder.parent.name}/{run.folder.name} --before" in text
+
+
+def test_a_run_that_is_not_finished(run: Run, page: Page) -> None:
+    train(run, steps=7)
+    evaluate(run, "valid", "before", BEFORE_ROWS)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 8, "los')
+    text = text_of(page(run))
+    assert "not finished yet" in text
+    assert f"last logged step 7; go on with: ftlib train {run.config_file}" in text
+    assert "valid accuracy 0.500 before training (n = 4)" in text
+    assert "no scores after training, since this run is not finished" in text
+
+
+def test_a_finished_run_without_scores_says_how_to_get_them(run: Run, page: Page) -> None:
+    train(run)
+    finish(run)
+    evaluate(run, "valid", "before", BEFORE_ROWS)
+    assert "There are no scores after training yet. Run ftlib evaluate pets/" in text_of(page(run))
+
+
+def test_a_diverged_run(run: Run, page: Page) -> None:
+    train(run, steps=5)
+    run.note("diverged", reason="step 6: loss nan")
+    assert "diverged step 6: loss nan; last logged step 5; no result was written" in text_of(page(run))
+
+
+def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:
+    (finished.evaluation("jsonl", "valid", "after") / files.MARKER).unlink()
+    assert "valid accuracy 0.500 before training" in page(finished)
+
+
+def test_scores_of_different_rows_are_called_not_comparable(finished: Run, page: Page) -> None:
+    assert "not comparable" not in page(finished)
+    evaluate(finished, "valid", "after", AFTER_ROWS, settings={"fingerprint": "feed0009", "prompt": "{prefix}"})
+    assert "the fingerprint differs (feed0002 before, feed0009 after)" in page(finished)
+
+
+@pytest.mark.parametrize("value", [0.5, 1.32])
+def test_a_task_without_a_confusion_matrix(run: Run, page: Page, value: float) -> None:
+    caption = {"metric": "cider", "value": value, "interval": [value - 0.1, value + 0.1], "metrics": {"cider": value}}
+    evaluate(run, "valid", "after", [row(1, "a cat", "a cat", image=None, score=0.4)], **caption)
+    made = page(run)
+    assert "<h2>Classes" not in made
+    assert f"valid cider {value:.3f} (n = 1)" in made
+    assert ('class="bar after"' in made) == (value < 1)
+    assert re.search(r"score 0\.40", text_of(made))
+
+
+def test_missing_image_leaves_a_placeholder(finished: Run, page: Page, site: Site) -> None:
+    (site.store / "datasets" / "pets" / "images" / "a.png").unlink()
+    assert "images/a.png: this image file is missing" in page(finished)
