@@ -160,8 +160,8 @@ def _remove_leftovers(target: Path) -> None:
     """Remove temporary folders of dead processes of this host, and of other hosts once they are a day old."""
     for leftover in target.parent.glob(f"{target.name}{_TEMPORARY}*"):
         host, pid, _ = leftover.name.partition(_TEMPORARY)[2].rsplit("-", 2)
-        dead = not Path(f"/proc/{pid}").exists() if host == socket.gethostname() else _age(leftover) > _ABANDONED_SECONDS
-        if dead:
+        here = host == socket.gethostname()
+        if not Path(f"/proc/{pid}").exists() if here else _age(leftover) > _ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -100,8 +100,9 @@ def _snapshot(model: Model, site: Site, local_only: bool) -> Path:
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(f"model {model.base}: no such model on the hub: {str(error).splitlines()[0]}") from None
     except LocalEntryNotFoundError:
-        where = f"is not in the shared cache ({cache})"
+        problem = f"model {model.base} is not in the shared cache ({cache})"
+        problem += "" if local_only else " and the hub cannot be reached"
         remedy = "Run `ftlib stage CONFIG` on a machine that reaches the hub, such as the login node."
-        raise UserError(f"model {model.base} {where}" + ("" if local_only else " and the hub cannot be reached"), remedy) from None
+        raise UserError(problem, remedy) from None
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"model {model.base}: the hub cannot be reached: {str(error).splitlines()[0]}") from None

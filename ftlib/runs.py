@@ -51,6 +51,7 @@ class Run:
 
     @property
     def environment(self) -> Path:
+        """A list: for each start of the run, what it was made with."""
         return self.folder / "environment.json"
 
     @property
@@ -78,7 +79,13 @@ class Run:
 
     def note(self, event: str, **details: Any) -> None:
         """Add a line to the run's history."""
-        files.append_jsonl(self.history, {"event": event, "time": round(time.time(), 3), **details})
+        record = {"event": event, "time": round(time.time(), 3), "host": socket.gethostname(), "job": _job(), **details}
+        files.append_jsonl(self.history, record)
+
+    def note_environment(self, environment: dict[str, Any]) -> None:
+        """Add this start's surroundings to environment.json."""
+        earlier = files.read_json(self.environment) if self.environment.exists() else []
+        files.write_json(self.environment, [*earlier, {"time": round(time.time(), 3), **environment}])
 
 
 def open_run(experiment: Experiment, site: Site) -> Run:
@@ -106,7 +113,8 @@ def find_run(text: str, site: Site) -> Run:
         choices = "\n".join(f"  {path.parent.parent.name}/{path.parent.name}" for path in under)
         raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
     known = sorted(path.parent.parent.name for path in site.runs.glob("*/*/config.yaml"))
-    remedy = f"Runs in {site.runs}: {', '.join(dict.fromkeys(known))}" if known else f"There are no runs in {site.runs}."
+    names = ", ".join(dict.fromkeys(known)) or "none"
+    remedy = f"Runs in {site.runs}: {names}"
     raise UserError(f"{text}: no such run", remedy)
 
 

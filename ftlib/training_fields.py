@@ -107,7 +107,12 @@ REMOVED: dict[str, str] = {
     "save_safetensors": "nothing; weights are always saved as safetensors",
 }
 
-POSITIVE = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "dataloader_prefetch_factor")
+POSITIVE = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "dataloader_prefetch_factor",
+)
 NOT_NEGATIVE = (
     "learning_rate",
     "warmup_steps",

@@ -107,13 +107,14 @@ def _record_lines(node: yaml.Node, path: Path, lines: dict[Path, int], source: s
     open_nodes = open_nodes | {id(node)}
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
-            if (*path, key) in lines:
-                name = ".".join(map(str, (*path, key)))
-                raise UserError(f"{source}:{line}: {name} is given twice, first in line {lines[(*path, key)]}")
-            lines[(*path, key)] = line
-            _record_lines(value_node, (*path, key), lines, source, open_nodes)
+            place, line = (*path, key_node.value), key_node.start_mark.line + 1
+            if place in lines:
+                name = ".".join(map(str, place))
+                raise UserError(f"{source}:{line}: {name} is given twice, first in line {lines[place]}")
+            lines[place] = line
+            _record_lines(value_node, place, lines, source, open_nodes)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
-            _record_lines(item, (*path, index), lines, source, open_nodes)
+            place = (*path, index)
+            lines[place] = item.start_mark.line + 1
+            _record_lines(item, place, lines, source, open_nodes)

@@ -62,7 +62,9 @@ def test_no_module_imports_from_a_level_above() -> None:
 
 
 def test_no_command_imports_another() -> None:
-    wrong = [name for name in GRAPH if name.startswith("ftlib.commands.") for other in GRAPH[name] if "commands" in other]
+    wrong = [
+        name for name in GRAPH if name.startswith("ftlib.commands.") for other in GRAPH[name] if "commands" in other
+    ]
     assert not wrong
 
 
@@ -100,7 +102,12 @@ def test_shipped_configs_load(path: Path) -> None:
 def commands_in(text: str) -> list[str]:
     """The lines of all shell blocks."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
-    return [line.removeprefix("$ ").split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    return [
+        line.removeprefix("$ ").split("  #")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip()
+    ]
 
 
 def test_readme_commands_exist() -> None:

@@ -36,7 +36,10 @@ def test_all_faults_come_at_once_each_with_its_place(write_config: Callable[...,
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.per_device_train_batch_size=-3", "training.per_device_train_batch_size: must be greater than 0, got -3"),
+        (
+            "training.per_device_train_batch_size=-3",
+            "training.per_device_train_batch_size: must be greater than 0, got -3",
+        ),
         ("training.learning_rate=.nan", "training.learning_rate: must be a finite number"),
         ("training.learning_rate=yes", "training.learning_rate: must be a number, got 'yes'"),
         ("training.lr_scheduler_type=cosin", "'cosin' is not a choice; did you mean cosine?"),
@@ -97,7 +100,9 @@ def test_saved_config_loads_to_the_same_identity(write_config: Callable[..., Pat
         ["training.gradient_checkpointing=true", "training.dataloader_num_workers=3"],
     ],
 )
-def test_what_cannot_change_the_result_keeps_the_identity(write_config: Callable[..., Path], overrides: list[str]) -> None:
+def test_what_cannot_change_the_result_keeps_the_identity(
+    write_config: Callable[..., Path], overrides: list[str]
+) -> None:
     path = write_config()
     assert load(path, *overrides).identity == load(path).identity
 

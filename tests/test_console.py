@@ -1,11 +1,15 @@
 """Progress and tables."""
 
+import itertools
+
 import pytest
 
 from ftlib import console
 
 
-def test_a_log_file_gets_lines_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_file_gets_lines_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with console.progress("step", 256) as update:
@@ -16,7 +20,7 @@ def test_a_log_file_gets_lines_now_and_then(capsys: pytest.CaptureFixture[str], 
     assert lines[0] == "step: 1/256   lr: 0.03000   loss: 0.3417"
     assert lines[-1] == "step: 256/256   lr: 0.03000   loss: 0.3417"
     steps = [int(line.split()[1].split("/")[0]) for line in lines]
-    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) * 5 <= 30
+    assert max(b - a for a, b in itertools.pairwise(steps)) * 5 <= 30
     assert len(lines) < 80
 
 

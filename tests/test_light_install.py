@@ -47,7 +47,9 @@ def test_torch_is_not_there(light: Path) -> None:
 
 def test_help_imports_next_to_nothing(light: Path) -> None:
     """What keeps `ftlib --help` within 0.3 s: no pydantic, yaml, rich or submitit for it."""
-    done = subprocess.run([light / "python", "-X", "importtime", "-m", "ftlib", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [light / "python", "-X", "importtime", "-m", "ftlib", "--help"], capture_output=True, text=True
+    )
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"pydantic", "yaml", "rich", "submitit", "huggingface_hub", "argparse"}
 

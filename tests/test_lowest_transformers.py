@@ -14,7 +14,9 @@ from tests.conftest import REPOSITORY
 LOWEST = os.environ.get("FTLIB_LOWEST_TRANSFORMERS", "")
 
 
-@pytest.mark.skipif(not LOWEST and "CI" not in os.environ, reason="FTLIB_LOWEST_TRANSFORMERS is not set; run `make test`")
+@pytest.mark.skipif(
+    not LOWEST and "CI" not in os.environ, reason="FTLIB_LOWEST_TRANSFORMERS is not set; run `make test`"
+)
 def test_gates_hold_on_the_lowest_supported_transformers() -> None:
     bound = re.search(r"transformers>=([\d.]+),", (REPOSITORY / "setup.cfg").read_text())
     assert bound
@@ -22,7 +24,18 @@ def test_gates_hold_on_the_lowest_supported_transformers() -> None:
     version = [sys.executable, "-c", "import transformers; print(transformers.__version__)"]
     found = subprocess.run(version, env=environment, capture_output=True, text=True, check=True).stdout
     assert found.startswith(bound[1] + ".")
-    gates = [sys.executable, "-m", "pytest", "-q", "-m", "gates", "-p", "no:cacheprovider", "tests/models", "tests/training"]
+    gates = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gates",
+        "-p",
+        "no:cacheprovider",
+        "tests/models",
+        "tests/training",
+    ]
     done = subprocess.run(gates, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout[-5000:]
     passed = re.search(r"(\d+) passed", done.stdout)

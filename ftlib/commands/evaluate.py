@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ def main(argv: list[str]) -> int:
     splits = parsed.split or experiment.config.evaluation.splits
     whens = ["before"] if parsed.before else ["before", "after"] if experiment.config.evaluation.before else ["after"]
     if "after" in whens and not run.done.exists():
-        raise UserError(f"{run.folder}: not trained yet", "Run `ftlib train` first, or add --before for the base model.")
+        remedy = "Run `ftlib train` first, or add --before for the base model."
+        raise UserError(f"{run.folder}: not trained yet", remedy)
     results = [scores for when in whens for scores in _evaluate(experiment, run, site, splits, when)]
-    console.say(console.table(["model", "split", "metric", "value", "95 % interval", "n", "invalid"], [_row(r) for r in results]))
+    headers = ["model", "split", "metric", "value", "95 % interval", "n", "invalid"]
+    console.say(console.table(headers, [_row(scores) for scores in results]))
     if parsed.json:
         print(json.dumps(results, ensure_ascii=False, indent=1))
     return 0
@@ -36,7 +39,9 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     command = command_line.parser("evaluate", __doc__)
-    command.add_argument("--split", action="append", choices=["train", "valid", "test"], help="instead of evaluation.splits; may be repeated")
+    command.add_argument(
+        "--split", action="append", choices=["train", "valid", "test"], help="instead of evaluation.splits; repeatable"
+    )
     command.add_argument("--before", action="store_true", help="only the untrained base model")
     command.add_argument("--json", action="store_true", help="print all scores to stdout")
     command.add_argument("run", metavar="RUN|CONFIG", help="run folder or its name, or a config file")
@@ -53,7 +58,7 @@ def _target(parsed: argparse.Namespace, site: Site) -> tuple[Experiment, Run]:
     return load_experiment(run.config_file, parsed.overrides, site), run
 
 
-def _evaluate(experiment: Experiment, run: Run, site: Site, splits: list[str], when: str) -> list[dict[str, Any]]:
+def _evaluate(experiment: Experiment, run: Run, site: Site, splits: Sequence[str], when: str) -> list[dict[str, Any]]:
     from ftlib.data.prepared import open_prepared
     from ftlib.evaluation import answers
 

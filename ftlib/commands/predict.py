@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     command = command_line.parser("predict", __doc__)
     command.add_argument("run", metavar="RUN", help="run folder or its name")
     command.add_argument("--image", metavar="F", type=Path, required=True, help="image file")
-    command.add_argument("--prompt", metavar="P", required=True, help="the whole prompt, as the model was trained on it")
+    command.add_argument("--prompt", metavar="P", required=True, help="the whole prompt, as in training")
     command.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
     parsed = command.parse_args(argv)
     site = find_site()
@@ -25,11 +25,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{run.folder}: not trained yet", "Run `ftlib train` first.")
     from ftlib.data.images import open_image
     from ftlib.evaluation.answers import trained
-    from ftlib.models.generate import answer_rows
 
     image = open_image(parsed.image)
     subject = trained(config, run, site)
     row = subject.inputs.prompt_row(parsed.prompt, image)
     limit = parsed.max_new_tokens or config.evaluation.max_new_tokens
-    print(answer_rows(subject.model, subject.inputs, [row], limit)[0])
+    print(subject.answer([row], limit)[0])
     return 0

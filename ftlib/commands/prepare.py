@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ftlib import console, files
-from ftlib import command_line
+from ftlib import command_line, console, files
 from ftlib.site import find_site
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftlib import console, files, hub
-from ftlib import command_line
+from ftlib import command_line, console, files, hub
 from ftlib.config import Config
 from ftlib.site import Site, find_site
 

@@ -5,8 +5,7 @@ The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the resul
 
 from __future__ import annotations
 
-from ftlib import console, runs
-from ftlib import command_line
+from ftlib import command_line, console, runs
 from ftlib.errors import EXIT_FAILURE, Diverged
 from ftlib.site import find_site
 

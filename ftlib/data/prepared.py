@@ -16,7 +16,7 @@ from ftlib.console import tracked
 from ftlib.data.examples import Example, load_prepared, raise_faults, write_examples
 from ftlib.data.images import image_path, open_image
 from ftlib.data.prompts import prompt_of
-from ftlib.data.sources import annotation_file, read_source
+from ftlib.data.sources import MAKERS, annotation_file, read_source
 from ftlib.data.splits import SPLITS, split_examples
 from ftlib.errors import UserError
 from ftlib.site import Site
@@ -54,7 +54,8 @@ def prepared_folder(config: Config, site: Site) -> Path:
     """
     source = annotation_file(config.data)
     if not source.is_file():
-        remedy = "Run `ftlib stage CONFIG` first." if config.data.source != "jsonl" else "Check data.root and data.file."
+        made = config.data.source in MAKERS
+        remedy = "Run `ftlib stage CONFIG` first." if made else "Check data.root and data.file."
         raise UserError(f"{source}: no such file", remedy)
     rule = config.data.model_dump(exclude={"prompt", "root"})
     key = files.fingerprint([rule, files.sha256(source)])[:12]
@@ -114,11 +115,12 @@ def prepare(config: Config, site: Site) -> Prepared:
 
 
 def _facts(config: Config, splits: dict[str, list[Example]], digests: dict[str, str]) -> dict[str, Any]:
+    prints = {split: {"rows": len(splits[split]), "fingerprint": _print(splits[split], digests)} for split in SPLITS}
     return {
         "source": config.data.source,
         "rule": config.data.split.model_dump(),
         "labels": sorted({example.suffix for rows in splits.values() for example in rows}),
-        "splits": {split: {"rows": len(splits[split]), "fingerprint": _print(splits[split], digests)} for split in SPLITS},
+        "splits": prints,
     }
 
 

@@ -6,6 +6,7 @@ scores.json (the task's metrics; value, 95 % interval, n and invalid of its head
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from ftlib.hub import find_model
 from ftlib.metrics.bootstrap import LEVEL, RESAMPLES, mean_interval
 from ftlib.models.generate import answer_rows, by_length
 from ftlib.models.loading import load_adapter, load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
+from ftlib.models.paligemma import PaliGemmaInputs, Row
 from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.tasks import TASKS
@@ -32,37 +33,53 @@ from ftlib.tasks import TASKS
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be asked.
+    """A model to be asked; it is loaded when the first question comes.
 
     Attributes:
         name: the base model, or the result folder.
-        digest: identifies its weights in scores.json.
+        weights: the folder with the model, or with the base of `adapter`.
+        adapter: a PEFT folder.
     """
 
     name: str
-    digest: str
-    model: torch.nn.Module
-    inputs: PaliGemmaInputs
+    weights: Path
+    dtype: str
+    adapter: Path | None = None
+
+    @functools.cached_property
+    def inputs(self) -> PaliGemmaInputs:
+        """The model's own processor."""
+        return PaliGemmaInputs.load(self.weights)
+
+    @functools.cached_property
+    def model(self) -> torch.nn.Module:
+        """The weights, on the GPU if there is one."""
+        model: torch.nn.Module = load_weights(self.weights, self.dtype)
+        if self.adapter:
+            model = load_adapter(model, self.adapter)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Identifies the weights in scores.json."""
+        return _digest(self.adapter or self.weights)
+
+    def answer(self, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
+        """Answer one batch."""
+        return answer_rows(self.model, self.inputs, rows, max_new_tokens)
 
 
 def untrained(config: Config, site: Site) -> Subject:
     """The base model of a config, for scores before training."""
-    folder = find_model(config.model, site)
-    model = load_weights(folder, config.model.dtype).to(_device())
-    return Subject(config.model.base, _digest(folder), model, PaliGemmaInputs.load(folder))
+    return Subject(config.model.base, find_model(config.model, site), config.model.dtype)
 
 
 def trained(config: Config, run: Run, site: Site) -> Subject:
     """A run's result, for scores after training."""
     result = run.result(config.adapter.method)
     if config.adapter.method == "full":
-        model: torch.nn.Module = load_weights(result, config.model.dtype)
-        inputs = PaliGemmaInputs.load(result)
-    else:
-        base = find_model(config.model, site)
-        model = load_adapter(load_weights(base, config.model.dtype), result)
-        inputs = PaliGemmaInputs.load(base)
-    return Subject(result.name, _digest(result), model.to(_device()), inputs)
+        return Subject(result.name, result, config.model.dtype)
+    return Subject(result.name, find_model(config.model, site), config.model.dtype, adapter=result)
 
 
 def evaluate_split(subject: Subject, config: Config, prepared: Prepared, split: str, folder: Path) -> dict[str, Any]:
@@ -112,7 +129,7 @@ def _ask(subject: Subject, config: Config, root: Path, rows: Sequence[Example], 
                 subject.inputs.prompt_row(prompts[index], open_image(image_path(root, rows[index].image)))
                 for index in batch
             ]
-            answers = answer_rows(subject.model, subject.inputs, encoded, config.evaluation.max_new_tokens)
+            answers = subject.answer(encoded, config.evaluation.max_new_tokens)
             for index, answer in zip(batch, answers, strict=True):
                 texts[index] = answer
             done += len(batch)
@@ -158,7 +175,3 @@ def _digest(folder: Path) -> str:
     if marker.is_file():
         return files.fingerprint(files.read_json(marker))[:16]
     return files.fingerprint({path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))})[:16]
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

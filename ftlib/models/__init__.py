@@ -8,7 +8,7 @@ import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from transformers.utils import logging  # noqa: E402 - the libraries read the variable when they are imported
+from transformers.utils import logging
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -11,9 +11,7 @@ from transformers import GenerationConfig
 from ftlib.models.paligemma import PaliGemmaInputs, Row
 
 
-def answer_rows(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, rows: Sequence[Row], max_new_tokens: int
-) -> list[str]:
+def answer_rows(model: torch.nn.Module, inputs: PaliGemmaInputs, rows: Sequence[Row], max_new_tokens: int) -> list[str]:
     """Answer one batch of rows, greedily; each row stops at its own `<eos>`.
 
     Args:

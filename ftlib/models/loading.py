@@ -50,9 +50,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     adapted = get_peft_model(model, config)
     weights = load_file(folder / "adapter_model.safetensors")
     expected = set(get_peft_model_state_dict(adapted))
-    _raise_wrong_keys(
-        folder, {"missing_keys": expected - set(weights), "unexpected_keys": set(weights) - expected}
-    )
+    _raise_wrong_keys(folder, {"missing_keys": expected - set(weights), "unexpected_keys": set(weights) - expected})
     set_peft_model_state_dict(adapted, weights)
     return adapted
 

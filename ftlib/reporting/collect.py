@@ -64,6 +64,7 @@ class RunRecord:
         done: the DONE marker's content; None while the run is not finished.
         data: data.json; None before training has begun.
         metrics, history: the rows of metrics.jsonl and history.jsonl.
+        environments: environment.json; one entry for each start.
         splits: evaluated ones, the run's own dataset and the test split first.
     """
 
@@ -76,11 +77,12 @@ class RunRecord:
     data: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     history: list[dict[str, Any]]
+    environments: list[dict[str, Any]]
     splits: list[SplitRecord]
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """One event per attempt, with its environment."""
+        """One event for each time that training was started."""
         return [event for event in self.history if event["event"] == "start"]
 
 
@@ -101,6 +103,7 @@ def collect(run: Run, site: Site) -> RunRecord:
         data=_optional_json(run.data),
         metrics=files.read_jsonl_log(run.metrics),
         history=files.read_jsonl_log(run.history),
+        environments=_optional_json(run.environment) or [],
         splits=_read_splits(run.folder / "eval", experiment.config.data.source),
     )
 
@@ -110,7 +113,7 @@ def _handle(run: Run, site: Site) -> str:
     return str(run.folder.relative_to(site.runs) if inside else run.folder)
 
 
-def _optional_json(path: Path) -> dict[str, Any] | None:
+def _optional_json(path: Path) -> Any:
     return files.read_json(path) if path.exists() else None
 
 

@@ -40,21 +40,21 @@ def _data(record: RunRecord) -> Node:
 
 def _environment(record: RunRecord) -> Node:
     title = tag("h3", "Environment")
-    if not record.starts:
-        return group(title, note("No attempt has been started yet."))
-    attempts = [_environment_facts(event) for event in record.starts]
+    if not record.environments:
+        return group(title, note("No training has been started yet."))
+    attempts = [_environment_facts(entry) for entry in record.environments]
     names = list(dict.fromkeys(name for attempt in attempts for name in attempt))
-    headers = ["", *[f"attempt {number}" for number in range(1, len(attempts) + 1)]]
+    headers = ["", *[f"start {number}" for number in range(1, len(attempts) + 1)]]
     rows = [[name, *[attempt.get(name, NONE) for attempt in attempts]] for name in names]
     threads = (record.done or {}).get("threads")
-    remark = [note(f"The attempt that finished computed with {threads} CPU threads.")] if threads else []
+    remark = [note(f"The start that finished computed with {threads} CPU threads.")] if threads else []
     return group(title, table("environment", "l" * len(headers), headers, rows), *remark)
 
 
-def _environment_facts(event: dict[str, Any]) -> dict[str, str]:
-    """Everything that a start event tells beside when it was; packages one by one, at the end."""
-    facts = {key: _plain(value) for key, value in event.items() if key not in (*_EVENT_FIELDS, "packages")}
-    return {**facts, **event.get("packages", {})}
+def _environment_facts(entry: dict[str, Any]) -> dict[str, str]:
+    """Everything that an entry tells beside when it was; packages one by one, at the end."""
+    facts = {key: _plain(value) for key, value in entry.items() if key not in ("time", "packages")}
+    return {**facts, **entry.get("packages", {})}
 
 
 def _plain(value: Any) -> str:
@@ -72,9 +72,7 @@ def _history(record: RunRecord) -> Node:
 
 
 def _history_row(event: dict[str, Any]) -> list[Child]:
-    """A start's other fields are the environment, shown above."""
-    known = event["event"] == "start"
-    details = {} if known else {key: value for key, value in event.items() if key not in _EVENT_FIELDS}
+    details = {key: value for key, value in event.items() if key not in _EVENT_FIELDS and value is not None}
     text = ", ".join(f"{key}: {_plain(value)}" for key, value in details.items())
     return [utc(event["time"]), event["event"], *[_plain(event.get(key, NONE)) for key in ("step", "seconds")], text]
 
@@ -96,8 +94,8 @@ def commands(record: RunRecord) -> list[str]:
 
 
 def _checkout(record: RunRecord) -> list[str]:
-    """The code of the last attempt."""
-    code = record.starts[-1].get("code") if record.starts else None
+    """The code of the last start."""
+    code = record.environments[-1].get("code") if record.environments else None
     if not code:
         return []
     line = shlex.join(["git", "checkout", code.removesuffix(_CHANGES)])

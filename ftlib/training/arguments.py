@@ -40,7 +40,7 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     missing = sorted(set(config.training) - known)
     if missing:
-        raise UserError(f"training.{missing[0]}: transformers {transformers.__version__}, installed here, has no such field")
+        raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
     try:
         return TrainingArguments(
             **config.training,

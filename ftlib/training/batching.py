@@ -33,7 +33,7 @@ class TrainingRows(Dataset[Row]):
 
 
 class EffectiveBatches:
-    """Batch sampler: shuffles each epoch by (seed, epoch), takes whole effective batches and cuts them into micro-batches.
+    """Batch sampler: shuffles each epoch by (seed, epoch) and cuts whole effective batches into micro-batches.
 
     The rows that an optimizer step sees therefore do not depend on how they are cut. The last effective batch of an
     epoch may be smaller.

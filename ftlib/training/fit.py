@@ -44,7 +44,8 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     runs.rotate_checkpoints(run.checkpoints(), config.checkpoint.keep)
     files.cut_jsonl_log(run.metrics, keep=step)
     files.cut_jsonl_log(run.history)
-    run.note("start", step=step, **describe_environment())
+    run.note("start", step=step)
+    run.note_environment(describe_environment())
     started = time.monotonic()
     trainer = _trainer(experiment, run, prepared, site)
     with console.progress("step", _total_steps(trainer), start=step) as update:
@@ -107,4 +108,5 @@ def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
             trainer.train_dataset.inputs.processor.save_pretrained(folder)
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
-    files.write_json(run.done, {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()})
+    facts = {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()}
+    files.write_json(run.done, facts)

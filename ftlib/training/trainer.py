@@ -88,7 +88,11 @@ class AnswerTrainer(Trainer):
         return torch.stack(counts).sum().to(device)
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         """This micro-batch's part of the effective batch's loss."""
         return answer_loss(model, inputs, self.config.loss.average, num_items_in_batch)
@@ -102,10 +106,11 @@ class AnswerTrainer(Trainer):
         if "loss" not in logs:
             return
         now = time.monotonic()
-        record = {"step": self.state.global_step, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at}
+        step, seconds = self.state.global_step, now - self._last_step_at
+        record = {"step": step, "epoch": self.state.epoch, **logs, "seconds": seconds}
         self._last_step_at = now
         if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
-            raise Diverged(f"step {self.state.global_step}: loss {logs['loss']}, gradient norm {logs.get('grad_norm')}")
+            raise Diverged(f"step {step}: loss {logs['loss']}, gradient norm {logs.get('grad_norm')}")
         self.on_step(record, self.state.max_steps)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -53,7 +53,9 @@ def test_configs(
 
 def test_missing_files(store: Path, write_config: WriteConfig, ftlib: Ftlib, tmp_path: Path) -> None:
     refused(ftlib("train", tmp_path / "cnfig.yaml"), "no such config file")
-    refused(ftlib("prepare", write_config(root=str(tmp_path / "nowhere"))), "nowhere/data.jsonl: no such file", "data.root")
+    refused(
+        ftlib("prepare", write_config(root=str(tmp_path / "nowhere"))), "nowhere/data.jsonl: no such file", "data.root"
+    )
     refused(ftlib("train", write_config()), "is not prepared", "ftlib prepare CONFIG")
     refused(ftlib("evaluate", "nosuchrun"), "nosuchrun: no such run")
     refused(ftlib("evaluate", write_config()), "not trained yet")
@@ -75,7 +77,10 @@ def data(tmp_path: Path, shared: Path) -> Path:
         ('{"image": "images/0001.png", "prefix": ""}', r"data.jsonl:61: field suffix: is missing"),
         ('{"prefix": "", "suffix": "1"}', r"data.jsonl:61: field image: is missing"),
         ('{"image": "images/0001.png", "prefix": "", "suffix": " "}', r"data.jsonl:61: field suffix: is empty"),
-        ('{"image": "images/0001.png", "prefix": "", "suffix": 1}', r"data.jsonl:61: field suffix: must be text, got 1"),
+        (
+            '{"image": "images/0001.png", "prefix": "", "suffix": 1}',
+            r"data.jsonl:61: field suffix: must be text, got 1",
+        ),
         ('{"id": "0001", "image": "images/0001.png", "prefix": "", "suffix": "1"}', r"'0001' stands in line 2 already"),
         (b'{"image": "\xff"}', r"data.jsonl:61: not UTF-8"),
         ('{"image": "images/none.png", "prefix": "", "suffix": "1"}', r"row 61: .*none.png: no such image"),
@@ -106,7 +111,9 @@ def bomb(path: Path) -> None:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +170,11 @@ def test_models_that_are_not_there(store: Path, write_config: WriteConfig, ftlib
     config = write_config(base="ftlib/tiny-paligemma")
     assert ftlib("prepare", config)[0] == 0
     refused(ftlib("train", config), "ftlib/tiny-paligemma is not in the store", "ftlib stage CONFIG")
-    refused(ftlib("train", write_config(base="google/paligemma-3b-pt-224")), "is not in the shared cache", "ftlib stage CONFIG")
+    refused(
+        ftlib("train", write_config(base="google/paligemma-3b-pt-224")),
+        "is not in the shared cache",
+        "ftlib stage CONFIG",
+    )
     refused(ftlib("train", write_config(base=str(tmp_path / "none"))), "no such folder")
     refused(ftlib("stage", write_config(base="ftlib/none")), "no such embedded model", "ftlib/tiny-paligemma")
 
@@ -182,7 +193,10 @@ def test_a_run_that_another_living_process_owns(store: Path, write_config: Write
         metrics = list((store / "runs").rglob("metrics.jsonl"))
         time.sleep(0.05)
     try:
-        refused(ftlib("train", config, "training.max_steps=100000"), rf"another process is at work on it: process {first.pid}")
+        refused(
+            ftlib("train", config, "training.max_steps=100000"),
+            rf"another process is at work on it: process {first.pid}",
+        )
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()

@@ -15,7 +15,7 @@ Ftlib = Callable[..., tuple[int, str, str]]
 
 def test_the_demo_learns_to_read_digits(store: Path, ftlib: Ftlib) -> None:
     process = start_ftlib("demo")
-    output, error = process.communicate()
+    error = process.communicate()[1]
     assert process.returncode == 0, error
     (run,) = (store / "runs").glob("*/digits/*")
     values = {}

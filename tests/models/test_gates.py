@@ -65,7 +65,9 @@ def differing_columns(a: Tensor, b: Tensor) -> list[int]:
     return (a - b).abs().amax(dim=(0, 2)).gt(1e-6).nonzero().flatten().tolist()
 
 
-def test_the_answer_does_not_leak_backwards(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image) -> None:
+def test_the_answer_does_not_leak_backwards(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
     row = inputs.train_row("read", image, "abcdef")
     batch = inputs.batch([row])
     length = len(row.ids)
@@ -91,11 +93,14 @@ def test_the_prompt_sees_itself_both_ways_and_all_of_the_answer_sees_it(
 
 
 def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputs, image: Image.Image) -> None:
-    for prompt, answer in [("which digit is this?", "3"), ("detect  x ; y", "<loc0001><loc1023> x"), ("", "あ"), ("a\n", "b")]:
+    for prompt, answer in [
+        ("which digit is this?", "3"),
+        ("detect  x ; y", "<loc0001><loc1023> x"),
+        ("", "あ"),
+        ("a\n", "b"),
+    ]:
         row = inputs.train_row(prompt, image, answer)
-        theirs = inputs.processor(
-            images=image, text=f"<image>{prompt.rstrip()}", suffix=answer, return_tensors="pt"
-        )
+        theirs = inputs.processor(images=image, text=f"<image>{prompt.rstrip()}", suffix=answer, return_tensors="pt")
         assert row.ids == theirs["input_ids"][0].tolist()
         assert row.n_answer == int(theirs["token_type_ids"].sum())
         torch.testing.assert_close(row.pixels, theirs["pixel_values"][0], rtol=0, atol=1e-6)
@@ -141,10 +146,14 @@ def test_loss_from_the_answers_logits_is_the_loss_from_all(
     model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
 ) -> None:
     batch = inputs.batch(rows_of(inputs, image))
-    torch.testing.assert_close(answer_loss(model, batch, average), full_loss(model, batch, average), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        answer_loss(model, batch, average), full_loss(model, batch, average), rtol=1e-6, atol=1e-6
+    )
 
 
-def test_token_average_is_transformers_own_loss(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image) -> None:
+def test_token_average_is_transformers_own_loss(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
     batch = inputs.batch(rows_of(inputs, image))
     with torch.no_grad():
         theirs = model(**forward_arguments(batch), labels=batch["labels"]).loss
@@ -192,7 +201,9 @@ def test_micro_batches_add_up_to_the_whole(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_generation_in_a_batch_is_teacher_forcing(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image) -> None:
+def test_generation_in_a_batch_is_teacher_forcing(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
     """Greedy answers of a padded batch equal those of single rows, and the argmax of a training row's own logits."""
     rows = [inputs.prompt_row(prompt, image) for prompt in ("which digit is this?", "read", "")]
     together = answer_rows(model, inputs, rows, max_new_tokens=6)
@@ -253,9 +264,7 @@ def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, shared: P
 
 def test_adapters_go_where_they_should(shared: Path) -> None:
     def adapted(**settings: object) -> list[str]:
-        model = prepare_for_training(
-            load_weights(shared / "model", "float32"), Lora(method="lora", **settings), "x"
-        )
+        model = prepare_for_training(load_weights(shared / "model", "float32"), Lora(method="lora", **settings), "x")
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     assert all("language_model" in name for name in adapted())
@@ -290,10 +299,12 @@ def test_a_model_without_some_weights_is_refused(shared: Path, tmp_path: Path) -
     dropped = next(name for name in sorted(weights) if "q_proj" in name)
     kept = {name: tensor for name, tensor in weights.items() if name != dropped}
     save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="1 missing weights: .*q_proj"):
+    with pytest.raises(UserError, match=r"1 missing weights: .*q_proj"):
         load_weights(tmp_path / "model", "float32")
-    save_file({**weights, "odd.weight": torch.zeros(2)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="1 unexpected weights: odd.weight"):
+    save_file(
+        {**weights, "odd.weight": torch.zeros(2)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(UserError, match=r"1 unexpected weights: odd\.weight"):
         load_weights(tmp_path / "model", "float32")
 
 

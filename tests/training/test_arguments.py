@@ -37,4 +37,6 @@ def test_values_reach_the_trainer(write_config: Callable[..., Path], tmp_path: P
 
 def test_what_transformers_refuses_is_the_users_mistake(write_config: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="transformers refuses these settings"):
-        arguments.build(config(write_config(), "training.optim_args=nonsense", "training.fp16=true", "training.bf16=true"), tmp_path)
+        arguments.build(
+            config(write_config(), "training.optim_args=nonsense", "training.fp16=true", "training.bf16=true"), tmp_path
+        )

@@ -65,7 +65,10 @@ def prepared(store: Path, write_config: Callable[..., Path], ftlib: Callable[...
 @METHODS
 @pytest.mark.gates
 def test_interrupted_at_any_step_the_result_is_the_same(
-    prepared: Callable[[str], Path], adapter: str, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]],
+    prepared: Callable[[str], Path],
+    adapter: str,
+    tmp_path: Path,
+    ftlib: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ftlib.training import fit
