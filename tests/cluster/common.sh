@@ -1,0 +1,25 @@
+# Read by up.sh and down.sh.
+# shellcheck shell=bash
+set -euo pipefail
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
+unset SLURM_CONF
+STATE=${FTLIB_CLUSTER_STATE:-/var/lib/ftlib-cluster}
+
+say() { echo "cluster: $*"; }
+die() { say "FAILED: $*" >&2; exit 1; }
+
+alive() { # alive NAME: does the process in NAME's pid file run, and is it really that daemon?
+  local pid
+  pid=$(cat "$STATE/pid/$1" 2>/dev/null) && [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "${1%-n?}" ]]
+}
+
+wait_for() { # wait_for SECONDS WHAT COMMAND...
+  local end=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < end)) || die "no $what in time; see $STATE/log"
+    sleep 0.3
+  done
+}
+
+((EUID == 0)) || die "must run as root"

@@ -1,0 +1,191 @@
+#!/usr/bin/env bash
+# Brings up a real Slurm (two nodes on this host, accounting) and a real Apptainer for tests; see README.md.
+# Can be run again at any time: it does only what is missing.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$here/common.sh"
+
+PACKAGES=(slurm-wlm slurm-client slurmdbd munge mariadb-server
+  squashfs-tools uidmap squashfuse fuse2fs fuse-overlayfs fuse3 patchelf debootstrap ca-certificates)
+LIBS=/usr/local/lib/apptainer-libs
+TEST_USER=ftuser
+
+as_user() { runuser -l "$TEST_USER" -c "$*"; }
+
+mirror() { # the machine's own Debian mirror
+  # shellcheck disable=SC2016
+  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1
+}
+
+install_packages() {
+  local policy=/usr/sbin/policy-rc.d states
+  states=$(dpkg-query -W -f '${db:Status-Status}\n' "${PACKAGES[@]}" 2>/dev/null) &&
+    [[ $(sort -u <<<"$states") == installed ]] && return
+  say "install packages"
+  if [[ ! -e $policy ]]; then # or the packages would start daemons with the wrong configuration
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  {
+    dpkg --configure -a
+    apt-get -o DPkg::Lock::Timeout=180 update
+    apt-get -o DPkg::Lock::Timeout=180 install -y --no-install-recommends "${PACKAGES[@]}"
+  } >"$STATE/log/apt.out" 2>&1 </dev/null || die "apt-get: see $STATE/log/apt.out"
+}
+
+install_apptainer() { # Debian has it in unstable only, built for a newer C library than Debian 12's
+  apptainer --version >/dev/null 2>&1 && [[ -e /usr/bin/singularity ]] && return
+  say "install Apptainer"
+  local tmp=$STATE/apptainer program options
+  rm -rf "$tmp"
+  mkdir -p "$tmp"/{lists,cache/archives}/partial "$LIBS"
+  chown -R _apt "$tmp"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) unstable main" >"$tmp/sources"
+  options=(-o Dir::Etc::sourcelist="$tmp/sources" -o Dir::Etc::sourceparts=-
+    -o Dir::State::lists="$tmp/lists" -o Dir::Cache="$tmp/cache" -o Acquire::Languages=none)
+  (
+    cd "$tmp"
+    apt-get "${options[@]}" update && apt-get "${options[@]}" download apptainer libc6 libseccomp2 libsqlite3-0
+  ) >"$STATE/log/apptainer.out" 2>&1 || die "download of Apptainer: see $STATE/log/apptainer.out"
+  dpkg -x "$tmp"/apptainer_*.deb "$tmp/root"
+  for library in "$tmp"/lib*.deb; do dpkg -x "$library" "$tmp/libs"; done
+  cp -a "$tmp"/libs/usr/lib/*-linux-gnu/*.so* "$LIBS/"
+  for program in "$tmp/root/usr/bin/apptainer" "$tmp"/root/usr/lib/*/apptainer/bin/starter; do
+    patchelf --set-interpreter "$(echo "$LIBS"/ld-linux-*)" --force-rpath --set-rpath "$LIBS" "$program"
+  done
+  cp -a "$tmp/root/usr" "$tmp/root/etc" "$tmp/root/var" / # to the usual places: it finds its files from where it lies
+  ln -sf apptainer /usr/bin/singularity
+  rm -rf "$tmp"
+  apptainer --version >/dev/null || die "Apptainer does not start"
+}
+
+make_user() {
+  id "$TEST_USER" >/dev/null 2>&1 || { say "make user $TEST_USER"; useradd -m -s /bin/bash "$TEST_USER"; }
+  grep -q "^$TEST_USER:" /etc/subuid || usermod --add-subuids 1000000-1065535 "$TEST_USER"
+  grep -q "^$TEST_USER:" /etc/subgid || usermod --add-subgids 1000000-1065535 "$TEST_USER"
+}
+
+make_devices() {
+  local i
+  [[ -e /dev/fuse ]] || mknod /dev/fuse c 10 229
+  chmod 0666 /dev/fuse
+  for i in 0 1; do
+    [[ -c $STATE/dev/gpu$i ]] || mknod -m 0666 "$STATE/dev/gpu$i" c 1 3
+  done
+}
+
+make_image() {
+  [[ -s $STATE/base.sif ]] && return
+  say "build base.sif"
+  local root=$STATE/base-root
+  rm -rf "$root" "$STATE/base.sif.new"
+  {
+    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$root" "$(mirror)" &&
+      apptainer build "$STATE/base.sif.new" "$root"
+  } >"$STATE/log/image.out" 2>&1 </dev/null || die "base image: see $STATE/log/image.out"
+  mv "$STATE/base.sif.new" "$STATE/base.sif"
+  rm -rf "$root"
+}
+
+configure() {
+  local file new name changed=
+  grep -q '^ClusterName=' /etc/slurm/slurm.conf 2>/dev/null && ! grep -q '^ClusterName=ftlib$' /etc/slurm/slurm.conf &&
+    die "/etc/slurm/slurm.conf belongs to another cluster"
+  for name in n1 n2; do # for `scontrol show hostnames` and srun
+    grep -qw "$name" /etc/hosts || echo "127.0.0.1 $name" >>/etc/hosts
+  done
+  new=$(mktemp)
+  for file in "$here"/*.conf.in; do
+    name=/etc/slurm/$(basename "$file" .in)
+    sed -e "s|@STATE@|$STATE|g" -e "s|@HOST@|$(hostname -s)|g" "$file" >"$new"
+    cmp -s "$new" "$name" && continue
+    changed=yes
+    install -D -m "$([[ $name == */slurmdbd.conf ]] && echo 600 || echo 644)" "$new" "$name"
+  done
+  rm -f "$new"
+  [[ -z $changed ]] || { say "new configuration"; "$here/down.sh"; }
+}
+
+start() { # start NAME COMMAND...: detached, so that it neither holds the caller's pipe open nor dies with it
+  local name=$1
+  shift
+  alive "$name" && return
+  say "start $name"
+  rm -f "$STATE/verified"
+  setsid "$@" </dev/null >>"$STATE/log/$name.out" 2>&1 9>&- &
+  echo $! >"$STATE/pid/$name"
+}
+
+start_database() {
+  if [[ ! -d $STATE/mysql ]]; then
+    say "make the accounting database"
+    rm -rf "$STATE/mysql.new"
+    mariadb-install-db --user=mysql --datadir="$STATE/mysql.new" --skip-test-db >"$STATE/log/mysql.out" 2>&1
+    mv "$STATE/mysql.new" "$STATE/mysql"
+  fi
+  install -d -o mysql -g mysql /run/mysqld
+  start mariadbd mariadbd --no-defaults --user=mysql --datadir="$STATE/mysql" --socket=/run/mysqld/mysqld.sock \
+    --skip-networking --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900
+  wait_for 30 "answer from mariadb" mariadb-admin ping
+}
+
+start_slurm() {
+  local node cold=
+  install -d -o munge -g munge /run/munge
+  start munged setpriv --reuid=munge --regid=munge --init-groups munged --foreground
+  wait_for 20 "answer from munge" bash -c 'munge -n | unmunge'
+  start_database
+  start slurmdbd slurmdbd -D
+  wait_for 60 "answer from slurmdbd" sacctmgr -n list cluster
+  if [[ -z $(sacctmgr -n list assoc user="$TEST_USER" cluster=ftlib) ]]; then
+    say "add $TEST_USER to the accounting"
+    sacctmgr -i add cluster ftlib >/dev/null || true # fails when it is there
+    sacctmgr -i add account tests >/dev/null || true
+    sacctmgr -i add user "$TEST_USER" account=tests >/dev/null
+  fi
+  alive slurmctld || cold=yes
+  start slurmctld slurmctld -D
+  for node in n1 n2; do start "slurmd-$node" slurmd -D -N "$node"; done
+  wait_for 60 "answer from slurmctld" bash -c 'scontrol ping | grep -q "is UP"'
+  [[ -z $cold ]] || scancel --user="$TEST_USER" # jobs of an earlier life would come back
+  wait_for 60 "nodes" nodes_ready
+}
+
+nodes_ready() {
+  local states
+  states=$(sinfo -h -N -p low -o %T | sort -u)
+  if grep -qE 'down|drain|inval' <<<"$states"; then scontrol update nodename=n[1-2] state=resume || true; fi
+  ! grep -qvxE 'idle|mixed|allocated|completing' <<<"$states"
+}
+
+verify() {
+  sinfo -h -N -p low -o 'cluster: node %N %T %c CPUs %m MB %G'
+  [[ -e $STATE/verified ]] && return
+  local node out job
+  for node in n1 n2; do
+    out=$(as_user "srun --immediate=90 -t 2 -p low -w $node --gres=gpu:1 bash -c 'echo \$SLURM_JOB_ID; apptainer -q exec $STATE/base.sif python3 --version'") ||
+      die "no job with Apptainer runs on $node: $out"
+    job=${out%%$'\n'*}
+    say "job $job on $node: ${out#*$'\n'}"
+    wait_for 30 "job $job in sacct" bash -c "sacct -X -n -j $job -o state | grep -q COMPLETED"
+  done
+  as_user "apptainer -q exec $STATE/base.sif python3 -c pass" || die "Apptainer does not run outside of jobs"
+  touch "$STATE/verified"
+}
+
+[[ -d /sys/fs/cgroup/memory ]] || die "needs cgroup v1 with the memory controller"
+mkdir -p "$STATE"/{log,run,pid,dev,slurmctld,spool/n1,spool/n2}
+chmod 0755 "$STATE"
+exec 9>"$STATE/lock"
+flock -w 900 9 || die "another up.sh has been running for 15 minutes"
+install_packages
+make_user
+make_devices
+configure
+install_apptainer
+start_slurm
+make_image
+verify
+say "is up"
