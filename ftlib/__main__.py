@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-from ftlib import __version__
-from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER, UserError
+from ftlib import __version__, preemption
+from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER, UserError
 
 COMMANDS = {
     "demo": "no cluster, no downloads: real digits through the whole chain, ending in a report",
@@ -41,7 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ftlib {__version__}")
         return 0
     try:
+        preemption.install()
         return _run(arguments[0], arguments[1:])
+    except preemption.Preempted as signal:
+        print(f"ftlib: {preemption.MESSAGE.format(signal)}", file=sys.stderr)
+        return EXIT_AGAIN
     except UserError as error:
         if debug:
             raise

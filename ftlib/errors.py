@@ -12,6 +12,9 @@ EXIT_USER = 2
 EXIT_FAILURE = 1
 """A failure that is not the user's: a bug, a diverged model, a broken machine."""
 
+EXIT_AGAIN = 75
+"""Everything worth keeping is saved; the same command goes on from there (sysexits.h: EX_TEMPFAIL)."""
+
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as shells report it (128 + SIGINT)."""
 

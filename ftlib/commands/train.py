@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ftlib import command_line, console, runs
 from ftlib.errors import EXIT_FAILURE, Diverged
+from ftlib.preemption import Preempted, tell_host, unwinding
 from ftlib.site import find_site
 
 
@@ -21,11 +22,15 @@ def main(argv: list[str]) -> int:
     if run.done.exists():
         console.say(f"{run.folder}: already trained; the result is in {run.result(experiment.config.adapter.method)}")
         return 0
-    with runs.owned(run.folder):
-        from ftlib.training.fit import fit
+    from ftlib.training.fit import fit
 
+    with unwinding(), runs.owned(run.folder):
+        tell_host("run", str(run.folder))
         try:
             fit(experiment, run, site)
+        except Preempted as signal:
+            run.note("preempted", signal=str(signal))
+            raise
         except Diverged as error:
             run.note("diverged", reason=str(error))
             console.say(f"ftlib: training diverged at {error}; no result was written. Try a lower learning rate.")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlib import files
+from ftlib import files, preemption
 from ftlib.config import Checkpoint
 
 _WEIGHTS = "trainable.safetensors"
@@ -51,7 +51,7 @@ def restore_threads(folder: Path) -> None:
 
 
 class CheckpointDue(TrainerCallback):
-    """Asks the Trainer to save when enough steps or minutes have passed."""
+    """Asks the Trainer to save when enough steps or minutes have passed, and to save and stop on a signal."""
 
     def __init__(self, rule: Checkpoint) -> None:
         self.rule = rule
@@ -63,6 +63,8 @@ class CheckpointDue(TrainerCallback):
         late = time.monotonic() - self._saved_at >= self.rule.minutes * 60
         if state.global_step % self.rule.steps == 0 or late or state.global_step >= state.max_steps:
             control.should_save = True
+        if preemption.requested():
+            control.should_save = control.should_training_stop = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ftlib import console, files, runs
+from ftlib import console, files, preemption, runs
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment
@@ -50,7 +50,8 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     trainer = _trainer(experiment, run, prepared, site)
     with console.progress("step", _total_steps(trainer), start=step) as update:
         trainer.on_step = lambda record, total: _log_step(run, record, update)
-        _train(trainer, checkpoint[1] if checkpoint else None)
+        with preemption.graceful():
+            _train(trainer, checkpoint[1] if checkpoint else None)
     _publish(experiment, run, trainer)
     run.note("done", step=trainer.state.global_step, seconds=round(time.monotonic() - started, 1))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlib import files, runs
+from ftlib import files, preemption, runs
 from ftlib.config import Config
 from ftlib.errors import Diverged
 from ftlib.training.batching import EffectiveBatches, TrainingRows
@@ -120,6 +120,7 @@ class AnswerTrainer(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / "trainer_state.json"))
+        preemption.tell_host("checkpointed")
         runs.rotate_checkpoints(self.checkpoints, self.config.checkpoint.keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

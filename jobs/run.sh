@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# The one place that knows Slurm, the container, signals and requeueing.
+#
+# By hand:          jobs/run.sh ftlib COMMAND …     enters the container and runs the command
+# In a batch job:   source jobs/run.sh; run_job COMMAND+COMMAND … ARGUMENTS…
+#
+# A job answers: 0 done · 2 the user's mistake · 75 saved, go on later · 137 killed · anything else a failure.
+# Time limit near (USR1) → the command saves and says 75 → this script requeues. Preempted or cancelled (TERM) → the
+# command saves and says 75, and nobody requeues here: Slurm requeues what it preempts, and `scancel` stays cancelled.
+# Killed outright → requeued only if a checkpoint came after the last start.
+
+jobs=${FTLIB_JOBS:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}
+root=$(dirname "$jobs")
+source "$jobs/lib.sh"
+
+fail() { echo "ftlib: $*" >&2; exit 2; }
+
+# Site settings, image, and what the container sees. Sets the array `container`.
+enter_container() {
+    local program name
+    read_site_env "$jobs/site.env" || exit 2
+    if [[ -n ${FTLIB_HOOK:-} ]]; then source "$FTLIB_HOOK" || fail "FTLIB_HOOK=$FTLIB_HOOK failed"; fi
+    if [[ -z ${FTLIB_STORE:-} ]]; then
+        if [[ -n ${SLURM_JOB_ID:-} ]]; then
+            fail "FTLIB_STORE is not set, and inside a Slurm job there is no safe default. Set it in jobs/site.env."
+        fi
+        FTLIB_STORE=$PWD/store
+    fi
+    FTLIB_RUNS=${FTLIB_RUNS:-$FTLIB_STORE/runs/$(id -un)}
+    FTLIB_IMAGE=${FTLIB_IMAGE:-$FTLIB_STORE/images/ftlib.sif}
+    mkdir -p "$FTLIB_STORE" "$FTLIB_RUNS" || fail "FTLIB_STORE=$FTLIB_STORE cannot be written to"
+    program=$(find_container) || fail "neither apptainer nor singularity is in PATH; load it in FTLIB_HOOK"
+    [[ -r $FTLIB_IMAGE ]] || fail "image $FTLIB_IMAGE is not there. Build it: sbatch jobs/build.sbatch"
+    "$program" inspect --labels "$FTLIB_IMAGE" 2>/dev/null | grep -q '^org\.ftlib\.revision' ||
+        fail "$FTLIB_IMAGE is no image of ftlib. Build one: sbatch jobs/build.sbatch"
+
+    job_tmp=$(mktemp -d "${FTLIB_TMP:-${SLURM_TMPDIR:-/tmp}}/ftlib.XXXXXX") || fail "no local temporary folder"
+    trap 'rm -rf "$job_tmp"' EXIT
+    mkdir "$job_tmp/tmp" "$job_tmp/notes"
+    # Compile caches must never be shared between nodes or inherited; jobs never reach the hub.
+    to_container FTLIB_STORE "$FTLIB_STORE"
+    to_container FTLIB_RUNS "$FTLIB_RUNS"
+    to_container FTLIB_JOB_TMP "$job_tmp/notes"
+    to_container TMPDIR "$job_tmp/tmp"
+    to_container TRITON_CACHE_DIR "$job_tmp/tmp/triton"
+    to_container TORCHINDUCTOR_CACHE_DIR "$job_tmp/tmp/inductor"
+    to_container HF_HOME "$FTLIB_STORE/hf"
+    to_container PYTHONNOUSERSITE 1
+    to_container PYTHONUNBUFFERED 1
+    if [[ -n ${SLURM_JOB_ID:-} ]]; then to_container HF_HUB_OFFLINE 1; fi
+    container=("$program" exec --nv)
+    for name in "$FTLIB_STORE" "$FTLIB_RUNS" "$root" "$PWD" "$job_tmp" ${FTLIB_BINDS:+"${FTLIB_BINDS//:/$'\n'}"}; do
+        while IFS= read -r name; do
+            [[ $name != *[,:]* ]] || fail "$name: a path with a comma or a colon cannot be bound into a container"
+            container+=(--bind "$name")
+        done <<< "$name"
+    done
+    container+=(--pwd "$PWD" "$FTLIB_IMAGE")
+}
+
+# Both names, since the image's own environment would win over the host's.
+to_container() { export "APPTAINERENV_$1=$2" "SINGULARITYENV_$1=$2"; }
+
+# The code and the config that this job first started with; a requeued job goes on with them.
+pin() {
+    pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
+    if [[ ! -e $pinned/code ]]; then
+        rm -rf "$pinned" "$pinned".tmp-*
+        mkdir -p "$pinned.tmp-$$/code" && copy_tracked "$root" "$pinned.tmp-$$/code" ||
+            fail "$FTLIB_RUNS: the code cannot be copied there (storage full?)"
+        if [[ -f ${1:-} ]]; then cp "$1" "$pinned.tmp-$$/config.yaml" || fail "$1 cannot be copied to $FTLIB_RUNS"; fi
+        mv "$pinned.tmp-$$" "$pinned"
+    fi
+    to_container PYTHONPATH "$pinned/code"
+}
+
+requeue() {
+    local id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} answer
+    id=${id:-$SLURM_JOB_ID}
+    if (( ${SLURM_RESTART_COUNT:-0} >= ${FTLIB_MAX_REQUEUES:-100} )); then
+        echo "ftlib: requeued ${SLURM_RESTART_COUNT} times already (FTLIB_MAX_REQUEUES); submit it again to go on" >&2
+        exit 75
+    fi
+    echo "ftlib: $1; requeueing job $id" >&2
+    if answer=$(scontrol requeue "$id" 2>&1); then
+        sleep 300 # Slurm ends this script
+        exit 75
+    fi
+    echo "ftlib: Slurm does not requeue this job ($answer). Nothing is lost: submit it again and it goes on." >&2
+    exit 75
+}
+
+# Add a line to the history of the run that was at work.
+note() {
+    local run
+    run=$(cat "$job_tmp/notes/run" 2>/dev/null) || return 0
+    printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "exit": %d, "reason": "%s"}\n' \
+        "$1" "$(date +%s)" "$(hostname)" "$SLURM_JOB_ID" "$2" "$3" >> "$run/history.jsonl"
+}
+
+# Wait for srun; pass a USR1 on once the command's handlers stand (before, it would kill srun or Python).
+wait_for() {
+    local passed=0
+    while :; do
+        if [[ $usr1 == 1 && $passed == 0 && -e $job_tmp/notes/ready ]]; then
+            kill -USR1 "$1" 2>/dev/null
+            passed=1
+        fi
+        if [[ $usr1 == 1 && $passed == 0 ]]; then
+            if kill -0 "$1" 2>/dev/null; then sleep 0.2; continue; fi
+        fi
+        wait "$1"
+        code=$?
+        if (( code > 128 )) && kill -0 "$1" 2>/dev/null; then continue; fi # a trap woke us, not the end
+        return
+    done
+}
+
+out_of_memory() { # did the kernel kill this step for its memory?
+    local state
+    state=$(timeout 20 sacct -nXPo State -j "$SLURM_JOB_ID" 2>/dev/null; timeout 20 sacct -nPo State -j "$SLURM_JOB_ID" 2>/dev/null)
+    [[ $state == *OUT_OF_ME* ]] || grep -qi 'oom.kill' "$job_tmp/stderr" 2>/dev/null
+}
+
+run_step() { # one ftlib command; returns only if it is done
+    local command=$1 code
+    shift
+    rm -f "$job_tmp"/notes/*
+    # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
+    srun --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
+        "${container[@]}" python3 -m ftlib "$command" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
+    wait_for $!
+    case $code in
+        0) return ;;
+        2) exit 2 ;;
+        75)
+            if [[ $usr1 == 1 || $(cat "$job_tmp/notes/signal" 2>/dev/null) == SIGUSR1 ]]; then requeue "saved before the time limit"; fi
+            echo "ftlib: saved and ended" >&2
+            exit 75
+            ;;
+    esac
+    if [[ $term == 1 ]]; then exit "$code"; fi # cancelled or preempted before its handlers stood
+    if (( code > 128 )); then
+        if out_of_memory; then
+            note killed "$code" "out of memory"
+            echo "ftlib: $command ran out of the job's memory; ask for more: sbatch --mem=…" >&2
+            exit "$code"
+        fi
+        note killed "$code" "signal $((code - 128))"
+        if [[ -e $job_tmp/notes/checkpointed ]]; then requeue "$command was killed after a checkpoint"; fi
+        echo "ftlib: $command was killed (signal $((code - 128))) before its first checkpoint of this start" >&2
+    fi
+    exit "$code"
+}
+
+run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
+    local commands=$1 command
+    shift
+    cd "$root" || exit 2
+    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
+    enter_container
+    pin "$@"
+    if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi
+    for command in ${commands//+/ }; do
+        run_step "$command" "$@"
+    done
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    [[ ${1:-} == ftlib || ${1:-} == python3 ]] || fail "usage: jobs/run.sh ftlib COMMAND …"
+    enter_container
+    "${container[@]}" "$@"
+fi
