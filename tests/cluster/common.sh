@@ -10,7 +10,7 @@ die() { say "FAILED: $*" >&2; exit 1; }
 
 alive() { # alive NAME: does the process in NAME's pid file run, and is it really that daemon?
   local pid
-  pid=$(cat "$STATE/pid/$1" 2>/dev/null) && [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "${1%-n?}" ]]
+  pid=$(cat "$STATE/pid/$1" 2>/dev/null) && [[ -e /proc/$pid/exe && $(cat "/proc/$pid/comm") == "${1%-n?}" ]] # no exe: a zombie
 }
 
 wait_for() { # wait_for SECONDS WHAT COMMAND...

@@ -14,7 +14,8 @@ as_user() { runuser -l "$TEST_USER" -c "$*"; }
 
 mirror() { # the machine's own Debian mirror
   # shellcheck disable=SC2016
-  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1
+  apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages' 'Release: bookworm' | head -n 1 | grep . ||
+    die "no Debian 12 mirror among apt's sources"
 }
 
 install_packages() {
@@ -38,11 +39,12 @@ install_packages() {
 install_apptainer() { # Debian has it in unstable only, built for a newer C library than Debian 12's
   apptainer --version >/dev/null 2>&1 && [[ -e /usr/bin/singularity ]] && return
   say "install Apptainer"
-  local tmp=$STATE/apptainer program options
+  local tmp=$STATE/apptainer uri program options
+  uri=$(mirror)
   rm -rf "$tmp"
   mkdir -p "$tmp"/{lists,cache/archives}/partial "$LIBS"
   chown -R _apt "$tmp"
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) unstable main" >"$tmp/sources"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri unstable main" >"$tmp/sources"
   options=(-o Dir::Etc::sourcelist="$tmp/sources" -o Dir::Etc::sourceparts=-
     -o Dir::State::lists="$tmp/lists" -o Dir::Cache="$tmp/cache" -o Acquire::Languages=none)
   (
@@ -79,10 +81,11 @@ make_devices() {
 make_image() {
   [[ -s $STATE/base.sif ]] && return
   say "build base.sif"
-  local root=$STATE/base-root
+  local root=$STATE/base-root uri
+  uri=$(mirror)
   rm -rf "$root" "$STATE/base.sif.new"
   {
-    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$root" "$(mirror)" &&
+    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$root" "$uri" &&
       apptainer build "$STATE/base.sif.new" "$root"
   } >"$STATE/log/image.out" 2>&1 </dev/null || die "base image: see $STATE/log/image.out"
   mv "$STATE/base.sif.new" "$STATE/base.sif"
@@ -90,22 +93,25 @@ make_image() {
 }
 
 configure() {
-  local file new name changed=
-  grep -q '^ClusterName=' /etc/slurm/slurm.conf 2>/dev/null && ! grep -q '^ClusterName=ftlib$' /etc/slurm/slurm.conf &&
-    die "/etc/slurm/slurm.conf belongs to another cluster"
-  for name in n1 n2; do # for `scontrol show hostnames` and srun
-    grep -qw "$name" /etc/hosts || echo "127.0.0.1 $name" >>/etc/hosts
+  local new=$STATE/config file old
+  old=$(sed -n 's|^StateSaveLocation=\(.*\)/slurmctld$|\1|p' /etc/slurm/slurm.conf 2>/dev/null || true)
+  [[ -n $old || ! -s /etc/slurm/slurm.conf ]] || die "/etc/slurm/slurm.conf belongs to another cluster"
+  for file in n1 n2; do # for `scontrol show hostnames` and srun
+    grep -qw "$file" /etc/hosts || echo "127.0.0.1 $file" >>/etc/hosts
   done
-  new=$(mktemp)
+  rm -rf "$new"
+  mkdir -p "$new"
   for file in "$here"/*.conf.in; do
-    name=/etc/slurm/$(basename "$file" .in)
-    sed -e "s|@STATE@|$STATE|g" -e "s|@HOST@|$(hostname -s)|g" "$file" >"$new"
-    cmp -s "$new" "$name" && continue
-    changed=yes
-    install -D -m "$([[ $name == */slurmdbd.conf ]] && echo 600 || echo 644)" "$new" "$name"
+    sed -e "s|@STATE@|$STATE|g" -e "s|@HOST@|$(hostname -s)|g" "$file" >"$new/$(basename "$file" .in)"
   done
-  rm -f "$new"
-  [[ -z $changed ]] || { say "new configuration"; "$here/down.sh"; }
+  chmod 0600 "$new/slurmdbd.conf" # slurmdbd insists
+  for file in "$new"/*; do
+    cmp -s "$file" "/etc/slurm/${file##*/}" && continue
+    say "new configuration"
+    [[ -z $old ]] || FTLIB_CLUSTER_STATE=$old "$here/down.sh"
+    cp -p "$new"/* /etc/slurm/
+    return
+  done
 }
 
 start() { # start NAME COMMAND...: detached, so that it neither holds the caller's pipe open nor dies with it
@@ -149,8 +155,8 @@ start_slurm() {
   start slurmctld slurmctld -D
   for node in n1 n2; do start "slurmd-$node" slurmd -D -N "$node"; done
   wait_for 60 "answer from slurmctld" bash -c 'scontrol ping | grep -q "is UP"'
-  [[ -z $cold ]] || scancel --user="$TEST_USER" # jobs of an earlier life would come back
   wait_for 60 "nodes" nodes_ready
+  [[ -z $cold ]] || scancel --user="$TEST_USER" # jobs of an earlier life would come back
 }
 
 nodes_ready() {
