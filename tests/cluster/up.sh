@@ -83,7 +83,8 @@ make_image() {
   say "build base.sif"
   local root=$STATE/base-root uri
   uri=$(mirror)
-  rm -rf "$root" "$STATE/base.sif.new"
+  umount -q "$root/proc" "$root/sys" 2>/dev/null || true # left by an interrupted debootstrap
+  rm -rf --one-file-system "$root" "$STATE/base.sif.new"
   {
     debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$root" "$uri" &&
       apptainer build "$STATE/base.sif.new" "$root"
