@@ -6,8 +6,9 @@
 #
 # A job answers: 0 done · 2 the user's mistake · 75 saved, go on later · 137 killed · anything else a failure.
 # Time limit near (USR1) → the command saves and says 75 → this script requeues. Preempted or cancelled (TERM) → the
-# command saves and says 75, and nobody requeues here: Slurm requeues what it preempts, and `scancel` stays cancelled.
-# Killed outright → requeued only if a checkpoint came after the last start.
+# command saves and says 75; a cancelled job stays cancelled, a preempted one is requeued: by Slurm, or by this script,
+# since Slurm leaves alone what ends within its partition's GraceTime. Killed outright → requeued only if a checkpoint
+# came after the last start.
 
 jobs=${FTLIB_JOBS:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}
 root=$(dirname "$jobs")
@@ -48,13 +49,11 @@ enter_container() {
     to_container PYTHONNOUSERSITE 1
     to_container PYTHONUNBUFFERED 1
     if [[ -n ${SLURM_JOB_ID:-} ]]; then to_container HF_HUB_OFFLINE 1; fi
-    container=("$program" exec --nv)
-    for name in "$FTLIB_STORE" "$FTLIB_RUNS" "$root" "$PWD" "$job_tmp" ${FTLIB_BINDS:+"${FTLIB_BINDS//:/$'\n'}"}; do
-        while IFS= read -r name; do
-            [[ $name != *[,:]* ]] || fail "$name: a path with a comma or a colon cannot be bound into a container"
-            container+=(--bind "$name")
-        done <<< "$name"
-    done
+    container=("$program" --quiet exec --nv)
+    while IFS= read -r name; do
+        [[ $name != *[,:]* ]] || fail "$name: a path with a comma or a colon cannot be bound into a container"
+        container+=(--bind "$name")
+    done < <(printf '%s\n' "$FTLIB_STORE" "$FTLIB_RUNS" "$root" "$job_tmp"; tr : '\n' <<< "${FTLIB_BINDS:-$PWD}")
     container+=(--pwd "$PWD" "$FTLIB_IMAGE")
 }
 
@@ -64,7 +63,7 @@ to_container() { export "APPTAINERENV_$1=$2" "SINGULARITYENV_$1=$2"; }
 # The code and the config that this job first started with; a requeued job goes on with them.
 pin() {
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
-    if [[ ! -e $pinned/code ]]; then
+    if [[ ${SLURM_RESTART_COUNT:-0} == 0 || ! -e $pinned/code ]]; then
         rm -rf "$pinned" "$pinned".tmp-*
         mkdir -p "$pinned.tmp-$$/code" && copy_tracked "$root" "$pinned.tmp-$$/code" ||
             fail "$FTLIB_RUNS: the code cannot be copied there (storage full?)"
@@ -116,10 +115,14 @@ wait_for() {
     done
 }
 
-out_of_memory() { # did the kernel kill this step for its memory?
-    local state
-    state=$(timeout 20 sacct -nXPo State -j "$SLURM_JOB_ID" 2>/dev/null; timeout 20 sacct -nPo State -j "$SLURM_JOB_ID" 2>/dev/null)
-    [[ $state == *OUT_OF_ME* ]] || grep -qi 'oom.kill' "$job_tmp/stderr" 2>/dev/null
+# Did the kernel kill this step for its memory? srun's exit code is 1 or 137 then; only its words tell.
+out_of_memory() { grep -qiE 'oom.kill|out of memory' "$job_tmp/stderr" 2>/dev/null; }
+
+# Is a partition of higher priority taking this job's place? (A cancelled job is no longer RUNNING.)
+being_preempted() {
+    local shown
+    shown=$(timeout 30 scontrol show job "$SLURM_JOB_ID" 2>/dev/null) || return 1
+    [[ $shown == *JobState=RUNNING* && $shown == *" PreemptTime="* && $shown != *" PreemptTime=None"* ]]
 }
 
 run_step() { # one ftlib command; returns only if it is done
@@ -135,17 +138,19 @@ run_step() { # one ftlib command; returns only if it is done
         2) exit 2 ;;
         75)
             if [[ $usr1 == 1 || $(cat "$job_tmp/notes/signal" 2>/dev/null) == SIGUSR1 ]]; then requeue "saved before the time limit"; fi
+            if being_preempted; then requeue "saved before a preemption"; fi
             echo "ftlib: saved and ended" >&2
             exit 75
             ;;
     esac
-    if [[ $term == 1 ]]; then exit "$code"; fi # cancelled or preempted before its handlers stood
+    if [[ $term == 1 ]]; then exit "$code"; fi # cancelled before its handlers stood
+    if being_preempted; then requeue "preempted before its start was over"; fi
+    if out_of_memory; then
+        note killed "$code" "out of memory"
+        echo "ftlib: $command ran out of the job's memory; ask for more: sbatch --mem=…" >&2
+        exit "$code"
+    fi
     if (( code > 128 )); then
-        if out_of_memory; then
-            note killed "$code" "out of memory"
-            echo "ftlib: $command ran out of the job's memory; ask for more: sbatch --mem=…" >&2
-            exit "$code"
-        fi
         note killed "$code" "signal $((code - 128))"
         if [[ -e $job_tmp/notes/checkpointed ]]; then requeue "$command was killed after a checkpoint"; fi
         echo "ftlib: $command was killed (signal $((code - 128))) before its first checkpoint of this start" >&2

@@ -1,0 +1,124 @@
+"""A user's view of the test cluster: a clone of the repository, a store with the image, sbatch and sacct.
+
+The tests need root (to become the ordinary user) and a running cluster (`tests/cluster/up.sh`). Without one they are
+skipped with that reason; under CI that is a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ftlib import files
+from tests.conftest import REPOSITORY
+
+USER = "ftuser"
+STATE = Path(os.environ.get("FTLIB_CLUSTER_STATE", "/var/lib/ftlib-cluster"))
+FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
+
+
+@dataclass
+class Cluster:
+    """What the ordinary user has."""
+
+    home: Path
+
+    @property
+    def store(self) -> Path:
+        return self.home / "shared store"  # with a space, as some sites have it
+
+    @property
+    def image(self) -> Path:
+        return self.store / "images" / "ftlib.sif"
+
+    def shell(self, command: str, **environment: object) -> subprocess.CompletedProcess[str]:
+        """Run a shell command as the user, in the clone."""
+        settings = {"FTLIB_STORE": self.store, "OMP_NUM_THREADS": 1, "HOME": f"/home/{USER}", **environment}
+        exports = "".join(f"export {name}='{value}'; " for name, value in settings.items() if value is not None)
+        script = f"cd '{self.home}/ftlib'; {exports}{command}"
+        return subprocess.run(["runuser", "-u", USER, "--", "bash", "-c", script], capture_output=True, text=True)
+
+    def sbatch(self, arguments: str, **environment: object) -> str:
+        """Submit and return the job's number."""
+        done = self.shell(f"sbatch --parsable --mem=2500M --cpus-per-task=1 {arguments}", **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def state(self, job: str) -> str:
+        """The newest state of a job; empty before accounting knows it."""
+        done = subprocess.run(["sacct", "-nXPo", "State", "-j", job], capture_output=True, text=True)
+        return done.stdout.split()[0] if done.stdout.strip() else ""
+
+    def wait(self, job: str, seconds: float = 400) -> str:
+        """Wait until a job has ended for good and return its state."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            state = self.state(job)
+            if state.startswith(FINISHED):
+                return state
+            time.sleep(1)
+        raise AssertionError(f"job {job} is {self.state(job)} after {seconds} s\n{self.log(job)}")
+
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 200) -> None:
+        """Wait for something to become true."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"waited {seconds} s for {what}"
+            time.sleep(0.2)
+
+    def log(self, job: str) -> str:
+        """What a job has printed."""
+        return "".join(path.read_text() for path in (self.home / "ftlib" / "logs").glob(f"*-{job}.log"))
+
+    def run(self, name: str, runs: Path | None = None) -> Path:
+        """The only run folder of a name."""
+        (folder,) = ((runs or self.store / "runs" / USER) / name).iterdir()
+        return folder
+
+    def steps(self, name: str, runs: Path) -> int:
+        """How many steps a run has logged; 0 before it began."""
+        logs = list((runs / name).glob("*/metrics.jsonl"))
+        return len(files.read_jsonl_log(logs[0])) if logs else 0
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster, with a fresh clone of the working tree and an empty store that holds the image."""
+    problem = _problem()
+    if problem and "CI" in os.environ:
+        pytest.fail(problem)
+    if problem:
+        pytest.skip(problem)
+    home = STATE / "home"
+    shutil.rmtree(home, ignore_errors=True)
+    user = Cluster(home)
+    (home / "shared store" / "images").mkdir(parents=True)
+    subprocess.run(["bash", "-c", 'source jobs/lib.sh; mkdir -p "$1"; copy_tracked . "$1"', "-", home / "ftlib"],
+                   check=True, cwd=REPOSITORY)  # fmt: skip
+    shutil.copy(STATE / "ftlib.sif", user.image)
+    subprocess.run(["chown", "-R", f"{USER}:", home], check=True)
+    yield user
+    subprocess.run(["scancel", "--user", USER], check=False)
+
+
+def _problem() -> str | None:
+    if os.geteuid() != 0:
+        return "the cluster's tests need root"
+    if not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode:
+        return "no cluster is up: run `make cluster`"
+    if not (STATE / "ftlib.sif").exists():
+        return f"there is no image {STATE / 'ftlib.sif'}: run `make cluster`"
+    return None
+
+
+def history(run: Path) -> list[dict[str, object]]:
+    """What happened to a run."""
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]

@@ -1,0 +1,225 @@
+"""`sbatch jobs/train.sbatch` on a real Slurm, in the real container, as an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ftlib import files
+from tests.cluster.conftest import STATE, USER, Cluster, history
+
+LONG = "configs/digits.yaml name=long training.num_train_epochs=20 checkpoint.steps=40"
+"""A run of 740 steps, long enough to be interrupted several times."""
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in files.read_jsonl_log(run / "metrics.jsonl")]
+
+
+def test_the_words_of_the_user(cluster: Cluster) -> None:
+    """Submit, evaluate, ask: result and scores are on the store."""
+    job = cluster.sbatch("--time=20 jobs/train.sbatch")
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    run = cluster.run("digits")
+    assert json.loads((run / "DONE").read_text())["step"] == 444
+    scores = json.loads((run / "eval/digits/test/after/scores.json").read_text())
+    assert scores["value"] >= 0.95
+    before = json.loads((run / "eval/digits/test/before/scores.json").read_text())
+    assert before["value"] <= 0.2
+    log = cluster.log(job)
+    assert re.search(r"^step: 444/444   lr: 0\.00000   loss: 0\.\d{4}$", log, re.MULTILINE)
+    assert "Traceback" not in log
+    steps = subprocess.run(["sacct", "-nPo", "JobName,State", "-j", job], capture_output=True, text=True).stdout
+    for command in ("stage", "prepare", "train", "evaluate"):
+        assert f"{command}|COMPLETED" in steps
+
+    job = cluster.sbatch("--time=20 jobs/evaluate.sbatch digits --split train")
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    assert json.loads((run / "eval/digits/train/after/scores.json").read_text())["n"] == 1168
+
+    image = cluster.store / "datasets/digits/images/0000.png"
+    question = f"predict digits --image '{image}' --prompt 'which digit is this?'"
+    by_hand = cluster.shell(
+        f"singularity exec --nv --bind '{cluster.store}' '{cluster.image}' python3 -m ftlib {question}"
+    )
+    assert (by_hand.returncode, by_hand.stdout.strip()) == (0, "0"), by_hand.stderr
+    wrapped = cluster.shell(f"jobs/run.sh ftlib {question}")
+    assert (wrapped.returncode, wrapped.stdout.strip()) == (0, "0"), wrapped.stderr
+    assert cluster.shell("jobs/run.sh ftlib prepare configs/digits.yaml").returncode == 0
+    assert cluster.shell("jobs/run.sh ftlib report digits").returncode == 0
+
+
+def test_interrupted_runs_end_like_an_undisturbed_one(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Preempted by a higher partition, and hit by its time limit, three times each at random moments."""
+    runs = {name: cluster.home / name for name in ("straight", "preempted", "limited")}
+    nodes = {"straight": "n2", "preempted": "n1", "limited": "n2"}
+    jobs = {
+        name: cluster.sbatch(f"--time=30 --nodelist={nodes[name]} jobs/train.sbatch {LONG}", FTLIB_RUNS=runs[name])
+        for name in ("straight", "preempted")
+    }
+    limits = "--time=2 --signal=B:USR1@70"  # the signal comes up to 60 s earlier than asked for
+    jobs["limited"] = cluster.sbatch(f"{limits} --nodelist=n2 jobs/train.sbatch {LONG}", FTLIB_RUNS=runs["limited"])
+    moments = sorted(random.sample(range(20, 600), 3))
+    print(f"preempting after steps {moments}")
+    for moment in moments:
+        cluster.wait_until(lambda at=moment: cluster.steps("long", runs["preempted"]) >= at, f"step {moment}", 400)
+        high = cluster.sbatch("--partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap 'sleep 1'")
+        assert cluster.wait(high) == "COMPLETED"
+    for name, job in jobs.items():
+        assert cluster.wait(job, 900) == "COMPLETED", f"{name}\n{cluster.log(job)}"
+    straight = cluster.run("long", runs["straight"])
+    for name, signal in (("preempted", "SIGTERM"), ("limited", "SIGUSR1")):
+        run = cluster.run("long", runs[name])
+        assert weights(run) == weights(straight), name
+        assert losses(run) == losses(straight), name
+        interruptions = [event for event in history(run) if event["event"] == "preempted"]
+        assert {event["signal"] for event in interruptions} == {signal}
+        log = cluster.log(jobs[name])
+        assert log.count(f"ended by {signal}; the same command goes on") >= 3
+        assert log.count("going on from the checkpoint of step") == len(interruptions) >= 2
+    assert cluster.log(jobs["limited"]).count("saved before the time limit; requeueing") >= 3
+
+
+def training(
+    cluster: Cluster, runs: Path, arguments: str = "", steps: int = 30, script: str = "jobs/train.sbatch"
+) -> str:
+    """A job that is in the middle of training."""
+    job = cluster.sbatch(f"--time=30 {arguments} {script} {LONG}", FTLIB_RUNS=runs)
+    cluster.wait_until(lambda: cluster.steps("long", runs) >= steps, "training to begin")
+    return job
+
+
+def restarts(job: str) -> int:
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    found = re.search(r"Restarts=(\d+)", shown)
+    return int(found[1]) if found else 0
+
+
+def test_cancelled_stays_cancelled_and_the_next_submission_goes_on(cluster: Cluster) -> None:
+    runs = cluster.home / "cancelled"
+    job = training(cluster, runs)
+    cluster.shell(f"scancel {job}")
+    assert cluster.wait(job).startswith("CANCELLED")
+    time.sleep(20)
+    assert cluster.state(job).startswith("CANCELLED")
+    assert "ended by SIGTERM" in cluster.log(job) and "requeueing" not in cluster.log(job)
+    done = cluster.steps("long", runs)
+    again = training(cluster, runs, steps=done + 5)
+    assert f"going on from the checkpoint of step {done}" in cluster.log(again)
+    cluster.shell(f"scancel {again}")
+
+
+def test_killed_outright_after_a_checkpoint_it_goes_on(cluster: Cluster) -> None:
+    """The processes of the running step die of SIGKILL; the batch script lives and requeues."""
+    runs = cluster.home / "killed"
+    job = training(cluster, runs, steps=50)
+    cluster.shell(f"pkill -KILL -u {USER} -f 'ftlib train'")
+    cluster.wait_until(lambda: restarts(job) == 1, "a requeue")
+    cluster.wait_until(lambda: "going on from the checkpoint of step 40" in cluster.log(job), "it to go on")
+    cluster.shell(f"scancel {job}")
+    killed = [event for event in history(cluster.run("long", runs)) if event["event"] == "killed"]
+    assert killed and killed[0]["reason"] == "signal 9"
+
+
+def test_without_requeueing_nothing_is_lost(cluster: Cluster) -> None:
+    runs = cluster.home / "norequeue"
+    job = training(cluster, runs, "--no-requeue")
+    cluster.shell(f"scancel --batch --signal=USR1 {job}")
+    assert cluster.wait(job) == "FAILED"
+    assert "Slurm does not requeue this job" in cluster.log(job)
+    assert "submit it again and it goes on" in cluster.log(job)
+    again = training(cluster, runs, steps=cluster.steps("long", runs) + 5)
+    assert "going on from the checkpoint" in cluster.log(again)
+    cluster.shell(f"scancel {again}")
+
+
+def test_a_signal_every_second_never_loses_the_job(cluster: Cluster) -> None:
+    runs = cluster.home / "signalled"
+    job = cluster.sbatch(f"--time=30 jobs/train.sbatch {LONG} training.max_steps=60", FTLIB_RUNS=runs)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        cluster.shell(f"scancel --batch --signal=USR1 {job}; scancel --signal=USR1 {job}")
+        time.sleep(1)
+    assert not cluster.state(job).startswith(("FAILED", "CANCELLED", "TIMEOUT")), cluster.log(job)
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    assert "Traceback" not in cluster.log(job)
+
+
+def test_out_of_memory_is_a_failure_with_that_reason(cluster: Cluster) -> None:
+    runs = cluster.home / "memory"
+    job = cluster.sbatch(f"--time=30 --mem=380M jobs/train.sbatch {LONG}", FTLIB_RUNS=runs)
+    assert cluster.wait(job) in ("OUT_OF_MEMORY", "FAILED")
+    assert "ran out of the job's memory" in cluster.log(job)
+    assert restarts(job) == 0
+    events = history(cluster.run("long", runs))
+    assert [event["reason"] for event in events if event["event"] == "killed"] == ["out of memory"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "site_env", "message"),
+    [
+        ({"FTLIB_IMAGE": "/nowhere/x.sif"}, "", "image /nowhere/x.sif is not there. Build it"),
+        ({"FTLIB_IMAGE": STATE / "base.sif"}, "", "is no image of ftlib"),
+        ({"FTLIB_STORE": None}, "", "FTLIB_STORE is not set"),
+        ({}, "FTLIB STORE=/x", "site.env:1: expected KEY=VALUE"),
+        ({"FTLIB_STORE": "/proc/x"}, "", "cannot be written to"),
+    ],
+)
+def test_mistakes_are_told_within_seconds(
+    cluster: Cluster, settings: dict[str, object], site_env: str, message: str
+) -> None:
+    file = cluster.home / "ftlib" / "jobs" / "site.env"
+    if site_env:
+        file.write_text(site_env + "\n")
+    try:
+        job = cluster.sbatch("--time=5 jobs/train.sbatch", **settings)
+        assert cluster.wait(job, 60) == "FAILED"
+    finally:
+        file.unlink(missing_ok=True)
+    code = subprocess.run(["sacct", "-nXPo", "ExitCode,ElapsedRaw", "-j", job], capture_output=True, text=True).stdout
+    assert code.startswith("2:0|") and int(code.split("|")[1]) <= 10
+    assert message in cluster.log(job)
+
+
+def test_a_full_store(cluster: Cluster) -> None:
+    small = cluster.home / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", small], check=True)
+    try:
+        job = cluster.sbatch("--time=5 jobs/train.sbatch", FTLIB_STORE=small, FTLIB_IMAGE=cluster.image)
+        assert cluster.wait(job, 90) == "FAILED"
+        assert re.search("no space left|storage full", cluster.log(job)), cluster.log(job)
+        assert "Traceback" not in cluster.log(job)
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_requeued_job_keeps_the_code_and_config_it_began_with(cluster: Cluster) -> None:
+    runs = cluster.home / "pinned"
+    config = cluster.home / "ftlib" / "configs" / "mine.yaml"
+    config.write_text((cluster.home / "ftlib/configs/digits.yaml").read_text().replace("name: digits", "name: long"))
+    code = cluster.home / "ftlib" / "ftlib" / "__init__.py"
+    text = code.read_text()
+    try:
+        job = cluster.sbatch(f"--time=30 jobs/train.sbatch {config} checkpoint.steps=40", FTLIB_RUNS=runs)
+        cluster.wait_until(lambda: cluster.steps("long", runs) >= 10, "training to begin")
+        config.write_text("broken: [")
+        code.write_text("raise SystemExit('edited while the job ran')\n")
+        cluster.shell(f"scancel --batch --signal=USR1 {job}")
+        cluster.wait_until(lambda: "going on from the checkpoint" in cluster.log(job), "it to go on")
+        cluster.shell(f"scancel {job}")
+        assert "edited while" not in cluster.log(job)
+    finally:
+        code.write_text(text)
