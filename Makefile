@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the whole chain on real digits
 # make test   sets everything up and passes the tests
+# make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
 # make lint   style, types
 # make long   what takes long and rarely breaks
 # make bench  timings, as ratios in one run
@@ -10,13 +11,17 @@ LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.v
 LOWEST := $(VENV)/lowest
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test lint long bench fields lock clean
+.PHONY: demo test cluster lint long bench fields lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
 
 test: $(VENV)/.test $(LOWEST)/.done
 	FTLIB_LOWEST_TRANSFORMERS=$(abspath $(LOWEST)) $(BIN)/python -m pytest
+
+cluster:
+	tests/cluster/up.sh
+	tests/cluster/image.sh
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

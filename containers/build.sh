@@ -42,7 +42,7 @@ render() { # the definition with every {{ NAME }} filled in, and without %argume
 }
 
 main() {
-    local scratch container image
+    local container image
     if [[ ${1:-} == --render ]]; then
         [[ $# == 2 ]] || die "--render needs a file name"
         gather "$root/build/context"

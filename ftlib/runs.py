@@ -60,6 +60,11 @@ class Run:
         return self.folder / "data.json"
 
     @property
+    def code(self) -> Path:
+        """The package that the run began with."""
+        return self.folder / "code"
+
+    @property
     def report(self) -> Path:
         return self.folder / "report.html"
 

@@ -47,6 +47,7 @@ enter_container() {
     to_container TORCHINDUCTOR_CACHE_DIR "$job_tmp/tmp/inductor"
     to_container HF_HOME "$FTLIB_STORE/hf"
     to_container PYTHONNOUSERSITE 1
+    to_container PYTHONPATH "$root" # this checkout's code over the image's
     to_container PYTHONUNBUFFERED 1
     if [[ -n ${SLURM_JOB_ID:-} ]]; then to_container HF_HUB_OFFLINE 1; fi
     container=("$program" --quiet exec --nv)
@@ -131,7 +132,7 @@ run_step() { # one ftlib command; returns only if it is done
     rm -f "$job_tmp"/notes/*
     # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
     srun --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
-        "${container[@]}" python3 -m ftlib "$command" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
+        "${container[@]}" ftlib "$command" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
     wait_for $!
     case $code in
         0) return ;;

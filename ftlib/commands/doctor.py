@@ -1,4 +1,7 @@
-"""Check this machine: Python, packages, store, Slurm, hub token; say what to do about each finding."""
+"""Check this machine: packages, store, Slurm, image, hub token, and with CONFIG what its job would miss.
+
+Every finding that is not in order comes with what to do about it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import site
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftlib import command_line, files
+from ftlib import command_line, files, hub
+from ftlib.config_file import load_experiment
+from ftlib.data import prepared
 from ftlib.errors import EXIT_FAILURE, UserError
-from ftlib.site import find_site
+from ftlib.site import find_site, site_settings
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,13 @@ class Finding:
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib doctor`"""
-    command_line.parser("doctor", __doc__).parse_args(argv)
+    """`ftlib doctor [CONFIG]`"""
+    command = command_line.parser("doctor", __doc__)
+    command.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="also check what this config needs")
+    parsed = command.parse_args(argv)
     findings = [finding for check in CHECKS for finding in check()]
+    if parsed.config:
+        findings += _config(parsed.config)
     for finding in findings:
         mark = "FAIL" if finding.fatal else "note" if finding.remedy else "ok"
         print(f"{mark:4}  {finding.check}: {finding.state}")
@@ -69,10 +80,67 @@ def _store() -> Iterator[Finding]:
 
 
 def _slurm() -> Iterator[Finding]:
-    if shutil.which("sbatch"):
-        yield Finding("Slurm", "sbatch is there")
+    if "SLURM_JOB_ID" in os.environ:
+        yield Finding("Slurm", f"inside job {os.environ['SLURM_JOB_ID']}")
+    elif "APPTAINER_CONTAINER" in os.environ or "SINGULARITY_CONTAINER" in os.environ:
+        yield Finding("Slurm", "not looked for inside the container")
+    elif not shutil.which("sinfo"):
+        yield Finding("Slurm", "sinfo is not in PATH", "Without it: ftlib train, or ftlib submit --executor local.")
+    elif (answer := _ask("sinfo", "-h", "-o", "%P")) is None:
+        yield Finding("Slurm", "does not answer", "Ask your site whether slurmctld is down.", fatal=True)
     else:
-        yield Finding("Slurm", "sbatch is not in PATH", "Without it: ftlib train, or ftlib submit --executor local.")
+        yield Finding("Slurm", f"partitions {', '.join(answer.split())}")
+
+
+def _image() -> Iterator[Finding]:
+    inside = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
+    if inside:
+        yield Finding("image", f"inside {inside}")
+        return
+    settings = site_settings()
+    path = Path(settings.get("FTLIB_IMAGE") or find_site().store / "images" / "ftlib.sif")
+    program = shutil.which("apptainer") or shutil.which("singularity")
+    build = "Build it: sbatch jobs/build.sbatch"
+    if program is None:
+        yield Finding("container", "neither apptainer nor singularity is in PATH", "Load its module, or train without.")
+    elif not path.exists():
+        yield Finding("image", f"{path} is not there", build)
+    elif "org.ftlib.revision" not in (labels := _ask(program, "inspect", "--labels", str(path)) or ""):
+        yield Finding("image", f"{path} is no image of ftlib", build, fatal=True)
+    else:
+        wanted = [line for line in labels.splitlines() if line.startswith("org.ftlib")]
+        yield Finding("image", f"{path}: {', '.join(wanted)}")
+
+
+def _ask(*command: str) -> str | None:
+    """What a program prints; None if it fails or does not answer within 20 s."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    except (subprocess.SubprocessError, OSError):
+        return None
+
+
+def _user_packages() -> Iterator[Finding]:
+    folder = Path(site.getusersitepackages())
+    shadows = [name for name in ("torch", "transformers", "peft", "numpy", "pydantic") if (folder / name).exists()]
+    if not shadows or os.environ.get("PYTHONNOUSERSITE"):
+        yield Finding("packages in ~/.local", "none that would shadow others")
+    else:
+        remedy = "export PYTHONNOUSERSITE=1 (jobs/run.sh does)."
+        yield Finding("packages in ~/.local", f"{', '.join(shadows)} in {folder} win over others", remedy)
+
+
+def _config(path: Path) -> Iterator[Finding]:
+    try:
+        here = find_site()
+        config = load_experiment(path, [], here).config
+        yield Finding("config", f"{path} is in order")
+        yield Finding("model", f"{config.model.base} in {hub.find_model(config.model, here)}")
+        folder = prepared.prepared_folder(config, here)
+        remedy = "" if files.is_complete(folder) else f"Run `ftlib prepare {path}`; jobs/train.sbatch does it too."
+        yield Finding("dataset", f"{folder} is {'not ' if remedy else ''}prepared", remedy)
+    except UserError as error:
+        yield Finding("config", error.problem, error.remedy or "Mend it.", fatal=True)
 
 
 def _token() -> Iterator[Finding]:
@@ -86,4 +154,18 @@ def _token() -> Iterator[Finding]:
         yield Finding("hub token", f"{path} is private")
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _store, _slurm, _token)
+def _offline() -> Iterator[Finding]:
+    state = "off: models come from the store" if os.environ.get("HF_HUB_OFFLINE") == "1" else "on (jobs turn it off)"
+    yield Finding("hub access", state)
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _packages,
+    _user_packages,
+    _store,
+    _slurm,
+    _image,
+    _token,
+    _offline,
+)

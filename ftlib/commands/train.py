@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ftlib import command_line, console, runs
 from ftlib.errors import EXIT_FAILURE, Diverged
+from ftlib.pinning import use_pinned_code
 from ftlib.preemption import Preempted, tell_host, unwinding
 from ftlib.site import find_site
 
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
     if run.done.exists():
         console.say(f"{run.folder}: already trained; the result is in {run.result(experiment.config.adapter.method)}")
         return 0
+    use_pinned_code(run, ["train", *argv])
     from ftlib.training.fit import fit
 
     with unwinding(), runs.owned(run.folder):

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Build the image as an ordinary user with --fakeroot, from containers/ftlib.def on the Debian base that up.sh made.
-# The base and the package index are this machine's; everything else is what a real site builds.
+# Build the image as a user does, by `sbatch jobs/build.sbatch`: --fakeroot, an ordinary user, containers/ftlib.def. Only
+# its base (a Debian made by up.sh) and the package index are this machine's.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 state=${FTLIB_CLUSTER_STATE:-/var/lib/ftlib-cluster}
 root=$(cd "$here/../.." && pwd)
 inputs=(containers setup.cfg pyproject.toml ftlib configs)
 wanted=$(cd "$root" && git ls-files -z "${inputs[@]}" | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
-if [[ -e $state/ftlib.sif && $(cat "$state/ftlib.sif.inputs" 2>/dev/null) == "$wanted" ]]; then
+if [[ -e $state/ftlib.sif && $(cat "$state/ftlib.sif.inputs" 2> /dev/null) == "$wanted" ]]; then
     echo "image: $state/ftlib.sif is up to date"
     exit
 fi
@@ -16,13 +16,16 @@ trap 'rm -rf "$work"' EXIT
 source "$root/jobs/lib.sh"
 mkdir "$work/source" "$work/store"
 copy_tracked "$root" "$work/source"
-cp -r "$root/.git" "$work/source/.git"
 chown -R ftuser: "$work"
-settings=(BOOTSTRAP=localimage BASE="$state/base.sif" FTLIB_STORE="$work/store" FTLIB_TMP="$work" HOME="$work")
+settings=(HOME=/home/ftuser BOOTSTRAP=localimage BASE="$state/base.sif" FTLIB_STORE="$work/store" FTLIB_TMP="$work")
 if [[ -n ${PIP_CERT:-} ]]; then settings+=(CA_FILE="$PIP_CERT"); fi
 if [[ -d ${PIP_FIND_LINKS:-} ]]; then settings+=(WHEELS="$PIP_FIND_LINKS"); fi
 if [[ -n ${PIP_INDEX_URL:-} ]]; then settings+=(INDEX_URL="$PIP_INDEX_URL"); fi
-runuser -u ftuser -- env "${settings[@]}" bash -c "git config --global safe.directory '*'; cd '$work/source' && containers/build.sh"
+submit="cd '$work/source' && sbatch --wait --mem=8G jobs/build.sbatch"
+if ! runuser -u ftuser -- env "${settings[@]}" bash -c "$submit"; then
+    tail -n 40 "$work"/source/logs/*.log >&2
+    exit 1
+fi
 mv "$work/store/images/ftlib.sif" "$state/ftlib.sif"
 echo "$wanted" > "$state/ftlib.sif.inputs"
 echo "image: built $state/ftlib.sif"

@@ -13,6 +13,7 @@ import pytest
 
 from ftlib import files
 from tests.cluster.conftest import STATE, USER, Cluster, history
+from tests.conftest import REPOSITORY
 
 LONG = "configs/digits.yaml name=long training.num_train_epochs=20 checkpoint.steps=40"
 """A run of 740 steps, long enough to be interrupted several times."""
@@ -223,3 +224,19 @@ def test_a_requeued_job_keeps_the_code_and_config_it_began_with(cluster: Cluster
         assert "edited while" not in cluster.log(job)
     finally:
         code.write_text(text)
+
+
+def test_every_command_of_the_cluster_page_works(cluster: Cluster) -> None:
+    """docs/cluster.md, top to bottom; only the clone is this tree's, and the image is built by image.sh already."""
+    page = (REPOSITORY / "docs" / "cluster.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    done_before = [line for line in lines if line.startswith(("git clone", "sbatch jobs/build.sbatch"))]
+    assert len(done_before) == 2
+    for line in lines:
+        if line in done_before:
+            continue
+        command = line.replace("sbatch ", "sbatch --wait --mem=2500M --cpus-per-task=1 --time=20 ")
+        done = cluster.shell(command)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        (cluster.home / "ftlib" / "jobs" / "site.env").unlink(missing_ok=True)  # the store comes from the environment

@@ -167,3 +167,20 @@ def test_changed_data_under_a_run_is_refused(
     code, _, error = ftlib("train", config)
     assert code == 2 and "the dataset has changed since this run began" in error
     assert files.read_json(run.data) == {"splits": "of other data"}
+
+
+def test_a_run_goes_on_with_the_code_it_began_with(prepared: Callable[[str], Path], tmp_path: Path) -> None:
+    config = prepared(FULL)
+    run = run_of(config, tmp_path / "runs")
+    process = start_ftlib("train", config)
+    while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < 5:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    pinned = run.code / "ftlib" / "training" / "fit.py"
+    pinned.write_text(pinned.read_text().replace("going on from the checkpoint", "pinned code goes on from chk"))
+    process = start_ftlib("train", config)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    assert "this run began with other code; going on with that" in error
+    assert "pinned code goes on from chk of step 3" in error

@@ -1,0 +1,43 @@
+"""A run goes on with the code that it began with, whatever has been edited or installed since.
+
+The package is copied into the run folder (`code/ftlib`) when training starts there for the first time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import ftlib
+from ftlib import console, files
+from ftlib.runs import Run
+
+_PACKAGE = Path(ftlib.__file__).parent
+_RUN_PINNED = "import sys; sys.path[0] = sys.argv.pop(1); from ftlib.__main__ import main; sys.exit(main())"
+
+
+def use_pinned_code(run: Run, arguments: list[str]) -> None:
+    """Pin the running code to a new run; for an older run whose code differs, replace this process by that code.
+
+    Args:
+        arguments: the ftlib command line to run again.
+
+    Raises:
+        UserError: no space, or not writable.
+    """
+    target = run.code
+    if not files.is_complete(target):
+        with files.publish_folder(target) as folder:
+            shutil.copytree(_PACKAGE, folder / "ftlib", ignore=shutil.ignore_patterns("__pycache__"))
+        return
+    if _content(target / "ftlib") == _content(_PACKAGE):
+        return
+    console.say(f"this run began with other code; going on with that ({target})")
+    os.execv(sys.executable, [sys.executable, "-c", _RUN_PINNED, str(target), *arguments])
+
+
+def _content(package: Path) -> dict[str, str]:
+    paths = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(package)): files.sha256(path) for path in paths}
