@@ -21,7 +21,7 @@ from typing import Any
 
 from ftlib import files
 from ftlib.config_file import Experiment
-from ftlib.errors import UserError
+from ftlib.errors import EXIT_FAILURE, UserError
 from ftlib.site import Site
 
 HEARTBEAT_SECONDS = 10
@@ -84,7 +84,7 @@ class Run:
 
     def note(self, event: str, **details: Any) -> None:
         """Add a line to the run's history."""
-        record = {"event": event, "time": round(time.time(), 3), "host": socket.gethostname(), "job": _job(), **details}
+        record = {"event": event, "time": round(time.time(), 3), "host": _host(), "job": _job(), **details}
         files.append_jsonl(self.history, record)
 
     def note_environment(self, environment: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def rotate_checkpoints(root: Path, keep: int) -> None:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Be the one living process that writes to a folder.
+    """Be the one living process that writes to a folder; if another takes over, this process ends at once.
 
     `owner.json` names host, process and Slurm job; its modification time is the heartbeat. An owner is dead when its
     process is gone (same host), when it is this very job (requeued), or when its heartbeat is older than
@@ -170,7 +170,7 @@ def owned(folder: Path) -> Iterator[None]:
     me = _identify()
     _take(path, me)
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(path, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(path, me, stop), daemon=True)
     beat.start()
     try:
         yield
@@ -184,12 +184,17 @@ def owned(folder: Path) -> Iterator[None]:
 def _identify() -> dict[str, Any]:
     pid = os.getpid()
     return {
-        "host": socket.gethostname(),
+        "host": _host(),
         "pid": pid,
         "started": _process_start(pid),
         "job": _job(),
         "token": uuid.uuid4().hex,
     }
+
+
+def _host() -> str:
+    """The node's name as Slurm calls it, else the machine's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _job() -> str | None:
@@ -250,7 +255,7 @@ def _read_owner(path: Path) -> dict[str, Any] | None:
 
 
 def _is_alive(owner: dict[str, Any], path: Path, proposal: Path) -> bool:
-    if owner["host"] == socket.gethostname():
+    if owner["host"] == _host():
         return _process_start(owner["pid"]) == owner["started"]
     if owner["job"] is not None and owner["job"] == _job():
         return False
@@ -258,7 +263,15 @@ def _is_alive(owner: dict[str, Any], path: Path, proposal: Path) -> bool:
     return proposal.stat().st_mtime - path.stat().st_mtime < STALE_SECONDS
 
 
-def _heartbeat(path: Path, stop: threading.Event) -> None:
+def _heartbeat(path: Path, me: dict[str, Any], stop: threading.Event) -> None:
+    """Show that we live, as long as the folder is ours.
+
+    It is not after Slurm has lost this node, given the job to another and that one has taken over: two writers would
+    ruin the run.
+    """
     while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
+            if _read_owner(path) not in (me, None):
+                os.write(2, f"ftlib: another process has taken {path.parent} over; ending\n".encode())
+                os._exit(EXIT_FAILURE)
             os.utime(path)

@@ -50,7 +50,7 @@ enter_container() {
     to_container PYTHONPATH "$root" # this checkout's code over the image's
     to_container PYTHONUNBUFFERED 1
     if [[ -n ${SLURM_JOB_ID:-} ]]; then to_container HF_HUB_OFFLINE 1; fi
-    container=("$program" --quiet exec --nv)
+    container=("$program" --silent exec --nv)
     while IFS= read -r name; do
         [[ $name != *[,:]* ]] || fail "$name: a path with a comma or a colon cannot be bound into a container"
         container+=(--bind "$name")
@@ -83,7 +83,8 @@ requeue() {
     fi
     echo "ftlib: $1; requeueing job $id" >&2
     if answer=$(scontrol requeue "$id" 2>&1); then
-        sleep 300 # Slurm ends this script
+        sleep 300 & # Slurm ends this script; in the background, so that its TERM is heard at once
+        wait $!
         exit 75
     fi
     echo "ftlib: Slurm does not requeue this job ($answer). Nothing is lost: submit it again and it goes on." >&2

@@ -79,6 +79,16 @@ def test_a_requeued_job_takes_over_from_itself_on_another_node(tmp_path: Path, m
         pass
 
 
+def test_who_has_lost_the_folder_ends(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from ftlib import runs; runs.HEARTBEAT_SECONDS = 0.1\n"
+    code += "with runs.owned(Path(sys.argv[1])):\n print('mine', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline() == "mine\n"
+    owner(tmp_path, host="another-node")
+    assert holder.wait(timeout=20) == 1
+    assert json.loads((tmp_path / "owner.json").read_text())["host"] == "another-node"
+
+
 def _race(folder: Path, results: "multiprocessing.Queue[bool]") -> None:
     try:
         with runs.owned(folder):

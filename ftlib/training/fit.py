@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,17 @@ def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -
     set_seed(config.seed)
     model = prepare_for_training(load_weights(folder, config.model.dtype), config.adapter, config.model.base)
     trained, total = count_parameters(model)
-    console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%})")
+    console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
     rows = TrainingRows(prepared.rows("train"), prepared.root, config.data.prompt, inputs)
     return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
+
+
+def _device() -> str:
+    """What training runs on, in words; a GPU that Slurm gave and torch does not see is worth a word."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    given = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
+    return f"the CPU, although Slurm gave GPU {given}: torch sees none" if given else "the CPU"
 
 
 def _total_steps(trainer: AnswerTrainer) -> int:

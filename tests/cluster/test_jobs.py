@@ -70,7 +70,7 @@ def test_interrupted_runs_end_like_an_undisturbed_one(
         name: cluster.sbatch(f"--time=30 --nodelist={nodes[name]} jobs/train.sbatch {LONG}", FTLIB_RUNS=runs[name])
         for name in ("straight", "preempted")
     }
-    limits = "--time=2 --signal=B:USR1@70"  # the signal comes up to 60 s earlier than asked for
+    limits = "--time=2 --signal=B:USR1@45"  # the signal comes up to 60 s earlier than asked for
     jobs["limited"] = cluster.sbatch(f"{limits} --nodelist=n2 jobs/train.sbatch {LONG}", FTLIB_RUNS=runs["limited"])
     moments = sorted(random.sample(range(20, 600), 3))
     print(f"preempting after steps {moments}")
@@ -122,16 +122,30 @@ def test_cancelled_stays_cancelled_and_the_next_submission_goes_on(cluster: Clus
     cluster.shell(f"scancel {again}")
 
 
-def test_killed_outright_after_a_checkpoint_it_goes_on(cluster: Cluster) -> None:
+@pytest.mark.parametrize("how", ["pkill -KILL -f 'ftlib train'", "scancel --signal=KILL JOB.2"])
+def test_killed_outright_after_a_checkpoint_it_goes_on(cluster: Cluster, how: str) -> None:
     """The processes of the running step die of SIGKILL; the batch script lives and requeues."""
-    runs = cluster.home / "killed"
+    runs = cluster.home / f"killed-by-{how.split()[0]}"
     job = training(cluster, runs, steps=50)
-    cluster.shell(f"pkill -KILL -u {USER} -f 'ftlib train'")
+    cluster.shell(how.replace("JOB", job))
     cluster.wait_until(lambda: restarts(job) == 1, "a requeue")
     cluster.wait_until(lambda: "going on from the checkpoint of step 40" in cluster.log(job), "it to go on")
     cluster.shell(f"scancel {job}")
     killed = [event for event in history(cluster.run("long", runs)) if event["event"] == "killed"]
     assert killed and killed[0]["reason"] == "signal 9"
+
+
+def test_a_lost_node(cluster: Cluster) -> None:
+    """slurmd dies; Slurm gives the job to the other node, where it takes the run over from its former self."""
+    runs = cluster.home / "lost"
+    job = training(cluster, runs, "--nodelist=n1", steps=50)
+    cluster.shell(f"scontrol update JobId={job} NodeList=")
+    subprocess.run(["bash", "-c", f"kill -KILL $(cat '{STATE}/run/n1.pid')"], check=True)
+    try:
+        cluster.wait_until(lambda: "going on from the checkpoint of step" in cluster.log(job), "it to go on", 300)
+        cluster.shell(f"scancel {job}")
+    finally:
+        subprocess.run([REPOSITORY / "tests/cluster/up.sh"], check=True, capture_output=True)
 
 
 def test_without_requeueing_nothing_is_lost(cluster: Cluster) -> None:
