@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ftlib import files
-from tests.cluster.conftest import STATE, USER, Cluster, history
+from tests.cluster.conftest import STATE, Cluster, history
 from tests.conftest import REPOSITORY
 
 LONG = "configs/digits.yaml name=long training.num_train_epochs=20 checkpoint.steps=40"
