@@ -137,7 +137,7 @@ def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
 
     Args:
-        raw: the whole config with defaults filled in and variables unexpanded.
+        raw: the whole config with defaults filled in and `${store}` unexpanded.
     """
     config = Config.model_validate(raw)
     fields = {key: value for key, value in raw.items() if key not in _NOT_IN_IDENTITY}

@@ -24,6 +24,7 @@ from ftlib.files import fingerprint
 from ftlib.site import Site
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY", re.IGNORECASE)
 _COMMAND_LINE = "command line"
 
 
@@ -33,7 +34,7 @@ class Experiment:
 
     Attributes:
         config: ready to use, variables expanded.
-        raw: the same as plain data, defaults filled in, `${…}` as written: what is saved (no secret can leak in).
+        raw: the same as plain data, defaults filled in, `${store}` as written: what is saved with the run.
         identity: 12 hexadecimal digits; the hash of the fields that decide the trained weights.
     """
 
@@ -64,12 +65,11 @@ def load_experiment(
     places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
     _override(data, overrides, places)
     faults: list[tuple[yaml_core.Path, str]] = []
-    variables = {"store": str(site.store)}
-    expanded = _expand(data, (), {**environment, **variables}, faults)
-    config = _validate(expanded, faults)
+    movable = _expand(data, (), {**environment, "store": "${store}"}, faults)
+    config = _validate(_expand(movable, (), {"store": str(site.store)}, []), faults)
     if faults or config is None:
         raise UserError("\n".join(_line_of(places, str(path), key, message) for key, message in faults))
-    raw = Config.model_validate(data).model_dump()
+    raw = Config.model_validate(movable).model_dump()
     return Experiment(config=config, raw=raw, identity=fingerprint(identity_fields(raw))[:12])
 
 
@@ -117,7 +117,9 @@ def _expand(value: Any, path: yaml_core.Path, variables: Mapping[str, str], faul
     if not isinstance(value, str):
         return value
     for name in _VARIABLE.findall(value):
-        if name not in variables:
+        if _SECRET.search(name):
+            faults.append((path, f"${{{name}}} looks like a secret, and a config is saved with every run"))
+        elif name not in variables:
             faults.append((path, f"${{{name}}} is neither ${{store}} nor set in the environment"))
     return _VARIABLE.sub(lambda match: variables.get(match[1], match[0]), value)
 

@@ -194,7 +194,7 @@ def _swap(temporary: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        if is_complete(target) and (target / MARKER).read_bytes() == marker:
+        if is_complete(target, thorough=True) and (target / MARKER).read_bytes() == marker:
             return
         old = _temporary(target)
         with contextlib.suppress(FileNotFoundError):

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 import ftlib
 from ftlib import console, files
 from ftlib.runs import Run
+from ftlib.site import Site
 
 _PACKAGE = Path(ftlib.__file__).parent
 _RUN_PINNED = "import sys; sys.path[0] = sys.argv.pop(1); from ftlib.__main__ import main; sys.exit(main())"
 
 
-def use_pinned_code(run: Run, arguments: list[str]) -> None:
+def use_pinned_code(run: Run, site: Site, arguments: list[str]) -> None:
     """Pin the running code to a new run; for an older run whose code differs, replace this process by that code.
 
     Args:
+        site: kept, though the pinned code does not lie beside jobs/site.env.
         arguments: the ftlib command line to run again.
 
     Raises:
@@ -35,6 +38,8 @@ def use_pinned_code(run: Run, arguments: list[str]) -> None:
     if _content(target / "ftlib") == _content(_PACKAGE):
         return
     console.say(f"this run began with other code; going on with that ({target})")
+    os.environ.update(FTLIB_STORE=str(site.store), FTLIB_RUNS=str(site.runs))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # exec takes our handler away; until the new one stands it would kill
     os.execv(sys.executable, [sys.executable, "-c", _RUN_PINNED, str(target), *arguments])
 
 

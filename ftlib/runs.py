@@ -146,6 +146,14 @@ def last_checkpoint(root: Path) -> tuple[int, Path] | None:
     return None
 
 
+def remove_checkpoints_after(root: Path, step: int) -> None:
+    """Delete checkpoints of later steps: damaged ones that were passed over, which would crowd out good ones."""
+    for folder in root.glob(f"{_CHECKPOINT}*"):
+        number = folder.name.removeprefix(_CHECKPOINT)
+        if number.isdigit() and int(number) > step:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def rotate_checkpoints(root: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and whatever killed writers left."""
     complete = list_checkpoints(root)
@@ -222,6 +230,8 @@ def _take(path: Path, me: dict[str, Any]) -> None:
                 os.link(proposal, path)
                 return
             except FileExistsError:
+                if _read_owner(path) == me:  # NFS lost the answer, not the link
+                    return
                 _remove_dead(path, proposal)
     finally:
         proposal.unlink(missing_ok=True)

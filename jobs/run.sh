@@ -46,6 +46,7 @@ enter_container() {
     to_container TRITON_CACHE_DIR "$job_tmp/tmp/triton"
     to_container TORCHINDUCTOR_CACHE_DIR "$job_tmp/tmp/inductor"
     to_container HF_HOME "$FTLIB_STORE/hf"
+    to_container HF_TOKEN_PATH "${HF_TOKEN_PATH:-${HF_HOME:-$HOME/.cache/huggingface}/token}" # private, never in the store
     to_container PYTHONNOUSERSITE 1
     to_container PYTHONPATH "$root" # this checkout's code over the image's
     to_container PYTHONUNBUFFERED 1
@@ -54,7 +55,7 @@ enter_container() {
     while IFS= read -r name; do
         [[ $name != *[,:]* ]] || fail "$name: a path with a comma or a colon cannot be bound into a container"
         container+=(--bind "$name")
-    done < <(printf '%s\n' "$FTLIB_STORE" "$FTLIB_RUNS" "$root" "$job_tmp"; tr : '\n' <<< "${FTLIB_BINDS:-$PWD}")
+    done < <(printf '%s\n' "$FTLIB_STORE" "$FTLIB_RUNS" "$root" "$job_tmp"; tr : '\n' <<< "$PWD${FTLIB_BINDS:+:$FTLIB_BINDS}")
     container+=(--pwd "$PWD" "$FTLIB_IMAGE")
 }
 
@@ -77,6 +78,12 @@ pin() {
 requeue() {
     local id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} answer
     id=${id:-$SLURM_JOB_ID}
+    # What was not saved is done again: without progress that must end some time.
+    if [[ -e $job_tmp/notes/checkpointed ]]; then rm -f "$pinned/idle"; else echo >> "$pinned/idle"; fi
+    if [[ -e $pinned/idle && $(wc -l < "$pinned/idle") -gt 10 ]]; then
+        echo "ftlib: no progress in the last 10 starts; ask for more time, or save more often (checkpoint.steps)" >&2
+        exit 75
+    fi
     if (( ${SLURM_RESTART_COUNT:-0} >= ${FTLIB_MAX_REQUEUES:-100} )); then
         echo "ftlib: requeued ${SLURM_RESTART_COUNT} times already (FTLIB_MAX_REQUEUES); submit it again to go on" >&2
         exit 75
@@ -113,12 +120,14 @@ wait_for() {
         wait "$1"
         code=$?
         if (( code > 128 )) && kill -0 "$1" 2>/dev/null; then continue; fi # a trap woke us, not the end
+        # srun ended in the very moment of a trap: its own code is lost, but the command's note is not
+        if (( code == 138 || code == 143 )) && [[ -e $job_tmp/notes/signal ]]; then code=75; fi
         return
     done
 }
 
 # Did the kernel kill this step for its memory? srun's exit code is 1 or 137 then; only its words tell.
-out_of_memory() { grep -qiE 'oom.kill|out of memory' "$job_tmp/stderr" 2>/dev/null; }
+out_of_memory() { grep -qE 'oom[-_ ]kill|Out Of Memory' "$job_tmp/stderr" 2>/dev/null; }
 
 # Is a partition of higher priority taking this job's place? (A cancelled job is no longer RUNNING.)
 being_preempted() {

@@ -101,10 +101,11 @@ def ftlib(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
 
 
 def start_ftlib(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Start a command as a process of its own."""
+    """Start a command as a process of its own, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "ftlib", *map(str, arguments)],
         env={**os.environ, **environment},
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

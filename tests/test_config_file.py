@@ -77,10 +77,18 @@ def test_missing_sections_and_files(write_config: Callable[..., Path], tmp_path:
     assert "cannot be read" in faults(tmp_path / "latin.yaml")
 
 
-def test_variables_expand_for_use_and_stay_unexpanded_in_what_is_saved(write_config: Callable[..., Path]) -> None:
+def test_variables_count_with_their_values_and_only_the_store_may_move(write_config: Callable[..., Path]) -> None:
     experiment = load(write_config(root="${store}/d/${WHERE}"), WHERE="here")
     assert experiment.config.data.root == "/somewhere/store/d/here"
-    assert yaml.safe_load(experiment.to_yaml())["data"]["root"] == "${store}/d/${WHERE}"
+    assert yaml.safe_load(experiment.to_yaml())["data"]["root"] == "${store}/d/here"
+    assert load(write_config(root="${store}/d/${WHERE}"), WHERE="there").identity != experiment.identity
+    assert load(write_config(), "name=run-${WHERE}", WHERE="here").config.name == "run-here"
+
+
+def test_secrets_may_not_stand_in_a_config(write_config: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"HF_TOKEN} looks like a secret") as caught:
+        load(write_config(), "data.prompt=${HF_TOKEN}", HF_TOKEN="hf_planted")
+    assert "hf_planted" not in str(caught.value)
 
 
 def test_saved_config_loads_to_the_same_identity(write_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Send a training job to Slurm (submitit), or run it here: in the background (local) or at once (debug)."""
+"""Send a training job to Slurm (jobs/train.sbatch), or run it here: in the background (local) or at once (debug)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     if run.done.exists():
         console.say(f"{run.folder}: already trained; the result is in {run.result(experiment.config.adapter.method)}")
         return 0
-    use_pinned_code(run, ["train", *argv])
+    use_pinned_code(run, site, ["train", *argv])
     from ftlib.training.fit import fit
 
     with unwinding(), runs.owned(run.folder):

@@ -7,6 +7,7 @@ the prompt (which may be empty: then it comes from the config) and the expected 
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +24,9 @@ class Example:
 
     Attributes:
         id: unique in its dataset; for JSONL the line number unless the line has an `id`.
-        image: path relative to the dataset's root.
+        image: path relative to the dataset's root, in its normal form: one picture, one name.
         prefix: the question, as the dataset has it; a prompt template may wrap it.
-        suffix: the expected answer.
+        suffix: the expected answer, without surrounding space.
     """
 
     id: str
@@ -112,7 +113,7 @@ def _parse(text: str, number: int) -> Example:
     identity = record.get("id", number)
     if not isinstance(identity, (str, int)):
         raise ValueError(f"field id: must be text or a number, got {identity!r}")
-    return Example(id=str(identity), image=image, prefix=prefix, suffix=suffix)
+    return Example(str(identity), posixpath.normpath(image), prefix, suffix.strip())
 
 
 def _text(record: dict[str, Any], name: str) -> str:

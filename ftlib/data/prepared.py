@@ -1,7 +1,8 @@
 """A prepared dataset: checked, split, fingerprinted rows in the store.
 
 `<store>/prepared/<source>-<key>/` holds train.jsonl, valid.jsonl, test.jsonl and data.json. The key is the hash of the
-config's data section (but for the prompt, which is applied when rows are read) and of the annotation file.
+config's data section (but for the prompt, which is applied when rows are read) and of the annotation file. Images that
+are replaced in place are not noticed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def prepared_folder(config: Config, site: Site) -> Path:
         made = config.data.source in MAKERS
         remedy = "Run `ftlib stage CONFIG` first." if made else "Check data.root and data.file."
         raise UserError(f"{source}: no such file", remedy)
-    rule = config.data.model_dump(exclude={"prompt", "root"})
+    rule = config.data.model_dump(exclude={"prompt"})
     key = files.fingerprint([rule, files.sha256(source)])[:12]
     return site.store / "prepared" / f"{config.data.source}-{key}"
 

@@ -52,16 +52,21 @@ def _order(seed: int, image: str) -> bytes:
 
 def _sizes(strata: dict[str, list[str]], rule: SplitRule) -> dict[str, tuple[int, int]]:
     counts = {name: len(images) for name, images in strata.items()}
-    valid = _largest_remainder(counts, rule.valid)
-    test = _largest_remainder(counts, rule.test)
+    valid = _largest_remainder(counts, rule.valid, counts)
+    left = {name: count - valid[name] for name, count in counts.items()}
+    test = _largest_remainder(counts, rule.test, left)
     return {name: (valid[name], test[name]) for name in sorted(counts)}
 
 
-def _largest_remainder(counts: dict[str, int], share: float) -> dict[str, int]:
-    """Round share × count per stratum so that the sum is the rounded share of all (Hamilton's method)."""
+def _largest_remainder(counts: dict[str, int], share: float, room: dict[str, int]) -> dict[str, int]:
+    """Round share × count per stratum so that the sum is the rounded share of all (Hamilton's method).
+
+    A stratum gives no more than it has `room` for.
+    """
     exact = {name: share * count for name, count in counts.items()}
-    sizes = {name: int(value) for name, value in exact.items()}
+    sizes = {name: min(int(value), room[name]) for name, value in exact.items()}
     left = round(share * sum(counts.values())) - sum(sizes.values())
-    for name in sorted(exact, key=lambda key: (sizes[key] - exact[key], key))[:left]:
+    with_room = [name for name in counts if room[name] > sizes[name]]
+    for name in sorted(with_room, key=lambda key: (sizes[key] - exact[key], key))[:left]:
         sizes[name] += 1
     return sizes

@@ -1,9 +1,8 @@
-"""What one job asks of the cluster, and its translation into submitit's parameters."""
+"""What one job asks of the cluster, and its translation into sbatch's options."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ftlib.config import Config
 
@@ -29,15 +28,15 @@ class JobSpec:
         job = config.job
         return cls(name=config.name, gpus=job.gpus, cpus=job.cpus, mem=job.mem, minutes=minutes_of(job.time))
 
-    def submitit_parameters(self) -> dict[str, Any]:
-        """Keyword arguments of submitit's `AutoExecutor.update_parameters`."""
-        return {
-            "name": self.name,
-            "timeout_min": self.minutes,
-            "cpus_per_task": self.cpus,
-            "slurm_mem": self.mem,
-            **({"gpus_per_node": self.gpus} if self.gpus else {}),
-        }
+    def sbatch_options(self) -> list[str]:
+        """Options that override those in the batch script."""
+        return [
+            f"--job-name={self.name}",
+            f"--cpus-per-task={self.cpus}",
+            f"--mem={self.mem}",
+            f"--time={self.minutes}",
+            f"--gres={f'gpu:{self.gpus}' if self.gpus else 'none'}",
+        ]
 
 
 def minutes_of(time: str) -> int:

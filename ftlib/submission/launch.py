@@ -1,4 +1,4 @@
-"""Hand a command to submitit: to Slurm, to a process on this machine, or to this very process."""
+"""Hand a training to Slurm (jobs/train.sbatch), or through submitit to a process of this machine or to this one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import submitit
 
 from ftlib.errors import UserError
+from ftlib.site import REPOSITORY
 from ftlib.submission.jobspec import JobSpec
 
 EXECUTORS = ("slurm", "local", "debug")
@@ -26,8 +27,23 @@ def run_command(arguments: list[str]) -> int:
     return code
 
 
+def _sbatch(arguments: list[str], spec: JobSpec) -> str:
+    """jobs/train.sbatch enters the container, answers signals and requeues."""
+    script = REPOSITORY / "jobs" / "train.sbatch"
+    if not script.is_file():
+        raise UserError(f"{script} is not there", "Submit from a clone of the repository.")
+    command = ["sbatch", "--parsable", *spec.sbatch_options(), str(script), *arguments[1:]]
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise UserError("sbatch is not in PATH", "Use --executor local on a machine without Slurm.") from None
+    if done.returncode:
+        raise UserError(f"sbatch refuses this job: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
 def launch(arguments: list[str], spec: JobSpec, executor: str, logs: Path) -> str:
-    """Submit `ftlib ARGUMENTS…`.
+    """Submit `ftlib train CONFIG KEY=VALUE…`.
 
     Args:
         executor: one of `EXECUTORS`; `debug` runs the command before it returns.
@@ -37,16 +53,12 @@ def launch(arguments: list[str], spec: JobSpec, executor: str, logs: Path) -> st
         The job's id.
 
     Raises:
-        UserError: this machine has no Slurm.
+        UserError: this machine has no Slurm, or it refuses the job.
     """
-    try:
-        submitter = submitit.AutoExecutor(folder=logs, cluster=executor)
-    except RuntimeError as error:
-        raise UserError(f"executor {executor}: {error}", "Use --executor local on a machine without Slurm.") from None
-    parameters = spec.submitit_parameters()
-    if executor != "slurm":
-        parameters.pop("gpus_per_node", None)
-    submitter.update_parameters(**parameters)
+    if executor == "slurm":
+        return _sbatch(arguments, spec)
+    submitter = submitit.AutoExecutor(folder=logs, cluster=executor)
+    submitter.update_parameters(name=spec.name, timeout_min=spec.minutes)
     job = submitter.submit(run_command, arguments)
     if executor == "debug":
         job.result()

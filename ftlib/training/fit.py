@@ -26,6 +26,11 @@ from ftlib.training.batching import TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
 from ftlib.training.trainer import AnswerTrainer
 
+_LESS_MEMORY = (
+    "Halve training.per_device_train_batch_size and double training.gradient_accumulation_steps (it stays the same "
+    "run), or set training.gradient_checkpointing: true."
+)
+
 
 def fit(experiment: Experiment, run: Run, site: Site) -> None:
     """Train a run whose folder this process owns.
@@ -39,6 +44,7 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     _pin_data(run, prepared)
     checkpoint = runs.last_checkpoint(run.checkpoints())
     step = checkpoint[0] if checkpoint else 0
+    runs.remove_checkpoints_after(run.checkpoints(), step)
     if checkpoint:
         restore_threads(checkpoint[1])
         console.say(f"going on from the checkpoint of step {step}")
@@ -76,7 +82,11 @@ def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -
     model = prepare_for_training(load_weights(folder, config.model.dtype), config.adapter, config.model.base)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
-    rows = TrainingRows(prepared.rows("train"), prepared.root, config.data.prompt, inputs)
+    prepared_rows = prepared.rows("train")
+    if config.training.get("dataloader_drop_last") and len(prepared_rows) < config.effective_batch:
+        problem = f"{len(prepared_rows)} training rows do not fill one batch of {config.effective_batch}"
+        raise UserError(f"training.dataloader_drop_last: {problem}")
+    rows = TrainingRows(prepared_rows, prepared.root, config.data.prompt, inputs)
     return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
 
 
@@ -105,7 +115,10 @@ def _train(trainer: AnswerTrainer, checkpoint: Path | None) -> None:
             load_trainable(trainer.model, checkpoint)
             trainer.state.global_step = state["global_step"]
             return
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
 
 
 def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:

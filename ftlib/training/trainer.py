@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,7 @@ class AnswerTrainer(Trainer):
             pin_memory=arguments.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=arguments.dataloader_persistent_workers,
             multiprocessing_context=arguments.dataloader_multiprocessing_context,
+            worker_init_fn=_deaf,
             generator=torch.Generator().manual_seed(self.config.seed),
         )
 
@@ -109,7 +111,9 @@ class AnswerTrainer(Trainer):
         step, seconds = self.state.global_step, now - self._last_step_at
         record = {"step": step, "epoch": self.state.epoch, **logs, "seconds": seconds}
         self._last_step_at = now
-        if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
+        # With fp16 an infinite gradient is daily work: the scaler skips that step and halves its scale.
+        norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
+        if not (math.isfinite(logs["loss"]) and math.isfinite(norm)):
             raise Diverged(f"step {step}: loss {logs['loss']}, gradient norm {logs.get('grad_norm')}")
         self.on_step(record, self.state.max_steps)
 
@@ -125,6 +129,12 @@ class AnswerTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trainable(self.model, Path(resume_from_checkpoint))
+
+
+def _deaf(worker: int) -> None:
+    """Slurm signals every process of a step; a worker that died of it would fail the run before it can save."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _EpochOrder(TrainerCallback):

@@ -32,6 +32,12 @@ def test_strata_keep_their_shares() -> None:
     assert Counter(row.suffix for row in split["test"]) == {"rare": 4, "common": 36}
 
 
+def test_strata_of_one_row_each_still_fill_every_split() -> None:
+    unique = [Example(str(i), f"{i}.png", "", str(i)) for i in range(100)]
+    split = split_examples(unique, SplitRule(valid=0.1, test=0.2, stratify_by="suffix"))
+    assert {name: len(split[name]) for name in SPLITS} == {"train": 70, "valid": 10, "test": 20}
+
+
 def test_rows_of_one_image_stay_together() -> None:
     split = split_examples(rows(90, per_image=3), SplitRule(valid=0.2, test=0.2))
     images = [{row.image for row in split[name]} for name in SPLITS]

@@ -21,10 +21,5 @@ def test_slurms_time_notation(time: str, minutes: int) -> None:
 def test_parameters(write_config: Callable[..., Path]) -> None:
     site = Site(Path("/s"), Path("/r"))
     config = load_experiment(write_config(), ["job.gpus=1", "job.mem=48G", "job.time=1-12"], site, {}).config
-    assert JobSpec.of(config).submitit_parameters() == {
-        "name": "tiny",
-        "timeout_min": 2160,
-        "cpus_per_task": 4,
-        "slurm_mem": "48G",
-        "gpus_per_node": 1,
-    }
+    options = "--job-name=tiny --cpus-per-task=4 --mem=48G --time=2160 --gres=gpu:1"
+    assert JobSpec.of(config).sbatch_options() == options.split()

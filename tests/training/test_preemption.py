@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -53,6 +54,19 @@ def test_a_signal_saves_at_the_step_boundary_and_the_result_is_the_same(
         assert (last["event"], last["signal"]) == ("preempted", name)
     assert start_ftlib("train", config).wait() == 0
     assert outcome(stopped) == outcome(straight)
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_workers_that_get_the_signal_too_do_not_fail_the_run(config: Path, tmp_path: Path, name: str) -> None:
+    run = run_of(config, tmp_path / "workers")
+    config.write_text(config.read_text().replace("warmup_steps: 2", "warmup_steps: 2\n  dataloader_num_workers: 2"))
+    process = start_ftlib("train", config)
+    while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < 5:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.Signals[name])
+    _, error = process.communicate()
+    assert process.returncode == 75, error
+    assert runs.last_checkpoint(run.checkpoints()) is not None
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, 1.0, 2.5])
