@@ -156,6 +156,7 @@ run_step() { # one ftlib command; returns only if it is done
     esac
     if [[ $term == 1 ]]; then exit "$code"; fi # cancelled before its handlers stood
     if being_preempted; then requeue "preempted before its start was over"; fi
+    if (( code == 138 )); then requeue "USR1 came before the first handler stood"; fi
     if out_of_memory; then
         note killed "$code" "out of memory"
         echo "ftlib: $command ran out of the job's memory; ask for more: sbatch --mem=…" >&2
