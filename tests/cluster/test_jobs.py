@@ -70,7 +70,7 @@ def test_interrupted_runs_end_like_an_undisturbed_one(
         name: cluster.sbatch(f"--time=30 --nodelist={nodes[name]} jobs/train.sbatch {LONG}", FTLIB_RUNS=runs[name])
         for name in ("straight", "preempted")
     }
-    limits = "--time=2 --signal=B:USR1@60"  # the signal comes up to 60 s earlier than asked for
+    limits = "--time=2 --signal=B:USR1@50"  # the signal comes up to 60 s earlier than asked for
     jobs["limited"] = cluster.sbatch(f"{limits} --nodelist=n2 jobs/train.sbatch {LONG}", FTLIB_RUNS=runs["limited"])
     moments = sorted(random.sample(range(20, 700), 3))
     print(f"preempting after steps {moments}")
