@@ -1,7 +1,7 @@
 """One row of a dataset, and JSONL files of them.
 
-A line is `{"image": …, "prefix": …, "suffix": …}`: the image's path relative to the file's folder, the prompt (which may
-be empty: then it comes from the config) and the expected answer.
+A line is `{"image": …, "prefix": …, "suffix": …}`: the image's path relative to the file's folder, the prompt (which
+may be empty: then it comes from the config) and the expected answer.
 """
 
 from __future__ import annotations
