@@ -171,7 +171,7 @@ run_step() { # one ftlib command; returns only if it is done
 }
 
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
-    local commands=$1 command
+    local commands=${1:?name an ftlib command} command
     shift
     cd "$root" || exit 2
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL

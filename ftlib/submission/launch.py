@@ -12,8 +12,6 @@ from ftlib.errors import UserError
 from ftlib.site import REPOSITORY
 from ftlib.submission.jobspec import JobSpec
 
-EXECUTORS = ("slurm", "local", "debug")
-
 
 def run_command(arguments: list[str]) -> int:
     """Run `ftlib ARGUMENTS…` and return its exit code; what submitit pickles is this name and strings only.
@@ -46,7 +44,7 @@ def launch(arguments: list[str], spec: JobSpec, executor: str, logs: Path) -> st
     """Submit `ftlib train CONFIG KEY=VALUE…`.
 
     Args:
-        executor: one of `EXECUTORS`; `debug` runs the command before it returns.
+        executor: slurm, local or debug; `debug` runs the command before it returns.
         logs: folder for submitit's files and the job's output.
 
     Returns:
