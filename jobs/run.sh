@@ -171,7 +171,8 @@ run_step() { # one ftlib command; returns only if it is done
 }
 
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
-    local commands=${1:?name an ftlib command} command
+    [[ $# -gt 0 ]] || fail "usage: sbatch jobs/ftlib.sbatch COMMAND …"
+    local commands=$1 command
     shift
     cd "$root" || exit 2
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL

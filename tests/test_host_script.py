@@ -78,6 +78,8 @@ def test_by_hand_without_a_container_or_an_image(tmp_path: Path) -> None:
     (tmp_path / "apptainer").chmod(0o755)
     done = bash("jobs/run.sh ftlib doctor", PATH=str(tmp_path), **bare)
     assert done.returncode == 2 and "ftlib.sif is not there. Build it: sbatch jobs/build.sbatch" in done.stderr
+    done = bash("source jobs/run.sh; run_job", **bare)
+    assert done.returncode == 2 and "usage: sbatch jobs/ftlib.sbatch COMMAND" in done.stderr
     done = bash("jobs/run.sh train configs/digits.yaml", **bare)
     assert done.returncode == 2 and "usage: jobs/run.sh ftlib COMMAND" in done.stderr
 
