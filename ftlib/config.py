@@ -51,12 +51,32 @@ class Full(Section):
 
 
 class SplitRule(Section):
-    """How rows are divided. Rows that share an image always stay together."""
+    """How rows are divided. Rows that share an image or document always stay together.
 
-    valid: Fraction = 0.1
-    test: Fraction = 0.1
+    `valid` and `test` are shares (below 1) or numbers of images. Of `sets` random divisions this is number `set`; with
+    `folds`, valid is part number `fold` of everything that is not test. A release's own parts are kept unless
+    `official: false`.
+    """
+
+    valid: Fraction | Count = 0.1
+    test: Fraction | Annotated[int, Field(ge=0)] = 0.1
     seed: int = 0
     stratify_by: Literal["suffix"] | None = None
+    official: bool = True
+    sets: Count = 1
+    set: Count = 1
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Count = 1
+    max_train: Count | None = None
+    max_eval: Count | None = None
+
+    @model_validator(mode="after")
+    def _numbers_exist(self) -> SplitRule:
+        if self.set > self.sets:
+            raise ValueError(f"set: {self.set} of {self.sets} sets")
+        if self.fold > (self.folds or 1):
+            raise ValueError(f"fold: {self.fold} of {self.folds or 1} folds")
+        return self
 
 
 class Data(Section):
@@ -68,6 +88,8 @@ class Data(Section):
     columns: dict[Literal["id", "image", "prefix", "suffix", "references"], str] = {}
     balanced: bool = True
     prompt: str = "{prefix}"
+    on_bad: Literal["stop", "skip"] = "stop"
+    frames: Literal["first", "middle", "last", "all", "exclude"] = "first"
     split: SplitRule = SplitRule()
 
 

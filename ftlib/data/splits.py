@@ -1,72 +1,142 @@
-"""Divide rows into train, valid and test: seeded, stratified, grouped, independent of the rows' order."""
+"""Divide rows into train, valid and test: seeded, stratified, grouped, independent of the rows' order.
+
+Rows are known by numbers alone (hashes of their group and stratum), so that ten million of them can be divided.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ftlib.config import SplitRule
-from ftlib.data.examples import Example
 from ftlib.errors import UserError
 
 SPLITS = ("train", "valid", "test")
+LEFT_OUT = -1
+NO_PART = 3
+
+Codes = NDArray[np.int8]
+Hashes = NDArray[np.uint64]
 
 
-def split_examples(examples: Sequence[Example], rule: SplitRule) -> dict[str, list[Example]]:
-    """Divide rows by a rule.
+@dataclass(frozen=True)
+class Keys:
+    """What a split depends on, one entry for each row, shape (n,).
 
-    Rows that share an image form a group and stay together, so that no picture is both learned and asked. Groups are
-    put in the order of a keyed hash of their image's name: the same seed gives the same split for any order of rows.
-    Within each stratum valid and test get their share, rounded by largest remainder over all strata.
+    Attributes:
+        rows: hash of the row's id.
+        groups: hash of what must stay together (image, document).
+        strata: hash of what keeps its shares; all the same without stratification.
+        parts: the release's own part: 0, 1, 2 for train, valid and test, 3 for none.
+    """
 
-    Returns:
-        split name → rows, each split in the rows' original order.
+    rows: Hashes
+    groups: Hashes
+    strata: Hashes
+    parts: Codes
+
+
+def hash_text(text: str) -> int:
+    """64 bits of a text's SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def assign(keys: Keys, rule: SplitRule) -> Codes:
+    """Which split each row belongs to: 0 train, 1 valid, 2 test, -1 none.
+
+    Rows of one group stay together, so that no picture is both learned and asked. Groups are put in the order of a
+    keyed hash: the same seed gives the same split for any order of rows. Within each stratum valid and test get their
+    share, rounded by largest remainder over all strata. A release's own parts are kept apart: without a part of its
+    own for testing, its validation part is what is reported on, and valid is drawn from train.
 
     Raises:
         UserError: shares that leave nothing to train on, or a split that would be empty.
     """
-    if rule.valid + rule.test >= 1:
+    if rule.official and (keys.parts != NO_PART).any():
+        codes = _official(keys, rule)
+    else:
+        codes = _divide(keys, rule, np.arange(len(keys.groups)), rule.test)
+    for code, limit in ((0, rule.max_train), (1, rule.max_eval), (2, rule.max_eval)):
+        if limit is not None:
+            _keep(codes, code, limit, keys, rule)
+    for code, split in enumerate(SPLITS):
+        if not (codes == code).any() and not (split == "test" and rule.test == 0):
+            raise UserError(f"data.split: {len(codes)} rows are too few; {split} would be empty")
+    return codes
+
+
+def _official(keys: Keys, rule: SplitRule) -> Codes:
+    parts = np.where(keys.parts == NO_PART, 0, keys.parts).astype(np.int8)
+    if (parts == 2).any() and (parts == 1).any():
+        return parts
+    tested = np.where(parts > 0, 2, 0).astype(np.int8)
+    rows = np.flatnonzero(tested == 0)
+    tested[rows] = _divide(keys, rule, rows, 0 if (tested == 2).any() else rule.test)
+    return tested
+
+
+def _divide(keys: Keys, rule: SplitRule, rows: NDArray[np.int64], test: float) -> Codes:
+    """Codes of some rows: within each stratum the first groups are test, the next ones (or a fold) valid."""
+    names, member = np.unique(keys.groups[rows], return_inverse=True)
+    stratum_of = np.full(len(names), np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(
+        stratum_of, member, keys.strata[rows]
+    )  # a group of several strata counts in one, in any order of rows
+    strata, stratum = np.unique(stratum_of, return_inverse=True)
+    counts = np.bincount(stratum, minlength=len(strata))
+    tests = _sizes(counts, test, counts)
+    left = counts - tests
+    if rule.folds:
+        start, end = tests + left * (rule.fold - 1) // rule.folds, tests + left * rule.fold // rule.folds
+    else:
+        start, end = tests, tests + _sizes(counts, rule.valid, left)
+    if (tests + end - start).sum() >= len(names):
         raise UserError("data.split: valid and test together leave no rows to train on")
-    strata: dict[str, list[str]] = defaultdict(list)
-    members: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        if example.image not in members:
-            strata[example.suffix if rule.stratify_by else ""].append(example.image)
-        members[example.image].append(example)
-    where: dict[str, str] = {}
-    for name, (n_valid, n_test) in _sizes(strata, rule).items():
-        ordered = sorted(strata[name], key=lambda image: _order(rule.seed, image))
-        for index, image in enumerate(ordered):
-            where[image] = "valid" if index < n_valid else "test" if index < n_valid + n_test else "train"
-    result = {split: [example for example in examples if where[example.image] == split] for split in SPLITS}
-    for split, rows in result.items():
-        if not rows:
-            raise UserError(f"data.split: {len(examples)} rows are too few; {split} would be empty")
-    return result
+    ranks = _ranks(names, stratum, counts, rule)
+    codes = np.zeros(len(names), dtype=np.int8)
+    codes[ranks < tests[stratum]] = 2
+    codes[(ranks >= start[stratum]) & (ranks < end[stratum])] = 1
+    return codes[member]
 
 
-def _order(seed: int, image: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{image}".encode()).digest()
+def _ranks(names: Hashes, stratum: NDArray[np.int64], counts: NDArray[np.int64], rule: SplitRule) -> NDArray[np.int64]:
+    """Each group's place within its stratum, in the order of a keyed hash."""
+    order = np.lexsort((_keyed(names, rule), stratum))
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    ranks = np.empty(len(names), dtype=np.int64)
+    ranks[order] = np.arange(len(names)) - starts[stratum[order]]
+    return ranks
 
 
-def _sizes(strata: dict[str, list[str]], rule: SplitRule) -> dict[str, tuple[int, int]]:
-    counts = {name: len(images) for name, images in strata.items()}
-    valid = _largest_remainder(counts, rule.valid, counts)
-    left = {name: count - valid[name] for name, count in counts.items()}
-    test = _largest_remainder(counts, rule.test, left)
-    return {name: (valid[name], test[name]) for name in sorted(counts)}
+def _keyed(names: Hashes, rule: SplitRule) -> Hashes:
+    """Numbers in an order that depends on the seed and on which of several sets is made."""
+    key = hash_text(f"{rule.seed} {rule.set}")
+    mixed = names ^ np.uint64(key)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):  # the finalizer of MurmurHash3 (Appleby, public domain)
+        mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(33))
 
 
-def _largest_remainder(counts: dict[str, int], share: float, room: dict[str, int]) -> dict[str, int]:
-    """Round share × count per stratum so that the sum is the rounded share of all (Hamilton's method).
+def _sizes(counts: NDArray[np.int64], amount: float, room: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many groups each stratum gives: a share (below 1) or a number in all, by largest remainder (Hamilton).
 
     A stratum gives no more than it has `room` for.
     """
-    exact = {name: share * count for name, count in counts.items()}
-    sizes = {name: min(int(value), room[name]) for name, value in exact.items()}
-    left = round(share * sum(counts.values())) - sum(sizes.values())
-    with_room = [name for name in counts if room[name] > sizes[name]]
-    for name in sorted(with_room, key=lambda key: (sizes[key] - exact[key], key))[:left]:
-        sizes[name] += 1
+    total = round(amount * counts.sum()) if amount < 1 else int(amount)
+    exact = total * counts / counts.sum()
+    sizes = np.minimum(exact.astype(np.int64), room)
+    for place in np.argsort(sizes - exact, kind="stable"):
+        if sizes.sum() >= total:
+            break
+        sizes[place] += sizes[place] < room[place]
     return sizes
+
+
+def _keep(codes: Codes, code: int, limit: int, keys: Keys, rule: SplitRule) -> None:
+    """Leave out all but `limit` rows of a split, in place, in the order of the keyed hash of their rows."""
+    rows = np.flatnonzero(codes == code)
+    order = np.argsort(_keyed(keys.rows[rows], rule), kind="stable")
+    codes[rows[order[limit:]]] = LEFT_OUT
