@@ -34,7 +34,7 @@ def read_questions(path: Path) -> dict[str, Question]:
     Raises:
         UserError: malformed files, or question ids in two chunks.
     """
-    return _read_by_id(path, "imageId", _question, Question, "question")
+    return _read_by_id(path, "imageId", parse_question, Question, "question")
 
 
 def read_choices(path: Path) -> dict[str, Choices]:
@@ -128,8 +128,8 @@ def _read_chunk(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) 
     return records
 
 
-def _question(record: dict[str, Any]) -> Question:
-    """Parse a question.
+def parse_question(record: dict[str, Any]) -> Question:
+    """Parse a question of the release.
 
     Raises:
         ValueError: what is wrong with it.
