@@ -78,7 +78,7 @@ def _class(root: Path, folder: Path, part: Part) -> Iterator[Example | Bad]:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """All files below a folder, sorted by path, each with what is wrong with it; a folder's names are held at a time."""
+    """All files below a folder, sorted by path, each with what is wrong with it, if anything is."""
     stack = [[(folder, True)]]
     above: list[tuple[int, int]] = []
     while stack:
