@@ -14,7 +14,7 @@ from typing import Any
 from ftlib.config import Data
 from ftlib.data.examples import Bad, Example
 from ftlib.data.loaders.layout import Part, Variant, choose, folder_of, picture
-from ftlib.data.loaders.rows import Kept, Numbered, Reading, collect, needed
+from ftlib.data.loaders.rows import Kept, Numbered, Reading, collect, fault, needed
 from ftlib.data.official.captions import CAPTION, IMAGE, KARPATHY_IMAGE
 from ftlib.data.official.large import require_fields
 from ftlib.data.official.streaming import stream_lists
@@ -58,7 +58,7 @@ def _release(reading: Reading, part: Part, path: Path, folder: str) -> Iterator[
         if image in by_image:
             by_image[image].append((f"{image}-{key}", text))
         else:
-            yield Bad(f"{path}: annotation of id {key}", f"field image_id: there is no image {image!r}")
+            yield fault(f"{path}: annotation of id {str(key)[:50]}", f"field image_id: there is no image {image!r}")
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         return _rows(part, record["id"], picture(folder, images.found[record["id"]]), by_image[record["id"]])
@@ -68,17 +68,15 @@ def _release(reading: Reading, part: Part, path: Path, folder: str) -> Iterator[
 
 
 def _karpathy(reading: Reading, path: Path, root: Path) -> Iterator[Example | Bad]:
-    folders: dict[str, str] = {}
+    folders = {name: folder_of(root, name) for name in ("train2014", "val2014")}
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         require_fields(record, KARPATHY_IMAGE)
         key, folder, split = record["cocoid"], record["filepath"], record["split"]
         if split not in _KARPATHY_PARTS:
             raise ValueError(f"field split: one of {', '.join(_KARPATHY_PARTS)} expected, found {split!r}"[:200])
-        if folder not in folders:
-            folders[folder] = folder_of(root, folder)
         captions = [(f"{key}-{n}", _raw(sentence)) for n, sentence in enumerate(record["sentences"], 1)]
-        return _rows(_KARPATHY_PARTS[split], key, picture(folders[folder], record["filename"]), captions)
+        return _rows(_KARPATHY_PARTS[split], key, picture(folders.get(folder, folder), record["filename"]), captions)
 
     records = ((number, record) for _, number, record in stream_lists(path, ["images"]))
     yield from reading.rows(Numbered(path, "image"), records, parse)

@@ -17,7 +17,7 @@ from ftlib.config import Data
 from ftlib.data.examples import Bad, Example
 from ftlib.data.loaders.boxes import SizedPicture, an_object, corners, sized_picture, to_text, visible
 from ftlib.data.loaders.layout import Part, Variant, choose, folder_of, picture
-from ftlib.data.loaders.rows import Kept, Numbered, Reading, collect
+from ftlib.data.loaders.rows import Kept, Numbered, Reading, collect, fault
 from ftlib.data.official.large import require_fields
 from ftlib.metrics.boxes import Object
 
@@ -73,7 +73,7 @@ def _part(reading: Reading, part: Part, path: Path, folder: str, counts: Counter
         if one.image in by_image and one.category in categories.found:
             by_image[one.image].append(one)
         else:
-            yield Bad(f"{path}: annotation of id {one.id}", "there is no such image, or no such category")
+            yield fault(f"{path}: annotation of id {one.id}", "there is no such image, or no such category")
     order = {key: number for number, key in enumerate(categories.found)}
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:

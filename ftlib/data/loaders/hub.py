@@ -112,7 +112,7 @@ def _parser(data: Data, split: str, table: Any) -> tuple[Parse, list[str]]:
     pictures = _has_pictures(table, image)
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
-        own: dict[str, Any] = {_ROW: f"{split}-{number}"}
+        own: dict[str, Any] = {_ROW: f"{split}-{number}"} if columns["id"] == _ROW else {}
         own |= {name: value for name, value in record.items() if value is not None}  # null: no such field in this row
         if pictures:
             own[image] = f"images/{split}/{_picture_name(number)}"

@@ -24,6 +24,7 @@ from ftlib.metrics.boxes import Object
 _PARTS: dict[Any, Part] = {"train": "train", "val": "valid", "test": "test", "testA": "test", "testB": "test"}
 _IMAGES = ("train2014", "images/mscoco/images/train2014", "mscoco/images/train2014", "images/train2014")
 _FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentence": dict}
+_MOST = 1 << 63
 LEAKED = "expressions of part train about images that occur in valid or test"
 
 
@@ -124,18 +125,23 @@ def _parser(
     return parse
 
 
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of a type, and no number that is too long to be written."""
+    return type(value) is kind and (kind is not int or abs(value) < _MOST)
+
+
 def _sentence(record: dict[str, Any]) -> tuple[int, str]:
     """The id and the text of a sentence, once all fields are what they should be.
 
     No value is shown: what a pickle holds may be too long to write out.
     """
     for name, kind in _FIELDS.items():
-        if type(record.get(name)) is not kind:
+        if not _is(record.get(name), kind):
             raise ValueError(f"field {name}: {kind.__name__} expected")
     if record["split"] not in _PARTS:
         raise ValueError(f"field split: one of {', '.join(_PARTS)} expected")
     key, expression = record["sentence"].get("sent_id"), record["sentence"].get("sent")
-    if type(key) is not int or not isinstance(expression, str) or not expression.strip():
+    if not _is(key, int) or not isinstance(expression, str) or not expression.strip():
         raise ValueError("field sentences: objects with a number `sent_id` and a text `sent` expected")
     if any("\ud800" <= character <= "\udfff" for character in expression):
         raise ValueError("field sentences: a text that is not UTF-8")

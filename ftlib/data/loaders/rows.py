@@ -12,6 +12,7 @@ from ftlib.data.examples import Bad, Example
 from ftlib.data.official.large import Faulty
 from ftlib.data.official.streaming import stream_lists
 
+_MOST_SHOWN = 300
 Value = TypeVar("Value")
 Parse = Callable[[dict[str, Any], int], Sequence[Example]]
 """(record, its number) → its rows; raises ValueError with what is wrong."""
@@ -99,11 +100,13 @@ class Reading:
             try:
                 found = parse(_object(record), number)
             except ValueError as error:
-                yield Bad(file.place(number), str(error))
+                yield fault(file.place(number), str(error))
                 continue
             for row in found:
                 if known := self._ids.add(row.id, first + number):
-                    yield Bad(file.place(number), f"field id: {row.id!r} stands in {self._where(known, file)} already")
+                    yield fault(
+                        file.place(number), f"field id: {row.id!r} stands in {self._where(known, file)} already"
+                    )
                 else:
                     yield row
 
@@ -145,12 +148,17 @@ def collect(path: Path, lists: Mapping[str, Kept[Any]]) -> Iterator[Bad]:
         try:
             key, value = kept.parse(_object(record))
         except ValueError as error:
-            yield Bad(place, str(error))
+            yield fault(place, str(error))
             continue
         if key in kept.found:
-            yield Bad(place, f"id {key!r} stands in another {kept.unit} already")
+            yield fault(place, f"id {key!r} stands in another {kept.unit} already")
         else:
             kept.found[key] = value
+
+
+def fault(place: str, reason: str) -> Bad:
+    """A record that cannot be used; what was found in it is not shown at any length."""
+    return Bad(place, reason if len(reason) <= _MOST_SHOWN else reason[:_MOST_SHOWN] + "…")
 
 
 def needed(text: str, name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from ftlib.config import Data
 from ftlib.data.examples import Bad, Example
 from ftlib.data.loaders.layout import Part, choose, folder_of
-from ftlib.data.loaders.rows import Kept, Numbered, Parse, Reading, collect, needed
+from ftlib.data.loaders.rows import Kept, Numbered, Parse, Reading, collect, fault, needed
 from ftlib.data.official.streaming import stream_lists
 from ftlib.data.official.vqa import Annotation, Question, parse_annotation, parse_question
 from ftlib.errors import UserError
@@ -67,7 +67,7 @@ def _part(reading: Reading, part: Part, pictures: str, asked: Path, answered: Pa
     answers = ((number, record) for _, number, record in stream_lists(answered, ["annotations"]))
     yield from reading.rows(Numbered(answered, "annotation"), answers, _parser(part, pictures, questions.found))
     for key in questions.found:
-        yield Bad(f"{asked}: question_id {key}", f"{answered.name} has no annotation for it")
+        yield fault(f"{asked}: question_id {str(key)[:50]}", f"{answered.name} has no annotation for it")
 
 
 def _question(record: dict[str, Any]) -> tuple[Any, Question]:

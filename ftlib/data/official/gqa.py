@@ -148,7 +148,7 @@ def parse_question(record: dict[str, Any]) -> Question:
         image,
         balanced,
         _texts("entailed", record["entailed"]),
-        record["groups"]["global"],
+        record["groups"].get("global"),
         sys.intern(types["structural"]),
         sys.intern(types["semantic"]),
         sys.intern(types["detailed"]),

@@ -1,6 +1,6 @@
 """Pickles that hold plain data, read without running any code of theirs.
 
-Only lists, dictionaries, tuples, sets, texts, bytes, numbers and numpy's scalars, which become plain numbers, are let
+Only lists, dictionaries, tuples, texts, bytes, numbers and numpy's scalars, which become plain numbers, are let
 through. Texts of Python 2 that are no UTF-8 come with lone surrogates.
 """
 

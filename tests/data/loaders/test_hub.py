@@ -21,6 +21,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`datasets` with a cache of its own."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     return datasets
 
 
@@ -116,6 +117,25 @@ def test_chats(tmp_path: Path) -> None:
     jsonl(tmp_path / "set/train.jsonl", {"messages": messages})
     (row,), _ = read(hub.examples, data(tmp_path, file=str(tmp_path / "set")))
     assert (row.id, row.prefix, row.suffix, row.facts["messages"]) == ("train-1-1", "q", "a", messages[:1])
+
+
+def test_a_dataset_of_the_hub_from_the_cache(tmp_path: Path, datasets: Any) -> None:
+    """What a download leaves in the cache is found without a connection, by name and subset."""
+    jsonl(tmp_path / "set/train.jsonl", {"instruction": "Add.", "output": "3"})
+    datasets.load_dataset(str(tmp_path / "set"))
+    (info,) = (tmp_path / "cache").rglob("dataset_info.json")
+    target = tmp_path / "cache" / "some___thing" / "small" / "0.0.0" / ("a" * 40)
+    target.parent.mkdir(parents=True)
+    info.parent.rename(target)
+    content = json.loads((target / "dataset_info.json").read_text())
+    write(target / "dataset_info.json", {**content, "dataset_name": "thing", "config_name": "small"})
+    for arrow in target.glob("*.arrow"):
+        arrow.rename(target / "thing-train.arrow")
+    (row,), _ = read(hub.examples, data(tmp_path, file="some/thing:small"))
+    assert (row.id, row.suffix) == ("train-1", "3")
+    with pytest.raises(UserError, match="dataset some/other: cannot be read") as caught:
+        read(hub.examples, data(tmp_path, file="some/other"))
+    assert "ftlib stage CONFIG" in caught.value.remedy
 
 
 def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
