@@ -30,10 +30,10 @@ from ftlib.metrics.totals import Measured
 
 Id = int | str
 _ID: tuple[type, ...] = (int, str)
-_IMAGE: Types = {"id": _ID, "file_name": str}
-_CAPTION: Types = {"id": _ID, "image_id": _ID, "caption": str}
+IMAGE: Types = {"id": _ID, "file_name": str}
+CAPTION: Types = {"id": _ID, "image_id": _ID, "caption": str}
 _RESULT: Types = {"image_id": _ID, "caption": str}
-_SPLIT_IMAGE: Types = {"cocoid": _ID, "filepath": str, "filename": str, "split": str, "sentences": list}
+KARPATHY_IMAGE: Types = {"cocoid": _ID, "filepath": str, "filename": str, "split": str, "sentences": list}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ def read_captions(path: Path) -> list[CaptionedImage]:
         UserError: the file is malformed, ids occur twice, or images and captions do not belong together.
     """
     content = read_json_file(path)
-    images = by_id(path, _listed(path, content, "images", _IMAGE, "image"), "id")
-    annotations = _listed(path, content, "annotations", _CAPTION, "annotation")
+    images = by_id(path, _listed(path, content, "images", IMAGE, "image"), "id")
+    annotations = _listed(path, content, "annotations", CAPTION, "annotation")
     by_id(path, annotations, "id")
     captions: dict[Id, list[str]] = {}
     for annotation in annotations:
@@ -77,7 +77,7 @@ def read_karpathy_splits(path: Path) -> dict[str, list[CaptionedImage]]:
         UserError: the file is malformed, ids occur twice, or an image has no caption.
     """
     found: dict[str, list[CaptionedImage]] = {}
-    images = by_id(path, _listed(path, read_json_file(path), "images", _SPLIT_IMAGE, "image"), "cocoid")
+    images = by_id(path, _listed(path, read_json_file(path), "images", KARPATHY_IMAGE, "image"), "cocoid")
     for key, image in images.items():
         check_records(path, image["sentences"], {"raw": str}, f"image {key}: sentence")
         captions = tuple(sentence["raw"] for sentence in image["sentences"])

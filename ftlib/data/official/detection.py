@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.data.examples import raise_faults
+from ftlib.data.official.large import require_fields
 from ftlib.data.official.results import Types, by_id, check_records, name_ids, read_json_file, read_records
 from ftlib.errors import UserError
 from ftlib.files import write_text
@@ -120,6 +121,31 @@ def score(references: Sequence[Path], predictions: Path) -> Measured:
     return boxes.average_precision(list(instances.pictures), instances.objects, read_results(predictions, instances))
 
 
+def parse_picture(record: dict[str, Any]) -> Picture:
+    """Parse an image record of the release.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    require_fields(record, {"id": int})
+    name, width, height = (record.get(field) for field in ("file_name", "width", "height"))
+    if not isinstance(name, (str, type(None))) or not all(isinstance(n, (int, type(None))) for n in (width, height)):
+        raise ValueError("file_name must be text, width and height whole numbers")
+    return Picture(record["id"], name, width, height)
+
+
+def parse_object(record: dict[str, Any]) -> Object:
+    """Parse an annotation of the release.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    require_fields(record, _ANNOTATION)
+    if fault := _object_fault(record):
+        raise ValueError(fault)
+    return _object(record)
+
+
 def _require_known(
     path: Path, records: Sequence[dict[str, Any]], pictures: dict[int, Picture], categories: dict[int, str]
 ) -> None:
@@ -132,10 +158,10 @@ def _require_known(
 
 
 def _picture(path: Path, record: dict[str, Any]) -> Picture:
-    name, width, height = (record.get(field) for field in ("file_name", "width", "height"))
-    if not isinstance(name, (str, type(None))) or not all(isinstance(n, (int, type(None))) for n in (width, height)):
-        raise UserError(f"{path}: image {record['id']}: file_name must be text, width and height whole numbers")
-    return Picture(record["id"], name, width, height)
+    try:
+        return parse_picture(record)
+    except ValueError as error:
+        raise UserError(f"{path}: image {record['id']}: {error}") from None
 
 
 def _object(record: dict[str, Any]) -> Object:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.data.examples import raise_faults
+from ftlib.data.official.large import require_fields
 from ftlib.data.official.results import (
     Types,
     by_id,
@@ -64,7 +65,8 @@ def read_questions(path: Path) -> list[Question]:
         raise UserError(f"{path}: an object with a list `data` is needed")
     check_records(path, records, _QUESTION, "question")
     by_id(path, records, "questionId")
-    raise_faults([fault for record in records for fault in _faults(path, record)], "Mend the file.")
+    faults = [(record["questionId"], fault) for record in records for fault in _faults(record)]
+    raise_faults([f"{path}: question {key}: {fault}" for key, fault in faults], "Mend the file.")
     return [_question(record) for record in records]
 
 
@@ -113,16 +115,27 @@ def score(references: Sequence[Path], predictions: Path) -> Measured:
     )
 
 
-def _faults(path: Path, record: dict[str, Any]) -> list[str]:
+def parse_question(record: dict[str, Any]) -> Question:
+    """Parse a question of the release.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    require_fields(record, _QUESTION)
+    if faults := _faults(record):
+        raise ValueError(faults[0])
+    return _question(record)
+
+
+def _faults(record: dict[str, Any]) -> list[str]:
     """What is wrong with the fields that not every split has."""
-    place = f"{path}: question {record['questionId']}"
     found = []
     for name in ("answers", "question_types"):
         value = record.get(name, [])
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            found.append(f"{place}: field {name}: a list of texts expected, found {value!r}"[:300])
+            found.append(f"field {name}: a list of texts expected, found {value!r}"[:300])
     if isinstance(record.get("docId", ""), bool) or not isinstance(record.get("docId", ""), _ID):
-        found.append(f"{place}: field docId: int or str expected, found {record['docId']!r}"[:300])
+        found.append(f"field docId: int or str expected, found {record['docId']!r}"[:300])
     return found
 
 

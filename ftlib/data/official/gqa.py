@@ -129,7 +129,7 @@ def _read_chunk(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) 
 
 
 def parse_question(record: dict[str, Any]) -> Question:
-    """Parse a question.
+    """Parse a question of the release.
 
     Raises:
         ValueError: what is wrong with it.
@@ -148,7 +148,7 @@ def parse_question(record: dict[str, Any]) -> Question:
         image,
         balanced,
         _texts("entailed", record["entailed"]),
-        record["groups"]["global"],
+        record["groups"].get("global"),
         sys.intern(types["structural"]),
         sys.intern(types["semantic"]),
         sys.intern(types["detailed"]),

@@ -129,14 +129,24 @@ def _read_references(paths: Sequence[Path]) -> list[Annotation]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_large_json(path, "answers", _annotation)
+    content = read_large_json(path, "answers", parse_annotation)
     if not isinstance(content, dict):
         raise UserError(f"{path}: an object with `questions` or `annotations` is needed")
     return content
 
 
-def _annotation(record: dict[str, Any]) -> Annotation:
-    """Parse an annotation.
+def parse_question(record: dict[str, Any]) -> Question:
+    """Parse a question of the release.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    require_fields(record, _QUESTION)
+    return Question(*(record[name] for name in _QUESTION))
+
+
+def parse_annotation(record: dict[str, Any]) -> Annotation:
+    """Parse an annotation of the release.
 
     Raises:
         ValueError: what is wrong with it.

@@ -1,0 +1,66 @@
+"""DocVQA's training and validation questions → rows of parts train and valid.
+
+Files below `data.root`, with or without a folder around them: `{train,val}_v1.0_withQT.json` (with question types)
+or `{train,val}_v1.0.json`, pictures of pages in `documents/` beside them or in the root. The test split has no answers
+and is left out. Source: rrc.cvc.uab.es, challenge 17, task 1, which advises to train on the first of the answers.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ftlib.config import Data
+from ftlib.data.examples import Bad, Example
+from ftlib.data.loaders.layout import Part, choose, folder_of, picture
+from ftlib.data.loaders.rows import Numbered, Parse, Reading, needed
+from ftlib.data.official.docvqa import parse_question
+from ftlib.data.official.streaming import stream_lists
+
+_PARTS: dict[Part, str] = {"train": "train", "valid": "val"}
+_FILES: list[list[list[dict[Part, str]]]] = [
+    [[{part: f"{name}_v1.0_withQT.json"}], [{part: f"{name}_v1.0.json"}]] for part, name in _PARTS.items()
+]
+PAGES = "documents"
+
+
+def files(data: Data) -> list[Path]:
+    """The annotation files that `examples` reads.
+
+    Raises:
+        UserError: none is there, or those of several releases.
+    """
+    return list(choose(data, *_FILES).values())
+
+
+def examples(data: Data) -> Iterator[Example | Bad]:
+    """A row for each question; its suffix is the first answer, its references are all; a document is a group.
+
+    Raises:
+        UserError: missing files, files that are no such JSON.
+    """
+    root, reading = Path(data.root), Reading()
+    for part, path in choose(data, *_FILES).items():
+        beside = (path.parent / PAGES).relative_to(root).as_posix()
+        pages = beside if (root / beside).is_dir() else folder_of(root, PAGES)
+        records = ((number, record) for _, number, record in stream_lists(path, ["data"]))
+        yield from reading.rows(Numbered(path, "question"), records, _parser(part, posixpath.dirname(pages)))
+
+
+def _parser(part: Part, folder: str) -> Parse:
+    def parse(record: dict[str, Any], number: int) -> list[Example]:
+        question = parse_question(record)
+        if not question.answers:
+            raise ValueError("field answers: is missing or empty")
+        facts: dict[str, Any] = {"questionId": question.question_id, "docId": question.document}
+        facts["question"] = question.question
+        if "question_types" in record:
+            facts["question_types"] = list(question.types)
+        image = picture(folder, question.image)
+        suffix, group = needed(question.answers[0], "answers"), str(question.document)
+        key = str(question.question_id)
+        return [Example(key, image, question.question, suffix, question.answers, facts, part, group)]
+
+    return parse
