@@ -82,7 +82,20 @@ class SplitRule(Section):
 class Data(Section):
     """Where the rows come from and how they are asked."""
 
-    source: Literal["jsonl", "digits"]
+    source: Literal[
+        "coco_captions",
+        "coco_detection",
+        "csv",
+        "digits",
+        "docvqa",
+        "folder",
+        "gqa",
+        "hub",
+        "instructions",
+        "jsonl",
+        "refcoco",
+        "vqav2",
+    ]
     root: Annotated[str, Field(min_length=1)]
     file: str = ""
     columns: dict[Literal["id", "image", "prefix", "suffix", "references"], str] = {}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ftlib import command_line, console, files
-from ftlib.site import find_site
+from ftlib.config import Config
+from ftlib.errors import UserError
+from ftlib.hub import find_model
+from ftlib.site import Site, find_site
 
 
 def main(argv: list[str]) -> int:
@@ -17,8 +22,9 @@ def main(argv: list[str]) -> int:
     from ftlib.data import prepared
 
     if parsed.check:
-        examples, digests = prepared.check_rows(config)
-        console.say(f"{len(examples)} rows and {len(digests)} images are in order")
+        from ftlib.data.overview import overview
+
+        print(overview(config.data, *_length(config, site)))
         return 0
     folder = prepared.prepared_folder(config, site)
     if files.is_complete(folder):
@@ -26,7 +32,22 @@ def main(argv: list[str]) -> int:
         console.say("already prepared")
     else:
         result = prepared.prepare(config, site)
+    left_out = {reason: count for reason, count in result.facts["left_out"].items() if count}
+    for reason, count in {**left_out, **({"bad records": result.facts["bad"]} if result.facts["bad"] else {})}.items():
+        console.say(f"left out: {count} ({reason})")
     rows = [[split, str(entry["rows"]), entry["fingerprint"]] for split, entry in result.facts["splits"].items()]
     console.say(console.table(["split", "rows", "fingerprint"], rows))
     print(folder)
     return 0
+
+
+def _length(config: Config, site: Site) -> tuple[Callable[[str], int], str]:
+    """How long a text is: in tokens if the model is in the store, else in characters."""
+    try:
+        folder = find_model(config.model, site)
+    except UserError:
+        return len, "characters (the model is not staged)"
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), "tokens"

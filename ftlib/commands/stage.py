@@ -37,10 +37,10 @@ def _stage_model(config: Config, site: Site) -> Path:
 
 
 def _stage_data(config: Config) -> Path:
-    from ftlib.data.sources import MAKERS, annotation_file
+    from ftlib.data.sources import MAKERS
 
     root = Path(config.data.root)
     if config.data.source in MAKERS and not files.is_complete(root):
         with files.publish_folder(root) as temporary:
             MAKERS[config.data.source](temporary)
-    return annotation_file(config.data)
+    return root

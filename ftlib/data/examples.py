@@ -1,15 +1,9 @@
-"""One row of a dataset, and JSONL files of them.
-
-A line is `{"image": …, "prefix": …, "suffix": …}`: the image's path relative to the file's folder, the prompt (which
-may be empty: then it comes from the config) and the expected answer. With `"references": […]` an answer is judged
-against all of these. Any other field is kept: prompts may name it, metrics may need it.
-"""
+"""One row of a dataset, and a record that cannot be one."""
 
 from __future__ import annotations
 
 import json
-import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +11,6 @@ from typing import Any, Literal
 from ftlib.errors import UserError
 
 MAX_FAULTS_SHOWN = 20
-_OWN_FIELDS = ("id", "image", "prefix", "suffix", "references")
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,7 @@ class Example:
         facts: the dataset's other fields, as they are.
         part: the release's own part that the row belongs to; none where it has no parts.
         group: rows of one group (a document, an animated picture) never fall into different splits; none: the image.
+        frame: of an animated image.
         digest: SHA-256 of the image's bytes, once the dataset is prepared.
     """
 
@@ -44,6 +38,7 @@ class Example:
     facts: dict[str, Any] = field(default_factory=dict)
     part: Literal["train", "valid", "test", ""] = ""
     group: str = ""
+    frame: int = 0
     digest: str = ""
 
 
@@ -60,41 +55,17 @@ class Bad:
     reason: str
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read and check a dataset's JSONL.
-
-    Raises:
-        UserError: missing file, or every faulty line (the first 20 in words).
-    """
-    examples: list[Example] = []
-    faults: list[str] = []
-    seen: dict[str, int] = {}
-    for number, text in _lines(path):
-        try:
-            example = _parse(text, number)
-            if example.id in seen:
-                raise ValueError(f"field id: {example.id!r} stands in line {seen[example.id]} already")
-            seen[example.id] = number
-            examples.append(example)
-        except ValueError as error:
-            faults.append(f"{path}:{number}: {error}")
-    raise_faults(faults, "Mend these lines; nothing was written.")
-    if not examples:
-        raise UserError(f"{path}: no rows in it")
-    return examples
-
-
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """Write rows as JSONL (into a folder that is not yet published)."""
     with path.open("w", encoding="utf-8") as file:
         for example in examples:
-            file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+            file.write(json.dumps(compact(example), ensure_ascii=False) + "\n")
 
 
-def load_prepared(path: Path) -> list[Example]:
-    """Read rows that ftlib wrote itself and has checked before."""
-    with path.open(encoding="utf-8") as file:
-        return [Example(**json.loads(line)) for line in file]
+def compact(example: Example) -> dict[str, Any]:
+    """A row as JSON, without fields that are empty."""
+    needed = ("id", "image", "prefix", "suffix")
+    return {name: value for name, value in asdict(example).items() if value or name in needed}
 
 
 def raise_faults(faults: list[str], remedy: str) -> None:
@@ -105,57 +76,3 @@ def raise_faults(faults: list[str], remedy: str) -> None:
     if len(faults) > len(shown):
         shown.append(f"… and {len(faults) - len(shown)} more")
     raise UserError("\n".join(shown), remedy)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-empty lines with their numbers."""
-    number = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", "Check data.root and data.file.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number}: not UTF-8: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _parse(text: str, number: int) -> Example:
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    references = _references(record)
-    if references and "suffix" not in record:
-        record["suffix"] = references[0]
-    image, prefix, suffix = (_text(record, name) for name in ("image", "prefix", "suffix"))
-    if not image:
-        raise ValueError("field image: is empty")
-    if not suffix.strip():
-        raise ValueError("field suffix: is empty, so there is nothing to learn")
-    identity = record.get("id", number)
-    if not isinstance(identity, (str, int)):
-        raise ValueError(f"field id: must be text or a number, got {identity!r}")
-    facts = {name: value for name, value in record.items() if name not in _OWN_FIELDS}
-    return Example(str(identity), posixpath.normpath(image), prefix, suffix.strip(), references, facts)
-
-
-def _references(record: dict[str, Any]) -> list[str]:
-    references = record.get("references", [])
-    if not isinstance(references, list) or not all(isinstance(one, str) for one in references):
-        raise ValueError(f"field references: must be a list of texts, got {references!r}")
-    return references
-
-
-def _text(record: dict[str, Any], name: str) -> str:
-    if name not in record:
-        raise ValueError(f"field {name}: is missing")
-    value = record[name]
-    if not isinstance(value, str):
-        raise ValueError(f"field {name}: must be text, got {value!r}")
-    return value

@@ -1,26 +1,38 @@
 """A prepared dataset: checked, split, fingerprinted rows in the store.
 
-`<store>/prepared/<source>-<key>/` holds train.jsonl, valid.jsonl, test.jsonl and data.json. The key is the hash of the
-config's data section (but for the prompt, which is applied when rows are read) and of the annotation file. Images that
-are replaced in place are not noticed.
+`<store>/prepared/<source>-<key>/` holds train, valid and test as JSONL with their offsets, bad.json (records that were
+left out) and data.json. The key is the hash of the config's data section (but for the prompt, which is applied when
+rows are read) and of the annotation files. Images that are replaced in place are not noticed.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ftlib import files
-from ftlib.config import Config
-from ftlib.console import tracked
-from ftlib.data.examples import Example, load_prepared, raise_faults, write_examples
-from ftlib.data.images import image_path, open_image
-from ftlib.data.prompts import prompt_of
-from ftlib.data.sources import MAKERS, annotation_file, read_source
-from ftlib.data.splits import SPLITS, split_examples
+import numpy as np
+from numpy.typing import NDArray
+
+from ftlib import console, files
+from ftlib.config import Config, Data
+from ftlib.data.examples import Bad, Example, compact
+from ftlib.data.images import ImageFacts, choose_frames, image_path, inspect_image
+from ftlib.data.intake import Intake, first_rows_of_images, take_in
+from ftlib.data.rows import Rows, RowWriter
+from ftlib.data.sources import MAKERS, annotation_files, left_out
+from ftlib.data.splits import SPLITS, Codes, assign
 from ftlib.errors import UserError
 from ftlib.site import Site
+
+FORMAT = 2
+_BLOCK = 1000
+_SPOOL = "rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -30,21 +42,21 @@ class Prepared:
     Attributes:
         folder: where it lies.
         root: what the images' paths are relative to.
-        facts: data.json: source, fingerprint and number of rows per split, labels.
+        facts: data.json: source, fingerprint and number of rows per split, labels, what was left out.
     """
 
     folder: Path
     root: Path
     facts: dict[str, Any]
 
-    def rows(self, split: str) -> list[Example]:
+    def rows(self, split: str) -> Rows:
         """The rows of a split."""
-        return load_prepared(self.folder / f"{split}.jsonl")
+        return Rows(self.folder / f"{split}.jsonl")
 
     @property
     def labels(self) -> list[str]:
-        """Every answer that occurs, sorted."""
-        return list(self.facts["labels"])
+        """Every answer that occurs, sorted; none if there are too many for a closed set."""
+        return list(self.facts["labels"] or ())
 
 
 def prepared_folder(config: Config, site: Site) -> Path:
@@ -53,14 +65,20 @@ def prepared_folder(config: Config, site: Site) -> Path:
     Raises:
         UserError: the annotation file is missing.
     """
-    source = annotation_file(config.data)
-    if not source.is_file():
-        made = config.data.source in MAKERS
-        remedy = "Run `ftlib stage CONFIG` first." if made else "Check data.root and data.file."
-        raise UserError(f"{source}: no such file", remedy)
-    rule = config.data.model_dump(exclude={"prompt"})
-    key = files.fingerprint([rule, files.sha256(source)])[:12]
-    return site.store / "prepared" / f"{config.data.source}-{key}"
+    data = config.data
+    sources = annotation_files(data)
+    for source in sources:
+        if not source.is_file():
+            remedy = "Run `ftlib stage CONFIG` first." if data.source in MAKERS else "Check data.root and data.file."
+            raise UserError(f"{source}: no such file", remedy)
+    rule = data.model_dump(exclude={"prompt"})
+    content = [files.sha256(source) for source in sources] or _listing(Path(data.root))
+    return site.store / "prepared" / f"{data.source}-{files.fingerprint([FORMAT, rule, content])[:12]}"
+
+
+def _listing(root: Path) -> list[str]:
+    """What a dataset without annotation files consists of."""
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
 def open_prepared(config: Config, site: Site) -> Prepared:
@@ -75,57 +93,129 @@ def open_prepared(config: Config, site: Site) -> Prepared:
     return Prepared(folder=folder, root=Path(config.data.root), facts=files.read_json(folder / "data.json"))
 
 
-def check_rows(config: Config) -> tuple[list[Example], dict[str, str]]:
-    """Read every row and decode every image once.
-
-    Returns:
-        The rows, and the SHA-256 of each image file by its name.
-
-    Raises:
-        UserError: every faulty line or image (the first 20 in words); a prompt that names fields the rows lack.
-    """
-    examples = read_source(config.data)
-    prompt_of(examples[0], config.data.prompt)
-    root = Path(config.data.root)
-    faults, digests = [], {}
-    for name in tracked(sorted({example.image for example in examples}), "checking images"):
-        try:
-            path = image_path(root, name)
-            open_image(path)
-            digests[name] = files.sha256(path)
-        except UserError as error:
-            row = next(example for example in examples if example.image == name)
-            faults.append(f"{annotation_file(config.data)}: row {row.id}: {error.problem}")
-    raise_faults(faults, "Mend or remove these rows; nothing was written.")
-    return examples, digests
-
-
 def prepare(config: Config, site: Site) -> Prepared:
-    """Check, split and write a dataset.
+    """Check, split and write a dataset: two passes over its rows, each image opened once.
 
     Raises:
-        UserError: faulty rows, impossible splits, storage full or read-only.
+        UserError: faulty rows or images, impossible splits, storage full or read-only.
     """
-    examples, digests = check_rows(config)
-    examples = [replace(example, digest=digests[example.image]) for example in examples]
-    splits = split_examples(examples, config.data.split)
     with files.publish_folder(prepared_folder(config, site)) as folder:
-        for split, rows in splits.items():
-            write_examples(folder / f"{split}.jsonl", rows)
-        files.write_json(folder / "data.json", _facts(config, splits))
+        intake = take_in(config.data, folder / _SPOOL)
+        images = check_images(intake, config.data)
+        codes = assign(intake.keys, config.data.split)
+        splits, dropped = _write(folder, intake, images, codes, config.data)
+        files.write_json(folder / "bad.json", {"count": intake.bad.count, "shown": intake.bad.shown})
+        facts = {
+            "source": config.data.source,
+            "rule": config.data.split.model_dump(),
+            "labels": intake.labels,
+            "splits": splits,
+            "bad": intake.bad.count,
+            "left_out": {**left_out(config.data), **dropped},
+        }
+        files.write_json(folder / "data.json", facts)
+        for spool in folder.glob("rows.*"):
+            spool.unlink()
     return open_prepared(config, site)
 
 
-def _facts(config: Config, splits: dict[str, list[Example]]) -> dict[str, Any]:
-    prints = {split: {"rows": len(splits[split]), "fingerprint": _print(splits[split])} for split in SPLITS}
-    return {
-        "source": config.data.source,
-        "rule": config.data.split.model_dump(),
-        "labels": sorted({example.suffix for rows in splits.values() for example in rows}),
-        "splits": prints,
-    }
+@dataclass(frozen=True)
+class Images:
+    """What is known of all images of a dataset, 44 bytes each.
+
+    Attributes:
+        names: hashes of their names, ascending, shape (n,).
+        digests: SHA-256 of their bytes, raw.
+        frames: how many; 0 if the image cannot be used.
+        sizes, kinds: how many images are of a size, of a format and mode.
+    """
+
+    names: NDArray[np.uint64]
+    digests: NDArray[np.void]
+    frames: NDArray[np.int32]
+    sizes: Counter[tuple[int, int]]
+    kinds: Counter[str]
+
+    def find(self, name: int) -> tuple[str, int]:
+        """Digest in hexadecimal and number of frames."""
+        place = int(np.searchsorted(self.names, np.uint64(name)))
+        return bytes(self.digests[place]).hex(), int(self.frames[place])
 
 
-def _print(rows: list[Example]) -> str:
-    """Fingerprint of a split: every field of its rows and the images' bytes, in any order."""
-    return files.fingerprint(sorted(files.fingerprint(asdict(row)) for row in rows))[:16]
+def check_images(intake: Intake, data: Data) -> Images:
+    """Decode every image once; faulty ones count as bad records.
+
+    Raises:
+        UserError: faulty images, unless they are to be skipped.
+    """
+    names, places = first_rows_of_images(intake)
+    rows, root = intake.rows, Path(data.root)
+    found = Images(names, np.zeros(len(names), dtype="V32"), np.zeros(len(names), dtype=np.int32), Counter(), Counter())
+
+    def look(place: int) -> ImageFacts | Bad:
+        row = rows[place]
+        try:
+            return inspect_image(image_path(root, row.image))
+        except UserError as error:
+            return Bad(f"row {row.id}", error.problem)
+
+    bad_rows = intake.bad.count
+    with ThreadPoolExecutor() as pool, console.progress("checking images", len(names)) as update:
+        for start in range(0, len(names), _BLOCK):
+            for number, seen in enumerate(pool.map(look, places[start : start + _BLOCK].tolist()), start):
+                if isinstance(seen, Bad):
+                    intake.bad.add(seen)
+                else:
+                    _note(found, number, seen)
+                update(number + 1, "")
+    if intake.bad.count > bad_rows:
+        intake.bad.settle()
+    return found
+
+
+def _note(images: Images, number: int, seen: ImageFacts) -> None:
+    images.digests[number] = np.void(bytes.fromhex(seen.digest))
+    images.frames[number] = seen.frames
+    images.sizes[seen.size] += 1
+    images.kinds[seen.kind] += 1
+
+
+def _write(
+    folder: Path, intake: Intake, images: Images, codes: Codes, data: Data
+) -> tuple[dict[str, Any], Counter[str]]:
+    """Second pass: every row into its split.
+
+    Returns:
+        Split → number of rows and fingerprint; what was left out, counted.
+    """
+    sums = np.zeros(len(SPLITS), dtype=object)
+    dropped: Counter[str] = Counter()
+    with ExitStack() as stack, console.progress("writing splits", len(codes)) as update:
+        writers = [stack.enter_context(RowWriter(folder / f"{split}.jsonl")) for split in SPLITS]
+        for place, (row, code) in enumerate(zip(intake.rows, codes.tolist(), strict=True)):
+            digest, frames = images.find(int(intake.images[place])) if row.image else ("", 1)
+            for shown in _shown(row, digest, frames, data.frames, dropped):
+                if code < 0:
+                    dropped["beyond max_train or max_eval"] += 1
+                    continue
+                line = writers[code].write(compact(shown))
+                sums[code] += int.from_bytes(hashlib.sha256(line).digest(), "big")
+            update(place + 1, "")
+    splits = {}
+    for split, writer, total in zip(SPLITS, writers, sums, strict=True):
+        # a sum does not depend on the order of rows, and needs only one row at a time
+        splits[split] = {"rows": len(writer), "fingerprint": f"{total % (1 << 256):064x}"[:16]}
+    return splits, dropped
+
+
+def _shown(row: Example, digest: str, frames: int, rule: str, dropped: Counter[str]) -> Iterator[Example]:
+    """A row as it is asked: once, once a frame, or not at all."""
+    if not frames:
+        dropped["unreadable image"] += 1
+        return
+    chosen = choose_frames(frames, rule)
+    if not chosen:
+        dropped["animated image"] += 1
+    for frame in chosen:
+        identity = f"{row.id}#{frame}" if len(chosen) > 1 else row.id
+        yield replace(row, id=identity, frame=frame, digest=digest)

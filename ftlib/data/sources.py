@@ -1,33 +1,61 @@
-"""Datasets by name. A new dataset is one loader function and one line in `SOURCES`."""
+"""Datasets by name. A new dataset is one loader module and one line in `SOURCES`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from ftlib.config import Data
 from ftlib.data.digits import make_digits
-from ftlib.data.examples import Example, read_examples
+from ftlib.data.examples import Bad, Example
 
-SOURCES: dict[str, Callable[[Path], list[Example]]] = {
-    "jsonl": read_examples,
-    "digits": read_examples,
+SOURCES = {
+    "coco_captions": "coco_captions",
+    "coco_detection": "coco_detection",
+    "csv": "csv_table",
+    "digits": "jsonl",
+    "docvqa": "docvqa",
+    "folder": "folder",
+    "gqa": "gqa",
+    "hub": "hub",
+    "instructions": "instructions",
+    "jsonl": "jsonl",
+    "refcoco": "refcoco",
+    "vqav2": "vqav2",
 }
-"""Source → what reads its annotation file."""
+"""Source → the module of `ftlib.data.loaders` that reads it."""
 
 MAKERS: dict[str, Callable[[Path], None]] = {"digits": make_digits}
 """Source → what makes it where others are downloaded, into an empty folder."""
 
 
-def annotation_file(data: Data) -> Path:
-    """The file with a dataset's rows."""
-    return Path(data.root) / (data.file or "data.jsonl")
-
-
-def read_source(data: Data) -> list[Example]:
-    """All rows of a dataset, checked.
+def annotation_files(data: Data) -> list[Path]:
+    """The files with a dataset's rows; none where the images' names say all.
 
     Raises:
-        UserError: missing file or faulty lines.
+        UserError: none is there, or those of several releases.
     """
-    return SOURCES[data.source](annotation_file(data))
+    found: list[Path] = _loader(data).files(data)
+    return found
+
+
+def read_source(data: Data) -> Iterator[Example | Bad]:
+    """All rows of a dataset, and the records that are none, one after the other.
+
+    Raises:
+        UserError: a missing file, or one that cannot be read at all.
+    """
+    rows: Iterator[Example | Bad] = _loader(data).examples(data)
+    return rows
+
+
+def left_out(data: Data) -> dict[str, int]:
+    """Rows that a loader leaves out for a reason, counted by it."""
+    count = getattr(_loader(data), "left_out", None)
+    return count(data) if count else {}
+
+
+def _loader(data: Data) -> ModuleType:
+    return importlib.import_module(f"ftlib.data.loaders.{SOURCES[data.source]}")

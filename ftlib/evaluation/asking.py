@@ -35,6 +35,9 @@ _PREFETCHED_BATCHES = 3
 Answer = dict[str, Any]
 """`id`, and `text` (generated) or `likelihoods` (one number for each label)."""
 
+Shown = tuple[str, int]
+"""An image and which of its frames."""
+
 
 def ask(
     subject: Subject,
@@ -104,17 +107,18 @@ def _encoded(
     """Batches with their rows ready; images are decoded by threads, a few batches ahead."""
     inputs = subject.inputs
 
-    def load(image: str, places: list[int]) -> list[Row]:
-        return inputs.prompt_rows([prompts[place] for place in places], open_image(image_path(root, image)))
+    def load(shown: Shown, places: list[int]) -> list[Row]:
+        image, frame = shown
+        return inputs.prompt_rows([prompts[place] for place in places], open_image(image_path(root, image), frame))
 
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         waiting = []
         for batch in [*batches, *[None] * _PREFETCHED_BATCHES]:
             if batch is not None:
-                by_image: dict[str, list[int]] = {}
+                by_image: dict[Shown, list[int]] = {}
                 for place in batch:
-                    by_image.setdefault(rows[place].image, []).append(place)
-                jobs = [pool.submit(load, image, places) for image, places in by_image.items()]
+                    by_image.setdefault((rows[place].image, rows[place].frame), []).append(place)
+                jobs = [pool.submit(load, shown, places) for shown, places in by_image.items()]
                 waiting.append(([place for places in by_image.values() for place in places], jobs))
             if waiting and (batch is None or len(waiting) > _PREFETCHED_BATCHES):
                 order, jobs = waiting.pop(0)

@@ -28,7 +28,7 @@ class TrainingRows(Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         example = self.examples[index]
-        image = open_image(image_path(self.root, example.image))
+        image = open_image(image_path(self.root, example.image), example.frame)
         return self.inputs.train_row(prompt_of(example, self.template), image, example.suffix)
 
 

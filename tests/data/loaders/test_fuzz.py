@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftlib.data.examples import Bad, Example, load_prepared, write_examples
+from ftlib.data.examples import Bad, Example, compact
 from ftlib.data.loaders import (
     coco_captions,
     coco_detection,
@@ -33,6 +33,7 @@ from ftlib.data.loaders import (
     refcoco,
     vqav2,
 )
+from ftlib.data.rows import Rows, RowWriter
 from ftlib.errors import UserError
 from tests.data.loaders import releases
 from tests.data.loaders.releases import Examples, data, read, write
@@ -243,9 +244,11 @@ def require_sound(rows: list[Example], bad: list[Bad], root: Path) -> None:
         assert all(isinstance(text, str) for text in texts)
         assert one.suffix.strip() == one.suffix != ""
     assert len({one.id for one in rows}) == len(rows)
-    write_examples(root / "written.jsonl", rows)
-    assert repr([replace(one, references=list(one.references)) for one in rows]) == repr(
-        load_prepared(root / "written.jsonl")
+    with RowWriter(root / "written.jsonl") as writer:
+        for one in rows:
+            writer.write(compact(one))
+    assert repr([replace(one, references=list(one.references) or ()) for one in rows]) == repr(
+        list(Rows(root / "written.jsonl"))
     )
     assert all(one.place.startswith(str(root)) and one.reason and len(one.reason) < 400 for one in bad)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ftlib.data.examples import Bad, Example, read_examples
+from ftlib.data.examples import Bad, Example
 from ftlib.data.loaders import csv_table, folder, instructions, jsonl
 from ftlib.errors import UserError
 from tests.data.loaders.releases import data, read, write
@@ -54,30 +54,6 @@ def test_jsonl_columns(tmp_path: Path) -> None:
     rows, bad = read(jsonl.examples, data(tmp_path, file="my.jsonl", columns=columns))
     assert rows == [Example("k", "a.png", "q?", "x", [], {"suffix": "other"})]
     assert bad == [Bad(f"{path}:2", "field file: must be text, got 3")]
-
-
-def test_jsonl_faults_are_those_of_today(tmp_path: Path) -> None:
-    """The same words as `read_examples`, which stops, but here the rows between are read."""
-    faults: list[Any] = [
-        b"{not json",
-        [1],
-        {"image": "x", "prefix": ""},
-        {"prefix": "", "suffix": "1"},
-        {**ROW, "suffix": " "},
-        {**ROW, "suffix": 1},
-        {**ROW, "image": ""},
-        {**ROW, "id": 1.5},
-        {**ROW, "id": None},
-        {**ROW, "references": "x"},
-        {**ROW, "references": [1]},
-        {**ROW, "id": "1"},
-    ]
-    path = lines(tmp_path, ROW, *[line for fault in faults for line in (fault, ROW)])
-    rows, bad = read(jsonl.examples, data(tmp_path))
-    assert [row.id for row in rows] == [str(number) for number in range(1, 2 * len(faults) + 2, 2)]
-    with pytest.raises(UserError) as caught:
-        read_examples(path)
-    assert [f"{one.place}: {one.reason}" for one in bad] == caught.value.problem.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""First pass over a dataset: every row checked and put on disk, and of each the few numbers that a split depends on.
+
+Memory: 48 bytes a row, whatever its text.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftlib import console
+from ftlib.config import Data
+from ftlib.data.examples import MAX_FAULTS_SHOWN, Bad, Example, compact
+from ftlib.data.prompts import prompt_of
+from ftlib.data.rows import Rows, RowWriter
+from ftlib.data.sources import read_source
+from ftlib.data.splits import NO_PART, SPLITS, Keys, hash_text
+from ftlib.errors import UserError
+
+MAX_LABELS = 10_000
+_NO_IMAGE = 0
+_EVERY = 1000
+
+
+@dataclass
+class Intake:
+    """What the first pass leaves.
+
+    Attributes:
+        path: the rows, as `Rows` reads them.
+        images: hash of each row's image, 0 without one, shape (n,).
+        labels: every answer that occurs; None if there are more than `MAX_LABELS`.
+        bad: the faulty records, of which the first are kept, and their number.
+    """
+
+    path: Path
+    keys: Keys
+    images: NDArray[np.uint64]
+    labels: list[str] | None
+    bad: BadRecords
+
+    @property
+    def rows(self) -> Rows:
+        """All rows, in the order of the source."""
+        return Rows(self.path)
+
+
+@dataclass
+class BadRecords:
+    """Records that cannot be used; all are counted, the first are kept in words."""
+
+    stop: bool
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, bad: Bad) -> None:
+        """Take note of one."""
+        self.count += 1
+        if len(self.shown) < MAX_FAULTS_SHOWN:
+            self.shown.append(f"{bad.place}: {bad.reason}")
+
+    def settle(self) -> None:
+        """Raise UserError if they are to stop the work; otherwise say how many are left out."""
+        if not self.count:
+            return
+        more = [f"… and {self.count - len(self.shown)} more"] if self.count > len(self.shown) else []
+        text = "\n".join([*self.shown, *more])
+        if self.stop:
+            raise UserError(text, "Mend these records, or leave them out with data.on_bad=skip. Nothing was written.")
+        console.say(f"{text}\n{self.count} records cannot be used and are left out")
+
+
+def take_in(data: Data, path: Path) -> Intake:
+    """Read a source once.
+
+    Args:
+        path: where the rows are put.
+
+    Raises:
+        UserError: faulty records (unless they are to be skipped), no rows at all, a prompt that names what rows lack.
+    """
+    bad = BadRecords(stop=data.on_bad == "stop")
+    numbers = {name: array("Q") for name in ("rows", "groups", "strata", "images")}
+    parts = array("b")
+    labels: set[str] = set()
+    with RowWriter(path) as writer, console.progress("reading rows", 0) as update:
+        for row in read_source(data):
+            if isinstance(row, Bad):
+                bad.add(row)
+                continue
+            if not len(writer):
+                prompt_of(row, data.prompt)
+            writer.write(compact(row))
+            _append(numbers, row, data)
+            parts.append(SPLITS.index(row.part) if row.part else NO_PART)
+            if len(labels) <= MAX_LABELS:
+                labels.add(row.suffix)
+            if len(writer) % _EVERY == 0:
+                update(len(writer), "")
+    bad.settle()
+    if not len(writer):
+        raise UserError(f"{data.root}: no rows in it", "Check data.source, data.root and data.file.")
+    columns = {name: np.frombuffer(column, dtype=np.uint64) for name, column in numbers.items()}
+    images = columns.pop("images")
+    keys = Keys(**columns, parts=np.frombuffer(parts, dtype=np.int8))
+    return Intake(path, keys, images, sorted(labels) if len(labels) <= MAX_LABELS else None, bad)
+
+
+def first_rows_of_images(intake: Intake) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Every image's hash, ascending, and a row that shows it."""
+    names, first = np.unique(intake.images, return_index=True)
+    shown = names != _NO_IMAGE
+    return names[shown], first[shown]
+
+
+def sample(rows: Rows, count: int) -> list[Example]:
+    """At most `count` rows, evenly spaced."""
+    step = max(1, len(rows) // count)
+    return list(islice((rows[place] for place in range(0, len(rows), step)), count))
+
+
+def _append(numbers: dict[str, array[int]], row: Example, data: Data) -> None:
+    numbers["rows"].append(hash_text(row.id))
+    numbers["groups"].append(hash_text(row.group or row.image or row.id))
+    numbers["strata"].append(hash_text(row.suffix) if data.split.stratify_by else 0)
+    numbers["images"].append(hash_text(row.image) if row.image else _NO_IMAGE)
