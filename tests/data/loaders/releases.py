@@ -142,7 +142,7 @@ def gqa(root: Path) -> Path:
     }
     val = {
         "05451384": gqa_question("2382986", "no", True, ["05451384", "05451385"]),
-        "05451385": gqa_question("2382986", "yes", False, []),
+        "05451385": gqa_question("2382986", "yes", False, ["05451386"]),
         "05451386": gqa_question("n161313", "cup", False, []),
     }
     write(root / "train_balanced_questions.json", {"02930152": train["02930152"]})
