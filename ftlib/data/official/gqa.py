@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ftlib.data.official.large import read_large_json, repeated_keys, require_fields, require_parsed
-from ftlib.data.official.results import by_id, name_ids, read_records, require_same_ids
+from ftlib.data.official.large import read_large_json, repeated_keys, require_parsed
+from ftlib.data.official.results import by_id, name_ids, read_records, require_fields, require_same_ids
 from ftlib.errors import UserError
 from ftlib.files import write_text
 from ftlib.metrics import gqa
@@ -129,7 +129,7 @@ def _read_chunk(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) 
 
 
 def parse_question(record: dict[str, Any]) -> Question:
-    """Parse a question of the release.
+    """Parse a question.
 
     Raises:
         ValueError: what is wrong with it.
