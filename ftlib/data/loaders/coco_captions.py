@@ -16,7 +16,7 @@ from ftlib.data.examples import Bad, Example
 from ftlib.data.loaders.layout import Part, Variant, choose, folder_of, picture
 from ftlib.data.loaders.rows import Kept, Numbered, Reading, collect, fault, needed
 from ftlib.data.official.captions import CAPTION, IMAGE, KARPATHY_IMAGE
-from ftlib.data.official.large import require_fields
+from ftlib.data.official.results import require_fields
 from ftlib.data.official.streaming import stream_lists
 
 _YEARS: list[Variant] = [

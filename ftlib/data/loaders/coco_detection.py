@@ -18,7 +18,7 @@ from ftlib.data.examples import Bad, Example
 from ftlib.data.loaders.boxes import SizedPicture, an_object, corners, sized_picture, to_text, visible
 from ftlib.data.loaders.layout import Part, Variant, choose, folder_of, picture
 from ftlib.data.loaders.rows import Kept, Numbered, Reading, collect, fault
-from ftlib.data.official.large import require_fields
+from ftlib.data.official.results import require_fields
 from ftlib.metrics.boxes import Object
 
 _YEARS: list[Variant] = [

@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.data.examples import raise_faults
-from ftlib.data.official.large import require_fields
-from ftlib.data.official.results import Types, by_id, check_records, name_ids, read_json_file, read_records
+from ftlib.data.official.results import (
+    Types,
+    by_id,
+    check_records,
+    name_ids,
+    read_json_file,
+    read_records,
+    require_fields,
+)
 from ftlib.errors import UserError
 from ftlib.files import write_text
 from ftlib.metrics import boxes

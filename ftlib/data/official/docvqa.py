@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.data.examples import raise_faults
-from ftlib.data.official.large import require_fields
 from ftlib.data.official.results import (
     Types,
     by_id,
@@ -22,6 +21,7 @@ from ftlib.data.official.results import (
     name_ids,
     read_json_file,
     read_records,
+    require_fields,
     require_same_ids,
 )
 from ftlib.errors import UserError

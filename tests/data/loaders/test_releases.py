@@ -118,6 +118,14 @@ def test_docvqa_prefers_types_and_finds_pages_beside_the_questions(tmp_path: Pat
     ]
 
 
+def test_docvqa_pages_in_folders_of_the_splits(tmp_path: Path) -> None:
+    (releases.docvqa(tmp_path) / "documents").rmdir()
+    for split in ("train", "val"):
+        (tmp_path / split / "documents").mkdir(parents=True)
+    rows, _ = read(docvqa.examples, data(tmp_path))
+    assert [row.image.split("/")[0] for row in rows] == ["train", "train", "val"]
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
