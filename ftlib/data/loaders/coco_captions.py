@@ -23,6 +23,7 @@ _YEARS: list[Variant] = [
     {"train": f"captions_train{year}.json", "valid": f"captions_val{year}.json"} for year in (2014, 2017)
 ]
 _KARPATHY: list[Variant] = [{"": "dataset_coco.json"}]
+_RANKS = [_KARPATHY, _YEARS]
 _KARPATHY_PARTS: dict[str, Part] = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 
 
@@ -32,7 +33,7 @@ def files(data: Data) -> list[Path]:
     Raises:
         UserError: none is there, or those of several releases.
     """
-    return list(choose(data, [_KARPATHY, _YEARS]).values())
+    return list(choose(data, _RANKS).values())
 
 
 def examples(data: Data) -> Iterator[Example | Bad]:
@@ -42,7 +43,7 @@ def examples(data: Data) -> Iterator[Example | Bad]:
         UserError: missing files, files of both years, files that are no such JSON.
     """
     root, reading = Path(data.root), Reading()
-    for part, path in choose(data, [_KARPATHY, _YEARS]).items():
+    for part, path in choose(data, _RANKS).items():
         if part:
             yield from _release(reading, part, path, folder_of(root, path.stem.removeprefix("captions_")))
         else:

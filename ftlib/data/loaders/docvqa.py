@@ -1,8 +1,8 @@
 """DocVQA's training and validation questions → rows of parts train and valid.
 
 Files below `data.root`, with or without a folder around them: `{train,val}_v1.0_withQT.json` (with question types)
-or `{train,val}_v1.0.json`, pictures of pages in `documents/` beside them or in the root. The test split has no answers
-and is left out. Source: rrc.cvc.uab.es, challenge 17, task 1, which advises to train on the first of the answers.
+or `{train,val}_v1.0.json`, pages in `documents/`, or in `train/documents/` and `val/documents/`. The test split has no
+answers and is left out. Source: rrc.cvc.uab.es, challenge 17, task 1, whose advice it is to train on the first answer.
 """
 
 from __future__ import annotations
@@ -43,10 +43,17 @@ def examples(data: Data) -> Iterator[Example | Bad]:
     """
     root, reading = Path(data.root), Reading()
     for part, path in choose(data, *_FILES).items():
-        beside = (path.parent / PAGES).relative_to(root).as_posix()
-        pages = beside if (root / beside).is_dir() else folder_of(root, PAGES)
+        pages = _pages(root, path, _PARTS[part])
         records = ((number, record) for _, number, record in stream_lists(path, ["data"]))
         yield from reading.rows(Numbered(path, "question"), records, _parser(part, posixpath.dirname(pages)))
+
+
+def _pages(root: Path, path: Path, split: str) -> str:
+    """The folder of a part's pages: beside the questions, or in the folder of its split, or the one of all."""
+    for folder in (path.parent / PAGES, root / split / PAGES):
+        if folder.is_dir():
+            return folder.relative_to(root).as_posix()
+    return folder_of(root, PAGES)
 
 
 def _parser(part: Part, folder: str) -> Parse:

@@ -127,7 +127,7 @@ def _parser(
 
 def _is(value: Any, kind: type) -> bool:
     """Whether a value is of a type, and no number that is too long to be written."""
-    return type(value) is kind and (kind is not int or abs(value) < _MOST)
+    return type(value) is kind and not (isinstance(value, int) and abs(value) >= _MOST)
 
 
 def _sentence(record: dict[str, Any]) -> tuple[int, str]:

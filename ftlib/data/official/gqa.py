@@ -129,7 +129,7 @@ def _read_chunk(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) 
 
 
 def parse_question(record: dict[str, Any]) -> Question:
-    """Parse a question of the release.
+    """Parse a question.
 
     Raises:
         ValueError: what is wrong with it.

@@ -118,6 +118,14 @@ def test_docvqa_prefers_types_and_finds_pages_beside_the_questions(tmp_path: Pat
     ]
 
 
+def test_docvqa_pages_in_folders_of_the_splits(tmp_path: Path) -> None:
+    (releases.docvqa(tmp_path) / "documents").rmdir()
+    for split in ("train", "val"):
+        (tmp_path / split / "documents").mkdir(parents=True)
+    rows, _ = read(docvqa.examples, data(tmp_path))
+    assert [row.image.split("/")[0] for row in rows] == ["train", "train", "val"]
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
@@ -497,3 +505,17 @@ def test_one_file_in_two_places(tmp_path: Path) -> None:
     releases.docvqa(tmp_path / "b")
     with pytest.raises(UserError, match=r"train_v1\.0_withQT\.json lies in several places"):
         read(docvqa.examples, data(tmp_path))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_pictures_are_opened_by_the_names_of_rows(tmp_path: Path, name: str) -> None:
+    from ftlib.data.images import image_path, open_image
+
+    loader, make = LOADERS[name]
+    rows, _ = read(loader.examples, data(make(tmp_path), name))
+    folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
+    releases.draw(tmp_path, rows)
+    assert folders == {path for path in tmp_path.rglob("*") if path.is_dir()}, (
+        "pictures belong into the release's folders"
+    )
+    assert all(open_image(image_path(tmp_path, row.image)).size == (40, 30) for row in rows)

@@ -80,6 +80,9 @@ def test_find(tmp_path: Path) -> None:
     write(tmp_path / "zip [1]" / "refs(unc).p", b"")
     assert find(tmp_path, "refs(unc).p") == tmp_path / "zip [1]" / "refs(unc).p"
     assert find(tmp_path, "zip [1]/refs(unc).p") == tmp_path / "zip [1]" / "refs(unc).p"
+    assert find(tmp_path, "refs[unc].p") is None
+    write(tmp_path / "x" / "refs[unc].p", b"")
+    assert find(tmp_path, "refs[unc].p") == tmp_path / "x" / "refs[unc].p"
     assert find(tmp_path, "none") is None
     assert folder_of(tmp_path, "none", "zip [1]") == "zip [1]"
     assert folder_of(tmp_path, "none", "nothing") == "none"

@@ -204,6 +204,13 @@ def test_folder(tmp_path: Path) -> None:
     assert rows == [Example(name, name, "", name[:3]) for name in names]
 
 
+def test_a_folder_in_two_places_is_no_circle(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/old/1.png", "dog/z/2.png")
+    (tmp_path / "dog" / "young").symlink_to(tmp_path / "dog" / "old")
+    rows, bad = read(folder.examples, data(tmp_path))
+    assert [row.id for row in rows] == ["dog/old/1.png", "dog/young/1.png", "dog/z/2.png"] and not bad
+
+
 def test_folder_of_parts(tmp_path: Path) -> None:
     tree(tmp_path, "train/yes/1.png", "val/no/1.png", "test/yes/1.png", "train/loose.png")
     rows, bad = read(folder.examples, data(tmp_path))

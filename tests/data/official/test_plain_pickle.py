@@ -41,6 +41,15 @@ def test_texts_and_scalars_of_python_2(tmp_path: Path) -> None:
     assert read_plain_pickle(tmp_path / "x.p") == ["café", "\udcff", "犬", 5, 300]
 
 
+@pytest.mark.parametrize(("order", "value"), [("<", 300), (">", 44 * 256 + 1)])
+def test_scalars_of_either_byte_order(tmp_path: Path, order: str, value: int) -> None:
+    (tmp_path / "x.p").write_bytes(
+        b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(Vi2\nI0\nI1\ntR(I3\nV%b\nNNNI-1\nI-1\nI0\ntb"
+        b"c_codecs\nencode\n(V,\x01\nVlatin1\ntRtR." % order.encode()
+    )
+    assert read_plain_pickle(tmp_path / "x.p") == value
+
+
 class Evil:
     """Makes a folder when it is unpickled."""
 

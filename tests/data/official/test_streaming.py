@@ -71,6 +71,13 @@ def test_faults(tmp_path: Path, content: bytes) -> None:
         list(stream_list(tmp_path / "x.json"))
 
 
+def test_lines_are_counted_over_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "CHUNK", 8)
+    (tmp_path / "x.json").write_text("[\n" + "1,\n" * 200 + "]")
+    with pytest.raises(UserError, match=r"x\.json:202: not valid JSON"):
+        list(stream_list(tmp_path / "x.json"))
+
+
 def test_records_before_a_fault_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('[1, 2, {"a": ]}]')
     rows = stream_list(tmp_path / "x.json")
