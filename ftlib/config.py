@@ -94,6 +94,8 @@ class Data(Section):
         "instructions",
         "jsonl",
         "refcoco",
+        "refcoco+",
+        "refcocog",
         "vqav2",
     ]
     root: Annotated[str, Field(min_length=1)]

@@ -23,6 +23,8 @@ SOURCES = {
     "instructions": "instructions",
     "jsonl": "jsonl",
     "refcoco": "refcoco",
+    "refcoco+": "refcoco",
+    "refcocog": "refcoco",
     "vqav2": "vqav2",
 }
 """Source → the module of `ftlib.data.loaders` that reads it."""
