@@ -88,7 +88,7 @@ def check_rows(config: Config) -> tuple[list[Example], dict[str, str]]:
     prompt_of(examples[0], config.data.prompt)
     root = Path(config.data.root)
     faults, digests = [], {}
-    for name in tracked(sorted({example.image for example in examples}), "checking images"):
+    for name in tracked(sorted({example.image for example in examples if example.image}), "checking images"):
         try:
             path = image_path(root, name)
             open_image(path)
@@ -107,7 +107,7 @@ def prepare(config: Config, site: Site) -> Prepared:
         UserError: faulty rows, impossible splits, storage full or read-only.
     """
     examples, digests = check_rows(config)
-    examples = [replace(example, digest=digests[example.image]) for example in examples]
+    examples = [replace(example, digest=digests.get(example.image, "")) for example in examples]
     splits = split_examples(examples, config.data.split)
     with files.publish_folder(prepared_folder(config, site)) as folder:
         for split, rows in splits.items():

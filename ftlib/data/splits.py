@@ -31,19 +31,24 @@ def split_examples(examples: Sequence[Example], rule: SplitRule) -> dict[str, li
     strata: dict[str, list[str]] = defaultdict(list)
     members: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
-        if example.image not in members:
-            strata[example.suffix if rule.stratify_by else ""].append(example.image)
-        members[example.image].append(example)
+        if _unit(example) not in members:
+            strata[example.suffix if rule.stratify_by else ""].append(_unit(example))
+        members[_unit(example)].append(example)
     where: dict[str, str] = {}
     for name, (n_valid, n_test) in _sizes(strata, rule).items():
         ordered = sorted(strata[name], key=lambda image: _order(rule.seed, image))
         for index, image in enumerate(ordered):
             where[image] = "valid" if index < n_valid else "test" if index < n_valid + n_test else "train"
-    result = {split: [example for example in examples if where[example.image] == split] for split in SPLITS}
+    result = {split: [example for example in examples if where[_unit(example)] == split] for split in SPLITS}
     for split, rows in result.items():
         if not rows:
             raise UserError(f"data.split: {len(examples)} rows are too few; {split} would be empty")
     return result
+
+
+def _unit(example: Example) -> str:
+    """What stays together: the rows of an image; a row of text stands alone."""
+    return example.image or f"row {example.id}"
 
 
 def _order(seed: int, image: str) -> bytes:
