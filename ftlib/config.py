@@ -71,7 +71,7 @@ class SplitRule(Section):
 class Data(Section):
     """Where the rows come from and how they are asked."""
 
-    source: Literal["jsonl", "digits"]
+    source: Literal["jsonl", "digits", "string_tasks"]
     root: Annotated[str, Field(min_length=1)]
     file: str = ""
     columns: dict[Literal["id", "image", "prefix", "suffix", "references"], str] = {}

@@ -7,6 +7,7 @@ one. Left out is what ftlib decides itself (ends of answers, length, caches, wha
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,8 +61,8 @@ def fault(fields: Mapping[str, Any]) -> str | None:
 
 def _wrong(name: str, value: Any) -> str | None:
     kind, least, greatest = FIELDS[name]
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+    accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    if type(value) not in accepted or not math.isfinite(value):
         return _WORDS[kind]
     if name in _POSITIVE and value <= 0:
         return "greater than 0"

@@ -37,6 +37,7 @@ _BREAK = "\N{ZERO WIDTH SPACE}"
 class CausalInputs:
     """Turns prompts and answers into rows, and rows into batches."""
 
+    both_ways = False
     first_position = 0
 
     def __init__(

@@ -25,6 +25,7 @@ class Inputs(Protocol):
     Attributes:
         pad_id, eos_id: token ids.
         end_ids: the tokens that end an answer, `eos_id` among them.
+        both_ways: whether a prompt attends to itself both ways, or causally.
         first_position: what positions count from.
         limit: how many positions a row may have; None: more than any row needs.
         start: how many ids stand before every prompt's text (bos, image tokens).
@@ -32,6 +33,7 @@ class Inputs(Protocol):
 
     pad_id: int
     eos_id: int
+    both_ways: bool
     first_position: int
     limit: int | None
     start: int

@@ -72,7 +72,7 @@ def label_likelihoods(model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row
     answers = [inputs.answer_ids(label) for label in labels]
     with torch.inference_mode():
         batch = inputs.prompt_batch(model, fitting(inputs, rows, max(map(len, answers))))
-        parts = [_likelihoods(model, batch, chunk, inputs.first_position) for chunk in _chunks(answers)]
+        parts = [_likelihoods(model, inputs, batch, chunk) for chunk in _chunks(answers)]
     return torch.cat(parts, dim=1).cpu()
 
 
@@ -184,7 +184,9 @@ def _chunks(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     yield chunk
 
 
-def _likelihoods(model: torch.nn.Module, batch: dict[str, Tensor], answers: Sequence[list[int]], first: int) -> Tensor:
+def _likelihoods(
+    model: torch.nn.Module, inputs: Inputs, batch: dict[str, Tensor], answers: Sequence[list[int]]
+) -> Tensor:
     """Shape (rows, answers), float32."""
     prompts, prompt_mask = batch["inputs_embeds"], batch["attention_mask"]
     rows = len(prompt_mask)
@@ -197,8 +199,8 @@ def _likelihoods(model: torch.nn.Module, batch: dict[str, Tensor], answers: Sequ
     depth = [step for answer in answers for step in range(len(answer) - 1)]
     logits = model(
         inputs_embeds=embedded,
-        attention_mask=_packed_mask(prompt_mask, owner, depth, embedded.dtype),
-        position_ids=_packed_positions(prompt_mask, depth, first),
+        attention_mask=_packed_mask(prompt_mask, inputs.both_ways, owner, depth, embedded.dtype),
+        position_ids=_packed_positions(prompt_mask, depth, inputs.first_position),
         logits_to_keep=len(fed) + 1,
         use_cache=False,
     ).logits
@@ -208,8 +210,13 @@ def _likelihoods(model: torch.nn.Module, batch: dict[str, Tensor], answers: Sequ
     return sums.index_add_(1, torch.tensor(numbers, device=sums.device), chosen)
 
 
-def _packed_mask(prompt_mask: Tensor, owner: list[int], depth: list[int], dtype: torch.dtype) -> Tensor:
-    """What every position may look at: all of the prompt, and within its own label what came before.
+def _packed_mask(
+    prompt_mask: Tensor, both_ways: bool, owner: list[int], depth: list[int], dtype: torch.dtype
+) -> Tensor:
+    """What every position may look at: the prompt, and within its own label what came before.
+
+    Args:
+        both_ways: whether the prompt itself sees all of the prompt, or only what came before.
 
     Returns:
         Shape (rows, 1, length, length): 0 where it may, the type's least number where not.
@@ -220,6 +227,8 @@ def _packed_mask(prompt_mask: Tensor, owner: list[int], depth: list[int], dtype:
     length = longest + len(owner)
     seen = torch.zeros((rows, length, length), dtype=torch.bool, device=prompt_mask.device)
     seen[:, :, :longest] = prompt_mask[:, None, :].bool()
+    if not both_ways:
+        seen[:, :longest, :longest] &= torch.ones_like(seen[0, :longest, :longest]).tril()
     own = (owners[:, None] == owners[None, :]) & (depths[:, None] >= depths[None, :])
     seen[:, longest:, longest:] = own
     least = torch.finfo(dtype).min

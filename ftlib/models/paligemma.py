@@ -42,6 +42,7 @@ LINEAR_LAYERS = {
 class PaliGemmaInputs:
     """Turns prompts, images and answers into rows, and rows into batches, as a model's own processor defines them."""
 
+    both_ways = True
     first_position = 1
 
     def __init__(self, processor: PaliGemmaProcessor, limit: int | None = None) -> None:

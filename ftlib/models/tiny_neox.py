@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 WEIGHTS_SEED = 0
-WIDTH = 128
+WIDTH = 96
 POSITIONS = 512
 EOS = "<eos>"
 _PRINTABLE = sorted(set(string.printable) - set("\x0b\x0c\r"))
@@ -34,12 +34,13 @@ def tiny_neox(tokenizer: PreTrainedTokenizerFast, **settings: float) -> GPTNeoXF
     config = GPTNeoXConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=WIDTH,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=4 * WIDTH,
         max_position_embeddings=POSITIONS,
-        rotary_pct=0.25,
-        initializer_range=WIDTH**-0.5 / 2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        initializer_range=WIDTH**-0.5,
+        tie_word_embeddings=False,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -185,11 +185,14 @@ def test_an_answer_ends_at_eos(folders: dict[str, Path], monkeypatch: pytest.Mon
     inputs = CausalInputs.load(folders["llama"])
     rows = inputs.prompt_rows(PROMPTS, None)
     free = answer_rows(model, inputs, rows, 12)
-    end = inputs.answer_ids(free[0])[1]
-    monkeypatch.setattr(inputs, "eos_id", end)
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "decode", list)
+        ids = answer_rows(model, inputs, rows, 12)
+    place = next(place for place, token in enumerate(ids[0]) if place and token not in ids[0][:place])
+    monkeypatch.setattr(inputs, "eos_id", ids[0][place])
     for answer, ended in zip(free, answer_rows(model, inputs, rows, 12), strict=True):
         assert answer.startswith(ended)
-    assert answer_rows(model, inputs, rows, 12)[0] == inputs.decode(inputs.answer_ids(free[0])[:1])
+    assert answer_rows(model, inputs, rows, 12)[0] == inputs.decode(ids[0][:place])
     assert answer_rows(model, inputs, rows, 12) == answer_rows(
         model, inputs, rows, 12, generation={"min_new_tokens": 0}
     )
@@ -204,16 +207,20 @@ def test_likelihoods_are_the_training_loss(model: torch.nn.Module, inputs: Causa
             torch.testing.assert_close(number, -cost, rtol=1e-4, atol=1e-3)
 
 
-def test_what_is_too_long_keeps_its_end_and_leaves_room(folders: dict[str, Path]) -> None:
+def test_what_is_too_long_keeps_its_end_and_leaves_room(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """GPT-2 has 96 positions and no more: one step further would be an index error."""
     model = load_weights(folders["gpt2"], "float32", "causal").eval()
     inputs = CausalInputs.load(folders["gpt2"])
+    monkeypatch.setattr(inputs, "decode", list)
     assert inputs.limit == 96
     rows = inputs.prompt_rows(["y" * 200 + "the end", "y" * 90, "short"], None)
     answers = answer_rows(model, inputs, rows, 12)
     end = inputs.prompt_rows([("y" * 200 + "the end")[-95:]], None)
     assert answer_rows(model, inputs, end, 12)[0] == answers[0]
-    assert len(inputs.answer_ids(answers[1])) <= 7 and answer_rows(model, inputs, rows[2:], 12) == answers[2:]
+    assert [len(answer) for answer in answers] == [1, 6, 12]
+    assert answer_rows(model, inputs, rows[2:], 12) == answers[2:]
     assert answer_rows(model, inputs, rows, 12, generation={"min_new_tokens": 0}) == answers
     assert torch.isfinite(label_likelihoods(model, inputs, rows, LABELS)).all()
 
@@ -329,7 +336,9 @@ def test_frozen_parts_stay(folders: dict[str, Path], frozen: str) -> None:
     model = load_weights(folders["gpt_neox"], "float32", "causal")
     prepare_for_training(model, Full(method="full", freeze=[frozen]), "x", "causal")
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    tables = {"gpt_neox.embed_in.weight", "embed_out.weight"}
+    words = ("embed_in", "embed_out", "lm_head")  # the head's name changed between versions of transformers
+    tables = {name for name, _ in model.named_parameters() if any(word in name for word in words)}
+    assert len(tables) == 2
     assert trained & tables == (set() if frozen == "embeddings" else tables)
     assert bool(trained - tables) == (frozen == "embeddings")
 
@@ -340,7 +349,9 @@ def test_a_saved_adapter_is_really_loaded(
     from peft import PeftModel
 
     rows = inputs.prompt_rows(PROMPTS, None)
-    base = answer_rows(model, inputs, rows, 12)
+    batch = {name: tensor for name, tensor in inputs.batch(rows_of(inputs)).items() if name != "labels"}
+    with torch.no_grad():
+        base = model(**batch).logits
     adapted = prepare_for_training(model, Lora(method="lora", r=4, alpha=8), "some/base", "causal")
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
     for _ in range(3):
@@ -348,13 +359,14 @@ def test_a_saved_adapter_is_really_loaded(
         optimizer.step()
         optimizer.zero_grad()
     ours = answer_rows(adapted, inputs, rows, 12)
-    assert ours != base
+    with torch.no_grad():
+        assert (adapted.eval()(**batch).logits - base).abs().max() > 0.1
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
     again = load_adapter(load_weights(folder, "float32", "causal"), tmp_path)
     assert answer_rows(again, inputs, rows, 12) == ours
     assert answer_rows(again, inputs, rows, 12, generation={"min_new_tokens": 0}) == ours
     plain = PeftModel.from_pretrained(load_weights(folder, "float32", "causal"), tmp_path).eval()
-    batch = {name: tensor for name, tensor in inputs.batch(rows_of(inputs)).items() if name != "labels"}
+    assert answer_rows(plain, inputs, rows, 12) == ours
     with torch.no_grad():
         assert torch.equal(plain(**batch).logits, adapted.eval()(**batch).logits)
         merged = plain.merge_and_unload()(**batch).logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -16,7 +17,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftlib.models.tiny import tiny_processor
 from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
 
 ARCHITECTURES = ("gpt_neox", "gpt2", "llama", "gemma")
@@ -29,7 +29,11 @@ CHATML = (
 
 def tokenizer_of(architecture: str, chat: bool = False) -> PreTrainedTokenizerBase:
     """Without bos for GPT-NeoX and GPT-2, with it for Llama and Gemma."""
-    tokenizer = tiny_processor().tokenizer if architecture in ("llama", "gemma") else tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
+    if architecture in ("llama", "gemma"):
+        tokenizer.add_special_tokens({"bos_token": "<bos>"})
+        bos = ("<bos>", tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[bos])
     if chat:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
         tokenizer.chat_template = CHATML
@@ -49,7 +53,7 @@ def model_of(architecture: str, tokenizer: PreTrainedTokenizerBase) -> PreTraine
         made = {"llama": (LlamaConfig, LlamaForCausalLM), "gemma": (GemmaConfig, GemmaForCausalLM)}[architecture]
         sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
         heads = {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
-        model = made[1](made[0](vocab_size=rows, bos_token_id=2, **ids, **sizes, **heads))
+        model = made[1](made[0](vocab_size=rows, bos_token_id=tokenizer.bos_token_id, **ids, **sizes, **heads))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)

@@ -1,0 +1,42 @@
+"""String tasks as instructions with an input: a dataset of text that needs no download.
+
+`reverse`, `uppercase` and `count` (the letters) of random words. No word occurs twice, so held-out rows ask about words
+that were never seen: what is learned is the task.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ftlib.data.examples import Example, write_examples
+
+ROWS = 6000
+LETTERS = "abcdefghijklmnop"
+SHORTEST, LONGEST = 3, 6
+SEED = 0
+
+TASKS: dict[str, Callable[[str], str]] = {
+    "reverse": lambda word: word[::-1],
+    "uppercase": str.upper,
+    "count": lambda word: str(len(word)),
+}
+
+
+def make_string_tasks(folder: Path) -> None:
+    """Write `data.jsonl` into a folder."""
+    write_examples(folder / "data.jsonl", _examples(random.Random(SEED)))
+
+
+def _examples(draw: random.Random) -> Iterator[Example]:
+    seen: set[str] = set()
+    names = list(TASKS)
+    while len(seen) < ROWS:
+        word = "".join(draw.choices(LETTERS, k=draw.randint(SHORTEST, LONGEST)))
+        if word in seen:
+            continue
+        name = names[len(seen) % len(names)]
+        seen.add(word)
+        facts = {"instruction": name, "input": word}
+        yield Example(id=f"{len(seen):04d}", image="", prefix=name, suffix=TASKS[name](word), facts=facts)
