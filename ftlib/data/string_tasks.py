@@ -1,7 +1,7 @@
 """String tasks as instructions with an input: a dataset of text that needs no download.
 
-`reverse`, `uppercase` and `count` (the letters) of random words. No word occurs twice, so held-out rows ask about words
-that were never seen: what is learned is the task.
+`reverse`, `next` (every letter becomes the next one of the alphabet) and `count` (the letters) of random
+words. No word occurs twice, so held-out rows ask about words that were never seen: what is learned is the task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEED = 0
 
 TASKS: dict[str, Callable[[str], str]] = {
     "reverse": lambda word: word[::-1],
-    "uppercase": str.upper,
+    "next": lambda word: "".join(chr(ord(letter) + 1) for letter in word),
     "count": lambda word: str(len(word)),
 }
 

@@ -25,7 +25,7 @@ name: instruct
 task: instruct
 seed: 3
 model: {family: causal, base: BASE}
-adapter: {method: lora, r: 4, alpha: 64, targets: [query_key_value]}
+adapter: {method: lora, r: 4, alpha: 16, targets: [query_key_value]}
 data: {source: string_tasks, root: ROOT, split: {valid: 0.2, test: 0.2}}
 training:
   max_steps: 2
@@ -49,7 +49,7 @@ def config(base: Path, tmp_path: Path, store: Path) -> Path:
     root.mkdir()
     rows = []
     for number in range(30):
-        word = "".join(draw.choices("abcdef", k=draw.randint(2, 5))) * (100 if number in (3, 4) else 1)
+        word = "".join(draw.choices("abcdef", k=draw.randint(2, 5))) * (300 if number in (3, 4) else 1)
         facts = {"input": word} if number % 2 else {}
         rows.append(Example(str(number), "", "reverse" if facts else f"reverse {word}", word[::-1], facts=facts))
     write_examples(root / "data.jsonl", rows)
@@ -101,7 +101,8 @@ def test_the_chain_and_what_plain_peft_makes_of_the_adapter(trained: Path, base:
     before = [r for split in ("test", "train") for r in read_lines(folder / split / "before" / "predictions.jsonl")]
     assert [record["prediction"] for record in records] != [record["prediction"] for record in before]
     cut = [record for record in records if "cut" in record]
-    assert len(cut) == 2 and any("2 of" in remark or "1 of" in remark for r in results for remark in r["remarks"])
+    assert cut == [record for record in records if record["id"] in ("3", "4")] != []
+    assert any("prompts were too long for the model" in remark for result in results for remark in result["remarks"])
     whole = [record for record in records if "cut" not in record][:8]
     assert any("### Input:" in record["prompt"] for record in whole)
     assert plain_answers(base, trained / "adapter", [r["prompt"] for r in whole]) == [r["prediction"] for r in whole]
@@ -125,18 +126,22 @@ def test_predict_with_and_without_context(trained: Path, base: Path, ftlib: Ftli
     head = "Below is an instruction that describes a task"
     tail = "Write a response that appropriately completes the request.\n\n### Instruction:\nreverse"
     bare = f"{head}. {tail}\n\n### Response:\n"
-    full = f"{head}, paired with an input that provides further context. {tail}\n\n### Input:\nabc\n\n### Response:\n"
-    without, with_it = plain_answers(base, adapter, [bare, full])
-    assert without != with_it
+    told = (
+        f"{head}, paired with an input that provides further context. {tail}\n\n### Input:\nCONTEXT\n\n### Response:\n"
+    )
+    (without,) = plain_answers(base, adapter, [bare])
+    candidates = ["abc", "feed", "what?", "1 2 3", "XYZ", "あ"]
+    found = plain_answers(base, adapter, [told.replace("CONTEXT", each) for each in candidates])
+    told_text, with_it = next(pair for pair in zip(candidates, found, strict=True) if pair[1] != without)
     assert ftlib("predict", "instruct", "--prompt", "reverse")[:2] == (0, f"{without}\n")
-    (tmp_path / "note.txt").write_text("abc\n")
-    for context in ("abc", tmp_path / "note.txt"):
+    (tmp_path / "note.txt").write_text(f"{told_text}\n")
+    for context in (told_text, tmp_path / "note.txt"):
         code, output, _ = ftlib("predict", "instruct", "--prompt", "reverse", "--context", context)
         lines = [line.strip() for line in output.strip("\n").split("\n")]
         wanted = ["question:        reverse", f"without context: {without}", f"with context:    {with_it}"]
         assert code == 0 and lines == [line.strip() for line in wanted]
     questions = tmp_path / "questions.jsonl"
-    lines = [{"prompt": "reverse", "context": "abc"}, {"prompt": "reverse"}, {"prompt": "何？"}]
+    lines = [{"prompt": "reverse", "context": told_text}, {"prompt": "reverse"}, {"prompt": "何？"}]
     questions.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
     code, output, _ = ftlib("predict", "instruct", "--file", questions, "--json")
     records = json.loads(output)
@@ -278,4 +283,4 @@ def test_a_paligemma_adapter_answers_alike_in_plain_peft(
             ids = model.generate(**batch, max_new_tokens=4, do_sample=False)
         answer = processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answer.strip() == record["prediction"]
-    assert len({record["prediction"] for record in records}) >= 1 and len(records) == 12
+    assert len(records) == 12
