@@ -47,8 +47,8 @@ def split_examples(examples: Sequence[Example], rule: SplitRule) -> dict[str, li
 
 
 def _unit(example: Example) -> str:
-    """What stays together: the rows of an image; a row of text stands alone."""
-    return example.image or f"row {example.id}"
+    """What stays together: the rows of an image, of text the rows of a group; else a row of text stands alone."""
+    return example.image or example.group or f"row {example.id}"
 
 
 def _order(seed: int, image: str) -> bytes:

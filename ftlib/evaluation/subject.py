@@ -85,4 +85,5 @@ def _digest(folder: Path) -> str:
     marker = folder / files.MARKER
     if marker.is_file():
         return files.fingerprint(files.read_json(marker))[:16]
-    return files.fingerprint({path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))})[:16]
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    return files.fingerprint({path.name: files.sha256(path) for path in weights})[:16]

@@ -58,3 +58,12 @@ def test_impossible_splits() -> None:
         split_examples(rows(10), SplitRule(valid=0.5, test=0.5))
     with pytest.raises(UserError, match="valid would be empty"):
         split_examples(rows(3), SplitRule(valid=0.1, test=0.1))
+
+
+def test_rows_of_text_stand_alone_or_with_their_group() -> None:
+    text = [Example(str(i), "", "", "x", group=f"chat {i // 2}" if i >= 50 else "") for i in range(100)]
+    split = split_examples(text, SplitRule(valid=0.2, test=0.2))
+    assert all(len(split[name]) >= 15 for name in SPLITS)
+    for rows_of_split in split.values():
+        groups = Counter(row.group for row in rows_of_split if row.group)
+        assert set(groups.values()) <= {2}

@@ -393,6 +393,24 @@ def test_missing_weights_and_foreign_tokenizers_are_refused(folders: dict[str, P
         CausalInputs.load(tmp_path / "model")
 
 
+def test_an_old_checkpoint_is_found_whole(folders: dict[str, Path], tmp_path: Path) -> None:
+    """OpenCALM's files are of 2023: pytorch_model.bin, masks and frequencies among the weights, an older head."""
+    import shutil
+
+    model = load_weights(folders["gpt_neox"], "float32", "causal")
+    shutil.copytree(folders["gpt_neox"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = {name.replace("lm_head", "embed_out"): tensor for name, tensor in model.state_dict().items()}
+    for layer in range(model.config.num_hidden_layers):
+        attention = f"gpt_neox.layers.{layer}.attention."
+        weights[attention + "bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+        weights[attention + "masked_bias"] = torch.tensor(-1e9)
+        weights[attention + "rotary_emb.inv_freq"] = torch.ones(4)
+    torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
+    again = load_weights(tmp_path / "model", "float32", "causal")
+    for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_the_loss_of_half_precision_is_computed_in_float32(folders: dict[str, Path]) -> None:
     model = load_weights(folders["gpt_neox"], "float16", "causal").eval()
     assert next(model.parameters()).dtype == torch.float16
