@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from ftlib import training_fields
+from ftlib import generation_fields, training_fields
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -24,22 +24,31 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """The base model: a hub name, a local folder, or an embedded model such as ftlib/tiny-paligemma."""
+    """The base model: a hub name, a local folder, or an embedded model such as ftlib/tiny-paligemma.
 
-    family: Literal["paligemma"]
+    A training row longer than `max_length` tokens (a causal model's: at most its positions) is dropped and counted,
+    truncated at its end, or stops the run. The beginning of a question that is too long is left out, and counted.
+    """
+
+    family: Literal["paligemma", "causal"]
     base: Annotated[str, Field(min_length=1)]
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_length: Count | None = None
+    too_long: Literal["drop", "truncate", "stop"] = "drop"
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear layers named by `targets`."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear layers named by `targets`.
+
+    A target is `attention`, `mlp`, or a layer's own name such as `query_key_value`.
+    """
 
     method: Literal["lora"]
     r: Count = 16
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[list[Literal["attention", "mlp"]], Field(min_length=1)] = ["attention", "mlp"]
+    targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = ["attention", "mlp"]
     freeze: list[Literal["vision", "language"]] = ["vision"]
 
 
@@ -96,6 +105,7 @@ class Data(Section):
         "refcoco",
         "refcoco+",
         "refcocog",
+        "string_tasks",
         "vqav2",
     ]
     root: Annotated[str, Field(min_length=1)]
@@ -109,9 +119,15 @@ class Data(Section):
 
 
 class Loss(Section):
-    """`token`: every answer token weighs the same, as in transformers. `example`: every row does, as the authors do."""
+    """`token`: every answer token weighs the same, as in transformers. `example`: every row does, as the authors do.
+
+    A causal model may learn from `everything`, prompts too. With `packing` the rows of a micro-batch share sequences,
+    without seeing each other: the same loss with less padding.
+    """
 
     average: Literal["token", "example"] = "token"
+    on: Literal["response", "everything"] = "response"
+    packing: bool = False
 
 
 class Checkpoint(Section):
@@ -128,6 +144,9 @@ class Evaluation(Section):
     `decode: choose` takes the likeliest of the dataset's answers instead of free text. With `positive`, precision and
     recall are of that label; `choose` then answers it from a threshold of its probability on, which is set on valid:
     the one with the best F1, or with the best recall among those of at least `min_precision`.
+
+    `generation` holds fields of transformers' GenerationConfig (temperature, top_p, repetition_penalty, …; sampling
+    needs `do_sample: true`) and `seed`.
     """
 
     splits: Annotated[list[Split], Field(min_length=1)] = ["valid"]
@@ -135,12 +154,32 @@ class Evaluation(Section):
     decode: Literal["generate", "choose"] = "generate"
     num_beams: Count = 1
     max_new_tokens: Count = 16
+    generation: dict[str, Any] = {}
     batch_size: Count = 32
     positive: str | None = None
     min_precision: Annotated[float, Field(gt=0, le=1)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _two_of_generation(cls, data: Any) -> Any:
+        """`max_new_tokens` and `num_beams` may stand in either place."""
+        if not isinstance(data, dict) or not isinstance(data.get("generation"), dict):
+            return data
+        moved = {
+            name: data["generation"][name] for name in ("max_new_tokens", "num_beams") if name in data["generation"]
+        }
+        for name, value in moved.items():
+            if data.get(name, value) != value:
+                raise ValueError(f"generation.{name} is {value!r}, but {name} is {data[name]!r}; set one of them")
+        rest = {name: value for name, value in data["generation"].items() if name not in moved}
+        return {**data, **moved, "generation": rest}
+
     @model_validator(mode="after")
     def _belongs_together(self) -> Evaluation:
+        if fault := generation_fields.fault(self.generation):
+            raise ValueError(f"generation: {fault}")
+        if self.decode == "choose" and self.generation:
+            raise ValueError("generation belongs to decode: generate; choose looks at every label")
         if self.decode == "choose" and self.num_beams > 1:
             raise ValueError("num_beams belongs to decode: generate; choose looks at every label")
         if self.min_precision is not None and (self.positive is None or self.decode != "choose"):
@@ -161,7 +200,7 @@ class Config(Section):
     """An experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    task: Literal["caption", "classify", "docvqa", "gqa", "vqa"]
+    task: Literal["caption", "classify", "docvqa", "gqa", "instruct", "vqa"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: Model
     adapter: Annotated[Lora | Full, Field(discriminator="method")]
@@ -171,6 +210,28 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _instruct_prompt(cls, data: Any) -> Any:
+        """Task instruct asks in Alpaca's form unless told otherwise."""
+        if not isinstance(data, dict) or data.get("task") != "instruct" or not isinstance(data.get("data"), dict):
+            return data
+        return {**data, "data": {"prompt": "alpaca", **data["data"]}}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.model.family != "causal" and (self.loss.on == "everything" or self.loss.packing):
+            raise ValueError("loss.on: everything and loss.packing are for model.family: causal")
+        if self.model.family != "causal" and self.data.prompt == "chat":
+            raise ValueError("data.prompt: chat is for model.family: causal")
+        if self.loss.packing and self.loss.average == "example":
+            raise ValueError(
+                "loss.packing: rows that share a sequence cannot be averaged one by one; set average: token"
+            )
+        if self.model.dtype == "float16" and self.adapter.method == "full":
+            raise ValueError("model.dtype: float16 weights cannot be trained themselves; take float32 or bfloat16")
+        return self
 
     @property
     def effective_batch(self) -> int:

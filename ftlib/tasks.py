@@ -5,6 +5,7 @@ A new task is a few lines in `TASKS`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 VQA_PEOPLE = 4
 """With fewer answers than this not even the right one scores 1: three people besides oneself must have given it."""
+
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Thai, Lao, Burmese, Khmer, kana and Han."""
 
 Record = dict[str, Any]
 """A line of predictions.jsonl: id, image, prompt, prediction, references and, from the dataset, facts."""
@@ -102,6 +106,19 @@ def _caption(records: Sequence[Record], labels: Sequence[str], positive: str | N
     return replace(found, rows=[by_image[record["image"]] for record in records])
 
 
+def _instruct(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
+    """Scripts without spaces between words are compared by characters in BLEU."""
+    from ftlib.metrics import text
+
+    references = _references(records)
+    written = "".join(one for accepted in references for one in accepted)
+    unspaced = sum(bool(_UNSPACED.match(character)) for character in written)
+    tokenize = "char" if 2 * unspaced > len(written) else "13a"
+    return text.measure(
+        _predictions(records), references, [record["image"] or record["id"] for record in records], tokenize
+    )
+
+
 def _predictions(records: Sequence[Record]) -> list[str]:
     return [record["prediction"] for record in records]
 
@@ -160,6 +177,7 @@ TASKS: dict[str, Task] = {
             {"questionId": record["id"], "prediction": record["prediction"]} for record in records
         ],
     ),
+    "instruct": Task(columns=("exact match", "token F1", "BLEU"), parse=str.strip, measure=_instruct),
     "vqa": Task(
         columns=("accuracy",),
         parse=str.strip,

@@ -1,34 +1,70 @@
-"""Ask a trained run one question about one image."""
+"""Ask a trained run one question, or every question of a file.
+
+PaliGemma takes an image and the whole prompt. A causal model's question is asked without and with its context, the
+answers side by side. A file of questions has one `{"prompt": …, "image": …, "context": …}` a line.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ftlib import command_line, runs
-from ftlib.config_file import load_experiment
+from ftlib import command_line
 from ftlib.errors import UserError
 from ftlib.site import find_site
 
+if TYPE_CHECKING:
+    from ftlib.evaluation.questions import Question
+
 
 def main(argv: list[str]) -> int:
-    """`ftlib predict RUN --image F --prompt P [--max-new-tokens N]`"""
+    """`ftlib predict RUN --prompt P [--image F] [--context F|TEXT] | --file F [--max-new-tokens N] [--json]`"""
+    parsed = _parser().parse_args(argv)
+    if bool(parsed.file) == (parsed.prompt is not None) or (parsed.file and (parsed.image or parsed.context)):
+        raise UserError("predict: what is asked?", "Give either --prompt (with --image or --context) or --file.")
+    from ftlib.evaluation import questions
+
+    subject, settings = questions.open_trained(parsed.run, parsed.max_new_tokens, find_site())
+    if parsed.file:
+        asked = questions.read_questions(parsed.file)
+    else:
+        asked = [questions.Question(parsed.prompt, parsed.image, questions.text_or_file(parsed.context))]
+    both = questions.with_and_without_context(asked)
+    found = iter(questions.answers(subject, settings, both))
+    records = [_record(question, [next(found) for _ in range(2 if question.context else 1)]) for question in asked]
+    print(json.dumps(records, ensure_ascii=False, indent=1) if parsed.json else _text(records))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     command = command_line.parser("predict", __doc__)
     command.add_argument("run", metavar="RUN", help="run folder or its name")
-    command.add_argument("--image", metavar="F", type=Path, required=True, help="image file")
-    command.add_argument("--prompt", metavar="P", required=True, help="the whole prompt, as in training")
+    command.add_argument("--prompt", metavar="P", help="the question; for PaliGemma the whole prompt, as in training")
+    command.add_argument("--image", metavar="F", type=Path, help="image file, for PaliGemma")
+    command.add_argument("--context", metavar="F|TEXT", default="", help="text, or a text file, for causal models")
+    command.add_argument("--file", metavar="F", type=Path, help="JSONL file of questions")
     command.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
-    parsed = command.parse_args(argv)
-    site = find_site()
-    run = runs.find_run(parsed.run, site)
-    config = load_experiment(run.config_file, [], site).config
-    if not run.done.exists():
-        raise UserError(f"{run.folder}: not trained yet", "Run `ftlib train` first.")
-    from ftlib.data.images import open_image
-    from ftlib.evaluation.subject import trained
+    command.add_argument("--json", action="store_true", help="print questions and answers as JSON")
+    return command
 
-    image = open_image(parsed.image)
-    subject = trained(config, run, site)
-    limit = parsed.max_new_tokens or config.evaluation.max_new_tokens
-    settings = config.evaluation.model_copy(update={"max_new_tokens": limit})
-    print(subject.answer(subject.inputs.prompt_rows([parsed.prompt], image), settings)[0])
-    return 0
+
+def _record(question: Question, answers: list[str]) -> dict[str, str]:
+    record = {"prompt": question.prompt, "answer": answers[0]}
+    return record | ({"answer with context": answers[1]} if question.context else {})
+
+
+def _text(records: list[dict[str, str]]) -> str:
+    """An answer alone needs no words around it."""
+    if len(records) == 1 and len(records[0]) == 2:
+        return records[0]["answer"]
+    return "\n\n".join(_block(record) for record in records)
+
+
+def _block(record: dict[str, str]) -> str:
+    lines = [f"question:        {record['prompt']}"]
+    if "answer with context" not in record:
+        return "\n".join([*lines, f"answer:          {record['answer']}"])
+    lines += [f"without context: {record['answer']}", f"with context:    {record['answer with context']}"]
+    return "\n".join(lines)

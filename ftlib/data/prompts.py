@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ftlib.data.examples import Example
+from ftlib.data.instruct import ALPACA, CHAT, alpaca_prompt, chat_prompt, without_markers
 from ftlib.errors import UserError
+
+NAMED: dict[str, Callable[[Example], str]] = {ALPACA: alpaca_prompt, CHAT: chat_prompt}
+"""Prompts that are more than a template, by the name that `data.prompt` gives."""
 
 
 def template_fields(template: str) -> set[str]:
@@ -43,6 +47,13 @@ def render(template: str, fields: Mapping[str, str]) -> str:
 
 
 def prompt_of(example: Example, template: str) -> str:
-    """The prompt that a row is asked with, in training and in evaluation."""
+    """The prompt that a row is asked with, in training and in evaluation.
+
+    Args:
+        template: one of `NAMED`, or a text with fields. Field markers (`### Word:`) of the template are defused in the
+            row's own text.
+    """
+    if template in NAMED:
+        return NAMED[template](example)
     texts = {name: value for name, value in example.facts.items() if isinstance(value, str)}
-    return render(template, texts | {"prefix": example.prefix})
+    return render(template, without_markers(template, texts | {"prefix": example.prefix}))

@@ -10,6 +10,7 @@ from types import ModuleType
 from ftlib.config import Data
 from ftlib.data.digits import make_digits
 from ftlib.data.examples import Bad, Example
+from ftlib.data.string_tasks import make_string_tasks
 
 SOURCES = {
     "coco_captions": "coco_captions",
@@ -25,11 +26,12 @@ SOURCES = {
     "refcoco": "refcoco",
     "refcoco+": "refcoco",
     "refcocog": "refcoco",
+    "string_tasks": "instructions",
     "vqav2": "vqav2",
 }
 """Source → the module of `ftlib.data.loaders` that reads it."""
 
-MAKERS: dict[str, Callable[[Path], None]] = {"digits": make_digits}
+MAKERS: dict[str, Callable[[Path], None]] = {"digits": make_digits, "string_tasks": make_string_tasks}
 """Source → what makes it where others are downloaded, into an empty folder."""
 
 

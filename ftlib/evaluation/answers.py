@@ -20,6 +20,7 @@ import numpy as np
 from ftlib import console, files
 from ftlib.config import Config
 from ftlib.data.examples import Example
+from ftlib.data.instruct import CHAT, context_of
 from ftlib.data.prepared import Prepared
 from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
@@ -58,6 +59,7 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
         The content of scores.json; None in a process that is not the first of its job.
     """
     _require_positive(asked)
+    _require_same_prompts(asked)
     settings = _settings(asked, split, threshold)
     if scores := _finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
@@ -81,6 +83,13 @@ def _require_positive(asked: Asked) -> None:
     if positive is not None and positive not in labels:
         shown = ", ".join(labels[:10])
         raise UserError(f"evaluation.positive: {positive!r} is none of the dataset's answers ({shown})")
+
+
+def _require_same_prompts(asked: Asked) -> None:
+    """Conversations end their answers in another way than texts do."""
+    own, other = asked.subject.config.data.prompt, asked.config.data.prompt
+    if (own == CHAT) != (other == CHAT):
+        raise UserError(f"data.prompt: the model is asked with {own!r}, this dataset with {other!r}")
 
 
 def threshold_of(asked: Asked, folder: Path) -> Threshold | None:
@@ -108,7 +117,10 @@ def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:
     """Everything that the scores depend on."""
     evaluation = asked.config.evaluation
-    own = {"choose": ["positive", "min_precision"], "generate": ["num_beams", "max_new_tokens", "positive"]}
+    own = {
+        "choose": ["positive", "min_precision"],
+        "generate": ["num_beams", "max_new_tokens", "generation", "positive"],
+    }
     return {
         "model": asked.subject.name,
         "weights": asked.subject.digest,
@@ -140,7 +152,9 @@ def _records(
 ) -> tuple[list[Record], dict[str, Any]]:
     """The lines of predictions.jsonl but for their scores, and what scores.json says of a threshold."""
     if asked.config.evaluation.decode == "generate":
-        return [_record(row, asked.config, answer["text"]) for row, answer in zip(rows, answers, strict=True)], {}
+        return [
+            _record(row, asked.config, answer["text"], answer) for row, answer in zip(rows, answers, strict=True)
+        ], {}
     evaluation, labels = asked.config.evaluation, asked.prepared.labels
     shares = probabilities([answer["likelihoods"] for answer in answers])
     found: dict[str, Any] = {}
@@ -150,9 +164,10 @@ def _records(
         threshold = threshold or choose_threshold(scores, truth, evaluation.min_precision, split)
         found = {"threshold": threshold.as_json(), "precision_recall": _curve(scores, truth)}
     records = []
-    for row, text, row_shares in zip(rows, choose(shares, labels, evaluation.positive, threshold), shares, strict=True):
+    texts = choose(shares, labels, evaluation.positive, threshold)
+    for row, text, answer, row_shares in zip(rows, texts, answers, shares, strict=True):
         likely = {label: round(float(share), 6) for label, share in zip(labels, row_shares, strict=True)}
-        records.append(_record(row, asked.config, text) | {"probabilities": likely})
+        records.append(_record(row, asked.config, text, answer) | {"probabilities": likely})
     return records, found
 
 
@@ -166,7 +181,7 @@ def _curve(scores: Any, truth: Any) -> dict[str, list[float]] | None:
     return {name: [round(float(x), 6) for x in column[places]] for name, column in zip(names, columns, strict=True)}
 
 
-def _record(row: Example, config: Config, text: str) -> Record:
+def _record(row: Example, config: Config, text: str, answer: Answer) -> Record:
     return {
         "id": row.id,
         "image": row.image,
@@ -174,6 +189,7 @@ def _record(row: Example, config: Config, text: str) -> Record:
         "prediction": TASKS[config.task].parse(text),
         "references": list(row.references) or [row.suffix],
         **({"facts": row.facts} if row.facts else {}),
+        **({"cut": True} if answer.get("cut") else {}),
     }
 
 
@@ -187,6 +203,10 @@ def _scores(
     scores = {**summary(measured, intervals(measured)), "settings": settings, "training_overlap": overlap}
     if overlap and settings["split"] != "train" and (count := overlap["rows_with_trained_images"]):
         scores["remarks"].append(f"{count} of {len(records)} rows show images that the model was trained on.")
+    if cut := sum("cut" in record for record in records):
+        scores["remarks"].append(
+            f"{cut} of {len(records)} prompts were too long for the model; their beginnings are left out."
+        )
     return scores
 
 
@@ -194,12 +214,16 @@ def _overlap(rows: Sequence[Example], trained_on: Sequence[Example]) -> dict[str
     """How many of the rows, and of their images by content, the model has learned from; None for a base model."""
     if not trained_on:
         return None
-    images = {row.digest for row in trained_on}
-    questions = {(row.digest, row.prefix, row.suffix) for row in trained_on}
+    images = {row.digest for row in trained_on if row.digest}
+    questions = {_content(row) for row in trained_on}
     return {
-        "rows": sum((row.digest, row.prefix, row.suffix) in questions for row in rows),
+        "rows": sum(_content(row) in questions for row in rows),
         "rows_with_trained_images": sum(row.digest in images for row in rows),
     }
+
+
+def _content(row: Example) -> tuple[str, str, str, str]:
+    return row.digest, row.prefix, context_of(row), row.suffix
 
 
 def _publish(folder: Path, records: list[Record], scores: dict[str, Any], task: str) -> None:

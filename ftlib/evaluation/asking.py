@@ -25,7 +25,8 @@ from ftlib.data.examples import Example
 from ftlib.data.images import image_path, open_image
 from ftlib.errors import UserError
 from ftlib.evaluation.subject import Subject
-from ftlib.models.paligemma import Row
+from ftlib.models.families import check_images
+from ftlib.models.rows import Row
 
 PATIENCE_SECONDS = 600
 _POLL_SECONDS = 2
@@ -33,7 +34,7 @@ T = TypeVar("T")
 _PREFETCHED_BATCHES = 3
 
 Answer = dict[str, Any]
-"""`id`, and `text` (generated) or `likelihoods` (one number for each label)."""
+"""`id`, `text` (generated) or `likelihoods` (one number for each label), and `cut` if the question was too long."""
 
 Shown = tuple[str, int]
 """An image and which of its frames."""
@@ -57,7 +58,11 @@ def ask(
         root: what the images' paths are relative to.
         folder: the working folder; answers that it holds already are kept.
         label: of the progress.
+
+    Raises:
+        UserError: rows without an image for a model that looks at one, or the other way round.
     """
+    check_images(subject.config.model.family, rows)
     rank, world = ranks()
     found = _read(folder)
     batches = batches_by_image([row.image for row in rows], [len(prompt) for prompt in prompts], settings.batch_size)
@@ -80,11 +85,11 @@ def ask(
 def batches_by_image(images: Sequence[str], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Rows in batches: those of one image together, images of similar prompt length together, longest first.
 
-    The biggest batch thus fails at once or never.
+    A row of text (image "") stands alone. The biggest batch thus fails at once or never.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[str | int, list[int]] = {}
     for place, image in enumerate(images):
-        groups.setdefault(image, []).append(place)
+        groups.setdefault(image or place, []).append(place)
     batches: list[list[int]] = []
     for group in sorted(groups.values(), key=lambda group: -max(lengths[place] for place in group)):
         if not batches or len(batches[-1]) + len(group) > batch_size:
@@ -109,7 +114,8 @@ def _encoded(
 
     def load(shown: Shown, places: list[int]) -> list[Row]:
         image, frame = shown
-        return inputs.prompt_rows([prompts[place] for place in places], open_image(image_path(root, image), frame))
+        picture = open_image(image_path(root, image), frame) if image else None
+        return inputs.prompt_rows([prompts[place] for place in places], picture)
 
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         waiting = []
@@ -128,11 +134,15 @@ def _encoded(
 def _answer(subject: Subject, settings: Evaluation, labels: Sequence[str], rows: Sequence[Row]) -> list[Answer]:
     try:
         if settings.decode == "choose":
-            return [{"likelihoods": numbers} for numbers in subject.weigh(rows, labels).tolist()]
-        return [{"text": text} for text in subject.answer(rows, settings)]
+            answers = [{"likelihoods": numbers} for numbers in subject.weigh(rows, labels).tolist()]
+        else:
+            answers = [{"text": text} for text in subject.answer(rows, settings)]
     except torch.cuda.OutOfMemoryError:
         problem = f"a batch of {len(rows)} questions does not fit into the GPU's memory"
         raise UserError(problem, "Set evaluation.batch_size smaller; answers so far are kept.") from None
+    limit = subject.inputs.limit
+    too_long = [limit is not None and len(row.ids) >= limit for row in rows]
+    return [answer | ({"cut": True} if cut else {}) for answer, cut in zip(answers, too_long, strict=True)]
 
 
 def working_folder(folder: Path, questions: dict[str, Any]) -> Path:

@@ -13,9 +13,10 @@ from torch import Tensor
 from ftlib import files
 from ftlib.config import Config, Evaluation
 from ftlib.hub import find_model
+from ftlib.models.families import FAMILIES, Inputs
 from ftlib.models.generate import answer_rows, label_likelihoods
 from ftlib.models.loading import load_adapter, load_weights
-from ftlib.models.paligemma import PaliGemmaInputs, Row
+from ftlib.models.rows import Row
 from ftlib.runs import Run
 from ftlib.site import Site
 
@@ -27,23 +28,24 @@ class Subject:
     Attributes:
         name: the base model, or the result folder.
         weights: the folder with the model, or with the base of `adapter`.
+        config: whose family, type of numbers and rows hold.
         adapter: a PEFT folder.
     """
 
     name: str
     weights: Path
-    dtype: str
+    config: Config
     adapter: Path | None = None
 
     @functools.cached_property
-    def inputs(self) -> PaliGemmaInputs:
-        """The model's own processor."""
-        return PaliGemmaInputs.load(self.weights)
+    def inputs(self) -> Inputs:
+        """The model's own tokenizer and processor."""
+        return FAMILIES[self.config.model.family].load_inputs(self.weights, self.config)
 
     @functools.cached_property
     def model(self) -> torch.nn.Module:
         """The weights, on the GPU if there is one."""
-        model: torch.nn.Module = load_weights(self.weights, self.dtype)
+        model: torch.nn.Module = load_weights(self.weights, self.config.model.dtype, self.config.model.family)
         if self.adapter:
             model = load_adapter(model, self.adapter)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,7 +58,9 @@ class Subject:
 
     def answer(self, rows: Sequence[Row], settings: Evaluation) -> list[str]:
         """Answer one batch in words of the model's own."""
-        return answer_rows(self.model, self.inputs, rows, settings.max_new_tokens, settings.num_beams)
+        return answer_rows(
+            self.model, self.inputs, rows, settings.max_new_tokens, settings.num_beams, settings.generation
+        )
 
     def weigh(self, rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
         """Log-likelihood of every label for one batch, shape (rows, labels)."""
@@ -65,15 +69,15 @@ class Subject:
 
 def untrained(config: Config, site: Site) -> Subject:
     """The base model of a config, for scores before training."""
-    return Subject(config.model.base, find_model(config.model, site), config.model.dtype)
+    return Subject(config.model.base, find_model(config.model, site), config)
 
 
 def trained(config: Config, run: Run, site: Site) -> Subject:
     """A run's result, for scores after training."""
     result = run.result(config.adapter.method)
     if config.adapter.method == "full":
-        return Subject(result.name, result, config.model.dtype)
-    return Subject(result.name, find_model(config.model, site), config.model.dtype, adapter=result)
+        return Subject(result.name, result, config)
+    return Subject(result.name, find_model(config.model, site), config, adapter=result)
 
 
 def _digest(folder: Path) -> str:
@@ -81,4 +85,5 @@ def _digest(folder: Path) -> str:
     marker = folder / files.MARKER
     if marker.is_file():
         return files.fingerprint(files.read_json(marker))[:16]
-    return files.fingerprint({path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))})[:16]
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    return files.fingerprint({path.name: files.sha256(path) for path in weights})[:16]

@@ -1,47 +1,65 @@
 """The one engine that asks models: evaluation, `predict` and every other command answer through it.
 
-Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch; beam search is
-transformers'. A closed set of labels is scored by likelihood instead, all labels in one forward pass.
+Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch; beam search, sampling
+and whatever else GenerationConfig offers are transformers'. A closed set of labels is scored by likelihood instead, all
+labels in one forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ftlib.models.paligemma import PaliGemmaInputs, Row
+from ftlib.errors import UserError
+from ftlib.models.families import Inputs
+from ftlib.models.rows import Row, positions, shortened
 
 MAX_LABEL_TOKENS = 512
 """How many label tokens go into one forward pass."""
 
 
 def answer_rows(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, rows: Sequence[Row], max_new_tokens: int, num_beams: int = 1
+    model: torch.nn.Module,
+    inputs: Inputs,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    num_beams: int = 1,
+    generation: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Answer one batch of rows; each row stops at its own `<eos>`.
+    """Answer one batch of rows; each row stops at its own `<eos>`, or where the model's positions end.
 
     Args:
-        rows: prompts of any lengths; they are padded on the left.
+        rows: prompts of any lengths; they are padded on the left. Of one that leaves no room for an answer the
+            beginning is left out.
         num_beams: 1 is greedy decoding.
+        generation: other fields of GenerationConfig, and `seed` for sampling: the same rows give the same answers.
 
     Returns:
         One text per row.
     """
     model.eval()
+    rows = fitting(inputs, rows, room=1)
     with torch.inference_mode():
-        if num_beams == 1:
-            answers = _greedy(model, inputs.prompt_batch(model, rows), inputs.eos_id, max_new_tokens)
+        if num_beams == 1 and not generation:
+            answers = _greedy(model, inputs, rows, max_new_tokens)
         else:
-            answers = _beams(model, inputs, rows, max_new_tokens, num_beams)
+            settings = {"do_sample": False, "num_beams": num_beams, **(generation or {})}
+            answers = _generated(model, inputs, rows, settings, max_new_tokens)
     return [inputs.decode(answer) for answer in answers]
 
 
-def label_likelihoods(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, rows: Sequence[Row], labels: Sequence[str]
-) -> Tensor:
+def fitting(inputs: Inputs, rows: Sequence[Row], room: int) -> list[Row]:
+    """Rows that leave so many of the model's positions for an answer."""
+    return [shortened(row, inputs.limit, room, inputs.start) for row in rows]
+
+
+def label_likelihoods(model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
     """Log-likelihood of every label, `<eos>` included, as the answer to every row.
 
     All labels stand behind the prompt in one sequence; each sees the prompt and itself, at the positions that it would
@@ -51,25 +69,28 @@ def label_likelihoods(
         Shape (rows, labels), float32, on the CPU.
     """
     model.eval()
+    answers = [inputs.answer_ids(label) for label in labels]
     with torch.inference_mode():
-        batch = inputs.prompt_batch(model, rows)
-        parts = [_likelihoods(model, batch, answers) for answers in _chunks([inputs.answer_ids(one) for one in labels])]
+        batch = inputs.prompt_batch(model, fitting(inputs, rows, max(map(len, answers))))
+        parts = [_likelihoods(model, inputs, batch, chunk) for chunk in _chunks(answers)]
     return torch.cat(parts, dim=1).cpu()
 
 
-def _greedy(model: torch.nn.Module, batch: dict[str, Tensor], eos_id: int, max_new_tokens: int) -> list[list[int]]:
-    mask = batch["attention_mask"]
+def _greedy(model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row], max_new_tokens: int) -> list[list[int]]:
+    batch = inputs.prompt_batch(model, rows)
+    mask, ends = batch["attention_mask"], inputs.end_ids
+    room = _rooms(inputs, rows, max_new_tokens)
     answers: list[list[int]] = [[] for _ in mask]
     open_rows = list(range(len(mask)))
-    positions = mask.cumsum(dim=-1).clamp(min=1)
-    output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+    first = inputs.first_position
+    output = model(**batch, position_ids=positions(mask, first), use_cache=True, logits_to_keep=1)
     while True:
         tokens = output.logits[:, -1].argmax(dim=-1)
         going = []
         for place, token in enumerate(tokens.tolist()):
-            if token != eos_id:
+            if token not in ends:
                 answers[open_rows[place]].append(token)
-                if len(answers[open_rows[place]]) < max_new_tokens:
+                if len(answers[open_rows[place]]) < room[open_rows[place]]:
                     going.append(place)
         if not going:
             return answers
@@ -82,29 +103,74 @@ def _greedy(model: torch.nn.Module, batch: dict[str, Tensor], eos_id: int, max_n
         output = model(
             input_ids=tokens[:, None],
             attention_mask=mask,
-            position_ids=mask.sum(dim=-1, keepdim=True),
+            position_ids=mask.sum(dim=-1, keepdim=True) - 1 + first,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
 
 
-def _beams(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, rows: Sequence[Row], max_new_tokens: int, num_beams: int
+def _rooms(inputs: Inputs, rows: Sequence[Row], max_new_tokens: int) -> list[int]:
+    """How many tokens the answer to every row may have."""
+    if inputs.limit is None:
+        return [max_new_tokens] * len(rows)
+    return [min(max_new_tokens, inputs.limit - len(row.ids)) for row in rows]
+
+
+def _generated(
+    model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row], settings: Mapping[str, Any], max_new_tokens: int
 ) -> list[list[int]]:
-    """transformers' beam search takes no embedded prompts for PaliGemma, so every beam looks at the image itself."""
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in inputs.batch(rows).items() if name != "labels"}
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=num_beams,
-        pad_token_id=inputs.pad_id,
-        eos_token_id=inputs.eos_id,
-    )
-    ids: Tensor = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
-    answers: list[list[int]] = ids[:, batch["input_ids"].shape[1] :].tolist()
+    """transformers' own generation; rows with less room than the others are asked after them, one by one.
+
+    It takes no embedded prompts for PaliGemma, so there every row looks at its image itself.
+    """
+    rooms = _rooms(inputs, rows, max_new_tokens)
+    together = [place for place, room in enumerate(rooms) if room == max_new_tokens]
+    groups = [together] if together else []
+    groups += [[place] for place, room in enumerate(rooms) if room < max_new_tokens]
+    answers: list[list[int]] = [[] for _ in rows]
+    for group in groups:
+        found = _generate(model, inputs, [rows[place] for place in group], settings, rooms[group[0]])
+        for place, ids in zip(group, found, strict=True):
+            answers[place] = ids
     return answers
+
+
+def _generate(
+    model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row], settings: Mapping[str, Any], max_new_tokens: int
+) -> list[list[int]]:
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in inputs.question_batch(rows).items()}
+    fields = {name: value for name, value in settings.items() if name != "seed"}
+    seed = zlib.crc32(repr([row.ids for row in rows]).encode(), settings.get("seed", 0))
+    try:
+        config = GenerationConfig(
+            **fields, max_new_tokens=max_new_tokens, pad_token_id=inputs.pad_id, eos_token_id=sorted(inputs.end_ids)
+        )
+        with _without_own_settings(model), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            ids: Tensor = model.generate(**batch, generation_config=config)  # type: ignore[operator]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"evaluation.generation: transformers refuses: {str(error).splitlines()[0]}") from None
+    return [_until(answer, inputs.end_ids) for answer in ids[:, batch["input_ids"].shape[1] :].tolist()]
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    """An answer without its end and the padding behind it."""
+    return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
+
+
+@contextmanager
+def _without_own_settings(model: torch.nn.Module) -> Iterator[None]:
+    """transformers fills what is not asked for from the checkpoint's generation_config.json; here it does not."""
+    from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _chunks(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
@@ -118,7 +184,9 @@ def _chunks(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     yield chunk
 
 
-def _likelihoods(model: torch.nn.Module, batch: dict[str, Tensor], answers: Sequence[list[int]]) -> Tensor:
+def _likelihoods(
+    model: torch.nn.Module, inputs: Inputs, batch: dict[str, Tensor], answers: Sequence[list[int]]
+) -> Tensor:
     """Shape (rows, answers), float32."""
     prompts, prompt_mask = batch["inputs_embeds"], batch["attention_mask"]
     rows = len(prompt_mask)
@@ -131,8 +199,8 @@ def _likelihoods(model: torch.nn.Module, batch: dict[str, Tensor], answers: Sequ
     depth = [step for answer in answers for step in range(len(answer) - 1)]
     logits = model(
         inputs_embeds=embedded,
-        attention_mask=_packed_mask(prompt_mask, owner, depth, embedded.dtype),
-        position_ids=_packed_positions(prompt_mask, depth),
+        attention_mask=_packed_mask(prompt_mask, inputs.both_ways, owner, depth, embedded.dtype),
+        position_ids=_packed_positions(prompt_mask, depth, inputs.first_position),
         logits_to_keep=len(fed) + 1,
         use_cache=False,
     ).logits
@@ -142,8 +210,13 @@ def _likelihoods(model: torch.nn.Module, batch: dict[str, Tensor], answers: Sequ
     return sums.index_add_(1, torch.tensor(numbers, device=sums.device), chosen)
 
 
-def _packed_mask(prompt_mask: Tensor, owner: list[int], depth: list[int], dtype: torch.dtype) -> Tensor:
-    """What every position may look at: all of the prompt, and within its own label what came before.
+def _packed_mask(
+    prompt_mask: Tensor, both_ways: bool, owner: list[int], depth: list[int], dtype: torch.dtype
+) -> Tensor:
+    """What every position may look at: the prompt, and within its own label what came before.
+
+    Args:
+        both_ways: whether the prompt itself sees all of the prompt, or only what came before.
 
     Returns:
         Shape (rows, 1, length, length): 0 where it may, the type's least number where not.
@@ -154,14 +227,16 @@ def _packed_mask(prompt_mask: Tensor, owner: list[int], depth: list[int], dtype:
     length = longest + len(owner)
     seen = torch.zeros((rows, length, length), dtype=torch.bool, device=prompt_mask.device)
     seen[:, :, :longest] = prompt_mask[:, None, :].bool()
+    if not both_ways:
+        seen[:, :longest, :longest] &= torch.ones_like(seen[0, :longest, :longest]).tril()
     own = (owners[:, None] == owners[None, :]) & (depths[:, None] >= depths[None, :])
     seen[:, longest:, longest:] = own
     least = torch.finfo(dtype).min
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, least)[:, None]
 
 
-def _packed_positions(prompt_mask: Tensor, depth: list[int]) -> Tensor:
-    prompts = prompt_mask.cumsum(dim=-1).clamp(min=1)
+def _packed_positions(prompt_mask: Tensor, depth: list[int], first: int) -> Tensor:
+    prompts = positions(prompt_mask, first)
     depths = torch.tensor(depth, dtype=prompts.dtype, device=prompts.device)
     return torch.cat([prompts, prompts[:, -1:] + 1 + depths], dim=1)
 

@@ -6,31 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PaliGemmaForConditionalGeneration, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ftlib.errors import UserError
 from ftlib.hub import require_model
+from ftlib.models.causal import check_model
+from ftlib.models.families import FAMILIES
 
 
-def load_weights(folder: Path, dtype: str) -> PreTrainedModel:
-    """Load a PaliGemma checkpoint of any key naming that transformers has used.
+def load_weights(folder: Path, dtype: str, family: str = "paligemma") -> PreTrainedModel:
+    """Load a checkpoint of any key naming that transformers has used.
 
     `from_pretrained` maps old names to new ones; that every weight found its place is checked here.
 
     Args:
-        dtype: "float32" or "bfloat16".
+        dtype: "float32", "bfloat16" or "float16".
 
     Raises:
         UserError: no model there, damaged files, or keys that do not fit.
     """
     require_model(folder)
     try:
-        model, info = PaliGemmaForConditionalGeneration.from_pretrained(
+        model, info = FAMILIES[family].model_class.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from None
     _raise_wrong_keys(folder, info)
+    check_model(model, str(folder))
     return model
 
 

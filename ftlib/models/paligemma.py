@@ -9,21 +9,20 @@ be computed only there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PaliGemmaConfig, PaliGemmaProcessor
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
+from ftlib.config import Lora
 from ftlib.errors import UserError
 from ftlib.hub import require_model
+from ftlib.models.rows import Row, left_padded
 
-IGNORED = -100
-"""The label of a position that carries no loss, as in torch's cross entropy."""
+MODEL_CLASS = PaliGemmaForConditionalGeneration
 
 PARTS = {
     "vision": "vision_tower",
@@ -40,26 +39,15 @@ LINEAR_LAYERS = {
 """Adapter target → the names of its linear layers, in Gemma and SigLIP."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One encoded row.
-
-    Attributes:
-        ids: token ids, image tokens included.
-        n_answer: how many of the last ids are answer and `<eos>`; 0 when asking.
-        pixels: shape (3, size, size), in [-1, 1].
-    """
-
-    ids: list[int]
-    n_answer: int
-    pixels: Tensor
-
-
 class PaliGemmaInputs:
     """Turns prompts, images and answers into rows, and rows into batches, as a model's own processor defines them."""
 
-    def __init__(self, processor: PaliGemmaProcessor) -> None:
+    both_ways = True
+    first_position = 1
+
+    def __init__(self, processor: PaliGemmaProcessor, limit: int | None = None) -> None:
         self.processor = processor
+        self.limit = limit
         self.tokenizer = processor.tokenizer
         images = processor.image_processor
         self._size = (images.size["width"], images.size["height"])
@@ -68,12 +56,16 @@ class PaliGemmaInputs:
         self._std = np.asarray(images.image_std, dtype=np.float32)
         self._image_ids = [processor.image_token_id] * processor.image_seq_length
         self._newline = self._text_ids("\n")
+        self.start = len(self._image_ids) + 1
         self.pad_id: int = self.tokenizer.pad_token_id
         self.eos_id: int = self.tokenizer.eos_token_id
 
     @classmethod
-    def load(cls, folder: Path) -> PaliGemmaInputs:
+    def load(cls, folder: Path, max_length: int | None = None) -> PaliGemmaInputs:
         """Read the processor of a model folder.
+
+        Args:
+            max_length: tokens that a row may have, image tokens included; the model itself has thousands to spare.
 
         Raises:
             UserError: the folder has no PaliGemma processor.
@@ -81,7 +73,7 @@ class PaliGemmaInputs:
         require_model(folder)
         remedy = "The folder needs processor_config.json (or preprocessor_config.json) and the tokenizer's files."
         try:
-            inputs = cls(PaliGemmaProcessor.from_pretrained(folder))
+            inputs = cls(PaliGemmaProcessor.from_pretrained(folder), max_length)
             config = PaliGemmaConfig.from_pretrained(folder)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             problem = f"{folder}: no PaliGemma processor can be read from it: {str(error).splitlines()[0]}"
@@ -103,12 +95,18 @@ class PaliGemmaInputs:
                 return f"{what}: {ours} in the processor, {models} in the model"
         return None
 
-    def train_row(self, prompt: str, image: Image.Image, answer: str) -> Row:
-        """A row to learn from: prompt, answer and `<eos>`."""
-        answer_ids = self.answer_ids(answer)
-        return Row([*self._prompt_ids(prompt), *answer_ids], len(answer_ids), self._pixels(image))
+    @property
+    def end_ids(self) -> set[int]:
+        """What ends an answer."""
+        return {self.eos_id}
 
-    def prompt_rows(self, prompts: Sequence[str], image: Image.Image) -> list[Row]:
+    def train_row(self, prompt: str, image: Image.Image | None, answer: str) -> Row:
+        """A row to learn from: prompt, answer and `<eos>`; what goes beyond `max_length` is cut off at its end."""
+        prompt_ids = self._prompt_ids(prompt)
+        ids = [*prompt_ids, *self.answer_ids(answer)][: self.limit]
+        return Row(ids, len(ids) - len(prompt_ids), self._pixels(image))
+
+    def prompt_rows(self, prompts: Sequence[str], image: Image.Image | None) -> list[Row]:
         """Rows to be answered about one image, each exactly a training row before its answer; they share the pixels."""
         pixels = self._pixels(image)
         return [Row(self._prompt_ids(prompt), 0, pixels) for prompt in prompts]
@@ -116,6 +114,11 @@ class PaliGemmaInputs:
     def answer_ids(self, answer: str) -> list[int]:
         """An answer and `<eos>`."""
         return [*self._text_ids(answer), self.eos_id]
+
+    def lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
+        """Tokens of every prompt, image tokens included, and of every answer with its `<eos>`."""
+        pairs = zip(prompts, answers, strict=True)
+        return [(len(self._prompt_ids(prompt)), len(self.answer_ids(answer))) for prompt, answer in pairs]
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Pad rows on the left and stack them.
@@ -125,6 +128,10 @@ class PaliGemmaInputs:
             (rows, 3, size, size), float32.
         """
         return {**self._text_batch(rows), "pixel_values": torch.stack([row.pixels for row in rows])}
+
+    def question_batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """`batch` without labels."""
+        return {name: tensor for name, tensor in self.batch(rows).items() if name != "labels"}
 
     def prompt_batch(self, model: torch.nn.Module, rows: Sequence[Row]) -> dict[str, Tensor]:
         """A batch of questions on the model's device; every image goes through the vision tower once.
@@ -146,21 +153,20 @@ class PaliGemmaInputs:
         return {"inputs_embeds": embedded.masked_scatter(slots, features.to(embedded.dtype)), **batch}
 
     def _text_batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        longest = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad_id)
-        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED)
+        batch = left_padded(rows, self.pad_id)
+        types = torch.zeros_like(batch["input_ids"])
         for index, row in enumerate(rows):
-            ids[index, longest - len(row.ids) :] = torch.tensor(row.ids)
-            mask[index, longest - len(row.ids) :] = 1
-            types[index, longest - row.n_answer :] = 1
-            labels[index, longest - row.n_answer :] = ids[index, longest - row.n_answer :]
-        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "labels": labels}
+            types[index, types.shape[1] - row.n_answer :] = 1
+        return {**batch, "token_type_ids": types}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids → text, without special tokens (`<loc>` and `<seg>` are text)."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def save(self, folder: Path) -> None:
+        """Write the processor."""
+        self.processor.save_pretrained(folder)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """The newline is tokenized apart, as the authors do, so that it can never merge with the prompt's end."""
@@ -171,18 +177,34 @@ class PaliGemmaInputs:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
-    def _pixels(self, image: Image.Image) -> Tensor:
+    def _pixels(self, image: Image.Image | None) -> Tensor:
         """Stretch to the square and scale, always through Pillow: the same pixels with and without torchvision."""
+        if image is None:
+            raise UserError("PaliGemma looks at an image with every question, and there is none")
         resized = image.resize(self._size, Image.Resampling(self._resample))
         scaled = (np.asarray(resized, dtype=np.float32) / 255.0 - self._mean) / self._std
         return torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
 
 
-def forward_arguments(batch: dict[str, Tensor]) -> dict[str, Any]:
-    """What the model is called with: everything but the labels, and positions that do not count padding.
+def part(model: torch.nn.Module, name: str) -> str:
+    """The part that a parameter belongs to; the (tied) head counts as embeddings."""
+    if "lm_head" in name or PARTS["embeddings"] in name:
+        return "embeddings"
+    return next(part for part in ("vision", "projector", "language") if PARTS[part] in name)
 
-    `token_type_ids` must go in, or the prompt becomes causal; positions count from 1 (transformers' PaliGemma).
+
+def lora_modules(model: torch.nn.Module, adapter: Lora) -> str:
+    """A regular expression for the linear layers that `adapter.targets` names, but for those of frozen parts.
+
+    Raises:
+        UserError: everything is frozen, or a target that is no layer's name.
     """
-    arguments = {name: value for name, value in batch.items() if name != "labels"}
-    arguments["position_ids"] = batch["attention_mask"].cumsum(dim=-1).clamp(min=1)
-    return arguments
+    layers = [layer for target in adapter.targets for layer in LINEAR_LAYERS.get(target, [target])]
+    known = {layer for names in LINEAR_LAYERS.values() for layer in names}
+    if unknown := sorted(set(layers) - known):
+        have = ", ".join([*LINEAR_LAYERS, *sorted(known)])
+        raise UserError(f"adapter.targets: {unknown[0]}: no such linear layer in this model", f"There are: {have}")
+    parts = "|".join(PARTS[part] for part in ("language", "vision") if part not in adapter.freeze)
+    if not parts:
+        raise UserError("adapter.freeze: nothing is left to adapt")
+    return rf".*({parts}).*\.({'|'.join(layers)})"

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from ftlib.errors import UserError
+from ftlib.models.tiny_neox import make_tiny_neox
 
 WEIGHTS_SEED = 0
 IMAGE_SIZE, PATCH_SIZE = 32, 16
@@ -116,4 +117,7 @@ def _make_tiny_paligemma(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-EMBEDDED_MODELS: dict[str, Callable[[Path], None]] = {"ftlib/tiny-paligemma": _make_tiny_paligemma}
+EMBEDDED_MODELS: dict[str, Callable[[Path], None]] = {
+    "ftlib/tiny-paligemma": _make_tiny_paligemma,
+    "ftlib/tiny-neox": make_tiny_neox,
+}

@@ -11,24 +11,32 @@ from torch.utils.data import Dataset
 from ftlib.data.examples import Example
 from ftlib.data.images import image_path, open_image
 from ftlib.data.prompts import prompt_of
-from ftlib.models.paligemma import PaliGemmaInputs, Row
+from ftlib.models.families import Inputs
+from ftlib.models.rows import Row
 
 
 class TrainingRows(Dataset[Row]):
-    """A split as encoded rows; images are opened when a row is asked for."""
+    """A split as encoded rows; images are opened when a row is asked for.
 
-    def __init__(self, examples: Sequence[Example], root: Path, template: str, inputs: PaliGemmaInputs) -> None:
+    Args:
+        kept: the places of the examples to learn from, as `fitting.fit_rows` finds them.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], root: Path, template: str, inputs: Inputs, kept: Sequence[int]
+    ) -> None:
         self.examples = examples
         self.root = root
         self.template = template
         self.inputs = inputs
+        self.kept = kept
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.kept)
 
     def __getitem__(self, index: int) -> Row:
-        example = self.examples[index]
-        image = open_image(image_path(self.root, example.image), example.frame)
+        example = self.examples[self.kept[index]]
+        image = open_image(image_path(self.root, example.image), example.frame) if example.image else None
         return self.inputs.train_row(prompt_of(example, self.template), image, example.suffix)
 
 

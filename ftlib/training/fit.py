@@ -11,19 +11,21 @@ import torch
 from transformers import set_seed
 
 from ftlib import console, files, preemption, runs
+from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment
 from ftlib.errors import UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters, prepare_for_training
+from ftlib.models.families import FAMILIES, check_images
 from ftlib.models.loading import load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
 from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.training import arguments
 from ftlib.training.batching import TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
+from ftlib.training.fitting import fit_rows
 from ftlib.training.trainer import AnswerTrainer
 
 _LESS_MEMORY = (
@@ -76,18 +78,29 @@ def _pin_data(run: Run, prepared: Prepared) -> None:
 def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> AnswerTrainer:
     config = experiment.config
     folder = find_model(config.model, site)
-    inputs = PaliGemmaInputs.load(folder)
+    rows = _rows(config, run, prepared, folder)
     training_arguments = arguments.build(config, run.folder)
     set_seed(config.seed)
-    model = prepare_for_training(load_weights(folder, config.model.dtype), config.adapter, config.model.base)
+    weights = load_weights(folder, config.model.dtype, config.model.family)
+    model = prepare_for_training(weights, config.adapter, config.model.base, config.model.family)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
-    prepared_rows = prepared.rows("train")
-    if config.training.get("dataloader_drop_last") and len(prepared_rows) < config.effective_batch:
-        problem = f"{len(prepared_rows)} training rows do not fill one batch of {config.effective_batch}"
-        raise UserError(f"training.dataloader_drop_last: {problem}")
-    rows = TrainingRows(prepared_rows, prepared.root, config.data.prompt, inputs)
     return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
+
+
+def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> TrainingRows:
+    """The rows to learn from; what becomes of those that are too long is said and noted."""
+    inputs = FAMILIES[config.model.family].load_inputs(folder, config)
+    examples = prepared.rows("train")
+    check_images(config.model.family, examples)
+    fitted = fit_rows(examples, config.data.prompt, inputs, config.model.too_long)
+    if fitted.sentence:
+        console.say(fitted.sentence)
+        run.note("too long", limit=fitted.limit, dropped=fitted.dropped, truncated=fitted.truncated)
+    if config.training.get("dataloader_drop_last") and len(fitted.kept) < config.effective_batch:
+        problem = f"{len(fitted.kept)} training rows do not fill one batch of {config.effective_batch}"
+        raise UserError(f"training.dataloader_drop_last: {problem}")
+    return TrainingRows(examples, prepared.root, config.data.prompt, inputs, fitted.kept)
 
 
 def _device() -> str:
@@ -128,7 +141,7 @@ def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
     with files.publish_folder(result) as folder:
         if method == "full":
             trainer.model.save_pretrained(folder)
-            trainer.train_dataset.inputs.processor.save_pretrained(folder)
+            trainer.train_dataset.inputs.save(folder)
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
     facts = {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()}

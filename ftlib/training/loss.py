@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ftlib.models.paligemma import IGNORED, forward_arguments
+from ftlib.models.rows import IGNORED, forward_arguments
 
 Average = Literal["token", "example"]
 
@@ -23,7 +23,7 @@ def answer_loss(
     """Cross entropy of answer and `<eos>`.
 
     Args:
-        batch: as `PaliGemmaInputs.batch` makes it, padded on the left.
+        batch: as `Inputs.batch` makes it, padded on the left.
         average: `token` divides the sum over all answer tokens by their number; `example` first averages each row over
             its own tokens (big_vision, trainers/proj/paligemma), then over the rows.
         items: the number to divide by if the batch is a micro-batch of a bigger one: what `count_items` says of the

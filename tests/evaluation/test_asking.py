@@ -52,6 +52,11 @@ def test_batches_keep_images_together_and_lose_no_row(seed: int) -> None:
         assert len(holding) <= -(-images.count(image) // size) + (images.count(image) > size)
 
 
+def test_rows_of_text_are_batched_by_length() -> None:
+    lengths = [5, 1, 4, 2, 3]
+    assert batches_by_image([""] * 5, lengths, 2) == [[0, 2], [4, 3], [1]]
+
+
 def trained(write_config: Callable[..., Path], ftlib: Ftlib, **more: object) -> Path:
     config = write_config(FULL, **more)
     assert ftlib("prepare", config)[0] == 0

@@ -17,7 +17,8 @@ from ftlib.errors import UserError
 from ftlib.models.adapters import count_parameters, prepare_for_training
 from ftlib.models.generate import answer_rows
 from ftlib.models.loading import load_adapter, load_weights
-from ftlib.models.paligemma import IGNORED, PaliGemmaInputs, Row, forward_arguments
+from ftlib.models.paligemma import PaliGemmaInputs
+from ftlib.models.rows import IGNORED, Row, forward_arguments
 from ftlib.training.loss import answer_loss, count_items
 
 pytestmark = pytest.mark.gates

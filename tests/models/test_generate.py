@@ -12,7 +12,8 @@ from transformers import GenerationConfig
 from ftlib.models import generate
 from ftlib.models.generate import answer_rows, label_likelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.paligemma import PaliGemmaInputs, Row
+from ftlib.models.paligemma import PaliGemmaInputs
+from ftlib.models.rows import Row
 from ftlib.training.loss import answer_loss
 
 pytestmark = pytest.mark.gates

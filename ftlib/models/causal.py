@@ -1,0 +1,288 @@
+"""Causal language models: what one row looks like, for training and for asking, side by side.
+
+A row is `[bos] prompt answer <eos>`, bos where the model's own tokenizer puts one; prompt and answer are tokenized
+apart, so that a question is exactly a training row before its answer. With the model's chat template a prompt is a
+conversation (JSON, see `data/instruct.py`), rendered by the template, and an answer ends with what the template ends a
+turn with. Rows are padded on the left and bring their positions along: without them GPT-2 counts the padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from ftlib.config import Lora
+from ftlib.errors import UserError
+from ftlib.hub import require_model
+from ftlib.models.rows import IGNORED, Row, left_padded, positions
+
+MODEL_CLASS = AutoModelForCausalLM
+_BLOCKS = {"attention": re.compile(r"attn|attention"), "mlp": re.compile(r"mlp|feed_forward|ffn")}
+"""Adapter target → how the block is called that holds its layers, in GPT-NeoX, GPT-2, Llama, Gemma and their kin."""
+
+_PROBE = "\N{BLACK STAR}"
+_BREAK = "\N{ZERO WIDTH SPACE}"
+
+
+class CausalInputs:
+    """Turns prompts and answers into rows, and rows into batches."""
+
+    both_ways = False
+    first_position = 0
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        limit: int | None,
+        chat: bool = False,
+        labels_on: Literal["response", "everything"] = "response",
+        packing: bool = False,
+    ) -> None:
+        """
+        Args:
+            limit: positions that a row may have.
+            chat: prompts are conversations, rendered by the tokenizer's chat template.
+            labels_on: what carries loss; the very first token never does.
+            packing: whether training rows share sequences, see `batch`.
+
+        Raises:
+            UserError: the tokenizer has no end-of-sequence token, or no chat template where one is wanted.
+        """
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.chat = chat
+        self.labels_on = labels_on
+        self.packing = packing
+        if tokenizer.eos_token_id is None:
+            raise UserError("the model's tokenizer has no end-of-sequence token, so answers could not end")
+        self._tokenizer_eos: int = tokenizer.eos_token_id
+        self.pad_id: int = self._tokenizer_eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        first = tokenizer("a")["input_ids"][:1]
+        self._bos = first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
+        self.start = len(self._bos)
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        specials = added | set(tokenizer.all_special_tokens)
+        self._special = re.compile("|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True)))
+        self.eos_id = self._end_of_turn() if chat else self._tokenizer_eos
+
+    @classmethod
+    def load(cls, folder: Path, max_length: int | None = None, **settings: Any) -> CausalInputs:
+        """Read the tokenizer of a model folder.
+
+        Args:
+            max_length: fewer positions than the model has.
+            settings: see `__init__`.
+
+        Raises:
+            UserError: no tokenizer there, or one of another model.
+        """
+        require_model(folder)
+        remedy = "The folder needs the tokenizer's files (tokenizer.json or tokenizer.model, tokenizer_config.json)."
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            problem = f"{folder}: no tokenizer can be read from it: {str(error).splitlines()[0]}"
+            raise UserError(problem, remedy) from None
+        if max(tokenizer.get_vocab().values()) >= config.vocab_size:
+            problem = f"{len(tokenizer)} tokens, {config.vocab_size} rows of embeddings"
+            raise UserError(f"{folder}: tokenizer and model do not belong together: {problem}", remedy)
+        limits = [limit for limit in (max_length, getattr(config, "max_position_embeddings", None)) if limit]
+        return cls(tokenizer, min(limits, default=None), **settings)
+
+    @property
+    def end_ids(self) -> set[int]:
+        """What ends an answer: the end of a turn, where it is another token than the end of the sequence."""
+        return {self.eos_id, self._tokenizer_eos}
+
+    def train_row(self, prompt: str, image: Image.Image | None, answer: str) -> Row:
+        """A row to learn from; what goes beyond the model's positions is cut off at its end."""
+        prompt_ids = self._prompt_ids([prompt])[0]
+        ids = [*prompt_ids, *self.answer_ids(answer)][: self.limit]
+        return Row(ids, len(ids) - (1 if self.labels_on == "everything" else len(prompt_ids)))
+
+    def prompt_rows(self, prompts: Sequence[str], image: Image.Image | None) -> list[Row]:
+        """Rows to be answered, each exactly a training row before its answer."""
+        return [Row(ids, 0) for ids in self._prompt_ids(prompts)]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """An answer and its end."""
+        return [*self._text_ids([answer])[0], self.eos_id]
+
+    def lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
+        """Tokens of every prompt and of every answer with its end."""
+        pairs = zip(self._prompt_ids(prompts), self._text_ids(answers), strict=True)
+        return [(len(prompt), len(answer) + 1) for prompt, answer in pairs]
+
+    def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Rows padded on the left; packed, as many as fit stand one behind the other in the length of the longest.
+
+        Returns:
+            input_ids, position_ids, labels: shape (sequences, longest), int64; and attention_mask, unless packed: then
+            the positions, which start anew with every row, say what belongs together.
+        """
+        if not self.packing:
+            batch = left_padded(rows, self.pad_id)
+            return {**batch, "position_ids": positions(batch["attention_mask"], self.first_position)}
+        sequences = [_joined(group) for group in _packed(rows)]
+        longest = max(len(ids) for ids, _, _ in sequences)
+        columns = zip(("input_ids", "position_ids", "labels"), (self.pad_id, 0, IGNORED), range(3), strict=True)
+        return {
+            name: torch.tensor([[filler] * (longest - len(one[place])) + one[place] for one in sequences])
+            for name, filler, place in columns
+        }
+
+    def question_batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Rows padded on the left: input_ids, attention_mask, shape (rows, longest); positions follow from the mask."""
+        batch = left_padded(rows, self.pad_id)
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+    def prompt_batch(self, model: torch.nn.Module, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """A batch of questions on the model's device.
+
+        Returns:
+            inputs_embeds: shape (rows, longest, hidden); attention_mask: shape (rows, longest).
+        """
+        device = next(model.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in self.question_batch(rows).items()}
+        embedded = model.get_input_embeddings()(batch.pop("input_ids"))  # type: ignore[operator]
+        return {"inputs_embeds": embedded, **batch}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids → text, without special tokens."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        if not self.chat:
+            return [[*self._bos, *ids] for ids in self._text_ids(prompts)]
+        rendered = [self._rendered(self._conversation(prompt)) for prompt in prompts]
+        ids: list[list[int]] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Special tokens written out in user text (`</s>`) stay text."""
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return ids
+
+    def _conversation(self, prompt: str) -> list[dict[str, str]]:
+        """The turns of a prompt; special tokens written out in them are broken, so that they cannot end a turn."""
+        turns: list[dict[str, str]] = json.loads(prompt)
+        return [
+            {**turn, "content": self._special.sub(lambda match: match[0][0] + _BREAK + match[0][1:], turn["content"])}
+            for turn in turns
+        ]
+
+    def _rendered(self, turns: list[dict[str, str]], asking: bool = True) -> str:
+        """
+        Raises:
+            UserError: the model has no chat template, or it refuses these turns.
+        """
+        from jinja2 import TemplateError
+
+        if not self.tokenizer.chat_template:
+            raise UserError("data.prompt: chat: the model's tokenizer has no chat template", "Set data.prompt: alpaca.")
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking))
+        except TemplateError as error:
+            raise UserError(f"the model's chat template refuses a conversation: {error}") from None
+
+    def _end_of_turn(self) -> int:
+        """The first special token that the template writes behind an answer; without one the end of the sequence."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+        behind = self._rendered(turns, asking=False).rpartition(_PROBE)[2]
+        found = self._special.search(behind)
+        return int(self.tokenizer.convert_tokens_to_ids(found[0])) if found else self._tokenizer_eos
+
+
+def check_model(model: torch.nn.Module, name: str) -> None:
+    """Refuse an architecture that takes no positions: padded on the left, it would count the padding.
+
+    Raises:
+        UserError: it lacks an argument that ftlib relies on.
+    """
+    known = inspect.signature(model.forward).parameters
+    missing = [argument for argument in ("position_ids", "logits_to_keep") if argument not in known]
+    if missing:
+        raise UserError(f"{name}: {type(model).__name__} takes no {' and no '.join(missing)}, which ftlib relies on")
+
+
+def part(model: torch.nn.Module, name: str) -> str:
+    """The part that a parameter belongs to: embeddings (and the head, tied to them or not) or language."""
+    from transformers import PreTrainedModel
+
+    assert isinstance(model, PreTrainedModel)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    module = model.get_submodule(name.rpartition(".")[0])
+    return "embeddings" if any(module is table for table in tables) else "language"
+
+
+def lora_modules(model: torch.nn.Module, adapter: Lora) -> str:
+    """A regular expression for the linear layers that `adapter.targets` names.
+
+    `attention` and `mlp` are all linear layers in blocks of that kind; any other target is a module's own name or the
+    end of its path, such as `query_key_value` or `attention.dense`.
+
+    Raises:
+        UserError: a target that is no linear layer of this model.
+    """
+    if "language" in adapter.freeze:
+        raise UserError("adapter.freeze: nothing is left to adapt")
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    linear = [name for name in linear if model.get_submodule(name) is not head]
+    found: set[str] = set()
+    for target in adapter.targets:
+        if target in _BLOCKS:
+            ends = {
+                ".".join(name.split(".")[-2:]) for name in linear if _BLOCKS[target].search(f".{name}".split(".")[-2])
+            }
+        else:
+            ends = {target} if any(f".{name}".endswith(f".{target}") for name in linear) else set()
+        if not ends:
+            have = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise UserError(f"adapter.targets: {target}: no such linear layer in this model", f"There are: {have}")
+        found |= ends
+    return rf"(.*\.)?({'|'.join(re.escape(end) for end in sorted(found))})"
+
+
+def _packed(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows in groups whose lengths together are at most the longest row's: first fit, longest first."""
+    room = max(len(row.ids) for row in rows)
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        for group in groups:
+            if sum(len(one.ids) for one in group) + len(row.ids) <= room:
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return groups
+
+
+def _joined(rows: Sequence[Row]) -> tuple[list[int], list[int], list[int]]:
+    """Ids, positions and labels of rows that stand one behind the other."""
+    ids = [token for row in rows for token in row.ids]
+    places = [place for row in rows for place in range(len(row.ids))]
+    labels = [
+        token if place >= len(row.ids) - row.n_answer else IGNORED
+        for row in rows
+        for place, token in enumerate(row.ids)
+    ]
+    return ids, places, labels

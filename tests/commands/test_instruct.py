@@ -1,0 +1,286 @@
+"""Causal models through the whole chain, as a user runs it; adapters as plain transformers and peft read them."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ftlib import files
+from ftlib.commands import chat
+from ftlib.data.examples import Example, write_examples
+from tests.conftest import LORA, read_lines
+from tests.models.tiny_causal import save
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+CONFIG = """\
+name: instruct
+task: instruct
+seed: 3
+model: {family: causal, base: BASE}
+adapter: {method: lora, r: 4, alpha: 16, targets: [query_key_value]}
+data: {source: string_tasks, root: ROOT, split: {valid: 0.2, test: 0.2}}
+training:
+  max_steps: 2
+  per_device_train_batch_size: 4
+  gradient_accumulation_steps: 2
+  learning_rate: 3.0e-2
+evaluation: {splits: [test], max_new_tokens: 6, batch_size: 5}
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("gpt_neox", tmp_path_factory.mktemp("base"), chat=True)
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path, store: Path) -> Path:
+    """Thirty instructions, every second one with an input, two of them too long for the model."""
+    draw = random.Random(0)
+    root = tmp_path / "data"
+    root.mkdir()
+    rows = []
+    for number in range(30):
+        word = "".join(draw.choices("abcdef", k=draw.randint(2, 5))) * (300 if number in (3, 4) else 1)
+        facts = {"input": word} if number % 2 else {}
+        rows.append(Example(str(number), "", "reverse" if facts else f"reverse {word}", word[::-1], facts=facts))
+    write_examples(root / "data.jsonl", rows)
+    path = tmp_path / "instruct.yaml"
+    path.write_text(CONFIG.replace("BASE", str(base)).replace("ROOT", str(root)))
+    return path
+
+
+@pytest.fixture
+def trained(config: Path, ftlib: Ftlib) -> Path:
+    assert ftlib("prepare", config)[0] == 0
+    code, output, error = ftlib("train", config)
+    assert code == 0, error
+    return Path(output.strip().splitlines()[-1])
+
+
+def plain_answers(base: Path, adapter: Path, prompts: list[str]) -> list[str]:
+    """Greedy answers as a user without ftlib would get them, one by one."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    found = []
+    for prompt in prompts:
+        batch = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        ids = model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        found.append(tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    return found
+
+
+def test_the_chain_and_what_plain_peft_makes_of_the_adapter(trained: Path, base: Path, ftlib: Ftlib) -> None:
+    prepared = files.read_json(trained / "data.json")["splits"]
+    noted = [line for line in read_lines(trained / "history.jsonl") if line["event"] == "too long"]
+    lost = noted[0]["dropped"] if noted else 0
+    assert 28 <= 30 - lost == prepared["train"]["rows"] - lost + prepared["valid"]["rows"] + prepared["test"]["rows"]
+    code, output, error = ftlib("evaluate", "instruct", "--split", "train", "--split", "test", "--json")
+    assert code == 0, error
+    results = json.loads(output)
+    assert [(result["when"], result["split"]) for result in results] == [
+        ("before", "train"), ("before", "test"), ("after", "train"), ("after", "test"),
+    ]  # fmt: skip
+    assert set(results[0]["metrics"]) >= {"exact match", "token F1", "BLEU"}
+    assert results[-1]["training_overlap"] == {"rows": 0, "rows_with_trained_images": 0}
+    folder = trained / "eval" / "string_tasks"
+    records = [
+        record for split in ("test", "train") for record in read_lines(folder / split / "after" / "predictions.jsonl")
+    ]
+    before = [r for split in ("test", "train") for r in read_lines(folder / split / "before" / "predictions.jsonl")]
+    assert [record["prediction"] for record in records] != [record["prediction"] for record in before]
+    cut = [record for record in records if "cut" in record]
+    assert cut == [record for record in records if record["id"] in ("3", "4")] != []
+    assert any("prompts were too long for the model" in remark for result in results for remark in result["remarks"])
+    whole = [record for record in records if "cut" not in record][:8]
+    assert any("### Input:" in record["prompt"] for record in whole)
+    assert plain_answers(base, trained / "adapter", [r["prompt"] for r in whole]) == [r["prediction"] for r in whole]
+    settings = json.loads((trained / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(base)
+
+
+def test_rows_that_are_too_long_are_said_and_noted(config: Path, ftlib: Ftlib) -> None:
+    config.write_text(config.read_text().replace("split: {valid: 0.2, test: 0.2}", "split: {valid: 0.04, test: 0.04}"))
+    assert ftlib("prepare", config)[0] == 0
+    code, output, error = ftlib("train", config, "name=dropped")
+    assert code == 0 and "too long: 2 dropped" in error
+    history = read_lines(Path(output.strip()) / "history.jsonl")
+    assert [(r["limit"], r["dropped"], r["truncated"]) for r in history if r["event"] == "too long"] == [(512, 2, 0)]
+    code, _, error = ftlib("train", config, "name=stopped", "model.too_long=stop")
+    assert code == 2 and error.count("tokens, the model takes 512") == 2
+
+
+def test_predict_with_and_without_context(trained: Path, base: Path, ftlib: Ftlib, tmp_path: Path) -> None:
+    adapter = trained / "adapter"
+    head = "Below is an instruction that describes a task"
+    tail = "Write a response that appropriately completes the request.\n\n### Instruction:\nreverse"
+    bare = f"{head}. {tail}\n\n### Response:\n"
+    told = (
+        f"{head}, paired with an input that provides further context. {tail}\n\n### Input:\nCONTEXT\n\n### Response:\n"
+    )
+    (without,) = plain_answers(base, adapter, [bare])
+    candidates = ["abc", "feed", "what?", "1 2 3", "XYZ", "あ"]
+    found = plain_answers(base, adapter, [told.replace("CONTEXT", each) for each in candidates])
+    told_text, with_it = next(pair for pair in zip(candidates, found, strict=True) if pair[1] != without)
+    assert ftlib("predict", "instruct", "--prompt", "reverse")[:2] == (0, f"{without}\n")
+    (tmp_path / "note.txt").write_text(f"{told_text}\n")
+    for context in (told_text, tmp_path / "note.txt"):
+        code, output, _ = ftlib("predict", "instruct", "--prompt", "reverse", "--context", context)
+        lines = [line.strip() for line in output.strip("\n").split("\n")]
+        wanted = ["question:        reverse", f"without context: {without}", f"with context:    {with_it}"]
+        assert code == 0 and lines == [line.strip() for line in wanted]
+    questions = tmp_path / "questions.jsonl"
+    lines = [{"prompt": "reverse", "context": told_text}, {"prompt": "reverse"}, {"prompt": "何？"}]
+    questions.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    code, output, _ = ftlib("predict", "instruct", "--file", questions, "--json")
+    records = json.loads(output)
+    assert code == 0 and records[0] == {"prompt": "reverse", "answer": without, "answer with context": with_it}
+    assert records[1] == {"prompt": "reverse", "answer": without} and set(records[2]) == {"prompt", "answer"}
+
+
+MISTAKES = {
+    "nothing asked": ([], "what is asked?"),
+    "both": (["--prompt", "x", "--file", "q.jsonl"], "what is asked?"),
+    "an image": (["--prompt", "x", "--image", "i.png"], "reads text only"),
+    "no file": (["--file", "none.jsonl"], "cannot be read"),
+    "bad lines": (["--file", "bad.jsonl"], "bad.jsonl:2: field prompt: is missing"),
+    "no lines": (["--file", "empty.jsonl"], "no questions in it"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_of_predict(
+    name: str, trained: Path, ftlib: Ftlib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        '{"prompt": "x"}',
+        '{"context": "x"}',
+        "[]",
+        "nonsense",
+        '{"prompt": 1}',
+        '{"prompt": "x", "picture": "y"}',
+    ]
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    arguments, words = MISTAKES[name]
+    code, output, error = ftlib("predict", "instruct", *arguments)
+    assert code == 2 and words in error and output == "" and "Traceback" not in error
+    if name == "bad lines":
+        assert error.count("bad.jsonl:") == 5
+
+
+def test_a_session(
+    trained: Path, ftlib: Ftlib, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*arguments: object) -> str:
+        return json.loads(ftlib("predict", "instruct", "--json", *arguments)[1])[0]
+
+    bare, told = answer("--prompt", "reverse")["answer"], answer("--prompt", "reverse", "--context", "abc def")
+    lines = [
+        "reverse",
+        "",
+        "/context abc def",
+        "reverse",
+        "/image /no/such.png",
+        "/dance",
+        "/context",
+        "reverse",
+        "/quit",
+        "x",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert chat.main(["instruct"]) == 0
+    output, error = capsys.readouterr()
+    wanted = [bare, f"without context: {told['answer']}", f"with context:    {told['answer with context']}", bare]
+    assert output.strip("\n").split("\n") == wanted
+    assert "/no/such.png: no such image" in error and "/dance: no such command" in error
+    monkeypatch.setattr("sys.stdin", io.StringIO("reverse"))
+    assert chat.main(["instruct"]) == 0
+    assert capsys.readouterr().out == f"{bare}\n"
+
+
+def test_recomputed_activations_change_nothing(config: Path, ftlib: Ftlib) -> None:
+    assert ftlib("prepare", config)[0] == 0
+    logs = []
+    for name, checkpointing in (("kept", "false"), ("recomputed", "true")):
+        code, output, error = ftlib("train", config, f"name={name}", f"training.gradient_checkpointing={checkpointing}")
+        assert code == 0, error
+        logs.append([(r["loss"], r["grad_norm"]) for r in read_lines(Path(output.strip()) / "metrics.jsonl")])
+    assert logs[0] == [pytest.approx(pair, rel=1e-5) for pair in logs[1]]
+    assert all(norm > 0 for _, norm in logs[1])
+
+
+@pytest.mark.parametrize(
+    "override", ["loss.packing=true", "data.prompt=chat", "loss.on=everything", "adapter={method: full}"]
+)
+def test_other_ways_to_train(config: Path, ftlib: Ftlib, override: str) -> None:
+    code, _, error = ftlib("prepare", config, override)
+    assert code == 0, error
+    assert ftlib("train", config, override)[0] == 0
+    code, output, error = ftlib(
+        "evaluate", config, override, "evaluation.generation={do_sample: true, seed: 5}", "--json"
+    )
+    assert code == 0, error
+    assert json.loads(output)[-1]["settings"]["generation"] == {"do_sample": True, "seed": 5}
+    if override == "data.prompt=chat":
+        prompt = read_lines(
+            next(Path(config).parent.glob("store/runs/*/instruct/*/eval/*/test/after/predictions.jsonl"))
+        )[0]
+        assert json.loads(str(prompt["prompt"]))[0]["role"] == "user"
+
+
+def test_text_rows_are_nothing_for_paligemma(config: Path, shared: Path, ftlib: Ftlib) -> None:
+    overrides = ["model.family=paligemma", f"model.base={shared / 'model'}"]
+    assert ftlib("prepare", config, *overrides)[0] == 0
+    for command in (
+        ["train", config, *overrides, "adapter.targets=[attention]"],
+        ["evaluate", config, *overrides, "--before"],
+    ):
+        code, _, error = ftlib(*command)
+        assert code == 2 and "has no image, but model.family paligemma looks at an image in every row" in error
+
+
+def test_images_are_nothing_for_a_causal_model(
+    write_config: Callable[..., Path], store: Path, base: Path, ftlib: Ftlib
+) -> None:
+    config = write_config("{method: lora}", base=str(base), replace=("paligemma", "causal"))
+    assert ftlib("prepare", config)[0] == 0
+    code, _, error = ftlib("train", config)
+    assert code == 2 and "reads text only" in error
+
+
+def test_a_paligemma_adapter_answers_alike_in_plain_peft(
+    write_config: Callable[..., Path], store: Path, shared: Path, ftlib: Ftlib
+) -> None:
+    from peft import PeftModel
+    from transformers import PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+
+    config = write_config(LORA, replace=("max_steps: 12", "max_steps: 3"))
+    assert ftlib("prepare", config)[0] == 0
+    code, output, _ = ftlib("train", config)
+    run = Path(output.strip())
+    assert code == 0 and ftlib("evaluate", "tiny", "--split", "test")[0] == 0
+    processor = PaliGemmaProcessor.from_pretrained(shared / "model")
+    plain = PaliGemmaForConditionalGeneration.from_pretrained(shared / "model")
+    model = PeftModel.from_pretrained(plain, run / "adapter").eval()
+    records = read_lines(run / "eval" / "jsonl" / "test" / "after" / "predictions.jsonl")
+    for record in records:
+        image = Image.open(shared / "data" / str(record["image"])).convert("RGB")
+        batch = processor(images=image, text=f"<image>{record['prompt']}", return_tensors="pt")
+        with torch.no_grad():
+            ids = model.generate(**batch, max_new_tokens=4, do_sample=False)
+        answer = processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer.strip() == record["prediction"]
+    assert len(records) == 12

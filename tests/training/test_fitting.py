@@ -1,0 +1,59 @@
+"""Rows that are too long for the model: dropped, truncated or refused, and counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from ftlib.data.examples import Example
+from ftlib.errors import UserError
+from ftlib.models.causal import CausalInputs
+from ftlib.models.tiny_neox import tiny_tokenizer
+from ftlib.training.batching import TrainingRows
+from ftlib.training.fitting import fit_rows
+
+TEMPLATE = "{prefix}\n"
+INPUTS = CausalInputs(tiny_tokenizer(), limit=10)
+
+
+def examples() -> list[Example]:
+    """A character is a token: prompt and newline, answer and eos."""
+    shapes = {"short": (2, 2), "exact": (5, 3), "over": (5, 4), "no label": (9, 1), "just one": (8, 5), "long": (30, 3)}
+    return [Example(name, "", "p" * prompt, "a" * answer) for name, (prompt, answer) in shapes.items()]
+
+
+def names(kept: object) -> list[str]:
+    return [examples()[place].id for place in kept]  # type: ignore[attr-defined]
+
+
+def test_too_long_rows_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftlib.training.fitting._CHUNK", 4)
+    found = fit_rows(examples(), TEMPLATE, INPUTS, "drop")
+    assert names(found.kept) == ["short", "exact"] and (found.dropped, found.truncated) == (4, 0)
+    assert found.sentence == "of 6 training rows, those of more than 10 tokens were too long: 4 dropped"
+
+
+def test_truncated_rows_keep_a_label(tmp_path) -> None:
+    found = fit_rows(examples(), TEMPLATE, INPUTS, "truncate")
+    assert names(found.kept) == ["short", "exact", "over", "just one"]
+    assert (found.dropped, found.truncated) == (2, 2)
+    rows = TrainingRows(examples(), tmp_path, TEMPLATE, INPUTS, found.kept)
+    assert len(rows) == 4
+    assert [(len(row.ids), row.n_answer) for row in rows] == [(6, 3), (10, 4), (10, 4), (10, 1)]
+    assert rows[1].ids[-1] == INPUTS.eos_id != rows[2].ids[-1]
+
+
+def test_or_the_run_stops() -> None:
+    with pytest.raises(UserError, match="row over: 11 tokens, the model takes 10") as error:
+        fit_rows(examples(), TEMPLATE, INPUTS, "stop")
+    assert len(str(error.value).splitlines()) == 5
+    assert fit_rows(examples()[:2], TEMPLATE, INPUTS, "stop").sentence == ""
+
+
+def test_nothing_left_is_an_error() -> None:
+    with pytest.raises(UserError, match="none of 1 training rows fits into 10 tokens"):
+        fit_rows(examples()[-1:], TEMPLATE, INPUTS, "truncate")
+
+
+def test_without_a_limit_nothing_is_looked_at() -> None:
+    inputs = CausalInputs(tiny_tokenizer(), limit=None)
+    assert list(fit_rows(examples(), "{no such field}", inputs, "stop").kept) == list(range(6))
