@@ -62,7 +62,7 @@ class SplitRule(Section):
 class Data(Section):
     """Where the rows come from and how they are asked."""
 
-    source: Literal["jsonl", "digits"]
+    source: Literal["jsonl", "digits", "digits_detect"]
     root: Annotated[str, Field(min_length=1)]
     file: str = ""
     columns: dict[Literal["id", "image", "prefix", "suffix", "references"], str] = {}
@@ -91,6 +91,8 @@ class Evaluation(Section):
     `decode: choose` takes the likeliest of the dataset's answers instead of free text. With `positive`, precision and
     recall are of that label; `choose` then answers it from a threshold of its probability on, which is set on valid:
     the one with the best F1, or with the best recall among those of at least `min_precision`.
+
+    `mask_decoder`: the file vae-oid.npz of PaliGemma's authors, for task segment.
     """
 
     splits: Annotated[list[Split], Field(min_length=1)] = ["valid"]
@@ -101,6 +103,7 @@ class Evaluation(Section):
     batch_size: Count = 32
     positive: str | None = None
     min_precision: Annotated[float, Field(gt=0, le=1)] | None = None
+    mask_decoder: str | None = None
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Evaluation:
@@ -124,7 +127,7 @@ class Config(Section):
     """An experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    task: Literal["caption", "classify", "docvqa", "gqa", "vqa"]
+    task: Literal["caption", "classify", "detect", "docvqa", "gqa", "refer", "segment", "vqa"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: Model
     adapter: Annotated[Lora | Full, Field(discriminator="method")]

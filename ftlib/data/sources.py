@@ -7,15 +7,17 @@ from pathlib import Path
 
 from ftlib.config import Data
 from ftlib.data.digits import make_digits
-from ftlib.data.examples import Example, read_examples
+from ftlib.data.digits_detect import make_digits_detect
+from ftlib.data.examples import Example, load_prepared, read_examples
 
 SOURCES: dict[str, Callable[[Path], list[Example]]] = {
     "jsonl": read_examples,
     "digits": read_examples,
+    "digits_detect": load_prepared,
 }
 """Source → what reads its annotation file."""
 
-MAKERS: dict[str, Callable[[Path], None]] = {"digits": make_digits}
+MAKERS: dict[str, Callable[[Path], None]] = {"digits": make_digits, "digits_detect": make_digits_detect}
 """Source → what makes it where others are downloaded, into an empty folder."""
 
 

@@ -18,6 +18,7 @@ def split_examples(examples: Sequence[Example], rule: SplitRule) -> dict[str, li
 
     Rows that share an image form a group and stay together, so that no picture is both learned and asked. Groups are
     put in the order of a keyed hash of their image's name: the same seed gives the same split for any order of rows.
+    Rows that all carry a part of their own stay there, whatever the rule says.
     Within each stratum valid and test get their share, rounded by largest remainder over all strata.
 
     Returns:
@@ -39,6 +40,8 @@ def split_examples(examples: Sequence[Example], rule: SplitRule) -> dict[str, li
         ordered = sorted(strata[name], key=lambda image: _order(rule.seed, image))
         for index, image in enumerate(ordered):
             where[image] = "valid" if index < n_valid else "test" if index < n_valid + n_test else "train"
+    if all(example.part for example in examples):
+        where = {example.image: example.part for example in examples}
     result = {split: [example for example in examples if where[example.image] == split] for split in SPLITS}
     for split, rows in result.items():
         if not rows:
