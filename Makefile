@@ -3,6 +3,7 @@
 # make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
 # make lint   style, types
 # make long   what takes long and rarely breaks
+# make bench  times, as ratios within one run
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.v
 LOWEST := $(VENV)/lowest
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test cluster lint long fields lock clean
+.PHONY: demo test cluster lint long bench fields lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -28,6 +29,9 @@ lint: $(VENV)/.test
 
 long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long -s tests/long tests/cluster
+
+bench: $(VENV)/.test
+	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
 
 $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: setup.cfg $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "ftlib needs Python 3.10 or newer: make PYTHON=/path/to/python3"; exit 1; }

@@ -110,11 +110,15 @@ def commands_in(text: str) -> list[str]:
     ]
 
 
-def test_readme_commands_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    found = commands_in((REPOSITORY / "README.md").read_text())
+def test_readme_says_how_to_begin() -> None:
+    found = [line.split("  ")[0] for line in commands_in((REPOSITORY / "README.md").read_text())]
     assert "make demo" in found and "make test" in found
-    for line in found:
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/cluster.md"])
+def test_commands_of_the_pages_exist(page: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    for line in commands_in((REPOSITORY / page).read_text()):
         words = line.split()
         if words[0] == "make":
             assert words[1] in targets, line

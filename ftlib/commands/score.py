@@ -98,7 +98,7 @@ def _differences(first: Measured, second: Measured) -> dict[str, dict[str, Any]]
     """Second − first, for every metric that is no part of a breakdown."""
     from ftlib.metrics.bootstrap import compare
 
-    names = [name for name in first.values() if ": " not in name]
+    names = [name for name in first.values() if ": " not in name and name not in first.constants]
     found = {name: compare(first.sample, second.sample, name) for name in names}
     return {name: {**asdict(one), "verdict": one.verdict} for name, one in found.items()}
 

@@ -7,7 +7,7 @@ same text. Only balanced questions count; the others serve consistency alone.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,7 @@ def measure(
     """
     balanced = {key: question for key, question in questions.items() if question.balanced}
     rows = [float(predictions[key] == question.answer) for key, question in balanced.items()]
-    totals = _Totals([question.image for question in balanced.values()], _distribution(balanced, predictions))
+    totals = Totals([question.image for question in balanced.values()], scale=100)
     notes = {"grounding": "needs the model's attention maps"}
     _add_accuracies(totals, list(balanced.values()), np.array(rows))
     if reason := _no_consistency(questions, predictions):
@@ -83,25 +83,11 @@ def measure(
         notes |= dict.fromkeys(("validity", "plausibility"), "needs the choices file (--choices)")
     else:
         _add_choices(totals, balanced, predictions, choices)
-    if np.isnan(totals.distribution):
+    distribution = _distribution(balanced, predictions)
+    if np.isnan(distribution):
         notes["distribution"] = "no question belongs to a global group"
-    return Measured(RULE, "accuracy", "percent", totals, len(rows), rows, notes=notes)
-
-
-class _Totals(Totals):
-    """Sums, and the distribution score, which has no interval.
-
-    It is a chi-square statistic: it adds up squared counting noise, and a resample adds the same noise once more, so
-    that the bootstrap interval lies wholly above the value itself. A resample's score is therefore left undefined.
-    """
-
-    def __init__(self, row_groups: Sequence[Hashable], distribution: float) -> None:
-        super().__init__(row_groups, scale=100)
-        self.distribution = distribution
-
-    def values(self, weights: Array) -> dict[str, Array]:
-        unweighted = (weights == 1).all(axis=1)
-        return super().values(weights) | {"distribution": np.where(unweighted, self.distribution, np.nan)}
+    constants = {"distribution": distribution}
+    return Measured(RULE, "accuracy", "percent", totals, len(rows), rows, constants=constants, notes=notes)
 
 
 def _add_accuracies(totals: Totals, questions: Sequence[Question], scores: Array) -> None:
@@ -158,7 +144,9 @@ def _add_choices(
 def _distribution(balanced: Mapping[str, Question], predictions: Mapping[str, str]) -> float:
     """Chi-square of predicted against true answers in each global group, averaged by the groups' sizes, / 100.
 
-    Answers that are nowhere true in a group are not looked at. NaN if no question has a group.
+    Answers that are nowhere true in a group are not looked at. NaN if no question has a group. It adds up squared
+    counting noise, and a resample adds the same noise once more: its bootstrap interval would lie wholly above the
+    value itself, so it has none.
     """
     true: defaultdict[str, Counter[str]] = defaultdict(Counter)
     predicted: defaultdict[str, Counter[str]] = defaultdict(Counter)

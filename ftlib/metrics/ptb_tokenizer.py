@@ -25,8 +25,8 @@ DROPPED = frozenset(
 """The official list. Tokens are in lower case when they are compared with it, so brackets stay: `-lrb-`."""
 
 _LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\v\f\x85\u2028\u2029", " "))
-_ALONE = re.compile("(?![.0-9])[!-;=-~]*")
-"""What stands between two spaces and cannot go on after them, as numbers, dots and tags can."""
+_ALONE = re.compile("(?![0-9])[!-;=-~]*")
+"""What stands between two spaces and does not go on before or after them, as numbers, tags and dots (". .") can."""
 _FOLLOWERS = (" a b", " The b", " 1", " ltd", "\nThe b")
 """What can follow a dot and change what it ends."""
 
@@ -47,7 +47,7 @@ def tokenize(captions: Sequence[str]) -> list[list[str]]:
     while len(found) < len(lines):
         line = lines[len(found)]
         parts = [chunks[chunk] for chunk in line.split(" ")]
-        if None in parts or len(found) + 1 == len(lines):
+        if None in parts or ". ." in line or len(found) + 1 == len(lines):
             read = _read(text, start)
             found += map(_counted, read)
             start += sum(len(each) for each in lines[len(found) - len(read) : len(found)]) + len(read)

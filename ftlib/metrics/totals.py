@@ -114,6 +114,7 @@ class Measured:
         invalid: answers that could not be read as an answer; they count as wrong and are never dropped.
         tables: what is not a single number (confusion matrix, curves), as JSON.
         notes: metric → why it was not computed.
+        constants: metrics that cannot be resampled and so have no interval.
     """
 
     rule: str
@@ -125,8 +126,9 @@ class Measured:
     invalid: int = 0
     tables: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
         """Metric name → value."""
         found = self.sample.values(np.ones((1, len(self.sample.groups))))
-        return {name: float(value[0]) for name, value in found.items()}
+        return {name: float(value[0]) for name, value in found.items()} | self.constants

@@ -77,7 +77,7 @@ def test_killed_at_any_moment_it_goes_on(
 
     draw = random.Random(11)
     deaths = 0
-    while start(draw.randrange(1, 4)) == -signal.SIGKILL:
+    while start(draw.randrange(2, 6)) == -signal.SIGKILL:
         deaths += 1
         for partial in store.glob("runs/*/tiny/*/eval/jsonl/*/*.partial/answers-*.jsonl"):
             if deaths == 2:  # as if the disk had kept half a line
@@ -120,15 +120,15 @@ def test_several_tasks_share_the_rows(
     alone = (folder / "predictions.jsonl").read_bytes(), (folder / "scores.json").read_bytes()
     for when in ("before", "after"):
         subprocess.run(["rm", "-r", folder.with_name(when)], check=True)
-    logs = [tmp_path / f"asked-{rank}" for rank in range(3)]
+    logs = [tmp_path / f"asked-{rank}" for rank in range(2)]
     tasks = []
     for rank, log in enumerate(logs):
-        slurm = {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "3"}
+        slurm = {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2"}
         command = [sys.executable, "-c", COUNTS_AND_DIES, str(log), "0", "tiny", "--split", "train"]
         tasks.append(subprocess.Popen(command, env={**os.environ, **slurm}))
-    assert [task.wait(timeout=240) for task in tasks] == [0, 0, 0]
+    assert [task.wait(timeout=240) for task in tasks] == [0, 0]
     asked = [sum(map(int, log.read_text().split())) for log in logs]
-    assert sum(asked) == 72 and min(asked) >= 16
+    assert sum(asked) == 72 and min(asked) >= 24
     assert ((folder / "predictions.jsonl").read_bytes(), (folder / "scores.json").read_bytes()) == alone
 
 

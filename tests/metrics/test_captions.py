@@ -16,7 +16,7 @@ from ftlib.metrics import captions_java
 from ftlib.metrics.captions import measure
 from ftlib.metrics.ptb_tokenizer import tokenize
 from ftlib.metrics.totals import Measured
-from tests.metrics.stanford import PACKAGE, counted, needs_java, stanford
+from tests.metrics.stanford import EXAMPLE, PACKAGE, counted, needs_java, stanford
 
 pytest.importorskip("pycocoevalcap", reason="the program to compare with")
 
@@ -25,7 +25,6 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-EXAMPLE = Path("/work/shared/reference/coco_fakecap")
 KNOWN = {"BLEU-1": 0.5794, "BLEU-2": 0.4044, "BLEU-3": 0.2785, "BLEU-4": 0.1908, "ROUGE-L": 0.3963, "CIDEr-D": 0.5998}
 WORDS = "a a a the the man woman dog surfboard wave riding on in of with two 5 1/2 U.S. sign's (red) don't , . and"
 EXACT = 1e-9
@@ -76,7 +75,7 @@ def require_equal(found: Measured, expected: Scores) -> None:
 
 
 @needs_java
-@pytest.mark.skipif(not EXAMPLE.is_dir(), reason=f"the public example captions are not in {EXAMPLE}")
+@pytest.mark.skipif(not EXAMPLE.is_dir(), reason="COCO_CAPTION_EXAMPLE names no folder with the public example")
 def test_equal_to_the_official_scores_of_the_public_example(monkeypatch: pytest.MonkeyPatch) -> None:
     release = json.loads((EXAMPLE / "references.json").read_text())
     references: References = {image["id"]: [] for image in release["images"]}

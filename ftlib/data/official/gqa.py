@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ftlib.data.official.large import read_large_json, repeated_keys, require_fields, require_parsed
-from ftlib.data.official.results import by_id, name_ids, read_records, require_same_ids
+from ftlib.data.official.large import read_large_json, repeated_keys, require_parsed
+from ftlib.data.official.results import by_id, name_ids, read_records, require_fields, require_same_ids
 from ftlib.errors import UserError
 from ftlib.files import write_text
 from ftlib.metrics import gqa
@@ -34,7 +34,7 @@ def read_questions(path: Path) -> dict[str, Question]:
     Raises:
         UserError: malformed files, or question ids in two chunks.
     """
-    return _read_by_id(path, "imageId", _question, Question, "question")
+    return _read_by_id(path, "imageId", parse_question, Question, "question")
 
 
 def read_choices(path: Path) -> dict[str, Choices]:
@@ -128,7 +128,7 @@ def _read_chunk(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) 
     return records
 
 
-def _question(record: dict[str, Any]) -> Question:
+def parse_question(record: dict[str, Any]) -> Question:
     """Parse a question.
 
     Raises:

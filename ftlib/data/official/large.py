@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.data.examples import raise_faults
-from ftlib.data.official.results import Types, read_json_file
+from ftlib.data.official.results import read_json_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +57,6 @@ def repeated_keys(path: Path) -> list[str]:
 
     json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=passed)
     return found
-
-
-def require_fields(record: dict[str, Any], types: Types) -> None:
-    """Check an object's fields.
-
-    Raises:
-        ValueError: one is missing or of another type.
-    """
-    for name, kind in types.items():
-        value = record.get(name)
-        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            found = f"found {value!r}"[:100] if name in record else "is missing"
-            raise ValueError(f"field {name}: {wanted} expected, {found}")
 
 
 def require_parsed(path: Path, records: Iterable[tuple[Any, Any]], kind: type, what: str) -> None:

@@ -31,6 +31,8 @@ def read_json_file(path: Path) -> Any:
         raise UserError(f"{path}: not UTF-8: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists without end
+        raise UserError(f"{path}: not JSON that can be read: {error}") from None
 
 
 def read_records(path: Path, types: Types) -> list[dict[str, Any]]:
@@ -62,6 +64,21 @@ def check_records(path: Path, records: Sequence[Any], types: Types, what: str = 
         if fault := _fault(record, types):
             faults.append(f"{path}: {what} {number}: {fault}")
     raise_faults(faults, "Mend the file; nothing was scored.")
+
+
+def require_fields(record: dict[str, Any], types: Types) -> None:
+    """Check an object's fields.
+
+    Raises:
+        ValueError: one is missing or of another type.
+    """
+    for name, kind in types.items():
+        if name not in record:
+            raise ValueError(f"field {name} is missing")
+        value = record[name]
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(f"field {name}: {wanted} expected, found {value!r}"[:200])
 
 
 def by_id(path: Path, records: Iterable[dict[str, Any]], field: str) -> dict[Any, dict[str, Any]]:
@@ -119,17 +136,16 @@ def _read_lines(path: Path) -> list[Any]:
         raise UserError(f"{path}: not UTF-8: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{number}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{number}: not JSON that can be read: {error}") from None
     return records
 
 
 def _fault(record: Any, types: Types) -> str | None:
     if not isinstance(record, dict):
         return f"not an object but {type(record).__name__}"
-    for name, kind in types.items():
-        if name not in record:
-            return f"field {name} is missing"
-        value = record[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            return f"field {name}: {wanted} expected, found {value!r}"[:200]
+    try:
+        require_fields(record, types)
+    except ValueError as error:
+        return str(error)
     return None

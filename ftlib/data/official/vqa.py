@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlib.data.official.large import read_large_json, require_fields, require_parsed
-from ftlib.data.official.results import Types, by_id, check_records, read_records, require_same_ids
+from ftlib.data.official.large import read_large_json, require_parsed
+from ftlib.data.official.results import Types, by_id, check_records, read_records, require_fields, require_same_ids
 from ftlib.errors import UserError
 from ftlib.files import write_text
 from ftlib.metrics import vqa

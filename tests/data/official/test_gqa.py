@@ -119,7 +119,7 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "no image": ("questions", lambda c: c["02"].pop("imageId"), "question 02: is not such an object"),
     "image is a number": ("questions", lambda c: c["02"].update(imageId=3), "question 02: field imageId: str expected"),
     "balanced is a text": ("questions", lambda c: c["02"].update(isBalanced="yes"), "02: field isBalanced: bool"),
-    "no types": ("questions", lambda c: c["02"].pop("types"), "question 02: field types: dict expected, is missing"),
+    "no types": ("questions", lambda c: c["02"].pop("types"), "question 02: field types is missing"),
     "type is null": ("questions", lambda c: c["02"]["types"].update(semantic=None), "02: field semantic: str expected"),
     "group is a list": ("questions", lambda c: c["02"]["groups"].update({"global": []}), "02: field global: str or No"),
     "entailed a number": ("questions", lambda c: c["02"].update(entailed=[3]), "question 02: field entailed: a list"),
@@ -135,7 +135,7 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
         lambda c: c["02"].update(valid="x"),
         "choices of question 02: field valid: list exp",
     ),
-    "plausible missing": ("choices", lambda c: c["02"].pop("plausible"), "question 02: field plausible: list expected"),
+    "plausible missing": ("choices", lambda c: c["02"].pop("plausible"), "question 02: field plausible is missing"),
 }
 
 
