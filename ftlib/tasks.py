@@ -170,7 +170,7 @@ TASKS: dict[str, Task] = {
     "classify": Task(
         columns=("accuracy", "precision", "recall", "F1", "macro F1"), parse=str.strip, measure=_classification
     ),
-    "detect": Task(columns=("AP50", "AP", "AP75"), parse=str.strip, measure=_detect, submission=_detection_results),
+    "detect": Task(columns=("AP", "AP50", "AP75"), parse=str.strip, measure=_detect, submission=_detection_results),
     "docvqa": Task(
         columns=("anls", "anls_strict"),
         parse=str.strip,

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CANVAS = 64
+CANVAS = 48
 """Width and height in pixels."""
 
 MAX_DIGITS = 3
-SCALES = (2, 3)
+SCALE = 2
 """How many pixels wide a pixel of a digit becomes; digits have 8 × 8."""
 
-GRID = 4
+SIDE = 8 * SCALE
+GRID = 8
 """Digits begin at multiples of this, so that few coordinates have to be learned."""
 
 ROWS: dict[Literal["train", "valid", "test"], int] = {"train": 8000, "valid": 400, "test": 400}
@@ -39,8 +40,8 @@ _TRIES = 50
 
 Digit = tuple["NDArray[np.uint8]", str]
 PixelBox = tuple[int, int, int, int]
-Place = tuple[int, int, int]
-"""Left, top, scale."""
+Place = tuple[int, int]
+"""Left, top."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ def draw_canvas(draw: random.Random, digits: Sequence[Digit]) -> Canvas:
 
     pixels = np.zeros((CANVAS, CANVAS), dtype=np.uint8)
     objects: list[tuple[PixelBox, str]] = []
-    for left, top, scale in _places(draw, draw.randint(1, MAX_DIGITS)):
+    for left, top in _places(draw, draw.randint(1, MAX_DIGITS)):
         picture, label = draw.choice(digits)
-        ink = np.kron(picture, np.ones((scale, scale), dtype=np.uint8))
-        pixels[top : top + len(ink), left : left + len(ink)] = ink
+        ink = np.kron(picture, np.ones((SCALE, SCALE), dtype=np.uint8))
+        pixels[top : top + SIDE, left : left + SIDE] = ink
         rows, columns = (places.tolist() for places in np.nonzero(ink))
         box = (left + min(columns), top + min(rows), left + max(columns) + 1, top + max(rows) + 1)
         objects.append((box, label))
@@ -104,16 +105,15 @@ def _places(draw: random.Random, count: int) -> list[Place]:
     """Where digits stand; those that find no room are left out, but never the first."""
     places: list[Place] = []
     for _ in range(_TRIES):
-        scale = draw.choice(SCALES)
-        left, top = (draw.randrange(0, CANVAS - 8 * scale + 1, GRID) for _ in range(2))
-        if len(places) < count and not any(_touch((left, top, scale), other) for other in places):
-            places.append((left, top, scale))
+        place = (draw.randrange(0, CANVAS - SIDE + 1, GRID), draw.randrange(0, CANVAS - SIDE + 1, GRID))
+        if len(places) < count and all(_apart(place, other) for other in places):
+            places.append(place)
     return places
 
 
-def _touch(one: Place, other: Place) -> bool:
-    """Whether two squares share a pixel."""
-    return all(one[axis] < other[axis] + 8 * other[2] and other[axis] < one[axis] + 8 * one[2] for axis in (0, 1))
+def _apart(one: Place, other: Place) -> bool:
+    """Whether two digits share no pixel."""
+    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) >= SIDE
 
 
 def _example(canvas: Canvas, key: str, image: str, part: Literal["train", "valid", "test"]) -> Example:

@@ -239,7 +239,7 @@ def _images(records: Sequence[Record]) -> list[Any]:
 
 def _size(record: Record) -> tuple[float, float] | None:
     """Width and height in pixels, if the row has them."""
-    edges = [_facts(record).get(name) for name in ("width", "height")]
+    edges: list[Any] = [_facts(record).get(name) for name in ("width", "height")]
     width, height = (float(edge) if type(edge) in (int, float) else 0.0 for edge in edges)
     return (width, height) if width > 0 and height > 0 else None
 
