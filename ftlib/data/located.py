@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from ftlib.data.loc_tokens import Located, Parsed, parse, to_fractions, to_pixels
 from ftlib.data.official.segmentation import read_mask
 from ftlib.errors import UserError
@@ -22,6 +24,7 @@ from ftlib.metrics import boxes, masks
 from ftlib.metrics.average_precision import RANGES
 from ftlib.metrics.boxes import Box, Detection, Object
 from ftlib.metrics.masks import Mask
+from ftlib.metrics.matching import THRESHOLDS, overlaps
 from ftlib.metrics.totals import Array, Measured, Sample
 
 Record = dict[str, Any]
@@ -50,7 +53,7 @@ def measure_detections(records: Sequence[Record]) -> Measured:
     """COCO's average precision of generated boxes. Rows of one image are scored together.
 
     An answer with a fragment that is no box, or with a label that no expected answer of the split has, is invalid; its
-    other boxes count.
+    other boxes count. A row's own score, which COCO does not define, is the F1 of its boxes at an IoU of .5.
 
     Raises:
         UserError: rows whose expected answers are no boxes.
@@ -68,6 +71,7 @@ def measure_detections(records: Sequence[Record]) -> Measured:
     measured = replace(
         measured,
         rule=f"{measured.rule}, {RANKED}",
+        rows=[_f1(scene) for scene in scenes],
         invalid=sum(bool(scene.answer.unreadable or names) for scene, names in zip(scenes, unknown, strict=True)),
         tables={
             "unreadable fragments": sum(scene.answer.unreadable for scene in scenes),
@@ -187,6 +191,21 @@ def _detections(scene: _Scene, labels: Sequence[str]) -> list[Detection]:
         for rank, one in enumerate(scene.answer.objects, 1)
         if one.label in labels
     ]
+
+
+def _f1(scene: _Scene) -> float:
+    """Of one row: each box finds at most one object of its label, the one that it overlaps most."""
+    free = [(label, box) for label, box, _, crowd in scene.objects if not crowd]
+    total = len(free) + len(scene.answer.objects) + scene.answer.unreadable
+    hits = 0
+    for one in scene.answer.objects:
+        alike = [place for place, (label, _) in enumerate(free) if label == one.label]
+        found = np.array([_sized(to_pixels(one.box, *scene.size))] * len(alike)).reshape(-1, 4)
+        shares = overlaps(found, np.array([_sized(free[place][1]) for place in alike]).reshape(-1, 4))
+        if len(shares) and shares.max() >= THRESHOLDS[0]:
+            free.pop(alike[int(shares.argmax())])
+            hits += 1
+    return 2 * hits / total if total else 1.0
 
 
 def _referred(record: Record) -> Box:

@@ -109,6 +109,16 @@ def test_what_is_named_first_counts_as_surest() -> None:
     assert "order of mention" in first.rule
 
 
+def test_the_first_of_every_image_come_before_the_second_of_any() -> None:
+    """Found, found, wrong: precision 1 up to full recall."""
+    box, other = Located((0, 0, 0.5, 0.5), "cat"), Located((0.5, 0.5, 1, 1), "cat")
+    rows = [
+        {"id": image, "image": image, "references": [to_text([box])], "prediction": to_text(answer)}
+        for image, answer in (("a", [box, other]), ("b", [box]))
+    ]
+    assert TASKS["detect"].measure(rows, [], None).values()["AP"] == pytest.approx(1.0)
+
+
 def test_without_sizes_boxes_come_from_the_expected_answer(records: list[dict[str, Any]]) -> None:
     bare = [{name: value for name, value in one.items() if name != "facts"} for one in records]
     found = TASKS["detect"].measure(bare, [], None)
@@ -140,8 +150,17 @@ def test_answers_that_are_no_boxes_are_counted_and_cost() -> None:
     ]
     found = TASKS["detect"].measure(rows, [], None)
     assert found.invalid == 3, "a torn box, an unknown label and a sentence; an empty answer names nothing"
+    assert found.rows == [1, pytest.approx(2 / 3), 0, 0, 0]
     assert found.tables == {"unreadable fragments": 2, "unknown labels": {"cats": 1}}
     assert found.values()["AR-100"] == pytest.approx(0.4)
+
+
+def test_a_row_that_names_an_object_twice_is_not_wholly_right() -> None:
+    cat, dog = Located((0, 0, 0.5, 0.5), "cat"), Located((0, 0, 0.5, 0.5), "dog")
+    row = {"id": "1", "image": "a", "references": [to_text([cat, dog])]}
+    for answer, score in (([dog, cat], 1), ([cat, cat], 1 / 2), ([cat], 2 / 3), ([cat, dog, dog], 4 / 5), ([], 0)):
+        found = TASKS["detect"].measure([{**row, "prediction": to_text(answer)}], [], None)
+        assert found.rows == [pytest.approx(score)]
 
 
 @pytest.mark.parametrize(
