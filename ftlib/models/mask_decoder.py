@@ -5,7 +5,8 @@ of 4 × 4. Its weights are the file `vae-oid.npz` of PaliGemma's authors (gs://b
 arrays carry PyTorch's names: `decoder.*`, `encoder.*` and the codes' vectors, `_vq_vae._embedding`.
 
     codec = MaskCodec.load(Path("vae-oid.npz"))
-    mask = codec.masks(parse(text).objects, width, height)[0]       # bool, (height, width)
+    mask = codec.masks(parse(text).objects, width, height)[0]                   # bool, (height, width), or None
+    text = to_text([codec.locate(from_polygons(polygons, height, width), "cat")])
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ftlib.data.loc_tokens import SEG_CODES, Box, Located
+from ftlib.data.loc_tokens import SEG_CODES, Box, Located, to_fractions
 from ftlib.errors import UserError
+from ftlib.metrics.masks import Mask, run_lengths
 
 SIDE = 64
 """Pixels of a mask before it is put into its box."""
@@ -136,6 +138,21 @@ class MaskCodec:
         vectors = self.encoder(torch.from_numpy(scaled)[None, None])[0].flatten(1).T
         nearest = torch.cdist(vectors[None], self.codes[None])[0].argmin(dim=-1)
         return tuple(nearest.tolist())
+
+    def locate(self, mask: Mask, label: str = "") -> Located:
+        """A mask as an object that can be written as tokens: its tight box, its codes.
+
+        Raises:
+            ValueError: the mask is empty.
+        """
+        runs = run_lengths(mask.counts)
+        pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(mask.width, mask.height).T
+        rows, columns = np.nonzero(pixels)
+        if not len(rows):
+            raise ValueError("an empty mask has no box")
+        corners = (float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0)
+        box = to_fractions(corners, mask.width, mask.height)
+        return Located(box, label, self.encode(pixels, box))
 
     def masks(self, objects: Sequence[Located], width: int, height: int) -> list[Pixels | None]:
         """The objects' masks in the image.

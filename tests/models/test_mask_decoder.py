@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
-from ftlib.data.loc_tokens import Located
+from ftlib.data.loc_tokens import Located, parse, to_text
 from ftlib.errors import UserError
+from ftlib.metrics.masks import from_pixels, from_polygons
 from ftlib.models.mask_decoder import MaskCodec
 from tests.models import literal_masks
 
@@ -86,6 +88,22 @@ def test_encoding(codec: MaskCodec, arrays: dict[str, np.ndarray]) -> None:
     assert len(set(found)) > 3
     with pytest.raises(ValueError, match="no pixel"):
         codec.encode(pixels, (0.5, 0.5, 0.5001, 0.9))
+
+
+def test_polygons_become_tokens(codec: MaskCodec, arrays: dict[str, np.ndarray]) -> None:
+    mask = from_polygons([[20, 10, 60, 10, 60, 90, 40, 60], [5, 40, 15, 40, 15, 50, 5, 50]], height=100, width=80)
+    pixels = coco_mask.decode(mask.rle).astype(bool)
+    rows, columns = np.nonzero(pixels)
+    left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    found = codec.locate(mask, "cat")
+    assert found.box == pytest.approx((left / 80, top / 100, right / 80, bottom / 100))
+    part = literal_masks.resize(pixels[top:bottom, left:right].astype(float), 64, 64)
+    assert list(found.mask) == literal_masks.encode(arrays, part)
+    (read,) = parse(to_text([found])).objects
+    assert (read.label, read.mask) == ("cat", found.mask)
+    assert read.box == pytest.approx(found.box, abs=1 / 1023)
+    with pytest.raises(ValueError, match="empty"):
+        codec.locate(from_pixels(np.zeros((4, 4))))
 
 
 @pytest.mark.parametrize(
