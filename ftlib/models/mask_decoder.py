@@ -30,7 +30,9 @@ SIDE = 64
 """Pixels of a mask before it is put into its box."""
 
 GRID = 4
-WIDTH = 128
+WIDTHS = (16, 32, 64, 128)
+"""Channels of the encoder's halvings; the decoder goes back the same way."""
+
 _CODES = "_vq_vae._embedding"
 _REMEDY = "It must be the vae-oid.npz of PaliGemma's authors: gs://big_vision/paligemma/vae-oid.npz"
 
@@ -56,19 +58,19 @@ class _Residual(nn.Module):
 
 def _decoder(code_width: int) -> nn.Sequential:
     """Codes' vectors (n, width, 4, 4) → mask (n, 1, 64, 64), positive inside."""
-    layers: list[nn.Module] = [nn.Conv2d(code_width, WIDTH, 1), nn.ReLU(), _Residual(WIDTH), _Residual(WIDTH)]
-    widths = [WIDTH, WIDTH, WIDTH // 2, WIDTH // 4, WIDTH // 8]
-    for before, after in pairwise(widths):
+    last = WIDTHS[-1]
+    layers: list[nn.Module] = [nn.Conv2d(code_width, last, 1), nn.ReLU(), _Residual(last), _Residual(last)]
+    for before, after in pairwise([last, *reversed(WIDTHS)]):
         layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
+    return nn.Sequential(*layers, nn.Conv2d(WIDTHS[0], 1, 1))
 
 
-def _encoder(widths: Sequence[int], code_width: int) -> nn.Sequential:
-    """Mask in [-1, 1] (n, 1, 64, 64) → vectors (n, width, 4, 4); the widths of its layers are the file's."""
+def _encoder(code_width: int) -> nn.Sequential:
+    """Mask in [-1, 1] (n, 1, 64, 64) → vectors (n, width, 4, 4)."""
+    last = WIDTHS[-1]
     layers: list[nn.Module] = []
-    for before, after in pairwise([1, *widths]):
+    for before, after in pairwise([1, *WIDTHS]):
         layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-    last = widths[-1]
     return nn.Sequential(*layers, _Residual(last), _Residual(last), nn.Conv2d(last, code_width, 1))
 
 
@@ -88,19 +90,17 @@ class MaskCodec:
             UserError: no such file, or its arrays are not these networks' (missing and misshapen ones are listed).
         """
         arrays = _read(path)
-        codes = arrays.get(_CODES, np.zeros(0))
+        codes = arrays.get(_CODES, np.zeros(0, dtype=np.float32))
         if codes.ndim != 2 or len(codes) != SEG_CODES:
             raise UserError(
                 f"{path}: {_CODES}: needed is ({SEG_CODES}, width), found {_shape(arrays, _CODES)}", _REMEDY
             )
         width = codes.shape[1]
-        names = [f"encoder.{place}.weight" for place in (0, 2, 4, 6)]
-        widths = [len(arrays[name]) if name in arrays and arrays[name].ndim else 1 for name in names]
-        parts = {"decoder": _decoder(width), "encoder": _encoder(widths, width)}
+        parts = {"decoder": _decoder(width), "encoder": _encoder(width)}
         _require_fitting(path, arrays, parts)
         for name, part in parts.items():
-            part.load_state_dict({key: torch.from_numpy(arrays[f"{name}.{key}"]).float() for key in part.state_dict()})
-        return cls(torch.from_numpy(codes).float(), parts["decoder"], parts["encoder"])
+            part.load_state_dict({key: torch.from_numpy(arrays[f"{name}.{key}"]) for key in part.state_dict()})
+        return cls(torch.from_numpy(codes), parts["decoder"], parts["encoder"])
 
     @torch.inference_mode()
     def decode(self, codes: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -186,7 +186,7 @@ def _resize(values: NDArray[np.float32], width: int, height: int) -> NDArray[np.
 def _read(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; masks are decoded with its weights", _REMEDY) from None
     except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:

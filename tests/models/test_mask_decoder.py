@@ -36,11 +36,11 @@ def random_arrays(seed: int = 0) -> dict[str, np.ndarray]:
     for place, (before, after) in zip((4, 6, 8, 10), [(128, 128), (128, 64), (64, 32), (32, 16)], strict=True):
         layer(f"decoder.{place}", before, after, 4, 4, bias=after)
     layer("decoder.12", 1, 16, 1, 1, bias=1)
-    for place, (before, after) in zip((0, 2, 4, 6), [(1, 8), (8, 16), (16, 32), (32, 40)], strict=True):
+    for place, (before, after) in zip((0, 2, 4, 6), [(1, 16), (16, 32), (32, 64), (64, 128)], strict=True):
         layer(f"encoder.{place}", after, before, 4, 4, bias=after)
-    block("encoder.8", 40)
-    block("encoder.9", 40)
-    layer("encoder.10", CODE_WIDTH, 40, 1, 1, bias=CODE_WIDTH)
+    block("encoder.8", 128)
+    block("encoder.9", 128)
+    layer("encoder.10", CODE_WIDTH, 128, 1, 1, bias=CODE_WIDTH)
     arrays = {}
     for name, shape in shapes.items():
         inputs = np.prod(shape[1:]) if len(shape) == 4 else 10
@@ -157,16 +157,17 @@ def test_files_that_are_no_weights(tmp_path: Path, arrays: dict[str, np.ndarray]
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(UserError, match=r"one\.npy: not an npz file"):
         MaskCodec.load(tmp_path / "one.npy")
-    np.savez(path, object=np.array([{}]))
-    with pytest.raises(UserError, match="not an npz file"):
-        MaskCodec.load(path)
+    for strange in (np.array([{}]), np.array(["text"])):
+        np.savez(path, **{**arrays, "decoder.0.bias": strange})
+        with pytest.raises(UserError, match="not an npz file"):
+            MaskCodec.load(path)
 
 
 def test_missing_and_misshapen_arrays_are_listed(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     path = tmp_path / "vae-oid.npz"
     wrong = {name: array for name, array in arrays.items() if name != "decoder.8.bias"}
     wrong["decoder.2.net.0.weight"] = np.zeros((128, 128, 1, 1), dtype=np.float32)
-    wrong["encoder.2.weight"] = np.zeros((16, 8, 3, 3), dtype=np.float32)
+    wrong["encoder.2.weight"] = np.zeros((32, 16, 3, 3), dtype=np.float32)
     np.savez(path, **wrong)
     with pytest.raises(UserError) as refused:
         MaskCodec.load(path)
@@ -174,7 +175,7 @@ def test_missing_and_misshapen_arrays_are_listed(tmp_path: Path, arrays: dict[st
     assert lines[0] == f"{path}: 3 arrays do not fit:"
     assert "decoder.2.net.0.weight: needed is (128, 128, 3, 3), found (128, 128, 1, 1)" in lines
     assert "decoder.8.bias: needed is (32,), found none" in lines
-    assert "encoder.2.weight: needed is (16, 8, 4, 4), found (16, 8, 3, 3)" in lines
+    assert "encoder.2.weight: needed is (32, 16, 4, 4), found (32, 16, 3, 3)" in lines
     np.savez(path, **{**arrays, "_vq_vae._embedding": np.zeros((64, 24))})
     with pytest.raises(UserError, match=re.escape("_vq_vae._embedding: needed is (128, width), found (64, 24)")):
         MaskCodec.load(path)
