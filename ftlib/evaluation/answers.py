@@ -76,6 +76,8 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     if codec:
         records = with_masks(records, codec)
     scores = _scores(asked, records, settings, _overlap(rows, asked.trained_on)) | found
+    if found:
+        scores["remarks"].append(Threshold(**found["threshold"]).sentence(split))
     _publish(folder, records, scores, asked.config.task)
     shutil.rmtree(partial, ignore_errors=True)
     return scores
@@ -176,8 +178,10 @@ def _records(
     return records, found
 
 
-def _curve(scores: Any, truth: Any) -> dict[str, list[float]]:
-    """At most 200 points of the precision/recall curve."""
+def _curve(scores: Any, truth: Any) -> dict[str, list[float]] | None:
+    """At most 200 points of the precision/recall curve; none without a row that has the positive label."""
+    if not truth.any():
+        return None
     columns = precision_recall(scores, truth)
     places = np.unique(np.linspace(0, len(columns[0]) - 1, CURVE_POINTS).round().astype(int))
     names = ("threshold", "precision", "recall")

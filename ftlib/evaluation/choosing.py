@@ -13,6 +13,9 @@ from ftlib.errors import UserError
 
 Array = NDArray[np.float64]
 
+NEVER = 2.0
+"""A threshold above every probability."""
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -30,6 +33,12 @@ class Threshold:
     rule: str
     precision: float
     recall: float
+
+    def sentence(self, split: str) -> str:
+        """What is said beside the scores of a split."""
+        own = ", these very rows" if split == self.split else ""
+        value = "" if self.value == NEVER else f"{self.value:.4f}, "
+        return f"threshold of the positive label: {value}{self.rule} (on {self.split}{own})"
 
     def as_json(self) -> dict[str, Any]:
         """For scores.json."""
@@ -79,10 +88,11 @@ def precision_recall(scores: Array, truth: NDArray[np.bool_]) -> tuple[Array, Ar
 def choose_threshold(scores: Array, truth: NDArray[np.bool_], min_precision: float | None, split: str) -> Threshold:
     """The threshold with the best F1, or the best recall among those of at least `min_precision`.
 
-    It lies halfway to the next lower score, so that new rows of about the same score count.
+    It lies halfway to the next lower score, so that new rows of about the same score count. If none reaches the
+    precision (an untrained model's may not), the positive label is never answered, and the rule says so.
 
     Raises:
-        UserError: no row with the positive label, or none reaches the precision.
+        UserError: no row with the positive label.
     """
     if not truth.any():
         raise UserError(f"no threshold can be chosen: no row of {split} has the positive label")
@@ -96,8 +106,8 @@ def choose_threshold(scores: Array, truth: NDArray[np.bool_], min_precision: flo
         )
     place = int(merit.argmax())
     if merit[place] < 0:
-        problem = f"no threshold reaches a precision of {min_precision} on {split}; the best is {precisions.max():.4f}"
-        raise UserError(problem, "Set evaluation.min_precision lower, or train further.")
+        rule = f"never answered: no threshold reaches precision {min_precision}, the best is {precisions.max():.4f}"
+        return Threshold(NEVER, split, rule, 0.0, 0.0)
     below = thresholds[place + 1] if place + 1 < len(thresholds) else 0.0
     value = float((thresholds[place] + below) / 2)
     return Threshold(value, split, rule, float(precisions[place]), float(recalls[place]))

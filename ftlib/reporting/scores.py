@@ -55,7 +55,8 @@ def _details(split: SplitRecord) -> Node:
         headers += [f"{evaluation.when} training", "95 % interval"]
     rows = [[name, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name in names]
     content = table(f"metrics of {split.split}", "l" + "rr" * len(whens), headers, rows)
-    return folded(f"All metrics on {split.dataset} {split.split}", group(content, *_curves(whens)))
+    curves = tag("div", *_curves(whens), class_="pair")
+    return folded(f"All metrics on {split.dataset} {split.split}", content, curves)
 
 
 def _metric_cells(scores: dict[str, Any], name: str) -> list[str]:
@@ -69,10 +70,10 @@ def _curves(whens: list[Evaluation]) -> Iterator[Node]:
         if curve := evaluation.scores.get("precision_recall"):
             positive, chosen = evaluation.scores["settings"]["positive"], evaluation.scores["threshold"]
             title = f"Precision over recall of {positive!r} {evaluation.when} training"
-            points = sorted(zip(curve["recall"], curve["precision"], strict=True))
+            points = list(zip(curve["recall"], curve["precision"], strict=True))
             chart = charts.unit_chart(title, points, 330, 250)
-            what = f"threshold {chosen['value']:.3f}: {chosen['rule']} on {chosen['split']}"
-            yield tag("figure", tag("figcaption", tag("strong", title), tag("span", what)), chart, class_="small")
+            caption = tag("figcaption", tag("strong", title), tag("span", f"{chosen['rule']} on {chosen['split']}"))
+            yield tag("figure", caption, chart)
 
 
 def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[list[Child]]:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ class Cluster:
     """What the ordinary user has."""
 
     home: Path
+    jobs: list[str] = field(default_factory=list)
 
     @property
     def store(self) -> Path:
@@ -50,7 +51,8 @@ class Cluster:
         """Submit and return the job's number."""
         done = self.shell(f"sbatch --parsable --mem=2500M --cpus-per-task=1 {arguments}", **environment)
         assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        self.jobs.append(done.stdout.strip())
+        return self.jobs[-1]
 
     def state(self, job: str) -> str:
         """The newest state of a job; empty before accounting knows it."""
@@ -106,7 +108,7 @@ def cluster() -> Iterator[Cluster]:
     shutil.copy(STATE / "ftlib.sif", user.image)
     subprocess.run(["chown", "-R", f"{USER}:", home], check=True)
     yield user
-    subprocess.run(["scancel", "--user", USER], check=False)
+    subprocess.run(["scancel", *user.jobs], check=False)
 
 
 def _problem() -> str | None:

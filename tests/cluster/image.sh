@@ -22,7 +22,7 @@ if [[ -n ${PIP_CERT:-} ]]; then settings+=(CA_FILE="$PIP_CERT"); fi
 if [[ -d ${PIP_FIND_LINKS:-} ]]; then settings+=(WHEELS="$PIP_FIND_LINKS"); fi
 if [[ -n ${PIP_INDEX_URL:-} ]]; then settings+=(INDEX_URL="$PIP_INDEX_URL"); fi
 submit="cd '$work/source' && sbatch --wait --mem=8G jobs/build.sbatch"
-if ! runuser -u ftuser -- env "${settings[@]}" bash -c "$submit"; then
+if ! runuser -u ftuser -- env "${settings[@]}" bash -c "$submit" || [[ ! -e $work/store/images/ftlib.sif ]]; then
     tail -n 40 "$work"/source/logs/*.log >&2
     exit 1
 fi

@@ -58,7 +58,8 @@ def test_threshold_decides_for_the_positive_label_only() -> None:
 
 
 def test_what_cannot_be_reached_is_said() -> None:
-    with pytest.raises(UserError, match=r"no threshold reaches a precision of 0\.9 on valid; the best is 0\.5"):
-        choose_threshold(np.array([0.9, 0.8]), np.array([False, True]), 0.9, "valid")
+    found = choose_threshold(np.array([0.9, 0.8]), np.array([False, True]), 0.9, "valid")
+    assert found.rule == "never answered: no threshold reaches precision 0.9, the best is 0.5000"
+    assert choose(np.array([[1.0, 0.0]]), ["yes", "no"], "yes", found) == ["no"]
     with pytest.raises(UserError, match="no row of valid has the positive label"):
         choose_threshold(np.array([0.9]), np.array([False]), None, "valid")
