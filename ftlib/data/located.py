@@ -172,6 +172,7 @@ def _listed(record: Record) -> list[tuple[str, Box, float, bool]]:
         _require(right, record, 'objects with a "label" and a "box" [x_min, y_min, x_max, y_max]')
         box = one["box"]
         area = one.get("area", (box[2] - box[0]) * (box[3] - box[1]))
+        _require(type(area) in (int, float) and area >= 0, record, "objects whose area is a number of square pixels")
         found.append((one["label"], tuple(box), float(area), bool(one.get("crowd", False))))
     return found
 
@@ -268,11 +269,11 @@ def _all_sized(records: Sequence[Record]) -> bool:
 
 
 def _is_box(value: Any) -> bool:
+    """The release of COCO has boxes without extent."""
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return False
-    return all(type(edge) in (int, float) and math.isfinite(edge) for edge in value) and (
-        value[0] < value[2] and value[1] < value[3]
-    )
+    finite = all(type(edge) in (int, float) and math.isfinite(edge) for edge in value)
+    return finite and value[0] <= value[2] and value[1] <= value[3]
 
 
 def _require(condition: Any, record: Record, what: str) -> None:

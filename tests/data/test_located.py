@@ -131,6 +131,19 @@ def test_without_sizes_boxes_come_from_the_expected_answer(records: list[dict[st
     assert submission and submission(bare) is None
 
 
+def test_crowds_and_boxes_without_extent_are_nobodys_to_find() -> None:
+    objects = [
+        {"label": "cat", "box": [0, 0, 50, 50]},
+        {"label": "cat", "box": [50, 50, 100, 100], "crowd": True, "area": 900.5},
+        {"label": "dog", "box": [7, 7, 7, 9]},
+    ]
+    answer = to_text([Located((0, 0, 0.5, 0.5), "cat"), Located((0.6, 0.6, 0.9, 0.9), "cat")])
+    facts = {"width": 100, "height": 100, "objects": objects}
+    row = {"id": "1", "image": "a", "references": [""], "prediction": answer, "facts": facts}
+    values = TASKS["detect"].measure([row], [], None).values()
+    assert values["AP"] == pytest.approx(0.5), "all cats, and the dog cannot be found"
+
+
 def test_rows_of_one_image_are_scored_together() -> None:
     box, other = Located((0, 0, 0.5, 0.5), "cat"), Located((0.5, 0.5, 1, 1), "dog")
     rows = [
@@ -171,6 +184,11 @@ def test_a_row_that_names_an_object_twice_is_not_wholly_right() -> None:
         ({"objects": []}, [""], "width and height"),
         ({"objects": [{"label": "a"}], "width": 3, "height": 3}, [""], 'objects with a "label" and a "box"'),
         ({"objects": [{"label": "a", "box": [3, 1, 2, 2]}], "width": 3, "height": 3}, [""], '"box"'),
+        (
+            {"objects": [{"label": "a", "box": [1, 1, 2, 2], "area": None}], "width": 3, "height": 3},
+            [""],
+            "square pixels",
+        ),
         ({"objects": [{"label": 5, "box": [1, 1, 2, 2]}], "width": 3, "height": 3}, [""], '"label"'),
     ],
 )
