@@ -112,11 +112,10 @@ def measure_referred(records: Sequence[Record]) -> Measured:
     return boxes.accuracy([_answered_box(record) for record in records], asked, _images(records))
 
 
-def answered_object(text: str, masked: bool) -> Located | None:
-    """The one object that an answer names, with or without a mask; None for an answer that is anything else."""
+def answered_object(text: str) -> Located | None:
+    """The one object that an answer names; None for an answer that is anything else."""
     parsed = parse(text)
-    right = len(parsed.objects) == 1 and not parsed.unreadable and (parsed.objects[0].mask or not masked)
-    return parsed.objects[0] if right else None
+    return parsed.objects[0] if len(parsed.objects) == 1 and not parsed.unreadable else None
 
 
 def measure_masks(records: Sequence[Record]) -> Measured:
@@ -215,14 +214,14 @@ def _referred(record: Record) -> Box:
     if box is not None:
         _require(_is_box(box) and size, record, "a box [x_min, y_min, x_max, y_max], width and height")
         return to_fractions(tuple(box), *(size or (1, 1)))
-    one = answered_object(record["references"][0], masked=False)
+    one = answered_object(record["references"][0])
     _require(one, record, "an expected answer of one box (<loc0000>…)")
     assert one
     return one.box
 
 
 def _answered_box(record: Record) -> Box | None:
-    one = answered_object(record["prediction"], masked=False)
+    one = answered_object(record["prediction"])
     return one.box if one else None
 
 

@@ -12,7 +12,7 @@ from ftlib.tasks import Record
 
 
 def with_masks(records: Sequence[Record], codec: MaskCodec) -> list[Record]:
-    """Rows with `mask`: run lengths in the size of the expected mask; None for an answer that is not exactly one mask.
+    """Rows with `mask`: run lengths in the expected mask's size; None for an answer that is not one object with codes.
 
     Raises:
         UserError: a row without an expected mask.
@@ -20,7 +20,7 @@ def with_masks(records: Sequence[Record], codec: MaskCodec) -> list[Record]:
     found = []
     for record in records:
         expected = expected_mask(record)
-        one = answered_object(record["prediction"], masked=True)
+        one = answered_object(record["prediction"])
         (pixels,) = codec.masks([one], expected.width, expected.height) if one else [None]
         found.append({**record, "mask": None if pixels is None else write_mask(from_pixels(pixels))})
     return found
