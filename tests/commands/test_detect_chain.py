@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ftlib.data import digits_detect
 from ftlib.evaluation.subject import Subject
 from ftlib.models.tiny import tiny_model, tiny_processor
-from tests.conftest import read_lines
+from tests.conftest import REPOSITORY, read_lines
 from tests.models.test_mask_decoder import random_arrays
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -75,23 +76,45 @@ def evaluation(store: Path) -> Path:
     return folder
 
 
-def test_detect(config: Callable[[str], Path], ftlib: Ftlib, store: Path, answered: Callable[[str], None]) -> None:
-    path = config("detect")
+def test_the_shipped_config_of_own_boxes(
+    config: Callable[[str], Path], ftlib: Ftlib, store: Path, answered: Callable[[str], None], tmp_path: Path
+) -> None:
+    """jsonl_detect.yaml on twenty rows and a tiny model."""
+    config("detect")
+    small = [f"model.base={tmp_path}/model", "model.dtype=float32", f"data.root={tmp_path}/data"]
+    small += ["data.split.valid=0.2", "data.split.test=0.2", "training.max_steps=2", "evaluation.before=false"]
     for command in ("prepare", "train"):
-        assert ftlib(command, path)[0] == 0
+        code, _, error = ftlib(command, REPOSITORY / "configs" / "jsonl_detect.yaml", *small)
+        assert code == 0, error
     answered(f"{BOX} cat ; <loc0001>")
-    code, output, error = ftlib("evaluate", "tiny", "--json")
+    code, output, error = ftlib("evaluate", "jsonl_detect", "--split", "test", "--json")
     assert code == 0, error
     (scores,) = json.loads(output)
     assert scores["metric"] == "AP" and "AP50" in error
     assert scores["value"] == pytest.approx(0.5), "every cat is found, no dog"
     assert (scores["n"], scores["invalid"]) == (4, 4)
     assert scores["tables"]["unreadable fragments"] == 4
-    submission = json.loads((evaluation(store) / "submission.json").read_text())
+    (folder,) = (store / "runs").glob("*/jsonl_detect/*/eval/jsonl/test/after")
+    submission = json.loads((folder / "submission.json").read_text())
     assert len(submission) == 4
     assert submission[0]["category_id"] == 1 and submission[0]["score"] == 1
     left, top, width, height = submission[0]["bbox"]
     assert (left, top) == pytest.approx((16, 4), abs=0.05) and (width, height) == pytest.approx((32, 16), abs=0.05)
+
+
+def test_the_shipped_config_of_digits(store: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch) -> None:
+    """digits_detect.yaml on a few canvases, two steps; then it is asked as it was in the evaluation."""
+    monkeypatch.setattr(digits_detect, "ROWS", {"train": 32, "valid": 4, "test": 6})
+    path = REPOSITORY / "configs" / "digits_detect.yaml"
+    for command in (("stage",), ("prepare",), ("train", "training.max_steps=2"), ("evaluate", "training.max_steps=2")):
+        code, _, error = ftlib(command[0], path, *command[1:])
+        assert code == 0, error
+    (folder,) = (store / "runs").glob("*/digits_detect/*/eval/digits_detect/test/after")
+    assert json.loads((folder / "scores.json").read_text())["n"] == 6
+    record = read_lines(folder / "predictions.jsonl")[0]
+    image = store / "datasets" / "digits_detect" / str(record["image"])
+    code, output, error = ftlib("predict", "digits_detect", "--image", image, "--prompt", record["prompt"])
+    assert (code, output.strip()) == (0, record["prediction"]), error
 
 
 def test_refer(config: Callable[[str], Path], ftlib: Ftlib, store: Path, answered: Callable[[str], None]) -> None:
