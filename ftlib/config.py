@@ -96,6 +96,7 @@ class Data(Section):
         "coco_detection",
         "csv",
         "digits",
+        "digits_detect",
         "docvqa",
         "folder",
         "gqa",
@@ -147,6 +148,8 @@ class Evaluation(Section):
 
     `generation` holds fields of transformers' GenerationConfig (temperature, top_p, repetition_penalty, …; sampling
     needs `do_sample: true`) and `seed`.
+
+    `mask_decoder`: the file vae-oid.npz of PaliGemma's authors, for task segment.
     """
 
     splits: Annotated[list[Split], Field(min_length=1)] = ["valid"]
@@ -158,6 +161,7 @@ class Evaluation(Section):
     batch_size: Count = 32
     positive: str | None = None
     min_precision: Annotated[float, Field(gt=0, le=1)] | None = None
+    mask_decoder: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +204,7 @@ class Config(Section):
     """An experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    task: Literal["caption", "classify", "docvqa", "gqa", "instruct", "vqa"]
+    task: Literal["caption", "classify", "detect", "docvqa", "gqa", "instruct", "refer", "segment", "vqa"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: Model
     adapter: Annotated[Lora | Full, Field(discriminator="method")]

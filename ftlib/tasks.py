@@ -33,7 +33,7 @@ class Task:
         columns: the metrics of tables, the one that stands for all others first.
         parse: generated text → answer.
         measure: (records, the dataset's labels, the positive label if one is named) → findings.
-        submission: records → the challenge's result file, as JSON.
+        submission: records → the challenge's result file, as JSON; None where the rows lack what it needs.
     """
 
     columns: tuple[str, ...]
@@ -119,6 +119,30 @@ def _instruct(records: Sequence[Record], labels: Sequence[str], positive: str | 
     )
 
 
+def _detect(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
+    from ftlib.data import located
+
+    return located.measure_detections(records)
+
+
+def _detection_results(records: Sequence[Record]) -> list[dict[str, Any]] | None:
+    from ftlib.data import located
+
+    return located.detection_results(records)
+
+
+def _refer(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
+    from ftlib.data import located
+
+    return located.measure_referred(records)
+
+
+def _segment(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
+    from ftlib.data import located
+
+    return located.measure_masks(records)
+
+
 def _predictions(records: Sequence[Record]) -> list[str]:
     return [record["prediction"] for record in records]
 
@@ -163,6 +187,7 @@ TASKS: dict[str, Task] = {
     "classify": Task(
         columns=("accuracy", "precision", "recall", "F1", "macro F1"), parse=str.strip, measure=_classification
     ),
+    "detect": Task(columns=("AP", "AP50", "AP75"), parse=str.strip, measure=_detect, submission=_detection_results),
     "docvqa": Task(
         columns=("anls", "anls_strict"),
         parse=str.strip,
@@ -178,6 +203,8 @@ TASKS: dict[str, Task] = {
         ],
     ),
     "instruct": Task(columns=("exact match", "token F1", "BLEU"), parse=str.strip, measure=_instruct),
+    "refer": Task(columns=("accuracy@.5",), parse=str.strip, measure=_refer),
+    "segment": Task(columns=("mIoU", "cIoU", "P@.5", "P@.7", "P@.9"), parse=str.strip, measure=_segment),
     "vqa": Task(
         columns=("accuracy",),
         parse=str.strip,

@@ -55,11 +55,11 @@ class Bad:
     reason: str
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write rows as JSONL (into a folder that is not yet published)."""
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write JSONL (into a folder that is not yet published)."""
     with path.open("w", encoding="utf-8") as file:
-        for example in examples:
-            file.write(json.dumps(compact(example), ensure_ascii=False) + "\n")
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def compact(example: Example) -> dict[str, Any]:

@@ -64,10 +64,17 @@ def to_pixels(box: Box, width: float, height: float) -> Box:
 
 
 def to_text(objects: Sequence[Located], divisor: int = LARGEST) -> str:
-    """Write objects as PaliGemma is trained to; what lies outside the image is moved to its edge.
+    """Write objects as PaliGemma is trained to, so that `parse` reads the same objects again.
+
+    What lies outside the image is cut off. A box narrower than a token is made one token wide, since one without extent
+    is no object.
+
+    Args:
+        divisor: the token number of the image's far edge; numbers end at 1023.
 
     Raises:
-        ValueError: a label that could not be read again (with ";", "<" or ">"), or mask codes that are not 16 of 0…127.
+        ValueError: a label that could not be read again (with ";", "<" or ">", or with space around it), a box that
+            has no extent in the image, or mask codes that are not 16 of 0…127.
     """
     return " ; ".join(_one_text(one, divisor) for one in objects)
 
@@ -80,17 +87,26 @@ def parse(text: str, divisor: int = LARGEST) -> Parsed:
 
 
 def _one_text(one: Located, divisor: int) -> str:
-    codes = len(one.mask) in (0, SEG_TOKENS) and all(0 <= code < SEG_CODES for code in one.mask)
-    if set(";<>") & set(one.label) or not codes:
-        raise ValueError(f"cannot be written as location tokens: {one}")
-    left, top, right, bottom = one.box
-    places = "".join(f"<loc{_number(value, divisor):04d}>" for value in (top, left, bottom, right))
+    if set(";<>") & set(one.label) or one.label != one.label.strip():
+        raise ValueError(f'label {one.label!r}: ";", "<", ">" and space around it cannot be written beside tokens')
+    if len(one.mask) not in (0, SEG_TOKENS) or not all(0 <= code < SEG_CODES for code in one.mask):
+        raise ValueError(f"mask codes must be {SEG_TOKENS} numbers from 0 to {SEG_CODES - 1}, got {one.mask}")
+    left, right = _edges(one.box[0], one.box[2], divisor, one.box)
+    top, bottom = _edges(one.box[1], one.box[3], divisor, one.box)
+    places = "".join(f"<loc{number:04d}>" for number in (top, left, bottom, right))
     mask = "".join(f"<seg{code:03d}>" for code in one.mask)
     return f"{places}{mask} {one.label}".rstrip()
 
 
-def _number(fraction: float, divisor: int) -> int:
-    return min(max(round(fraction * divisor), 0), LARGEST)
+def _edges(low: float, high: float, divisor: int, box: Box) -> tuple[int, int]:
+    """The two numbers of an extent, the first smaller."""
+    low, high = max(low, 0.0), min(high, 1.0)
+    if not low < high:
+        raise ValueError(f"box {box}: x_min < x_max and y_min < y_max are needed, inside the image")
+    first, last = (min(round(edge * divisor), LARGEST) for edge in (low, high))
+    if first == last:
+        first, last = (first, last + 1) if last < LARGEST else (first - 1, last)
+    return first, last
 
 
 def _parse_one(fragment: str, divisor: int) -> Located | None:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from ftlib.config import Data
 from ftlib.data.digits import make_digits
+from ftlib.data.digits_detect import make_digits_detect
 from ftlib.data.examples import Bad, Example
 from ftlib.data.string_tasks import make_string_tasks
 
@@ -17,6 +18,7 @@ SOURCES = {
     "coco_detection": "coco_detection",
     "csv": "csv_table",
     "digits": "jsonl",
+    "digits_detect": "jsonl",
     "docvqa": "docvqa",
     "folder": "folder",
     "gqa": "gqa",
@@ -31,7 +33,11 @@ SOURCES = {
 }
 """Source → the module of `ftlib.data.loaders` that reads it."""
 
-MAKERS: dict[str, Callable[[Path], None]] = {"digits": make_digits, "string_tasks": make_string_tasks}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "digits": make_digits,
+    "digits_detect": make_digits_detect,
+    "string_tasks": make_string_tasks,
+}
 """Source → what makes it where others are downloaded, into an empty folder."""
 
 

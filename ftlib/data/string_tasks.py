@@ -6,10 +6,11 @@ words. No word occurs twice, so held-out rows ask about words that were never se
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from ftlib.data.examples import write_records
 
 ROWS = 6000
 LETTERS = "abcdefghijklmnop"
@@ -25,8 +26,7 @@ TASKS: dict[str, Callable[[str], str]] = {
 
 def make_string_tasks(folder: Path) -> None:
     """Write `data.jsonl` into a folder, as instructions with input and output."""
-    lines = (json.dumps(record) + "\n" for record in _records(random.Random(SEED)))
-    (folder / "data.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_records(folder / "data.jsonl", _records(random.Random(SEED)))
 
 
 def _records(draw: random.Random) -> Iterator[dict[str, str]]:

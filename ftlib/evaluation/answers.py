@@ -26,12 +26,16 @@ from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
 from ftlib.evaluation.asking import Answer, ask, wait_for, working_folder
 from ftlib.evaluation.choosing import Threshold, choose, choose_threshold, precision_recall, probabilities
+from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
+from ftlib.models.mask_decoder import MaskCodec
 from ftlib.tasks import TASKS, Record
 
 CURVE_POINTS = 200
+_LATER = ("threshold", "positive", "min_precision", "mask_decoder")
+"""Settings that look at answers which are there already."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     """
     _require_positive(asked)
     _require_same_prompts(asked)
+    codec = _mask_codec(asked.config)
     settings = _settings(asked, split, threshold)
     if scores := _finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
@@ -70,6 +75,8 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     if answers is None:
         return None
     records, found = _records(asked, rows, answers, split, threshold)
+    if codec:
+        records = with_masks(records, codec)
     scores = _scores(asked, records, settings, _overlap(rows, asked.trained_on)) | found
     if found:
         scores["remarks"].append(Threshold(**found["threshold"]).sentence(split))
@@ -90,6 +97,20 @@ def _require_same_prompts(asked: Asked) -> None:
     own, other = asked.subject.config.data.prompt, asked.config.data.prompt
     if (own == CHAT) != (other == CHAT):
         raise UserError(f"data.prompt: the model is asked with {own!r}, this dataset with {other!r}")
+
+
+def _mask_codec(config: Config) -> MaskCodec | None:
+    """What reads the answers of task segment.
+
+    Raises:
+        UserError: its weights are missing or not the authors'.
+    """
+    if config.task != "segment":
+        return None
+    if config.evaluation.mask_decoder is None:
+        remedy = "Give the path of vae-oid.npz (gs://big_vision/paligemma/vae-oid.npz)."
+        raise UserError("evaluation.mask_decoder: task segment needs the weights that turn codes into masks", remedy)
+    return MaskCodec.load(Path(config.evaluation.mask_decoder))
 
 
 def threshold_of(asked: Asked, folder: Path) -> Threshold | None:
@@ -131,6 +152,7 @@ def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str
         "trained_on": files.fingerprint(sorted(row.digest for row in asked.trained_on))[:16],
         "decode": evaluation.decode,
         **{name: getattr(evaluation, name) for name in own[evaluation.decode]},
+        "mask_decoder": files.sha256(Path(evaluation.mask_decoder)) if evaluation.mask_decoder else None,
         "labels": asked.prepared.labels if evaluation.decode == "choose" else None,
         "threshold": threshold.as_json() if threshold else None,
     }
@@ -138,7 +160,7 @@ def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str
 
 def _questions(settings: dict[str, Any]) -> dict[str, Any]:
     """What an answer depends on, of everything that a score does."""
-    return {name: value for name, value in settings.items() if name not in ("threshold", "positive", "min_precision")}
+    return {name: value for name, value in settings.items() if name not in _LATER}
 
 
 def _answers(asked: Asked, rows: Sequence[Example], partial: Path, label: str) -> list[Answer] | None:
@@ -228,9 +250,10 @@ def _content(row: Example) -> tuple[str, str, str, str]:
 
 def _publish(folder: Path, records: list[Record], scores: dict[str, Any], task: str) -> None:
     submission = TASKS[task].submission
+    results = submission(records) if submission else None
     with files.publish_folder(folder) as temporary:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files.write_text(temporary / "predictions.jsonl", lines)
-        if submission:
-            files.write_text(temporary / "submission.json", json.dumps(submission(records), ensure_ascii=False))
+        if results is not None:
+            files.write_text(temporary / "submission.json", json.dumps(results, ensure_ascii=False))
         files.write_json(temporary / "scores.json", scores)

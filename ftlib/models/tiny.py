@@ -2,13 +2,16 @@
 
 `ftlib/tiny-paligemma` is a PaliGemmaForConditionalGeneration with random weights and a PaliGemmaProcessor whose
 tokenizer knows every character (ASCII as tokens, the rest as UTF-8 bytes), `<image>`, `<loc0000>`…`<loc1023>` and
-`<seg000>`…`<seg127>`. It learns the digits from scratch in about a minute on two cores.
+`<seg000>`…`<seg127>`. It learns the digits from scratch in about a minute on two cores. `ftlib/tiny-paligemma-detect`
+is the same with smaller patches of a larger image: it sees where something is.
 """
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +29,9 @@ from ftlib.models.tiny_neox import make_tiny_neox
 
 WEIGHTS_SEED = 0
 IMAGE_SIZE, PATCH_SIZE = 32, 16
+DETECTION_SIZES = 48, 8
+"""Image and patch in pixels."""
+
 WIDTH = 128
 INITIALIZER_RANGE = WIDTH**-0.5
 """transformers' default of 0.02 suits widths of some 2,000; at this width it starts on a long plateau (.59 for .98)."""
@@ -61,15 +67,15 @@ def make_embedded(name: str, folder: Path) -> None:
     EMBEDDED_MODELS[name](folder)
 
 
-def tiny_processor() -> PaliGemmaProcessor:
-    """A processor with a character tokenizer."""
+def tiny_processor(size: int = IMAGE_SIZE, patch: int = PATCH_SIZE) -> PaliGemmaProcessor:
+    """A processor with a character tokenizer; images become `size` pixels wide and high, in patches of `patch`."""
     vocabulary = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *_PRINTABLE, "▁"]
     tokenizer = GemmaTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, merges=[])
     tokenizer.add_tokens([AddedToken("<image>", normalized=False, special=True)], special_tokens=True)
     tokenizer.add_tokens([f"<loc{number:04d}>" for number in range(1024)])
     tokenizer.add_tokens([f"<seg{number:03d}>" for number in range(128)])
-    images = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    images.image_seq_length = (IMAGE_SIZE // PATCH_SIZE) ** 2
+    images = SiglipImageProcessorPil(size={"height": size, "width": size})
+    images.image_seq_length = (size // patch) ** 2
     return PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
 
 
@@ -77,11 +83,12 @@ def tiny_config(processor: PaliGemmaProcessor, **text: float) -> PaliGemmaConfig
     """The architecture that goes with `tiny_processor`; `text` overrides fields of the language part."""
     tokenizer = processor.tokenizer
     rows = -(-len(tokenizer) // 64) * 64
+    size = processor.image_processor.size["width"]
     return PaliGemmaConfig(
         vision_config={
             "model_type": "siglip_vision_model",
-            "image_size": IMAGE_SIZE,
-            "patch_size": PATCH_SIZE,
+            "image_size": size,
+            "patch_size": size // math.isqrt(processor.image_seq_length),
             "vision_use_head": False,
             "projection_dim": WIDTH,
             **_VISION,
@@ -111,13 +118,14 @@ def tiny_model(processor: PaliGemmaProcessor, **text: float) -> PaliGemmaForCond
         return PaliGemmaForConditionalGeneration(tiny_config(processor, **text))
 
 
-def _make_tiny_paligemma(folder: Path) -> None:
-    processor = tiny_processor()
+def _make_tiny_paligemma(size: int, patch: int, folder: Path) -> None:
+    processor = tiny_processor(size, patch)
     tiny_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
 EMBEDDED_MODELS: dict[str, Callable[[Path], None]] = {
-    "ftlib/tiny-paligemma": _make_tiny_paligemma,
+    "ftlib/tiny-paligemma": partial(_make_tiny_paligemma, IMAGE_SIZE, PATCH_SIZE),
+    "ftlib/tiny-paligemma-detect": partial(_make_tiny_paligemma, *DETECTION_SIZES),
     "ftlib/tiny-neox": make_tiny_neox,
 }

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ftlib import files
 from ftlib.commands import chat
-from ftlib.data.examples import Example, write_examples
+from ftlib.data.examples import write_records
 from tests.conftest import LORA, read_lines
 from tests.models.tiny_causal import save
 
@@ -50,9 +50,9 @@ def config(base: Path, tmp_path: Path, store: Path) -> Path:
     rows = []
     for number in range(30):
         word = "".join(draw.choices("abcdef", k=draw.randint(2, 5))) * (300 if number in (3, 4) else 1)
-        facts = {"input": word} if number % 2 else {}
-        rows.append(Example(str(number), "", "reverse" if facts else f"reverse {word}", word[::-1], facts=facts))
-    write_examples(root / "data.jsonl", rows)
+        asked = {"instruction": "reverse", "input": word} if number % 2 else {"instruction": f"reverse {word}"}
+        rows.append({"id": str(number), **asked, "output": word[::-1]})
+    write_records(root / "data.jsonl", rows)
     path = tmp_path / "instruct.yaml"
     path.write_text(CONFIG.replace("BASE", str(base)).replace("ROOT", str(root)))
     return path

@@ -99,7 +99,44 @@ def test_mask_codes() -> None:
     assert parse(text).objects[0].mask == codes
 
 
-@pytest.mark.parametrize("wrong", [("a;b", ()), ("a<b", ()), ("a", (1, 2)), ("a", (128,) * 16), ("a", (-1,) * 16)])
-def test_what_could_not_be_read_again_is_not_written(wrong: tuple[str, tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match="location tokens"):
-        to_text([Located((0, 0, 1, 1), *wrong)])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (Located((0, 0, 1, 1), "a;b"), "label 'a;b'"),
+        (Located((0, 0, 1, 1), "a <loc0001>"), "label 'a <loc0001>'"),
+        (Located((0, 0, 1, 1), "a>"), "label"),
+        (Located((0, 0, 1, 1), " a"), "space around it"),
+        (Located((0, 0, 1, 1), "a\u3000"), "space around it"),
+        (Located((0, 0, 1, 1), "a", (1, 2)), "mask codes must be 16"),
+        (Located((0, 0, 1, 1), "a", (128,) * 16), "mask codes"),
+        (Located((0, 0, 1, 1), "a", (-1,) * 16), "mask codes"),
+        (Located((0.5, 0, 0.5, 1), "a"), "x_min < x_max"),
+        (Located((0, 0.6, 1, 0.5), "a"), "y_min < y_max"),
+        (Located((1.1, 0, 1.2, 1), "a"), "inside the image"),
+        (Located((0, -2, 1, -1), "a"), "inside the image"),
+        (Located((0, float("nan"), 1, 1), "a"), "inside the image"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(wrong: Located, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        to_text([wrong])
+
+
+@pytest.mark.parametrize("divisor", [1023, 1024])
+@pytest.mark.parametrize("place", [0.0, 0.25, 0.5004, 0.9998])
+def test_a_box_narrower_than_a_token_keeps_an_extent(place: float, divisor: int) -> None:
+    (found,) = parse(to_text([Located((place, place, place + 1e-4, 1), "thin")], divisor), divisor).objects
+    assert found.box[2] - found.box[0] == pytest.approx(1 / divisor)
+    assert found.box[0] == pytest.approx(place, abs=2 / divisor)
+
+
+def test_objects_of_every_kind_come_back_in_order() -> None:
+    labels = ["cat", "", "Straßenbahn", "猫 と 犬", "قطة", "a, b & c: 1|2", "😀"]
+    draw = random.Random(2)
+    objects = []
+    for label in labels:
+        (top, bottom), (left, right) = (sorted(draw.sample(range(1024), 2)) for _ in range(2))
+        mask = tuple(draw.randrange(128) for _ in range(draw.choice([0, 16])))
+        objects.append(Located((left / 1023, top / 1023, right / 1023, bottom / 1023), label, mask))
+    parsed = parse(to_text(objects))
+    assert (parsed.objects, parsed.unreadable) == (objects, 0)

@@ -16,7 +16,7 @@ def row_parser(columns: Mapping[Any, str]) -> Parse:
     """What turns records into rows.
 
     A row's id is its record's number unless it has an `id`; its suffix is the first of its references unless it has
-    one. All fields that no column stands for become facts.
+    one. `part` may say which split a row belongs to. All fields that no column stands for become facts.
 
     Args:
         columns: field of `FIELDS` → the records' own name for it, where that differs.
@@ -33,8 +33,9 @@ def row_parser(columns: Mapping[Any, str]) -> Parse:
             raise ValueError(f"field {names['image']}: is empty")
         identity = identity_of(record, names["id"], number)
         facts = {name: value for name, value in record.items() if name not in own}
+        part: Any = facts.pop("part") if facts.get("part") in ("train", "valid", "test") else ""
         answer = needed(suffix, names["suffix"])
-        return [Example(identity, posixpath.normpath(image), prefix, answer, references, facts)]
+        return [Example(identity, posixpath.normpath(image), prefix, answer, references, facts, part)]
 
     return parse
 

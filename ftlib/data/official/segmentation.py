@@ -33,7 +33,7 @@ def write_results(path: Path, predictions: Mapping[str, Mask | None]) -> None:
     Args:
         predictions: id → mask, or None.
     """
-    write_lines(path, ({"id": key, "mask": mask and _written(mask)} for key, mask in predictions.items()))
+    write_lines(path, ({"id": key, "mask": mask and write_mask(mask)} for key, mask in predictions.items()))
 
 
 def score(references: Sequence[Path], predictions: Path) -> Measured:
@@ -69,9 +69,15 @@ def _expected(record: dict[str, Any]) -> Mask:
 
 
 def _answered(record: dict[str, Any]) -> Mask | None:
-    value = record["mask"]
-    if value is None:
-        return None
+    return None if record["mask"] is None else read_mask(record["mask"])
+
+
+def read_mask(value: dict[str, Any]) -> Mask:
+    """A mask as it is written in JSON (see above).
+
+    Raises:
+        ValueError: it is none.
+    """
     size = value.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise ValueError(f"field mask: size [height, width] is needed, found {size!r}"[:200])
@@ -82,5 +88,6 @@ def _answered(record: dict[str, Any]) -> Mask | None:
     return from_run_lengths(value["counts"], *size)
 
 
-def _written(mask: Mask) -> dict[str, Any]:
+def write_mask(mask: Mask) -> dict[str, Any]:
+    """A mask as JSON, with compressed run lengths."""
     return {"size": [mask.height, mask.width], "counts": mask.counts.decode()}

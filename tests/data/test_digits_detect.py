@@ -1,0 +1,111 @@
+"""Canvases of digits: tight boxes, no digit in two parts, the same each time."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ftlib.config import SplitRule
+from ftlib.data import digits_detect
+from ftlib.data.digits import real_digits
+from ftlib.data.digits_detect import CANVAS, GRID, MAX_DIGITS, PREFIX, SCALE, divide, draw_canvas, make_digits_detect
+from ftlib.data.examples import load_prepared
+from ftlib.data.loc_tokens import parse, to_pixels
+from ftlib.data.splits import split_examples
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits_detect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits_detect, "ROWS", {"train": 60, "valid": 20, "test": 20})
+        make_digits_detect(folder)
+    return folder
+
+
+def test_no_digit_is_in_two_parts() -> None:
+    digits = real_digits()
+    parts = divide(digits)
+    drawings = {part: {picture.tobytes() for picture, _ in members} for part, members in parts.items()}
+    assert sum(map(len, parts.values())) == len(digits) == 1797
+    assert all(len(members) >= 0.1 * 1797 for members in parts.values())
+    assert not drawings["train"] & drawings["test"] | drawings["train"] & drawings["valid"]
+    assert not drawings["valid"] & drawings["test"]
+    for members in parts.values():
+        assert {label for _, label in members} == set("0123456789")
+
+
+def test_canvases_are_made_of_their_part_alone(folder: Path) -> None:
+    """Every box, shrunk to the digit's own pixels, is a digit of the part."""
+    parts = divide(real_digits())
+    seen = set()
+    for row in load_prepared(folder / "data.jsonl"):
+        known = {(trimmed(picture).tobytes(), label) for picture, label in parts[row.part]}  # type: ignore[index]
+        pixels = np.asarray(Image.open(folder / row.image))
+        for one in row.facts["objects"]:
+            left, top, right, bottom = one["box"]
+            ink = pixels[top:bottom, left:right]
+            own_pixels = np.ascontiguousarray(ink[::SCALE, ::SCALE])
+            assert (own_pixels.tobytes(), one["label"]) in known, row.id
+            seen.add(row.part)
+    assert seen == {"train", "valid", "test"}
+
+
+def trimmed(picture: np.ndarray) -> np.ndarray:
+    rows, columns = np.nonzero(picture)
+    return np.ascontiguousarray(picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
+
+
+def test_boxes_hold_all_the_ink_and_are_tight(folder: Path) -> None:
+    rows = load_prepared(folder / "data.jsonl")
+    counts = []
+    for row in rows:
+        pixels = np.asarray(Image.open(folder / row.image))
+        assert pixels.shape == (CANVAS, CANVAS)
+        boxes = [one["box"] for one in row.facts["objects"]]
+        counts.append(len(boxes))
+        for left, top, right, bottom in boxes:
+            ink = pixels[top:bottom, left:right]
+            assert ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
+        rest = pixels.copy()
+        for left, top, right, bottom in boxes:
+            rest[top:bottom, left:right] = 0
+        assert not rest.any()
+        assert boxes == sorted(boxes, key=lambda box: (box[1], box[0]))
+    assert set(counts) == set(range(1, MAX_DIGITS + 1))
+
+
+def test_the_answer_says_where_the_digits_are(folder: Path) -> None:
+    for row in load_prepared(folder / "data.jsonl"):
+        parsed = parse(row.suffix)
+        assert row.prefix == PREFIX and not parsed.unreadable
+        assert [one.label for one in parsed.objects] == [one["label"] for one in row.facts["objects"]]
+        for one, fact in zip(parsed.objects, row.facts["objects"], strict=True):
+            assert to_pixels(one.box, CANVAS, CANVAS) == pytest.approx(fact["box"], abs=CANVAS / 1023)
+
+
+def test_the_same_each_time_and_parts_stay(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits_detect, "ROWS", {"train": 60, "valid": 20, "test": 20})
+    make_digits_detect(tmp_path)
+    assert (tmp_path / "data.jsonl").read_bytes() == (folder / "data.jsonl").read_bytes()
+    rows = load_prepared(folder / "data.jsonl")
+    splits = split_examples(rows, SplitRule(valid=0.1, test=0.4))
+    assert {split: len(members) for split, members in splits.items()} == {"train": 60, "valid": 20, "test": 20}
+    assert all(row.part == split for split, members in splits.items() for row in members)
+    assert all(json.loads(line)["facts"]["width"] == CANVAS for line in (folder / "data.jsonl").open())
+
+
+def test_digits_begin_on_the_grid_and_never_share_a_pixel() -> None:
+    digits = [(np.full((8, 8), 255, dtype=np.uint8), "0")]
+    draw = random.Random(0)
+    for _ in range(200):
+        canvas = draw_canvas(draw, digits)
+        for (left, top, right, bottom), _ in canvas.objects:
+            assert left % GRID == top % GRID == 0 and right - left == bottom - top
+        areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box, _ in canvas.objects)
+        assert (canvas.pixels > 0).sum() == areas
