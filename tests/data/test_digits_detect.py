@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ftlib.config import SplitRule
+from ftlib.config import Data
 from ftlib.data import digits_detect
 from ftlib.data.digits import real_digits
 from ftlib.data.digits_detect import CANVAS, GRID, MAX_DIGITS, PREFIX, SCALE, divide, draw_canvas, make_digits_detect
-from ftlib.data.examples import load_prepared
+from ftlib.data.examples import Example
 from ftlib.data.loc_tokens import parse, to_pixels
-from ftlib.data.splits import split_examples
+from ftlib.data.sources import read_source
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(digits_detect, "ROWS", {"train": 60, "valid": 20, "test": 20})
         make_digits_detect(folder)
     return folder
+
+
+def rows_of(folder: Path) -> list[Example]:
+    rows = list(read_source(Data(source="digits_detect", root=str(folder))))
+    assert all(isinstance(row, Example) for row in rows)
+    return rows  # type: ignore[return-value]
 
 
 def test_no_digit_is_in_two_parts() -> None:
@@ -44,7 +50,7 @@ def test_canvases_are_made_of_their_part_alone(folder: Path) -> None:
     """Every box, shrunk to the digit's own pixels, is a digit of the part."""
     parts = divide(real_digits())
     seen = set()
-    for row in load_prepared(folder / "data.jsonl"):
+    for row in rows_of(folder):
         known = {(trimmed(picture).tobytes(), label) for picture, label in parts[row.part]}  # type: ignore[index]
         pixels = np.asarray(Image.open(folder / row.image))
         for one in row.facts["objects"]:
@@ -62,7 +68,7 @@ def trimmed(picture: np.ndarray) -> np.ndarray:
 
 
 def test_boxes_hold_all_the_ink_and_are_tight(folder: Path) -> None:
-    rows = load_prepared(folder / "data.jsonl")
+    rows = rows_of(folder)
     counts = []
     for row in rows:
         pixels = np.asarray(Image.open(folder / row.image))
@@ -81,7 +87,7 @@ def test_boxes_hold_all_the_ink_and_are_tight(folder: Path) -> None:
 
 
 def test_the_answer_says_where_the_digits_are(folder: Path) -> None:
-    for row in load_prepared(folder / "data.jsonl"):
+    for row in rows_of(folder):
         parsed = parse(row.suffix)
         assert row.prefix == PREFIX and not parsed.unreadable
         assert [one.label for one in parsed.objects] == [one["label"] for one in row.facts["objects"]]
@@ -93,11 +99,9 @@ def test_the_same_each_time_and_parts_stay(folder: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(digits_detect, "ROWS", {"train": 60, "valid": 20, "test": 20})
     make_digits_detect(tmp_path)
     assert (tmp_path / "data.jsonl").read_bytes() == (folder / "data.jsonl").read_bytes()
-    rows = load_prepared(folder / "data.jsonl")
-    splits = split_examples(rows, SplitRule(valid=0.1, test=0.4))
-    assert {split: len(members) for split, members in splits.items()} == {"train": 60, "valid": 20, "test": 20}
-    assert all(row.part == split for split, members in splits.items() for row in members)
-    assert all(json.loads(line)["facts"]["width"] == CANVAS for line in (folder / "data.jsonl").open())
+    rows = rows_of(folder)
+    assert Counter(row.part for row in rows) == {"train": 60, "valid": 20, "test": 20}
+    assert all(row.facts["width"] == row.facts["height"] == CANVAS for row in rows)
 
 
 def test_digits_begin_on_the_grid_and_never_share_a_pixel() -> None:
