@@ -140,9 +140,16 @@ def _answer(subject: Subject, settings: Evaluation, labels: Sequence[str], rows:
     except torch.cuda.OutOfMemoryError:
         problem = f"a batch of {len(rows)} questions does not fit into the GPU's memory"
         raise UserError(problem, "Set evaluation.batch_size smaller; answers so far are kept.") from None
-    limit = subject.inputs.limit
-    too_long = [limit is not None and len(row.ids) >= limit for row in rows]
-    return [answer | ({"cut": True} if cut else {}) for answer, cut in zip(answers, too_long, strict=True)]
+    return [answer | noted for answer, noted in zip(answers, _cuts(subject, settings, labels, rows), strict=True)]
+
+
+def _cuts(subject: Subject, settings: Evaluation, labels: Sequence[str], rows: Sequence[Row]) -> list[Answer]:
+    """What to note of rows whose beginning had to be left out."""
+    if subject.inputs.limit is None:
+        return [{}] * len(rows)
+    choosing = settings.decode == "choose"
+    room = max(len(subject.inputs.answer_ids(label)) for label in labels) if choosing else 1
+    return [{"cut": True} if len(row.ids) + room > subject.inputs.limit else {} for row in rows]
 
 
 def working_folder(folder: Path, questions: dict[str, Any]) -> Path:
