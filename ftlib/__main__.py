@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "ask a model every question of a split and score its answers",
     "score": "score result files of a dataset's own format; no model, no GPU",
     "predict": "one answer to one question",
+    "chat": "an interactive session with a trained run",
     "report": "one self-contained HTML page about a run",
     "submit": "send a training job to Slurm, or run it here",
     "doctor": "check this machine and say what to do",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
 
@@ -59,6 +59,12 @@ class Full(Section):
     freeze: list[Part] = []
 
 
+def _share_or_number(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("must be below 1 (a share) or a whole number of images")
+    return value
+
+
 class SplitRule(Section):
     """How rows are divided. Rows that share an image or document always stay together.
 
@@ -67,8 +73,8 @@ class SplitRule(Section):
     `official: false`.
     """
 
-    valid: Fraction | Count = 0.1
-    test: Fraction | Annotated[int, Field(ge=0)] = 0.1
+    valid: Annotated[float, Field(gt=0), AfterValidator(_share_or_number)] = 0.1
+    test: Annotated[float, Field(ge=0), AfterValidator(_share_or_number)] = 0.1
     seed: int = 0
     stratify_by: Literal["suffix"] | None = None
     official: bool = True

@@ -149,6 +149,8 @@ def _plain(item: Any, location: yaml_core.Path) -> str:
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1)
         return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if kind == "value_error":
+        return str(context["error"]) + ("" if isinstance(value, dict) else f", got {value!r}")
     if kind in ("missing", "union_tag_not_found"):
         return "is missing" + (": say which method" if kind == "union_tag_not_found" else "")
     plain = {

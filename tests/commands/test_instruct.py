@@ -49,7 +49,8 @@ def config(base: Path, tmp_path: Path, store: Path) -> Path:
     root.mkdir()
     rows = []
     for number in range(30):
-        word = "".join(draw.choices("abcdef", k=draw.randint(2, 5))) * (300 if number in (3, 4) else 1)
+        own = "ghijklmnop"[number % 10] + "qrs"[number // 10]  # no word occurs twice
+        word = ("".join(draw.choices("abcdef", k=draw.randint(1, 3))) + own) * (300 if number in (3, 4) else 1)
         asked = {"instruction": "reverse", "input": word} if number % 2 else {"instruction": f"reverse {word}"}
         rows.append({"id": str(number), **asked, "output": word[::-1]})
     write_records(root / "data.jsonl", rows)

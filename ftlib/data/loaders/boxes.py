@@ -62,8 +62,9 @@ def to_text(objects: Sequence[Object], picture: SizedPicture, labels: Mapping[in
 
 
 def visible(one: Object, picture: SizedPicture) -> bool:
-    """Whether an object has an extent when it is written as location tokens."""
-    return not loc_tokens.parse(loc_tokens.to_text([_located(one, picture, "")])).unreadable
+    """Whether any of an object lies inside the image."""
+    left, top, right, bottom = corners(one.box)
+    return max(left, 0) < min(right, picture.width) and max(top, 0) < min(bottom, picture.height)
 
 
 def _located(one: Object, picture: SizedPicture, label: str) -> Located:

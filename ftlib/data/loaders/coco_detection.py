@@ -24,7 +24,7 @@ from ftlib.metrics.boxes import Object
 _YEARS: list[Variant] = [
     {"train": f"instances_train{year}.json", "valid": f"instances_val{year}.json"} for year in (2014, 2017)
 ]
-SMALL = "boxes so small that location tokens give them no extent"
+NOWHERE = "boxes without extent inside the image"
 EMPTY = "images without any box to ask for"
 
 
@@ -52,7 +52,7 @@ def left_out(data: Data) -> dict[str, int]:
     Raises:
         UserError: as `examples`.
     """
-    counts = Counter({SMALL: 0, EMPTY: 0})
+    counts = Counter({NOWHERE: 0, EMPTY: 0})
     for _ in _read(data, counts):
         pass
     return dict(counts)
@@ -80,7 +80,7 @@ def _part(reading: Reading, part: Part, path: Path, folder: str, counts: Counter
         found = pictures.found[record["id"]]
         mine = sorted(by_image[found.id], key=lambda one: order[one.category])
         asked = [one for one in mine if not one.crowd and visible(one, found)]
-        counts[SMALL] += sum(not one.crowd for one in mine) - len(asked)
+        counts[NOWHERE] += sum(not one.crowd for one in mine) - len(asked)
         counts[EMPTY] += not asked
         row = Example(str(found.id), picture(folder, found.name), _prompt(asked, categories.found), "", part=part)
         facts = _facts(found, mine, categories.found)

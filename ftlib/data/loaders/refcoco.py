@@ -112,7 +112,7 @@ def _parser(
         if found is None or shown is None or found.image != shown.id:
             raise ValueError("field ann_id or image_id: instances.json has no such object in such an image")
         if not visible(found, shown):
-            raise ValueError("its box is so small that location tokens give it no extent")
+            raise ValueError("its box has no extent inside the image")
         part = _PARTS[record["split"]]
         if part == "train" and shown.id in asked:
             counts[LEAKED] += 1

@@ -362,7 +362,7 @@ def test_coco_detection(tmp_path: Path) -> None:
 
 def test_what_detection_leaves_out_is_counted(tmp_path: Path) -> None:
     section = data(releases.coco_detection(tmp_path))
-    assert coco_detection.left_out(section) == {coco_detection.SMALL: 1, coco_detection.EMPTY: 2}
+    assert coco_detection.left_out(section) == {coco_detection.NOWHERE: 1, coco_detection.EMPTY: 2}
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_what_detection_leaves_out_is_counted(tmp_path: Path) -> None:
         (lambda c: c["images"][3].pop("width"), "image 4", "file_name, width and height are needed"),
         (lambda c: c["images"][3].update(height=0), "image 4", "file_name, width and height are needed"),
         (lambda c: c["images"][3].update(file_name=7), "image 4", "file_name must be text"),
-        (lambda c: c["categories"][0].update(name="cat; dog"), "image 1", "cannot be written as location tokens"),
+        (lambda c: c["categories"][0].update(name="cat; dog"), "image 1", "cannot be written beside tokens"),
         (lambda c: c["categories"][0].pop("name"), "category 1", "field name"),
     ],
 )
@@ -452,10 +452,10 @@ def test_refcoco_faults(tmp_path: Path, edit: Any, reason: str) -> None:
 def test_a_box_without_extent_cannot_be_referred_to(tmp_path: Path) -> None:
     change(
         releases.refcoco(tmp_path) / "refcoco" / "instances.json",
-        lambda c: c["annotations"][0].update(bbox=[3, 3, 0.01, 50]),
+        lambda c: c["annotations"][0].update(bbox=[3, 3, 0, 50]),
     )
     rows, bad = read(refcoco.examples, data(tmp_path, "refcoco"))
-    assert len(bad) == 2 and "so small" in bad[0].reason and rows[0].id == "20"
+    assert len(bad) == 2 and "no extent" in bad[0].reason and rows[0].id == "20"
 
 
 LOADERS: dict[str, Any] = {
