@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftlib import command_line
+from ftlib import command_line, console, files
 from ftlib.errors import UserError
 from ftlib.site import find_site
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib predict RUN --prompt P [--image F] [--context F|TEXT] | --file F [--max-new-tokens N] [--json]`"""
+    """`ftlib predict RUN --prompt P [--image F] [--context F|TEXT] [--draw F] | --file F [--json]`"""
     parsed = _parser().parse_args(argv)
     if bool(parsed.file) == (parsed.prompt is not None) or (parsed.file and (parsed.image or parsed.context)):
         raise UserError("predict: what is asked?", "Give either --prompt (with --image or --context) or --file.")
+    if parsed.draw and not parsed.image:
+        raise UserError("predict: --draw needs --image")
     from ftlib.evaluation import questions
 
     subject, settings = questions.open_trained(parsed.run, parsed.max_new_tokens, find_site())
@@ -35,7 +37,21 @@ def main(argv: list[str]) -> int:
     found = iter(questions.answers(subject, settings, both))
     records = [_record(question, [next(found) for _ in range(2 if question.context else 1)]) for question in asked]
     print(json.dumps(records, ensure_ascii=False, indent=1) if parsed.json else _text(records))
+    if parsed.draw:
+        _draw(parsed.draw, parsed.image, records[0]["answer"], settings.mask_decoder)
     return 0
+
+
+def _draw(target: Path, image: Path, answer: str, mask_decoder: str | None) -> None:
+    """The image with the boxes that the answer names, and with its masks if the config has what decodes them."""
+    from ftlib.data.drawing import draw
+    from ftlib.data.images import open_image
+    from ftlib.models.mask_decoder import MaskCodec
+
+    masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
+    with files.storage_errors(target):
+        draw(open_image(image), answer, masks).save(target, format="PNG")
+    console.say(f"drawn: {target}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--context", metavar="F|TEXT", default="", help="text, or a text file, for causal models")
     command.add_argument("--file", metavar="F", type=Path, help="JSONL file of questions")
     command.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
+    command.add_argument("--draw", metavar="F", type=Path, help="write a PNG with the answer's boxes and masks")
     command.add_argument("--json", action="store_true", help="print questions and answers as JSON")
     return command
 

@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     config = command_line.load(parsed, site).config
+    console.say(f"dataset {config.data.source}: {_stage_data(config)}")  # first: with a model, the hub is switched off
     console.say(f"model {config.model.base}: {_stage_model(config, site)}")
-    console.say(f"dataset {config.data.source}: {_stage_data(config)}")
     return 0
 
 
@@ -37,8 +37,11 @@ def _stage_model(config: Config, site: Site) -> Path:
 
 
 def _stage_data(config: Config) -> Path:
+    from ftlib.data.loaders import hub as hub_datasets
     from ftlib.data.sources import MAKERS
 
+    if config.data.source == "hub":
+        hub_datasets.fetch(config.data)
     root = Path(config.data.root)
     if config.data.source in MAKERS and not files.is_complete(root):
         with files.publish_folder(root) as temporary:

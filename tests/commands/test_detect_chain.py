@@ -113,8 +113,10 @@ def test_the_shipped_config_of_digits(store: Path, ftlib: Ftlib, monkeypatch: py
     assert json.loads((folder / "scores.json").read_text())["n"] == 6
     record = read_lines(folder / "predictions.jsonl")[0]
     image = store / "datasets" / "digits_detect" / str(record["image"])
-    code, output, error = ftlib("predict", "digits_detect", "--image", image, "--prompt", record["prompt"])
+    asked = ["predict", "digits_detect", "--image", image, "--prompt", record["prompt"], "--draw", store / "drawn.png"]
+    code, output, error = ftlib(*asked)
     assert (code, output.strip()) == (0, record["prediction"]), error
+    assert min(Image.open(store / "drawn.png").size) >= 320
 
 
 def test_refer(config: Callable[[str], Path], ftlib: Ftlib, store: Path, answered: Callable[[str], None]) -> None:
