@@ -188,7 +188,7 @@ def _records(
     records = []
     texts = choose(shares, labels, evaluation.positive, threshold)
     for row, text, answer, row_shares in zip(rows, texts, answers, shares, strict=True):
-        likely = {label: round(float(share), 6) for label, share in zip(labels, row_shares, strict=True)}
+        likely = {label: round(float(share), 12) for label, share in zip(labels, row_shares, strict=True)}
         records.append(_record(row, asked.config, text, answer) | {"probabilities": likely})
     return records, found
 
