@@ -90,8 +90,10 @@ def _results(
                 scores = evaluate_split(asked, split, folders[when], None if chosen_here else threshold)
                 if scores is None:
                     continue
-                change = compare_evaluations(config, asked.prepared.labels, folders["before"], folders["after"])
-                if change and when == "after":
+                change = None
+                if when == "after":
+                    change = compare_evaluations(config, asked.prepared.labels, folders["before"], folders["after"])
+                if change:
                     files.write_json(folders[when].with_name("comparison.json"), change)
                     scores = {**scores, "change": change}
                 yield {"when": when, "data": name, "split": split, **scores}

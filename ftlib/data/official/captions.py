@@ -8,8 +8,7 @@ nocaps have it, too. Results: `[{"image_id", "caption"}]`. Karpathy's `dataset_c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from ftlib.data.official.results import (
     require_same_ids,
 )
 from ftlib.errors import UserError
-from ftlib.files import write_text
 from ftlib.metrics.captions import measure
 from ftlib.metrics.totals import Measured
 
@@ -94,18 +92,6 @@ def read_results(path: Path) -> dict[Id, str]:
     """
     records = by_id(path, read_records(path, _RESULT), "image_id")
     return {key: record["caption"] for key, record in records.items()}
-
-
-def write_results(path: Path, captions: Mapping[Id, str]) -> None:
-    """Write the result file that the evaluation server takes.
-
-    Args:
-        captions: image id → caption.
-
-    Raises:
-        UserError: no space, or not writable.
-    """
-    write_text(path, json.dumps([{"image_id": key, "caption": caption} for key, caption in captions.items()]))
 
 
 def score(references: Sequence[Path], predictions: Path) -> Measured:

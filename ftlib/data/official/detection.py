@@ -7,9 +7,8 @@ Release: `{"images": [{"id", "file_name", "width", "height"}], "categories": [{"
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ftlib.data.official.results import (
     require_fields,
 )
 from ftlib.errors import UserError
-from ftlib.files import write_text
 from ftlib.metrics import boxes
 from ftlib.metrics.boxes import Box, Detection, Object
 from ftlib.metrics.totals import Measured
@@ -102,15 +100,6 @@ def read_results(path: Path, instances: Instances) -> list[Detection]:
         Detection(record["image_id"], record["category_id"], _box(record["bbox"]), float(record["score"]))
         for record in records
     ]
-
-
-def write_results(path: Path, detections: Iterable[Detection]) -> None:
-    """Write the result file that pycocotools and the challenge's server take."""
-    records = [
-        {"image_id": one.image, "category_id": one.category, "bbox": list(one.box), "score": one.score}
-        for one in detections
-    ]
-    write_text(path, json.dumps(records))
 
 
 def score(references: Sequence[Path], predictions: Path) -> Measured:

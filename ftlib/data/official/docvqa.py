@@ -7,8 +7,7 @@ Source: rrc.cvc.uab.es, challenge 17, task 1.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ftlib.data.official.results import (
     require_same_ids,
 )
 from ftlib.errors import UserError
-from ftlib.files import write_text
 from ftlib.metrics import anls
 from ftlib.metrics.totals import Measured
 
@@ -78,15 +76,6 @@ def read_results(path: Path) -> dict[Id, str]:
     """
     records = by_id(path, read_records(path, {"questionId": _ID, "answer": str}), "questionId")
     return {key: record["answer"] for key, record in records.items()}
-
-
-def write_results(path: Path, answers: Mapping[Id, str]) -> None:
-    """Write the submission that the challenge's server takes.
-
-    Args:
-        answers: question id → answer.
-    """
-    write_text(path, json.dumps([{"questionId": key, "answer": answer} for key, answer in answers.items()]))
 
 
 def score(references: Sequence[Path], predictions: Path) -> Measured:

@@ -8,16 +8,14 @@ Source: cs.stanford.edu/people/dorarad/gqa/download.html, evaluate.html.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ftlib.data.official.large import read_large_json, repeated_keys, require_parsed
 from ftlib.data.official.results import by_id, name_ids, read_records, require_fields, require_same_ids
 from ftlib.errors import UserError
-from ftlib.files import write_text
 from ftlib.metrics import gqa
 from ftlib.metrics.gqa import Choices, Question
 from ftlib.metrics.totals import Measured
@@ -57,15 +55,6 @@ def read_results(path: Path) -> dict[str, str]:
     """
     records = by_id(path, read_records(path, {"questionId": str, "prediction": str}), "questionId")
     return {key: record["prediction"] for key, record in records.items()}
-
-
-def write_results(path: Path, answers: Mapping[str, str]) -> None:
-    """Write the predictions that the challenge's server takes.
-
-    Args:
-        answers: question id → answer.
-    """
-    write_text(path, json.dumps([{"questionId": key, "prediction": answer} for key, answer in answers.items()]))
 
 
 def score(references: Sequence[Path], predictions: Path, choices: Path | None = None) -> Measured:

@@ -7,11 +7,11 @@ as invalid.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftlib.data.official.rows import Row, only, read_answers, read_rows, write_lines
+from ftlib.data.official.rows import Row, only, read_answers, read_rows
 from ftlib.metrics import boxes
 from ftlib.metrics.boxes import Box
 from ftlib.metrics.totals import Measured
@@ -24,15 +24,6 @@ def read_references(path: Path) -> list[Row[Box]]:
         UserError: the file is malformed, ids occur twice, a box has no extent.
     """
     return read_rows(path, {"box": list}, _expected)
-
-
-def write_results(path: Path, predictions: Mapping[str, Box | None]) -> None:
-    """Write a result file.
-
-    Args:
-        predictions: id → x_min, y_min, x_max, y_max in pixels, or None.
-    """
-    write_lines(path, ({"id": key, "box": box} for key, box in predictions.items()))
 
 
 def score(references: Sequence[Path], predictions: Path) -> Measured:

@@ -23,16 +23,25 @@ def read_json_file(path: Path) -> Any:
     Raises:
         UserError: missing, empty, not UTF-8 or not JSON.
     """
+    return _parse(_text(path), path)
+
+
+def _text(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8: {error}") from None
+
+
+def _parse(text: str, path: Path, lines_before: int = 0) -> Any:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+        raise UserError(f"{path}:{lines_before + error.lineno}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists without end
-        raise UserError(f"{path}: not JSON that can be read: {error}") from None
+        raise UserError(f"{path}:{lines_before + 1}: not JSON that can be read: {error}") from None
 
 
 def read_records(path: Path, types: Types) -> list[dict[str, Any]]:
@@ -44,7 +53,11 @@ def read_records(path: Path, types: Types) -> list[dict[str, Any]]:
     Raises:
         UserError: no such list, no record in it, or records with missing or wrong fields (the first 20 in words).
     """
-    records = _read_lines(path) if path.suffix == ".jsonl" else read_json_file(path)
+    if path.suffix == ".jsonl":
+        lines = enumerate(_text(path).split("\n"))
+        records = [_parse(line, path, number) for number, line in lines if line.strip()]
+    else:
+        records = read_json_file(path)
     if not isinstance(records, list):
         raise UserError(f"{path}: a list of records is needed, found {type(records).__name__}")
     check_records(path, records, types)
@@ -119,26 +132,6 @@ def name_ids(ids: Iterable[Any]) -> str:
     ordered = sorted(set(ids), key=lambda value: (str(type(value)), value))
     shown = ", ".join(map(str, ordered[:IDS_SHOWN]))
     return shown + (f" … and {len(ordered) - IDS_SHOWN} more" if len(ordered) > IDS_SHOWN else "")
-
-
-def _read_lines(path: Path) -> list[Any]:
-    records = []
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                number += 1
-                if line.strip():
-                    records.append(json.loads(line))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not valid JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}:{number}: not JSON that can be read: {error}") from None
-    return records
 
 
 def _fault(record: Any, types: Types) -> str | None:

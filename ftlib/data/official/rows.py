@@ -7,8 +7,7 @@ Ids are compared as they are written: 7 and "7" are one. A JSON list of the same
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,7 +15,6 @@ from typing import Any, Generic, TypeVar
 from ftlib.data.examples import raise_faults
 from ftlib.data.official.results import Types, by_id, read_records, require_same_ids
 from ftlib.errors import UserError
-from ftlib.files import write_text
 
 ID: tuple[type, ...] = (str, int)
 
@@ -100,20 +98,6 @@ def read_predictions(path: Path, rows: Sequence[Row[Any]]) -> list[str]:
         UserError: the file is malformed, ids occur twice, are missing or unknown.
     """
     return read_answers(path, {"prediction": str}, lambda record: record["prediction"].strip(), rows)
-
-
-def write_results(path: Path, predictions: Mapping[str, str]) -> None:
-    """Write predictions that are texts.
-
-    Args:
-        predictions: id → prediction.
-    """
-    write_lines(path, ({"id": key, "prediction": text} for key, text in predictions.items()))
-
-
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSONL whole or not at all."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _read(path: Path, types: Types) -> dict[str, dict[str, Any]]:

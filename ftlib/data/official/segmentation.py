@@ -7,12 +7,12 @@ is no mask: its IoU is 0, and it is counted as invalid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ftlib.data.examples import raise_faults
-from ftlib.data.official.rows import Row, only, read_answers, read_rows, write_lines
+from ftlib.data.official.rows import Row, only, read_answers, read_rows
 from ftlib.metrics import masks
 from ftlib.metrics.masks import Mask, from_polygons, from_run_lengths
 from ftlib.metrics.totals import Measured
@@ -25,15 +25,6 @@ def read_references(path: Path) -> list[Row[Mask]]:
         UserError: the file is malformed, ids occur twice, a mask is empty.
     """
     return read_rows(path, {"mask": dict}, _expected)
-
-
-def write_results(path: Path, predictions: Mapping[str, Mask | None]) -> None:
-    """Write a result file.
-
-    Args:
-        predictions: id → mask, or None.
-    """
-    write_lines(path, ({"id": key, "mask": mask and write_mask(mask)} for key, mask in predictions.items()))
 
 
 def score(references: Sequence[Path], predictions: Path) -> Measured:

@@ -7,9 +7,8 @@ splits. Results: `[{"question_id", "answer"}]`. Source: visualqa.org/vqa_v2_teas
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 from ftlib.data.official.large import read_large_json, require_parsed
 from ftlib.data.official.results import Types, by_id, check_records, read_records, require_fields, require_same_ids
 from ftlib.errors import UserError
-from ftlib.files import write_text
 from ftlib.metrics import vqa
 from ftlib.metrics.totals import Measured
 
@@ -80,15 +78,6 @@ def read_results(path: Path) -> dict[Id, str]:
     """
     records = by_id(path, read_records(path, {"question_id": _ID, "answer": str}), "question_id")
     return {key: record["answer"] for key, record in records.items()}
-
-
-def write_results(path: Path, answers: Mapping[Id, str]) -> None:
-    """Write the result file that the challenge's server takes.
-
-    Args:
-        answers: question id → answer.
-    """
-    write_text(path, json.dumps([{"question_id": key, "answer": answer} for key, answer in answers.items()]))
 
 
 def score(references: Sequence[Path], predictions: Path) -> Measured:

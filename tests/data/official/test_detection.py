@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ftlib.__main__ import main
-from ftlib.data.official.detection import Picture, read_instances, read_results, score, write_results
+from ftlib.data.official.detection import Picture, read_instances, read_results, score
 from ftlib.errors import UserError
 from ftlib.metrics.boxes import Detection, Object
 
@@ -73,16 +73,15 @@ def test_scores_are_pycocotools(tmp_path: Path) -> None:
     assert 0.2 < values["AP"] < 0.9
 
 
-def test_what_is_written_is_read_and_loaded_by_pycocotools(tmp_path: Path) -> None:
+def test_what_is_read_is_loaded_by_pycocotools(tmp_path: Path) -> None:
     references, predictions = files(tmp_path)
     found = read_results(predictions, read_instances(references))
-    write_results(tmp_path / "written.json", found)
-    assert read_results(tmp_path / "written.json", read_instances(references)) == found
+    assert len(found) == 3
     truth = COCO()
     truth.dataset = INSTANCES
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        assert len(truth.loadRes(str(tmp_path / "written.json")).anns) == 3
+        assert len(truth.loadRes(str(predictions)).anns) == 3
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ftlib.data.official.referring import read_references, score, write_results
+from ftlib.data.official.referring import read_references, score
 from ftlib.errors import UserError
 
 
@@ -29,8 +29,8 @@ def test_score_and_invalid_answers(tmp_path: Path) -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     references = jsonl(tmp_path / "references.jsonl", [[0, 0, 10, 10.5]] * 2)
     assert read_references(references)[0].expected == (0, 0, 10, 10.5)
-    write_results(tmp_path / "predictions.jsonl", {"1": None, "0": (0, 0, 10, 10.5)})
-    assert score([references], tmp_path / "predictions.jsonl").rows == [1, 0]
+    predictions = jsonl(tmp_path / "predictions.jsonl", [[0, 0, 10, 10.5], None])
+    assert score([references], predictions).rows == [1, 0]
 
 
 @pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, 3, "4"], [1, 2, 3, True], [1, 2, 3, float("inf")], {}, "box", 5])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ftlib.__main__ import main
-from ftlib.data.official.rows import read_predictions, read_texts, write_results
+from ftlib.data.official.rows import read_predictions, read_texts
 from ftlib.errors import UserError
 
 
@@ -45,8 +45,8 @@ def test_predictions_come_in_the_order_of_the_references(tmp_path: Path) -> None
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     rows = read_texts(jsonl(tmp_path / "references.jsonl", [{"id": "ä", "suffix": "a"}, {"id": 2, "suffix": "b"}]))
-    write_results(tmp_path / "predictions.jsonl", {"2": "猫\nhund", "ä": "a"})
-    assert read_predictions(tmp_path / "predictions.jsonl", rows) == ["a", "猫\nhund"]
+    answers = [{"id": "2", "prediction": "猫\nhund"}, {"id": "ä", "prediction": "a"}]
+    assert read_predictions(jsonl(tmp_path / "predictions.jsonl", answers), rows) == ["a", "猫\nhund"]
 
 
 BOX = [1, 2, 30, 40]
