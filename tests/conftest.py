@@ -13,7 +13,7 @@ import pytest
 
 from ftlib.__main__ import main
 
-# Several test processes compute at once; more threads than cores only slow each other down. torch reads it when imported.
+# Several test processes compute at once: one thread each. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
