@@ -108,15 +108,25 @@ def find_run(text: str, site: Site) -> Run:
     Raises:
         UserError: no such run, or several.
     """
+    found = find_runs(text, site)
+    if len(found) > 1:
+        choices = "\n".join(f"  {run.folder.parent.name}/{run.folder.name}" for run in found)
+        raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
+    return found[0]
+
+
+def find_runs(text: str, site: Site) -> list[Run]:
+    """A run by its folder or its `name/identity`, or all runs of a name.
+
+    Raises:
+        UserError: no such run.
+    """
     for folder in (Path(text), site.runs / text):
         if (folder / "config.yaml").is_file():
-            return Run(folder.absolute())
+            return [Run(folder.absolute())]
     under = sorted((site.runs / text).glob("*/config.yaml"))
-    if len(under) == 1:
-        return Run(under[0].parent)
     if under:
-        choices = "\n".join(f"  {path.parent.parent.name}/{path.parent.name}" for path in under)
-        raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
+        return [Run(path.parent) for path in under]
     known = sorted(path.parent.parent.name for path in site.runs.glob("*/*/config.yaml"))
     names = ", ".join(dict.fromkeys(known)) or "none"
     remedy = f"Runs in {site.runs}: {names}"
