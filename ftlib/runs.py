@@ -231,8 +231,8 @@ def _process_start(pid: int) -> str | None:
 
 
 def _take(path: Path, me: dict[str, Any]) -> None:
-    """Create owner.json exclusively (a hard link fails if the name exists, on NFS too), after removing a dead one."""
-    proposal = path.with_name(f"owner.{me['token']}")
+    """Create an owner's file exclusively (a hard link fails if the name exists, on NFS too) or replace a dead one's."""
+    proposal = path.with_name(f"{path.name}.{me['token']}")
     files.write_json(proposal, me)
     try:
         while True:
@@ -242,28 +242,36 @@ def _take(path: Path, me: dict[str, Any]) -> None:
             except FileExistsError:
                 if _read_owner(path) == me:  # NFS lost the answer, not the link
                     return
-                _remove_dead(path, proposal)
+                if _replace_dead(path, proposal, me):
+                    return
     finally:
         proposal.unlink(missing_ok=True)
 
 
-def _remove_dead(path: Path, proposal: Path) -> None:
+def _replace_dead(path: Path, proposal: Path, me: dict[str, Any]) -> bool:
+    """Put the proposal in the place of a dead owner's file; False if that is gone.
+
+    Only who owns the right to bury that very owner may touch the file: of many that see the same dead owner, one must
+    not move away what another has just put there.
+    """
     other = _read_owner(path)
     if other is None:
-        return
+        return False
     if _is_alive(other, path, proposal):
         job = f", Slurm job {other['job']}" if other["job"] else ""
         raise UserError(
             f"{path.parent}: another process is at work on it: process {other['pid']} on {other['host']}{job}",
             "Wait for it or stop it; then run the same command again.",
         )
-    aside = path.with_name(f"{proposal.name}.dead")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read_owner(aside) != other:  # somebody else was quicker: what we moved is alive, put it back
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+    burial = path.with_name(f"owner.{other['token']}.buried")
+    _take(burial, me)
+    try:
+        if _read_owner(path) != other:
+            return False
+        proposal.replace(path)
+        return True
+    finally:
+        burial.unlink(missing_ok=True)
 
 
 def _read_owner(path: Path) -> dict[str, Any] | None:
