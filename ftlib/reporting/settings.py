@@ -33,8 +33,11 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The setting in words; a lone setting has the name of its runs."""
-        return ", ".join(f"{key}={value}" for key, value in self.values.items()) or self.runs[0].config.name
+        """The setting in words, keys by their last part where that is clear; a lone setting has its runs' name."""
+        ends = [key.rpartition(".")[2] for key in self.values]
+        known = zip(self.values.items(), ends, strict=True)
+        words = [f"{end if ends.count(end) == 1 else key}={value}" for (key, value), end in known]
+        return ", ".join(words) or self.runs[0].config.name
 
     def spread(self, split: str, when: str = AFTER) -> Spread | None:
         """Over the seeds that have a score of the run's own dataset; None if no run has."""

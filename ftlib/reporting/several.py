@@ -82,9 +82,9 @@ def _curves(settings: Sequence[Setting]) -> Node:
     legend = [_key(number, setting.name) for number, setting in enumerate(settings[:COLOURS])]
     if len(settings) > COLOURS:
         legend.append(_key(COLOURS, f"the other {len(settings) - COLOURS}"))
-    chart = charts.overlay_chart(f"Loss of {len(curves)} runs", curves, 1000, 380)
+    chart = charts.overlay_chart(f"Loss of {len(curves)} runs", curves, 760, 320)
     mean = note("Training loss by optimizer step, a running mean of each run; runs of a colour differ in their seeds.")
-    return section("Learning curves", tag("figure", chart), tag("p", *legend, class_="legend"), mean)
+    return section("Learning curves", tag("figure", chart, class_="large"), tag("p", *legend, class_="legend"), mean)
 
 
 def _key(colour: int, name: str) -> Node:

@@ -27,7 +27,7 @@ def _row(prediction: str, expected: str, **more: Any) -> dict[str, Any]:
 
 
 def test_boxes_stand_where_the_tokens_say() -> None:
-    answered = "<loc0001><loc0002><loc0900><loc0800> cat"
+    answered = to_text([Located((0.5, 0.25, 1.0, 0.75), "cat")])
     expected = to_text([Located((0.0, 0.0, 0.5, 1.0), "cat")])
     found = overlay(_row(answered, expected))
     assert found

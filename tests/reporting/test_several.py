@@ -101,7 +101,7 @@ def test_the_page(sweep: list[Run], ftlib: Ftlib) -> None:
     path = Path(out.strip())
     assert (code, path.name, path.parent) == (0, "report.html", sweep[0].folder.parent)
     page = path.read_text(encoding="utf-8")
-    assert "Best on valid: training.learning_rate=0.001 – accuracy 0.800 ± 0.100; test 0.500 ± 0.000" in page
+    assert "Best on valid: learning_rate=0.001 – accuracy 0.800 ± 0.100; test 0.500 ± 0.000" in page
     assert "6 runs: 5 finished, 1 diverged." in page
     assert "2 of 3" in page  # seeds with a score
     assert page.count('<polyline points="') == 6
@@ -126,7 +126,7 @@ def test_markdown_and_csv_stand_beside_it(sweep: list[Run], ftlib: Ftlib, tmp_pa
         ("0.01", "2"): 0.8,
     }
     text = (tmp_path / "sweep.md").read_text()
-    assert r"| training.learning\_rate=0.001 | 3 of 3 | 0.800 ± 0.100 |" in text
+    assert r"| learning\_rate=0.001 | 3 of 3 | 0.800 ± 0.100 |" in text
 
 
 def test_two_keys_get_their_effects_apart(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
