@@ -6,6 +6,8 @@ share, such as a sweep's: which setting is best and how sure that is, and what b
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +17,13 @@ from ftlib.reporting.collect import RunRecord, collect
 from ftlib.reporting.exports import markdown, score_lines
 from ftlib.reporting.page import render
 from ftlib.reporting.several import render_several
+from ftlib.reporting.trackers import write_tensorboard, write_wandb
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib report RUN… [-o F]`"""
+    """`ftlib report RUN… [-o F] [--tensorboard] [--wandb PROJECT]`"""
     command = command_line.parser("report", __doc__)
     command.add_argument("runs", metavar="RUN", nargs="+", help="run folder, its name, or the name of several runs")
     command.add_argument(
@@ -30,6 +33,8 @@ def main(argv: list[str]) -> int:
         type=Path,
         help="default: report.html in the run folder, or in the folder of the first name",
     )
+    command.add_argument("--tensorboard", action="store_true", help="event files in every run folder too")
+    command.add_argument("--wandb", metavar="PROJECT", help="an offline Weights & Biases run in every run folder too")
     parsed = command.parse_args(argv)
     site = find_site()
     found = _find(parsed.runs, site)
@@ -37,6 +42,12 @@ def main(argv: list[str]) -> int:
     path = parsed.output or (found[0].report if len(found) == 1 else found[0].folder.parent / "report.html")
     _write(path, records)
     print(path)
+    if parsed.tensorboard:
+        folders = [write_tensorboard(record) for record in console.tracked(records, "writing event files")]
+        console.say(f"look at them with: tensorboard --logdir {shlex.quote(str(_common(folders)))}")
+    if parsed.wandb:
+        for record in console.tracked(records, "writing wandb runs"):
+            console.say(f"send it with: wandb sync {shlex.quote(str(write_wandb(record, parsed.wandb)))}")
     return 0
 
 
@@ -44,6 +55,10 @@ def _find(texts: Sequence[str], site: Site) -> list[Run]:
     """Each run once, in the order in which they are named."""
     found = [run for text in texts for run in runs.find_runs(text, site)]
     return list({run.folder: run for run in found}.values())
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath(folders))
 
 
 def _write(path: Path, records: Sequence[RunRecord]) -> None:
