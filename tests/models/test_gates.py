@@ -26,13 +26,13 @@ LORA = Lora(method="lora", r=4, alpha=8, freeze=[])
 
 
 @pytest.fixture(scope="module")
-def inputs(shared: Path) -> PaliGemmaInputs:
-    return PaliGemmaInputs.load(shared / "model")
+def inputs(folder: Path) -> PaliGemmaInputs:
+    return PaliGemmaInputs.load(folder)
 
 
 @pytest.fixture
-def model(shared: Path) -> torch.nn.Module:
-    return load_weights(shared / "model", "float32").eval()
+def model(folder: Path) -> torch.nn.Module:
+    return load_weights(folder, "float32").eval()
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def train_a_little(model: torch.nn.Module, batch: dict[str, Tensor]) -> None:
 
 
 def test_a_saved_adapter_is_really_loaded(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, shared: Path, tmp_path: Path
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, folder: Path, tmp_path: Path
 ) -> None:
     batch = inputs.batch(rows_of(inputs, image))
     base = logits_of(model, batch)
@@ -241,17 +241,17 @@ def test_a_saved_adapter_is_really_loaded(
     assert (ours - base).abs().max() > 0.1
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
 
-    again = load_adapter(load_weights(shared / "model", "float32"), tmp_path).eval()
+    again = load_adapter(load_weights(folder, "float32"), tmp_path).eval()
     assert torch.equal(logits_of(again, batch), ours)
 
     from peft import PeftModel
 
-    plain = PeftModel.from_pretrained(load_weights(shared / "model", "float32"), tmp_path).eval()
+    plain = PeftModel.from_pretrained(load_weights(folder, "float32"), tmp_path).eval()
     assert torch.equal(logits_of(plain, batch), ours)
     torch.testing.assert_close(logits_of(plain.merge_and_unload(), batch), ours, rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, shared: Path, tmp_path: Path) -> None:
+def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     prepare_for_training(model, LORA, "some/base").save_pretrained(tmp_path, save_embedding_layers=False)
@@ -260,12 +260,12 @@ def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, shared: P
     weights["renamed." + name] = weights.pop(name)
     save_file(weights, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match="1 missing weights"):
-        load_adapter(load_weights(shared / "model", "float32"), tmp_path)
+        load_adapter(load_weights(folder, "float32"), tmp_path)
 
 
-def test_adapters_go_where_they_should(shared: Path) -> None:
+def test_adapters_go_where_they_should(folder: Path) -> None:
     def adapted(**settings: object) -> list[str]:
-        model = prepare_for_training(load_weights(shared / "model", "float32"), Lora(method="lora", **settings), "x")
+        model = prepare_for_training(load_weights(folder, "float32"), Lora(method="lora", **settings), "x")
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     assert all("language_model" in name for name in adapted())
@@ -290,12 +290,12 @@ def test_frozen_parts_stay(model: torch.nn.Module, inputs: PaliGemmaInputs, imag
             assert not torch.equal(parameter, before[name]), name
 
 
-def test_a_model_without_some_weights_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_a_model_without_some_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(shared / "model", tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     dropped = next(name for name in sorted(weights) if "q_proj" in name)
     kept = {name: tensor for name, tensor in weights.items() if name != dropped}
@@ -309,13 +309,13 @@ def test_a_model_without_some_weights_is_refused(shared: Path, tmp_path: Path) -
         load_weights(tmp_path / "model", "float32")
 
 
-def test_weights_under_older_key_names_are_found(model: torch.nn.Module, shared: Path, tmp_path: Path) -> None:
+def test_weights_under_older_key_names_are_found(model: torch.nn.Module, folder: Path, tmp_path: Path) -> None:
     """Checkpoints of the released models name their weights `language_model.model.…`; transformers maps them."""
     import shutil
 
     from safetensors.torch import save_file
 
-    shutil.copytree(shared / "model", tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "model")
     older = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":
