@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.tiny_paligemma2 import save
+from tests.models.tiny_paligemma import save
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from ftlib.models.paligemma import PaliGemmaInputs
 from ftlib.models.rows import Row, forward_arguments
 from ftlib.training.loss import answer_loss
 from tests.models import literal_gemma2
-from tests.models.tiny_paligemma2 import GEMMA2, save
+from tests.models.tiny_paligemma import GEMMA2, save
 
 pytestmark = pytest.mark.gates
 

@@ -1,4 +1,7 @@
-"""A tiny PaliGemma 2 with random weights, whose caps and window matter: small ones, and weights far from uniform."""
+"""Tiny PaliGemmas of both generations with weights far from uniform, so that answers differ.
+
+The caps and the window of the second are so small that they matter.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,16 @@ GEMMA2 = {
 }
 
 
-def save(folder: Path, **text: Any) -> Path:
+def save(folder: Path, generation: int = 2, **text: Any) -> Path:
     """A model folder; `text` overrides fields of the language part."""
     processor = tiny_processor(SIZE, PATCH)
-    model = tiny_model(processor, **{**GEMMA2, **text})
+    model = tiny_model(processor, **{**(GEMMA2 if generation == 2 else {}), **text})
     torch.manual_seed(11)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
             if ".post_" in name:
-                parameter.add_(
-                    3.0
-                )  # blocks outweigh the embedding of the last token, which is the same in every prompt
+                parameter.add_(3.0)  # blocks outweigh the embedding of the last token, the same in every prompt
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
