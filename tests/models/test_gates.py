@@ -19,6 +19,7 @@ from ftlib.models.generate import answer_rows
 from ftlib.models.loading import load_adapter, load_weights
 from ftlib.models.paligemma import PaliGemmaInputs
 from ftlib.models.rows import IGNORED, Row, forward_arguments
+from ftlib.models.tiny import tiny_processor
 from ftlib.training.loss import answer_loss, count_items
 
 pytestmark = pytest.mark.gates
@@ -91,6 +92,66 @@ def test_the_prompt_sees_itself_both_ways_and_all_of_the_answer_sees_it(
     last_of_prompt = len(row.ids) - row.n_answer - 2
     after = logits_of(model, with_token(batch, last_of_prompt, inputs.tokenizer.convert_tokens_to_ids("Z")))
     assert differing_columns(logits_of(model, batch), after) == list(range(len(row.ids)))
+
+
+def test_without_token_types_the_mask_would_be_wrong(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
+    """The trap that they are there for: the prompt would be causal, or (SDPA, no padding) the answer would leak."""
+    row = inputs.train_row("which one", image, "abc")
+    batch = inputs.batch([row])
+    assert batch["token_type_ids"].tolist() == [[0] * (len(row.ids) - row.n_answer) + [1] * row.n_answer]
+    asked = inputs.question_batch(inputs.prompt_rows(["which one", "x"], image))
+    assert asked["token_type_ids"].shape == asked["input_ids"].shape and not asked["token_type_ids"].any()
+    without = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
+    assert (logits_of(model, without) - logits_of(model, batch)).abs().max() > 1e-3
+
+
+def test_the_image_is_looked_at_and_learned_from(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
+    row = inputs.train_row("read", image, "3")
+    other = inputs.train_row("read", Image.fromarray(255 - np.asarray(image)), "3")
+    changed = logits_of(model, inputs.batch([row])) - logits_of(model, inputs.batch([other]))
+    assert changed.abs().amax(dim=-1).min() > 1e-6
+    answer_loss(model, inputs.batch([row]), "token").backward()
+    towers = [p for name, p in model.named_parameters() if "vision_tower" in name and "k_proj.bias" not in name]
+    assert towers and all(p.grad is not None and p.grad.abs().max() > 0 for p in towers)
+
+
+def test_embedded_prompts_are_what_pixels_give(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
+    """Image features computed beforehand go in as embeddings: as `mm_encoder_outputs` some versions swallow them."""
+    rows = inputs.prompt_rows(["which one", "read"], image)
+    batch = inputs.prompt_batch(model, rows)
+    assert "pixel_values" not in batch and "input_ids" not in batch
+    with torch.no_grad():
+        pixels = logits_of(model, inputs.question_batch(rows))
+        embedded = model(**forward_arguments(batch)).logits
+    seen = batch["attention_mask"].bool()
+    torch.testing.assert_close(embedded[seen], pixels[seen], rtol=1e-5, atol=1e-5)
+
+
+def test_positions_count_from_one_and_leave_padding_out(inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    long, short = (inputs.train_row(prompt, image, "3") for prompt in ("which one", "read"))
+    padding = len(long.ids) - len(short.ids)
+    positions = forward_arguments(inputs.batch([long, short]))["position_ids"].tolist()
+    assert positions[0] == list(range(1, len(long.ids) + 1))
+    assert positions[1][padding:] == list(range(1, len(short.ids) + 1))
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(224, 256), (448, 1024), (896, 4096)])
+def test_an_image_has_the_tokens_of_its_resolution(size: int, tokens: int) -> None:
+    inputs = PaliGemmaInputs(tiny_processor(size, 14))
+    wide = Image.fromarray(np.arange(90 * 30 * 3, dtype=np.uint8).reshape(30, 90, 3))
+    row = inputs.train_row("a", wide, "b")
+    assert row.ids[:tokens] == [inputs.processor.image_token_id] * tokens
+    assert row.ids[tokens] == inputs.tokenizer.bos_token_id and len(row.ids) == tokens + 5
+    assert row.pixels.shape == (3, size, size) and -1 <= row.pixels.min() < row.pixels.max() <= 1
+    theirs = inputs.processor(images=wide, text="<image>a", suffix="b", return_tensors="pt")
+    assert row.ids == theirs["input_ids"][0].tolist()
+    torch.testing.assert_close(row.pixels, theirs["pixel_values"][0], rtol=0, atol=1e-6)
 
 
 def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputs, image: Image.Image) -> None:
