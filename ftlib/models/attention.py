@@ -12,10 +12,11 @@ models/ppp/gemma.py) and without the final cap (configs/proj/paligemma/transfers
 from __future__ import annotations
 
 import inspect
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ftlib.errors import UserError
@@ -84,17 +85,40 @@ def apply_final_softcap(model: PreTrainedModel) -> None:
     model.get_output_embeddings().register_forward_hook(capped)
 
 
+def as_attention_mask(model: torch.nn.Module, seen: Tensor, dtype: torch.dtype) -> Any:
+    """What a position may look at, in the form that the model's attention takes.
+
+    Args:
+        seen: shape (rows, length, length), bool.
+        dtype: of the model's numbers.
+
+    Returns:
+        Shape (rows, 1, length, length): 0 where it may look, the type's least number where not; a BlockMask for flex.
+    """
+    if _attends_by_flex(model):
+        rows, queries, keys = seen.shape
+        return create_block_mask(
+            lambda row, head, query, key: seen[row, query, key], rows, None, queries, keys, device=str(seen.device)
+        )
+    least = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, least)[:, None]
+
+
 def check_trainable(model: PreTrainedModel) -> None:
     """Refuse what flex attention cannot train.
 
     Raises:
         UserError: no GPU, or dropout inside attention.
     """
-    text = model.config.get_text_config()
-    if text._attn_implementation != "flex_attention":
+    if not _attends_by_flex(model):
         return
     remedy = "Take model.attention: auto; it stays the same run."
     if not torch.cuda.is_available():
         raise UserError("model.attention: flex trains on a GPU only, and torch sees none here", remedy)
-    if getattr(text, "attention_dropout", 0.0):
+    text = model.config.get_text_config()
+    if getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0):
         raise UserError("model.attention: flex does not know dropout, and this model drops attention", remedy)
+
+
+def _attends_by_flex(model: Any) -> bool:
+    return bool(model.config.get_text_config()._attn_implementation == _NAMES["flex"])
