@@ -25,6 +25,7 @@ Attention = Literal["auto", "eager", "sdpa", "flex"]
 FinalSoftcap = Literal["auto", "on", "off"]
 
 _NAMES = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention"}
+_OTHERWISE = "Take model.attention: auto; it stays the same run."
 
 
 def choose_implementation(config: PreTrainedConfig, attention: Attention) -> str | dict[str, str | None] | None:
@@ -36,13 +37,16 @@ def choose_implementation(config: PreTrainedConfig, attention: Attention) -> str
     elsewhere.
 
     Raises:
-        UserError: SDPA for a model whose attention scores are capped.
+        UserError: SDPA for a model whose attention scores are capped; flex without a GPU, where torch compiles it
+            slowly and not always rightly.
     """
     text = config.get_text_config()
     cap = getattr(text, "attn_logit_softcapping", None)
     if cap and attention == "sdpa":
         problem = f"model.attention: sdpa: this model caps attention scores at {cap:g}, which SDPA leaves out"
         raise UserError(problem, "Take auto, eager or flex.")
+    if attention == "flex" and not torch.cuda.is_available():
+        raise UserError("model.attention: flex runs on a GPU, and torch sees none here", _OTHERWISE)
     name = ("eager" if cap else None) if attention == "auto" else _NAMES[attention]
     if text is config or name is None:
         return name
@@ -108,16 +112,13 @@ def check_trainable(model: PreTrainedModel) -> None:
     """Refuse what flex attention cannot train.
 
     Raises:
-        UserError: no GPU, or dropout inside attention.
+        UserError: dropout inside attention.
     """
     if not _attends_by_flex(model):
         return
-    remedy = "Take model.attention: auto; it stays the same run."
-    if not torch.cuda.is_available():
-        raise UserError("model.attention: flex trains on a GPU only, and torch sees none here", remedy)
     text = model.config.get_text_config()
     if getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0):
-        raise UserError("model.attention: flex does not know dropout, and this model drops attention", remedy)
+        raise UserError("model.attention: flex does not know dropout, and this model drops attention", _OTHERWISE)
 
 
 def _attends_by_flex(model: Any) -> bool:
