@@ -28,12 +28,18 @@ class Model(Section):
 
     A training row longer than `max_length` tokens (a causal model's: at most its positions) is dropped and counted,
     truncated at its end, or stops the run. The beginning of a question that is too long is left out, and counted.
+
+    `attention: auto` is SDPA, and eager where the model caps attention scores, as Gemma 2 does in PaliGemma 2; `flex`
+    needs less memory there, on a GPU. `final_softcap: auto` caps the final logits where the checkpoint says so, but not
+    those of PaliGemma 2, as its authors fine-tune it.
     """
 
     family: Literal["paligemma", "causal"]
     base: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["auto", "eager", "sdpa", "flex"] = "auto"
+    final_softcap: Literal["auto", "on", "off"] = "auto"
     max_length: Count | None = None
     too_long: Literal["drop", "truncate", "stop"] = "drop"
 
@@ -260,7 +266,8 @@ _NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
 def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the trained weights; its hash names the run.
 
-    Left out: names, intervals of saving, evaluation, the job, and how an effective batch is cut into micro-batches.
+    Left out: names, intervals of saving, evaluation, the job, how an effective batch is cut into micro-batches, and by
+    which program attention is computed.
     Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
 
     Args:
@@ -268,6 +275,7 @@ def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """
     config = Config.model_validate(raw)
     fields = {key: value for key, value in raw.items() if key not in _NOT_IN_IDENTITY}
+    fields["model"] = {key: value for key, value in raw["model"].items() if key != "attention"}
     fields["training"] = training_fields.result_changing(raw["training"])
     fields["training"]["effective_batch"] = config.effective_batch
     return fields

@@ -106,6 +106,7 @@ def test_saved_config_loads_to_the_same_identity(write_config: Callable[..., Pat
         ["name=other"],
         ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"],
         ["training.gradient_checkpointing=true", "training.dataloader_num_workers=3"],
+        ["model.attention=eager"],
     ],
 )
 def test_what_cannot_change_the_result_keeps_the_identity(
@@ -126,6 +127,7 @@ def test_what_cannot_change_the_result_keeps_the_identity(
         "adapter.freeze=[]",
         "loss.average=example",
         "model.dtype=bfloat16",
+        "model.final_softcap=on",
     ],
 )
 def test_what_changes_the_result_changes_the_identity(write_config: Callable[..., Path], override: str) -> None:

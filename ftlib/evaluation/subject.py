@@ -45,7 +45,14 @@ class Subject:
     @functools.cached_property
     def model(self) -> torch.nn.Module:
         """The weights, on the GPU if there is one."""
-        model: torch.nn.Module = load_weights(self.weights, self.config.model.dtype, self.config.model.family)
+        settings = self.config.model
+        model: torch.nn.Module = load_weights(
+            self.weights,
+            settings.dtype,
+            settings.family,
+            attention=settings.attention,
+            final_softcap=settings.final_softcap,
+        )
         if self.adapter:
             model = load_adapter(model, self.adapter)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")

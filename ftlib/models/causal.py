@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ftlib.config import Lora
 from ftlib.errors import UserError
-from ftlib.hub import require_model
 from ftlib.models.rows import IGNORED, Row, left_padded, positions
+from ftlib.models.tokenizers import load_tokenizer, special_tokens, written_bos
 
 MODEL_CLASS = AutoModelForCausalLM
 _BLOCKS = {"attention": re.compile(r"attn|attention"), "mlp": re.compile(r"mlp|feed_forward|ffn")}
@@ -67,12 +67,10 @@ class CausalInputs:
             raise UserError("the model's tokenizer has no end-of-sequence token, so answers could not end")
         self._tokenizer_eos: int = tokenizer.eos_token_id
         self.pad_id: int = self._tokenizer_eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        first = tokenizer("a")["input_ids"][:1]
-        self._bos = first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
+        self._bos = written_bos(tokenizer)
         self.start = len(self._bos)
-        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        specials = added | set(tokenizer.all_special_tokens)
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True)))
+        specials = sorted(special_tokens(tokenizer), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, specials)))
         self.eos_id = self._end_of_turn() if chat else self._tokenizer_eos
 
     @classmethod
@@ -86,17 +84,7 @@ class CausalInputs:
         Raises:
             UserError: no tokenizer there, or one of another model.
         """
-        require_model(folder)
-        remedy = "The folder needs the tokenizer's files (tokenizer.json or tokenizer.model, tokenizer_config.json)."
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-            problem = f"{folder}: no tokenizer can be read from it: {str(error).splitlines()[0]}"
-            raise UserError(problem, remedy) from None
-        if max(tokenizer.get_vocab().values()) >= config.vocab_size:
-            problem = f"{len(tokenizer)} tokens, {config.vocab_size} rows of embeddings"
-            raise UserError(f"{folder}: tokenizer and model do not belong together: {problem}", remedy)
+        tokenizer, config = load_tokenizer(folder)
         limits = [limit for limit in (max_length, getattr(config, "max_position_embeddings", None)) if limit]
         return cls(tokenizer, min(limits, default=None), **settings)
 

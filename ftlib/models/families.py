@@ -79,6 +79,8 @@ class Family:
         part: (model, parameter's name) → the part of the model that it belongs to.
         lora_modules: (model, adapter) → a regular expression over module names.
         images: whether its rows have images; they must, or must not.
+        local_attention: whether layers that attend locally do so, or to everything, see `attention.py`.
+        final_softcap: whether a cap on the final logits is usual, where the checkpoint has one.
     """
 
     model_class: Any
@@ -86,6 +88,8 @@ class Family:
     part: Callable[[torch.nn.Module, str], str]
     lora_modules: Callable[[torch.nn.Module, Lora], str]
     images: bool
+    local_attention: bool
+    final_softcap: bool
 
 
 FAMILIES: dict[str, Family] = {
@@ -95,6 +99,8 @@ FAMILIES: dict[str, Family] = {
         paligemma.part,
         paligemma.lora_modules,
         images=True,
+        local_attention=False,
+        final_softcap=False,
     ),
     "causal": Family(
         causal.MODEL_CLASS,
@@ -108,6 +114,8 @@ FAMILIES: dict[str, Family] = {
         causal.part,
         causal.lora_modules,
         images=False,
+        local_attention=True,
+        final_softcap=True,
     ),
 }
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ftlib.errors import UserError
+from ftlib.models.attention import as_attention_mask
 from ftlib.models.families import Inputs
 from ftlib.models.rows import Row, positions, shortened
 
@@ -199,7 +200,7 @@ def _likelihoods(
     depth = [step for answer in answers for step in range(len(answer) - 1)]
     logits = model(
         inputs_embeds=embedded,
-        attention_mask=_packed_mask(prompt_mask, inputs.both_ways, owner, depth, embedded.dtype),
+        attention_mask=as_attention_mask(model, _seen(prompt_mask, inputs.both_ways, owner, depth), embedded.dtype),
         position_ids=_packed_positions(prompt_mask, depth, inputs.first_position),
         logits_to_keep=len(fed) + 1,
         use_cache=False,
@@ -210,16 +211,14 @@ def _likelihoods(
     return sums.index_add_(1, torch.tensor(numbers, device=sums.device), chosen)
 
 
-def _packed_mask(
-    prompt_mask: Tensor, both_ways: bool, owner: list[int], depth: list[int], dtype: torch.dtype
-) -> Tensor:
+def _seen(prompt_mask: Tensor, both_ways: bool, owner: list[int], depth: list[int]) -> Tensor:
     """What every position may look at: the prompt, and within its own label what came before.
 
     Args:
         both_ways: whether the prompt itself sees all of the prompt, or only what came before.
 
     Returns:
-        Shape (rows, 1, length, length): 0 where it may, the type's least number where not.
+        Shape (rows, length, length), bool.
     """
     rows, longest = prompt_mask.shape
     owners = torch.tensor(owner, device=prompt_mask.device)
@@ -231,8 +230,7 @@ def _packed_mask(
         seen[:, :longest, :longest] &= torch.ones_like(seen[0, :longest, :longest]).tril()
     own = (owners[:, None] == owners[None, :]) & (depths[:, None] >= depths[None, :])
     seen[:, longest:, longest:] = own
-    least = torch.finfo(dtype).min
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, least)[:, None]
+    return seen
 
 
 def _packed_positions(prompt_mask: Tensor, depth: list[int], first: int) -> Tensor:

@@ -6,34 +6,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ftlib.errors import UserError
 from ftlib.hub import require_model
+from ftlib.models import attention as attending
 from ftlib.models.causal import check_model
 from ftlib.models.families import FAMILIES
 
 
-def load_weights(folder: Path, dtype: str, family: str = "paligemma") -> PreTrainedModel:
+def load_weights(
+    folder: Path,
+    dtype: str,
+    family: str = "paligemma",
+    *,
+    attention: attending.Attention = "auto",
+    final_softcap: attending.FinalSoftcap = "auto",
+) -> PreTrainedModel:
     """Load a checkpoint of any key naming that transformers has used.
 
     `from_pretrained` maps old names to new ones; that every weight found its place is checked here.
 
     Args:
         dtype: "float32", "bfloat16" or "float16".
+        attention, final_softcap: see `config.Model` and `attention.py`.
 
     Raises:
-        UserError: no model there, damaged files, or keys that do not fit.
+        UserError: no model there, damaged files, keys that do not fit, or an attention that does not fit the model.
     """
     require_model(folder)
     try:
+        config = _config(folder, family, final_softcap)
         model, info = FAMILIES[family].model_class.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            attn_implementation=attending.choose_implementation(config, attention),
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from None
     _raise_wrong_keys(folder, info)
     check_model(model, str(folder))
+    attending.apply_final_softcap(model)
     return model
 
 
@@ -56,6 +72,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     _raise_wrong_keys(folder, {"missing_keys": expected - set(weights), "unexpected_keys": set(weights) - expected})
     set_peft_model_state_dict(adapted, weights)
     return adapted
+
+
+def _config(folder: Path, family: str, final_softcap: attending.FinalSoftcap) -> PreTrainedConfig:
+    """The model's own config, with what its family does otherwise."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if not FAMILIES[family].local_attention:
+        attending.attend_everywhere(config)
+    attending.settle_final_softcap(config, final_softcap, usual=FAMILIES[family].final_softcap)
+    return config
 
 
 def _raise_wrong_keys(folder: Path, info: dict[str, Any]) -> None:

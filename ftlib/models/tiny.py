@@ -13,6 +13,7 @@ import string
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -79,7 +80,7 @@ def tiny_processor(size: int = IMAGE_SIZE, patch: int = PATCH_SIZE) -> PaliGemma
     return PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
 
 
-def tiny_config(processor: PaliGemmaProcessor, **text: float) -> PaliGemmaConfig:
+def tiny_config(processor: PaliGemmaProcessor, **text: Any) -> PaliGemmaConfig:
     """The architecture that goes with `tiny_processor`; `text` overrides fields of the language part."""
     tokenizer = processor.tokenizer
     rows = -(-len(tokenizer) // 64) * 64
@@ -111,7 +112,7 @@ def tiny_config(processor: PaliGemmaProcessor, **text: float) -> PaliGemmaConfig
     )
 
 
-def tiny_model(processor: PaliGemmaProcessor, **text: float) -> PaliGemmaForConditionalGeneration:
+def tiny_model(processor: PaliGemmaProcessor, **text: Any) -> PaliGemmaForConditionalGeneration:
     """Random weights from a fixed seed; the caller's random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(WEIGHTS_SEED)

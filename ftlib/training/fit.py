@@ -18,6 +18,7 @@ from ftlib.environment import describe_environment
 from ftlib.errors import UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters, prepare_for_training
+from ftlib.models.attention import check_trainable
 from ftlib.models.families import FAMILIES, check_images
 from ftlib.models.loading import load_weights
 from ftlib.runs import Run
@@ -81,7 +82,9 @@ def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -
     rows = _rows(config, run, prepared, folder)
     training_arguments = arguments.build(config, run.folder)
     set_seed(config.seed)
-    weights = load_weights(folder, config.model.dtype, config.model.family)
+    base = config.model
+    weights = load_weights(folder, base.dtype, base.family, attention=base.attention, final_softcap=base.final_softcap)
+    check_trainable(weights)
     model = prepare_for_training(weights, config.adapter, config.model.base, config.model.family)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
 from ftlib import files
 from ftlib.commands import chat
 from ftlib.data.examples import write_records
-from tests.conftest import LORA, read_lines
+from tests.conftest import read_lines
 from tests.models.tiny_causal import save
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -260,28 +258,3 @@ def test_images_are_nothing_for_a_causal_model(
     assert ftlib("prepare", config)[0] == 0
     code, _, error = ftlib("train", config)
     assert code == 2 and "reads text only" in error
-
-
-def test_a_paligemma_adapter_answers_alike_in_plain_peft(
-    write_config: Callable[..., Path], store: Path, shared: Path, ftlib: Ftlib
-) -> None:
-    from peft import PeftModel
-    from transformers import PaliGemmaForConditionalGeneration, PaliGemmaProcessor
-
-    config = write_config(LORA, replace=("max_steps: 12", "max_steps: 3"))
-    assert ftlib("prepare", config)[0] == 0
-    code, output, _ = ftlib("train", config)
-    run = Path(output.strip())
-    assert code == 0 and ftlib("evaluate", "tiny", "--split", "test")[0] == 0
-    processor = PaliGemmaProcessor.from_pretrained(shared / "model")
-    plain = PaliGemmaForConditionalGeneration.from_pretrained(shared / "model")
-    model = PeftModel.from_pretrained(plain, run / "adapter").eval()
-    records = read_lines(run / "eval" / "jsonl" / "test" / "after" / "predictions.jsonl")
-    for record in records:
-        image = Image.open(shared / "data" / str(record["image"])).convert("RGB")
-        batch = processor(images=image, text=f"<image>{record['prompt']}", return_tensors="pt")
-        with torch.no_grad():
-            ids = model.generate(**batch, max_new_tokens=4, do_sample=False)
-        answer = processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert answer.strip() == record["prediction"]
-    assert len(records) == 12

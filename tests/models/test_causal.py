@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -374,8 +375,6 @@ def test_a_saved_adapter_is_really_loaded(
 
 
 def test_missing_weights_and_foreign_tokenizers_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(folders["gpt_neox"], tmp_path / "model")
@@ -393,10 +392,52 @@ def test_missing_weights_and_foreign_tokenizers_are_refused(folders: dict[str, P
         CausalInputs.load(tmp_path / "model")
 
 
+def with_fields(file: Path, **fields: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer"),
+    [
+        ({"eos_token_id": ["<eos>", "<|im_end|>"]}, {"eos_token": "<|im_end|>"}),  # as in Llama 3, instruct
+        ({}, {"eos_token": "<|im_end|>"}),  # as in chat models that were tuned by others
+        ({"eos_token_id": None, "bos_token_id": None}, {}),  # as in Phi 1.5
+    ],
+)
+def test_the_tokenizers_of_real_checkpoints_are_taken(
+    folders: dict[str, Path], tmp_path: Path, model: dict[str, object], tokenizer: dict[str, object]
+) -> None:
+    own = CausalInputs.load(folders["llama"]).tokenizer
+    if isinstance(ends := model.get("eos_token_id"), list):
+        model = {"eos_token_id": own.convert_tokens_to_ids(ends)}
+    shutil.copytree(folders["llama"], tmp_path / "model")
+    with_fields(tmp_path / "model" / "config.json", **model)
+    with_fields(tmp_path / "model" / "tokenizer_config.json", **tokenizer)
+    assert CausalInputs.load(tmp_path / "model").eos_id == own.convert_tokens_to_ids(
+        tokenizer.get("eos_token", "<eos>")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"eos_token_id": 300}, "eos is 300 in the model, which is no special token of the tokenizer"),
+        ({"eos_token_id": [300, 301]}, "eos is 300 or 301 in the model"),
+        ({"bos_token_id": 1}, r"bos is \d+ in the tokenizer, 1 in the model"),
+        ({"vocab_size": 300}, r"token ids up to \d+, 300 rows of embeddings"),
+    ],
+)
+def test_a_tokenizer_that_disagrees_with_the_config_is_refused(
+    folders: dict[str, Path], tmp_path: Path, fields: dict[str, object], fault: str
+) -> None:
+    shutil.copytree(folders["llama"], tmp_path / "model")
+    with_fields(tmp_path / "model" / "config.json", **fields)
+    with pytest.raises(UserError, match=f"do not belong together: {fault}"):
+        CausalInputs.load(tmp_path / "model")
+
+
 def test_an_old_checkpoint_is_found_whole(folders: dict[str, Path], tmp_path: Path) -> None:
     """OpenCALM's files are of 2023: pytorch_model.bin, masks and frequencies among the weights, an older head."""
-    import shutil
-
     model = load_weights(folders["gpt_neox"], "float32", "causal")
     shutil.copytree(folders["gpt_neox"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     weights = {name.replace("lm_head", "embed_out"): tensor for name, tensor in model.state_dict().items()}

@@ -19,6 +19,7 @@ from ftlib.models.generate import answer_rows
 from ftlib.models.loading import load_adapter, load_weights
 from ftlib.models.paligemma import PaliGemmaInputs
 from ftlib.models.rows import IGNORED, Row, forward_arguments
+from ftlib.models.tiny import tiny_processor
 from ftlib.training.loss import answer_loss, count_items
 
 pytestmark = pytest.mark.gates
@@ -26,13 +27,13 @@ LORA = Lora(method="lora", r=4, alpha=8, freeze=[])
 
 
 @pytest.fixture(scope="module")
-def inputs(shared: Path) -> PaliGemmaInputs:
-    return PaliGemmaInputs.load(shared / "model")
+def inputs(folder: Path) -> PaliGemmaInputs:
+    return PaliGemmaInputs.load(folder)
 
 
 @pytest.fixture
-def model(shared: Path) -> torch.nn.Module:
-    return load_weights(shared / "model", "float32").eval()
+def model(folder: Path) -> torch.nn.Module:
+    return load_weights(folder, "float32").eval()
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,66 @@ def test_the_prompt_sees_itself_both_ways_and_all_of_the_answer_sees_it(
     last_of_prompt = len(row.ids) - row.n_answer - 2
     after = logits_of(model, with_token(batch, last_of_prompt, inputs.tokenizer.convert_tokens_to_ids("Z")))
     assert differing_columns(logits_of(model, batch), after) == list(range(len(row.ids)))
+
+
+def test_without_token_types_the_mask_would_be_wrong(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
+    """The trap that they are there for: the prompt would be causal, or (SDPA, no padding) the answer would leak."""
+    row = inputs.train_row("which one", image, "abc")
+    batch = inputs.batch([row])
+    assert batch["token_type_ids"].tolist() == [[0] * (len(row.ids) - row.n_answer) + [1] * row.n_answer]
+    asked = inputs.question_batch(inputs.prompt_rows(["which one", "x"], image))
+    assert asked["token_type_ids"].shape == asked["input_ids"].shape and not asked["token_type_ids"].any()
+    without = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
+    assert (logits_of(model, without) - logits_of(model, batch)).abs().max() > 1e-3
+
+
+def test_the_image_is_looked_at_and_learned_from(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
+    row = inputs.train_row("read", image, "3")
+    other = inputs.train_row("read", Image.fromarray(255 - np.asarray(image)), "3")
+    changed = logits_of(model, inputs.batch([row])) - logits_of(model, inputs.batch([other]))
+    assert changed.abs().amax(dim=-1).min() > 1e-6
+    answer_loss(model, inputs.batch([row]), "token").backward()
+    towers = [p for name, p in model.named_parameters() if "vision_tower" in name and "k_proj.bias" not in name]
+    assert towers and all(p.grad is not None and p.grad.abs().max() > 0 for p in towers)
+
+
+def test_embedded_prompts_are_what_pixels_give(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+) -> None:
+    """Image features computed beforehand go in as embeddings: as `mm_encoder_outputs` some versions swallow them."""
+    rows = inputs.prompt_rows(["which one", "read"], image)
+    batch = inputs.prompt_batch(model, rows)
+    assert "pixel_values" not in batch and "input_ids" not in batch
+    with torch.no_grad():
+        pixels = logits_of(model, inputs.question_batch(rows))
+        embedded = model(**forward_arguments(batch)).logits
+    seen = batch["attention_mask"].bool()
+    torch.testing.assert_close(embedded[seen], pixels[seen], rtol=1e-5, atol=1e-5)
+
+
+def test_positions_count_from_one_and_leave_padding_out(inputs: PaliGemmaInputs, image: Image.Image) -> None:
+    long, short = (inputs.train_row(prompt, image, "3") for prompt in ("which one", "read"))
+    padding = len(long.ids) - len(short.ids)
+    positions = forward_arguments(inputs.batch([long, short]))["position_ids"].tolist()
+    assert positions[0] == list(range(1, len(long.ids) + 1))
+    assert positions[1][padding:] == list(range(1, len(short.ids) + 1))
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(224, 256), (448, 1024), (896, 4096)])
+def test_an_image_has_the_tokens_of_its_resolution(size: int, tokens: int) -> None:
+    inputs = PaliGemmaInputs(tiny_processor(size, 14))
+    wide = Image.fromarray(np.arange(90 * 30 * 3, dtype=np.uint8).reshape(30, 90, 3))
+    row = inputs.train_row("a", wide, "b")
+    assert row.ids[:tokens] == [inputs.processor.image_token_id] * tokens
+    assert row.ids[tokens] == inputs.tokenizer.bos_token_id and len(row.ids) == tokens + 5
+    assert row.pixels.shape == (3, size, size) and -1 <= row.pixels.min() < row.pixels.max() <= 1
+    theirs = inputs.processor(images=wide, text="<image>a", suffix="b", return_tensors="pt")
+    assert row.ids == theirs["input_ids"][0].tolist()
+    torch.testing.assert_close(row.pixels, theirs["pixel_values"][0], rtol=0, atol=1e-6)
 
 
 def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputs, image: Image.Image) -> None:
@@ -229,7 +290,7 @@ def train_a_little(model: torch.nn.Module, batch: dict[str, Tensor]) -> None:
 
 
 def test_a_saved_adapter_is_really_loaded(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, shared: Path, tmp_path: Path
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, folder: Path, tmp_path: Path
 ) -> None:
     batch = inputs.batch(rows_of(inputs, image))
     base = logits_of(model, batch)
@@ -241,17 +302,17 @@ def test_a_saved_adapter_is_really_loaded(
     assert (ours - base).abs().max() > 0.1
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
 
-    again = load_adapter(load_weights(shared / "model", "float32"), tmp_path).eval()
+    again = load_adapter(load_weights(folder, "float32"), tmp_path).eval()
     assert torch.equal(logits_of(again, batch), ours)
 
     from peft import PeftModel
 
-    plain = PeftModel.from_pretrained(load_weights(shared / "model", "float32"), tmp_path).eval()
+    plain = PeftModel.from_pretrained(load_weights(folder, "float32"), tmp_path).eval()
     assert torch.equal(logits_of(plain, batch), ours)
     torch.testing.assert_close(logits_of(plain.merge_and_unload(), batch), ours, rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, shared: Path, tmp_path: Path) -> None:
+def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     prepare_for_training(model, LORA, "some/base").save_pretrained(tmp_path, save_embedding_layers=False)
@@ -260,12 +321,12 @@ def test_an_adapter_with_other_keys_is_refused(model: torch.nn.Module, shared: P
     weights["renamed." + name] = weights.pop(name)
     save_file(weights, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match="1 missing weights"):
-        load_adapter(load_weights(shared / "model", "float32"), tmp_path)
+        load_adapter(load_weights(folder, "float32"), tmp_path)
 
 
-def test_adapters_go_where_they_should(shared: Path) -> None:
+def test_adapters_go_where_they_should(folder: Path) -> None:
     def adapted(**settings: object) -> list[str]:
-        model = prepare_for_training(load_weights(shared / "model", "float32"), Lora(method="lora", **settings), "x")
+        model = prepare_for_training(load_weights(folder, "float32"), Lora(method="lora", **settings), "x")
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     assert all("language_model" in name for name in adapted())
@@ -290,12 +351,12 @@ def test_frozen_parts_stay(model: torch.nn.Module, inputs: PaliGemmaInputs, imag
             assert not torch.equal(parameter, before[name]), name
 
 
-def test_a_model_without_some_weights_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_a_model_without_some_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(shared / "model", tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     dropped = next(name for name in sorted(weights) if "q_proj" in name)
     kept = {name: tensor for name, tensor in weights.items() if name != dropped}
@@ -309,13 +370,13 @@ def test_a_model_without_some_weights_is_refused(shared: Path, tmp_path: Path) -
         load_weights(tmp_path / "model", "float32")
 
 
-def test_weights_under_older_key_names_are_found(model: torch.nn.Module, shared: Path, tmp_path: Path) -> None:
+def test_weights_under_older_key_names_are_found(model: torch.nn.Module, folder: Path, tmp_path: Path) -> None:
     """Checkpoints of the released models name their weights `language_model.model.…`; transformers maps them."""
     import shutil
 
     from safetensors.torch import save_file
 
-    shutil.copytree(shared / "model", tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "model")
     older = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight":

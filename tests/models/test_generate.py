@@ -23,14 +23,14 @@ LABELS = ["0", "1", "three or eight", "三", "0 1"]
 
 
 @pytest.fixture(scope="module")
-def inputs(shared: Path) -> PaliGemmaInputs:
-    return PaliGemmaInputs.load(shared / "model")
+def inputs(folder: Path) -> PaliGemmaInputs:
+    return PaliGemmaInputs.load(folder)
 
 
 @pytest.fixture(scope="module")
-def model(shared: Path) -> torch.nn.Module:
+def model(folder: Path) -> torch.nn.Module:
     """Weights far from uniform, so that answers differ and some end early."""
-    model = load_weights(shared / "model", "float32").eval()
+    model = load_weights(folder, "float32").eval()
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():

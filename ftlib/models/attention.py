@@ -1,0 +1,125 @@
+"""How a model attends, and where its scores and logits are capped: settled before its weights are loaded.
+
+Gemma 2, the text model of PaliGemma 2, caps attention scores and final logits (`cap · tanh(x / cap)`) and attends
+locally in every second layer (arXiv:2408.00118). Three ways of computing that are wrong without a word: torch's SDPA
+leaves the scores' cap out, FlashAttention leaves PaliGemma's two-way prompt out, and transformers older than 5.23 may
+leave PaliGemma's final cap out. None of them is reached from here.
+
+PaliGemma 2 was trained, and its scores were reached, with every layer attending to everything (big_vision,
+models/ppp/gemma.py) and without the final cap (configs/proj/paligemma/transfers/forkme.py: "Better for transfer").
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ftlib.errors import UserError
+
+Attention = Literal["auto", "eager", "sdpa", "flex"]
+FinalSoftcap = Literal["auto", "on", "off"]
+
+_NAMES = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention"}
+_OTHERWISE = "Take model.attention: auto; it stays the same run."
+
+
+def choose_implementation(config: PreTrainedConfig, attention: Attention) -> str | dict[str, str | None] | None:
+    """What `from_pretrained` is asked for as `attn_implementation`, whatever the checkpoint says of it.
+
+    None leaves the choice to transformers, as for a vision tower always.
+
+    `auto` is eager where attention scores are capped, and transformers' own choice (SDPA, where a model has it)
+    elsewhere.
+
+    Raises:
+        UserError: SDPA for a model whose attention scores are capped; flex without a GPU, where torch compiles it
+            slowly and not always rightly.
+    """
+    text = config.get_text_config()
+    cap = getattr(text, "attn_logit_softcapping", None)
+    if cap and attention == "sdpa":
+        problem = f"model.attention: sdpa: this model caps attention scores at {cap:g}, which SDPA leaves out"
+        raise UserError(problem, "Take auto, eager or flex.")
+    if attention == "flex" and not torch.cuda.is_available():
+        raise UserError("model.attention: flex runs on a GPU, and torch sees none here", _OTHERWISE)
+    name = ("eager" if cap else None) if attention == "auto" else _NAMES[attention]
+    if text is config or name is None:
+        return name
+    return {"": None, **dict.fromkeys(config.sub_configs), "text_config": name}
+
+
+def attend_everywhere(config: PreTrainedConfig) -> None:
+    """Make every layer of the text model attend to everything, in the config that weights are loaded with."""
+    text = config.get_text_config()
+    if getattr(text, "layer_types", None):
+        text.layer_types = ["full_attention"] * text.num_hidden_layers
+
+
+def settle_final_softcap(config: PreTrainedConfig, choice: FinalSoftcap, usual: bool) -> None:
+    """Take the cap on the final logits out of a config, unless it is wanted.
+
+    Args:
+        usual: what `auto` stands for.
+
+    Raises:
+        UserError: a cap is asked for, and the model has none.
+    """
+    text = config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None)
+    if choice == "on" and not cap:
+        raise UserError("model.final_softcap: on: this model has no cap on its final logits", "Take auto.")
+    if cap and (choice == "off" or (choice == "auto" and not usual)):
+        text.final_logit_softcapping = None
+
+
+def apply_final_softcap(model: PreTrainedModel) -> None:
+    """Cap the head's logits here where the installed transformers leaves it out, as 5.19 does for PaliGemma 2."""
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if not cap or "final_logit_softcapping" in inspect.getsource(inspect.unwrap(type(model).forward)):
+        return
+
+    def capped(head: torch.nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        return torch.tanh(logits / cap) * cap
+
+    model.get_output_embeddings().register_forward_hook(capped)
+
+
+def as_attention_mask(model: torch.nn.Module, seen: Tensor, dtype: torch.dtype) -> Any:
+    """What a position may look at, in the form that the model's attention takes.
+
+    Args:
+        seen: shape (rows, length, length), bool.
+        dtype: of the model's numbers.
+
+    Returns:
+        Shape (rows, 1, length, length): 0 where it may look, the type's least number where not; a BlockMask for flex.
+    """
+    if _attends_by_flex(model):
+        rows, queries, keys = seen.shape
+        return create_block_mask(
+            lambda row, head, query, key: seen[row, query, key], rows, None, queries, keys, device=str(seen.device)
+        )
+    least = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, least)[:, None]
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """Refuse what flex attention cannot train.
+
+    Raises:
+        UserError: dropout inside attention.
+    """
+    if not _attends_by_flex(model):
+        return
+    text = model.config.get_text_config()
+    if getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0):
+        raise UserError("model.attention: flex does not know dropout, and this model drops attention", _OTHERWISE)
+
+
+def _attends_by_flex(model: Any) -> bool:
+    return bool(model.config.get_text_config()._attn_implementation == _NAMES["flex"])
