@@ -22,7 +22,20 @@ _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 """Thai, Lao, Burmese, Khmer, kana and Han."""
 
 Record = dict[str, Any]
-"""A line of predictions.jsonl: id, image, prompt, prediction, references and, from the dataset, facts."""
+"""A line of predictions.jsonl: id, image, prompt, prediction, references and, from the dataset, facts.
+
+Of a mixture also `dataset`, the part that a row comes from; its id then begins with the part's name.
+"""
+
+
+def by_dataset(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The rows of each part of a mixture, as they were without the others; none if the rows are of no mixture."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        if name := record.get("dataset"):
+            own = {field: value for field, value in record.items() if field != "dataset"}
+            found.setdefault(name, []).append(own | {"id": record["id"].removeprefix(f"{name}/")})
+    return found
 
 
 @dataclass(frozen=True)
@@ -63,14 +76,14 @@ def _vqa(records: Sequence[Record], labels: Sequence[str], positive: str | None)
             raise UserError(problem, f'Give it "references" with at least {VQA_PEOPLE}, or set task: classify.')
     names = {"answer type": "answer_type", "question type": "question_type"}
     kinds = {title: _facts(records, name) for title, name in names.items() if _have(records, name)}
-    return vqa.measure(_predictions(records), _references(records), _facts(records, "image_id", "image"), kinds)
+    return vqa.measure(_predictions(records), _references(records), _groups(records, "image_id"), kinds)
 
 
 def _docvqa(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
     from ftlib.metrics import anls
 
     kinds = {"question type": _facts(records, "question_types")} if _have(records, "question_types") else {}
-    return anls.measure(_predictions(records), _references(records), _facts(records, "docId", "image"), kinds)
+    return anls.measure(_predictions(records), _references(records), _groups(records, "docId"), kinds)
 
 
 def _gqa(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
@@ -82,28 +95,34 @@ def _gqa(records: Sequence[Record], labels: Sequence[str], positive: str | None)
     for record in records:
         fields = {"question": record["prompt"], "answer": record["references"][0], "imageId": record["image"]}
         try:
-            questions[record["id"]] = parse_question(fields | record.get("facts", {}))
+            question = parse_question(fields | record.get("facts", {}))
         except ValueError as error:
             remedy = "Rows of task gqa carry the fields of GQA's questions (isBalanced, types, groups, entailed, …)."
             raise UserError(f"row {record['id']}: {error}", remedy) from None
+        part = f"{record['dataset']}/" if "dataset" in record else ""
+        questions[record["id"]] = replace(question, entailed=tuple(f"{part}{key}" for key in question.entailed))
     found = gqa.measure(questions, {record["id"]: record["prediction"] for record in records})
     rows = [float(record["prediction"] == record["references"][0]) for record in records]
     return replace(found, rows=rows, n=len(records))
 
 
 def _caption(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
-    """An image has one caption to be judged, however many rows it has."""
+    """An image has one caption to be judged, however many rows it has; one in each part of a mixture."""
     from ftlib.metrics import captions
 
-    references: dict[str, list[str]] = {}
-    predictions: dict[str, str] = {}
+    references: dict[tuple[str, str], list[str]] = {}
+    predictions: dict[tuple[str, str], str] = {}
     for record in records:
-        known = references.setdefault(record["image"], [])
+        known = references.setdefault(_picture(record), [])
         known += [text for text in record["references"] if text not in known]
-        predictions.setdefault(record["image"], record["prediction"])
+        predictions.setdefault(_picture(record), record["prediction"])
     found = captions.measure(references, predictions)
     by_image = dict(zip(references, found.rows or (), strict=True))
-    return replace(found, rows=[by_image[record["image"]] for record in records])
+    return replace(found, rows=[by_image[_picture(record)] for record in records])
+
+
+def _picture(record: Record) -> tuple[str, str]:
+    return record.get("dataset", ""), record["image"]
 
 
 def _instruct(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
@@ -158,6 +177,14 @@ def _have(records: Sequence[Record], name: str) -> bool:
 def _facts(records: Sequence[Record], name: str, otherwise: str = "") -> list[Any]:
     """A fact of every row, or another field of it where it has no such fact."""
     return [record.get("facts", {}).get(name, record.get(otherwise)) for record in records]
+
+
+def _groups(records: Sequence[Record], name: str) -> list[Any]:
+    """What is resampled together: rows of one fact (an image, a document) of one dataset."""
+    own = _facts(records, name, "image")
+    return [
+        (record["dataset"], fact) if "dataset" in record else fact for record, fact in zip(records, own, strict=True)
+    ]
 
 
 def _results(own: str, official: str, answer: str) -> Callable[[Sequence[Record]], list[dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ftlib import command_line, console, files
 from ftlib.config import Config
@@ -37,8 +38,21 @@ def main(argv: list[str]) -> int:
         console.say(f"left out: {count} ({reason})")
     rows = [[split, str(entry["rows"]), entry["fingerprint"]] for split, entry in result.facts["splits"].items()]
     console.say(console.table(["split", "rows", "fingerprint"], rows))
+    if config.data.parts:
+        console.say(_shares(config, result.facts["splits"]))
     print(folder)
     return 0
+
+
+def _shares(config: Config, splits: dict[str, Any]) -> str:
+    """The parts of a mixture: their rows, and how much of an epoch of training they are."""
+    weighted = {part.name: part.weight * splits["train"]["parts"][part.name] for part in config.data.parts}
+    total = sum(weighted.values()) or 1
+    rows = [
+        [part.name, *[str(entry["parts"][part.name]) for entry in splits.values()], f"{part.weight:g}", f"{share:.1%}"]
+        for part, share in zip(config.data.parts, (rows / total for rows in weighted.values()), strict=True)
+    ]
+    return console.table(["part", *splits, "weight", "share of an epoch"], rows)
 
 
 def _length(config: Config, site: Site) -> tuple[Callable[[str], int], str]:

@@ -28,6 +28,7 @@ class Example:
         group: rows of one group (a document, an animated picture) never fall into different splits; none: the image.
         frame: of an animated image.
         digest: SHA-256 of the image's bytes, once the dataset is prepared.
+        dataset: the part of a mixture that it comes from.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     group: str = ""
     frame: int = 0
     digest: str = ""
+    dataset: str = ""
 
 
 @dataclass(frozen=True)

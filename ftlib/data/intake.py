@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftlib import console
-from ftlib.config import Data
+from ftlib.config_data import Data, SplitRule
 from ftlib.data.examples import MAX_FAULTS_SHOWN, Bad, Example, compact
 from ftlib.data.prompts import prompt_of
 from ftlib.data.rows import Rows, RowWriter
 from ftlib.data.sources import read_source
-from ftlib.data.splits import NO_PART, SPLITS, Keys, hash_text
+from ftlib.data.splits import NO_PART, SPLITS, Codes, Keys, assign, hash_text
 from ftlib.errors import UserError
 
 MAX_LABELS = 10_000
@@ -34,6 +34,7 @@ class Intake:
     Attributes:
         path: the rows, as `Rows` reads them.
         images: hash of each row's image, 0 without one, shape (n,).
+        sizes: number of rows of each part of a mixture (one after the other); "" → all, if it is none.
         labels: every answer that occurs; None if there are more than `MAX_LABELS`.
         bad: the faulty records, of which the first are kept, and their number.
     """
@@ -41,6 +42,7 @@ class Intake:
     path: Path
     keys: Keys
     images: NDArray[np.uint64]
+    sizes: dict[str, int]
     labels: list[str] | None
     bad: BadRecords
 
@@ -48,6 +50,21 @@ class Intake:
     def rows(self) -> Rows:
         """All rows, in the order of the source."""
         return Rows(self.path)
+
+    def divide(self, rule: SplitRule) -> Codes:
+        """Which split each row belongs to, see `splits.assign`; each part of a mixture is divided by itself.
+
+        Raises:
+            UserError: as `splits.assign`.
+        """
+        found, start = [], 0
+        for name, size in self.sizes.items():
+            try:
+                found.append(assign(self.keys.between(start, start + size), rule))
+            except UserError as error:
+                raise UserError(f"part {name}: {error.problem}" if name else error.problem, error.remedy) from None
+            start += size
+        return np.concatenate(found)
 
 
 @dataclass
@@ -88,13 +105,16 @@ def take_in(data: Data, path: Path) -> Intake:
     numbers = {name: array("Q") for name in ("rows", "groups", "strata", "images")}
     parts = array("b")
     labels: set[str] = set()
+    sizes = dict.fromkeys(data.datasets, 0)
+    templates = data.templates
     with RowWriter(path) as writer, console.progress("reading rows", 0) as update:
         for row in read_source(data):
             if isinstance(row, Bad):
                 bad.add(row)
                 continue
-            if not len(writer):
-                prompt_of(row, data.prompt)
+            if not sizes[row.dataset]:
+                prompt_of(row, templates)
+            sizes[row.dataset] += 1
             writer.write(compact(row))
             _append(numbers, row, data)
             parts.append(SPLITS.index(row.part) if row.part else NO_PART)
@@ -103,12 +123,12 @@ def take_in(data: Data, path: Path) -> Intake:
             if len(writer) % _EVERY == 0:
                 update(len(writer), "")
     bad.settle()
-    if not len(writer):
-        raise UserError(f"{data.root}: no rows in it", "Check data.source, data.root and data.file.")
+    if empty := [data.datasets[name].root for name, size in sizes.items() if not size]:
+        raise UserError(f"{empty[0]}: no rows in it", "Check source, root and file.")
     columns = {name: np.frombuffer(column, dtype=np.uint64) for name, column in numbers.items()}
     images = columns.pop("images")
     keys = Keys(**columns, parts=np.frombuffer(parts, dtype=np.int8))
-    return Intake(path, keys, images, sorted(labels) if len(labels) <= MAX_LABELS else None, bad)
+    return Intake(path, keys, images, sizes, sorted(labels) if len(labels) <= MAX_LABELS else None, bad)
 
 
 def first_rows_of_images(intake: Intake) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

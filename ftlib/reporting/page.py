@@ -54,5 +54,6 @@ def state(record: RunRecord) -> tuple[str, str]:
 def _subject(record: RunRecord) -> Node:
     config = record.config
     how = "all weights" if config.adapter.method == "full" else f"a {config.adapter.method} adapter"
-    trained = f"Trains {how} of {config.model.base} on {config.data.source}."
+    data = ", ".join(part.name for part in config.data.parts) or config.data.source
+    trained = f"Trains {how} of {config.model.base} on {data}."
     return html.note(f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch} rows a step.")
