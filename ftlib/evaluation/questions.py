@@ -159,4 +159,4 @@ def _prompt(config: Config, question: Question) -> str:
     if question.context and template not in NAMED and "input" not in template_fields(template):
         raise UserError(f"data.prompt of this run, {template!r}, has no place for a context ({{input}})")
     facts = {"instruction": question.prompt, "question": question.prompt, "input": question.context}
-    return prompt_of(Example("question", "", question.prompt, "", facts=facts), {"": template})
+    return prompt_of(Example("question", "", question.prompt, "", facts=facts), template)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ftlib.data.examples import Example
 from ftlib.data.images import image_path, open_image
-from ftlib.data.prompts import prompt_of
+from ftlib.data.prompts import Templates, prompt_of
 from ftlib.data.splits import hash_text
 from ftlib.models.families import Inputs
 from ftlib.models.rows import Row
@@ -31,7 +31,7 @@ class TrainingRows(Dataset[Row]):
         self,
         examples: Sequence[Example],
         root: Path,
-        templates: Mapping[str, str],
+        templates: Templates,
         inputs: Inputs,
         kept: Sequence[int],
         draw: Draw,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ftlib.data.examples import Example, raise_faults
-from ftlib.data.prompts import prompt_of
+from ftlib.data.prompts import Templates, prompt_of
 from ftlib.errors import UserError
 from ftlib.models.families import Inputs
 
@@ -43,7 +43,7 @@ class Fitted:
 
 def fit_rows(
     examples: Sequence[Example],
-    templates: Mapping[str, str],
+    templates: Templates,
     inputs: Inputs,
     too_long: Literal["drop", "truncate", "stop"],
 ) -> Fitted:
@@ -74,7 +74,7 @@ def fit_rows(
     return Fitted(kept, inputs.limit, len(examples) - len(kept), truncated)
 
 
-def _lengths(examples: Sequence[Example], templates: Mapping[str, str], inputs: Inputs) -> Iterator[tuple[int, int]]:
+def _lengths(examples: Sequence[Example], templates: Templates, inputs: Inputs) -> Iterator[tuple[int, int]]:
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
         yield from inputs.lengths([prompt_of(row, templates) for row in chunk], [row.suffix for row in chunk])
