@@ -83,6 +83,8 @@ class Evaluation(Section):
     `generation` holds fields of transformers' GenerationConfig (temperature, top_p, repetition_penalty, …; sampling
     needs `do_sample: true`) and `seed`.
 
+    `prompts`: what `ftlib prompts` compares with `data.prompt`.
+
     `mask_decoder`: the file vae-oid.npz of PaliGemma's authors, for task segment.
     """
 
@@ -95,6 +97,7 @@ class Evaluation(Section):
     batch_size: Count = 32
     positive: str | None = None
     min_precision: Annotated[float, Field(gt=0, le=1)] | None = None
+    prompts: list[str] = []
     mask_decoder: str | None = None
 
     @model_validator(mode="before")

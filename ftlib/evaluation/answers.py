@@ -64,18 +64,42 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     Returns:
         The content of scores.json; None in a process that is not the first of its job.
     """
-    _require_positive(asked)
-    _require_same_prompts(asked)
-    codec = _mask_codec(asked.config)
-    settings = _settings(asked, split, threshold)
-    if scores := _finished(folder, settings):
+    require_answerable(asked)
+    settings = settings_of(asked, split, threshold)
+    if scores := finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
         return scores
     rows = asked.prepared.rows(split)
-    partial = working_folder(folder.with_name(f"{folder.name}.partial"), _questions(settings))
+    partial = working_folder(folder.with_name(f"{folder.name}.partial"), questions_of(settings))
     answers = _answers(asked, rows, partial, f"{asked.subject.name} on {split}")
     if answers is None:
         return None
+    scores = publish_scores(asked, split, folder, answers, threshold)
+    shutil.rmtree(partial, ignore_errors=True)
+    return scores
+
+
+def require_answerable(asked: Asked) -> None:
+    """Refuse what could not be scored, before anything is asked.
+
+    Raises:
+        UserError: a positive label that no row has, a chat model for other prompts, no weights to decode masks with.
+    """
+    _require_positive(asked)
+    _require_same_prompts(asked)
+    _mask_codec(asked.config)
+
+
+def publish_scores(
+    asked: Asked, split: str, folder: Path, answers: Sequence[Answer], threshold: Threshold | None
+) -> dict[str, Any]:
+    """Score the answers to a split and write them into `folder`.
+
+    Returns:
+        The content of scores.json.
+    """
+    rows, settings = asked.prepared.rows(split), settings_of(asked, split, threshold)
+    codec = _mask_codec(asked.config)
     records, found = _records(asked, rows, answers, split, threshold)
     if codec:
         records = with_masks(records, codec)
@@ -83,7 +107,6 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     if found:
         scores["remarks"].append(Threshold(**found["threshold"]).sentence(split))
     _publish(folder, records, scores, asked.config.task)
-    shutil.rmtree(partial, ignore_errors=True)
     return scores
 
 
@@ -124,12 +147,12 @@ def threshold_of(asked: Asked, folder: Path) -> Threshold | None:
     evaluation = asked.config.evaluation
     if evaluation.decode != "choose" or evaluation.positive is None:
         return None
-    settings = _settings(asked, "valid", None)
-    scores = evaluate_split(asked, "valid", folder) or wait_for(lambda: _finished(folder, settings), str(folder))
+    settings = settings_of(asked, "valid", None)
+    scores = evaluate_split(asked, "valid", folder) or wait_for(lambda: finished(folder, settings), str(folder))
     return Threshold(**scores["threshold"])
 
 
-def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The scores of an earlier evaluation of the same things."""
     if not files.is_complete(folder):
         return None
@@ -137,7 +160,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return scores if scores["settings"] == settings else None
 
 
-def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:
+def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:
     """Everything that the scores depend on."""
     evaluation = asked.config.evaluation
     own = {
@@ -161,7 +184,7 @@ def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str
     }
 
 
-def _questions(settings: dict[str, Any]) -> dict[str, Any]:
+def questions_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What an answer depends on, of everything that a score does."""
     return {name: value for name, value in settings.items() if name not in _LATER}
 
