@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ftlib.data import expected
+from ftlib.data.examples import Bad, Example
+from ftlib.data.expected import VQA_PEOPLE
 from ftlib.errors import UserError
 
 if TYPE_CHECKING:
     from ftlib.metrics.totals import Measured
-
-VQA_PEOPLE = 4
-"""With fewer answers than this not even the right one scores 1: three people besides oneself must have given it."""
 
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Thai, Lao, Burmese, Khmer, kana and Han."""
@@ -47,12 +47,22 @@ class Task:
         parse: generated text → answer.
         measure: (records, the dataset's labels, the positive label if one is named) → findings.
         submission: records → the challenge's result file, as JSON; None where the rows lack what it needs.
+        fault: row of a dataset → why its answers could not be learned or judged; "" if they can.
+        closed: whether the answers are a closed set.
     """
 
     columns: tuple[str, ...]
     parse: Callable[[str], str]
     measure: Callable[[Sequence[Record], Sequence[str], str | None], Measured]
     submission: Callable[[Sequence[Record]], Any] | None = None
+    fault: Callable[[Example], str] | None = None
+    closed: bool = False
+
+    def checked(self, row: Example | Bad) -> Example | Bad:
+        """The row, or the record that it is no use as."""
+        if isinstance(row, Bad) or self.fault is None or not (reason := self.fault(row)):
+            return row
+        return Bad(row.place, reason)
 
 
 def _classification(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
@@ -212,9 +222,18 @@ TASKS: dict[str, Task] = {
         submission=_results("image_id", "image_id", "caption"),
     ),
     "classify": Task(
-        columns=("accuracy", "precision", "recall", "F1", "macro F1"), parse=str.strip, measure=_classification
+        columns=("accuracy", "precision", "recall", "F1", "macro F1"),
+        parse=str.strip,
+        measure=_classification,
+        closed=True,
     ),
-    "detect": Task(columns=("AP", "AP50", "AP75"), parse=str.strip, measure=_detect, submission=_detection_results),
+    "detect": Task(
+        columns=("AP", "AP50", "AP75"),
+        parse=str.strip,
+        measure=_detect,
+        submission=_detection_results,
+        fault=expected.boxes_fault,
+    ),
     "docvqa": Task(
         columns=("anls", "anls_strict"),
         parse=str.strip,
@@ -228,14 +247,18 @@ TASKS: dict[str, Task] = {
         submission=lambda records: [
             {"questionId": record["id"], "prediction": record["prediction"]} for record in records
         ],
+        fault=expected.gqa_fault,
     ),
     "instruct": Task(columns=("exact match", "token F1", "BLEU"), parse=str.strip, measure=_instruct),
-    "refer": Task(columns=("accuracy@.5",), parse=str.strip, measure=_refer),
-    "segment": Task(columns=("mIoU", "cIoU", "P@.5", "P@.7", "P@.9"), parse=str.strip, measure=_segment),
+    "refer": Task(columns=("accuracy@.5",), parse=str.strip, measure=_refer, fault=expected.box_fault),
+    "segment": Task(
+        columns=("mIoU", "cIoU", "P@.5", "P@.7", "P@.9"), parse=str.strip, measure=_segment, fault=expected.mask_fault
+    ),
     "vqa": Task(
         columns=("accuracy",),
         parse=str.strip,
         measure=_vqa,
         submission=_results("question_id", "question_id", "answer"),
+        fault=expected.vqa_fault,
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ class Example:
         frame: of an animated image.
         digest: SHA-256 of the image's bytes, once the dataset is prepared.
         dataset: the part of a mixture that it comes from.
+        place: file and line, while the source is read.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Example:
     frame: int = 0
     digest: str = ""
     dataset: str = ""
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def compact(example: Example) -> dict[str, Any]:
     """A row as JSON, without fields that are empty."""
     needed = ("id", "image", "prefix", "suffix")
-    return {name: value for name, value in asdict(example).items() if value or name in needed}
+    return {name: value for name, value in asdict(replace(example, place="")).items() if value or name in needed}
 
 
 def raise_faults(faults: list[str], remedy: str) -> None:

@@ -6,6 +6,7 @@ Memory: 48 bytes a row, whatever its text.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,10 +22,13 @@ from ftlib.data.rows import Rows, RowWriter
 from ftlib.data.sources import read_source
 from ftlib.data.splits import NO_PART, SPLITS, Codes, Keys, assign, hash_text
 from ftlib.errors import UserError
+from ftlib.tasks import TASKS
 
 MAX_LABELS = 10_000
 _NO_IMAGE = 0
 _EVERY = 1000
+
+Encode = Callable[[Example | Bad], Example | Bad]
 
 
 @dataclass
@@ -92,11 +96,13 @@ class BadRecords:
         console.say(f"{text}\n{self.count} records cannot be used and are left out")
 
 
-def take_in(data: Data, path: Path) -> Intake:
+def take_in(data: Data, path: Path, task: str, encode: Encode | None = None) -> Intake:
     """Read a source once.
 
     Args:
         path: where the rows are put.
+        task: says which rows its metric could not judge; they are faulty, too.
+        encode: writes answers in the words that are learned, where the source has another form of them.
 
     Raises:
         UserError: faulty records (unless they are to be skipped), no rows at all, a prompt that names what rows lack.
@@ -108,7 +114,7 @@ def take_in(data: Data, path: Path) -> Intake:
     sizes = dict.fromkeys(data.datasets, 0)
     templates = data.templates
     with RowWriter(path) as writer, console.progress("reading rows", 0) as update:
-        for row in read_source(data):
+        for row in map(TASKS[task].checked, map(encode or _as_it_is, read_source(data, task))):
             if isinstance(row, Bad):
                 bad.add(row)
                 continue
@@ -125,6 +131,9 @@ def take_in(data: Data, path: Path) -> Intake:
     bad.settle()
     if empty := [data.datasets[name].root for name, size in sizes.items() if not size]:
         raise UserError(f"{empty[0]}: no rows in it", "Check source, root and file.")
+    if TASKS[task].closed and len(labels) > MAX_LABELS:
+        problem = f"{data.root}: more than {MAX_LABELS:,} different answers are no closed set of labels"
+        raise UserError(problem, "Set another task, or check which column data.columns takes as suffix.")
     columns = {name: np.frombuffer(column, dtype=np.uint64) for name, column in numbers.items()}
     images = columns.pop("images")
     keys = Keys(**columns, parts=np.frombuffer(parts, dtype=np.int8))
@@ -142,6 +151,10 @@ def sample(rows: Rows, count: int) -> list[Example]:
     """At most `count` rows, evenly spaced."""
     step = max(1, len(rows) // count)
     return list(islice((rows[place] for place in range(0, len(rows), step)), count))
+
+
+def _as_it_is(row: Example | Bad) -> Example | Bad:
+    return row
 
 
 def _append(numbers: dict[str, array[int]], row: Example, data: Data) -> None:

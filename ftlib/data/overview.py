@@ -11,7 +11,7 @@ import numpy as np
 
 from ftlib import console
 from ftlib.config import Data
-from ftlib.data.intake import Intake, sample, take_in
+from ftlib.data.intake import Encode, Intake, sample, take_in
 from ftlib.data.prepared import Images, check_images
 from ftlib.data.prompts import prompt_of
 from ftlib.data.splits import SPLITS, Codes, hash_text
@@ -21,17 +21,18 @@ SHOWN = 8
 Length = Callable[[str], int]
 
 
-def overview(data: Data, length: Length, unit: str) -> str:
+def overview(data: Data, task: str, length: Length, unit: str, encode: Encode | None = None) -> str:
     """Read every row and decode every image, and say what is there; nothing is kept.
 
     Args:
+        task, encode: see `intake.take_in`.
         length: how long a text is, in `unit`.
 
     Raises:
         UserError: faulty rows or images, unless they are to be skipped; impossible splits.
     """
     with tempfile.TemporaryDirectory() as folder:
-        intake = take_in(data, Path(folder) / "rows.jsonl")
+        intake = take_in(data, Path(folder) / "rows.jsonl", task, encode)
         images = check_images(intake, data)
         codes = intake.divide(data.split)
         lines = [*_rows(intake, codes), *_images(images), *_texts(intake, data, length, unit), *_answers(intake)]

@@ -1,8 +1,9 @@
 """A prepared dataset: checked, split, fingerprinted rows in the store.
 
 `<store>/prepared/<source>-<key>/` holds train, valid and test as JSONL with their offsets, bad.json (records that were
-left out) and data.json. The key is the hash of the config's data section (but for the prompt, which is applied when
-rows are read) and of the annotation files. Images that are replaced in place are not noticed.
+left out) and data.json. The key is the hash of the task (which says what a faulty row is), of the config's data section
+(but for the prompt, which is applied when rows are read) and of the annotation files. Images that are replaced in place
+are not noticed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ftlib.config import Config
 from ftlib.config_data import Data
 from ftlib.data.examples import Bad, Example, compact
 from ftlib.data.images import ImageFacts, choose_frames, image_path, inspect_image
-from ftlib.data.intake import Intake, first_rows_of_images, take_in
+from ftlib.data.intake import Encode, Intake, first_rows_of_images, take_in
 from ftlib.data.rows import Rows, RowWriter
 from ftlib.data.sources import MAKERS, annotation_files, left_out
 from ftlib.data.splits import SPLITS, Codes
@@ -81,8 +82,8 @@ def prepared_folder(config: Config, site: Site) -> Path:
     """
     data = config.data
     rule = data.model_dump(exclude={"prompt": True, "parts": {"__all__": {"prompt", "weight"}}})
-    content = [_content(part) for part in data.datasets.values()]
-    return site.store / "prepared" / f"{data.source}-{files.fingerprint([FORMAT, rule, content])[:12]}"
+    content = [*[_content(part) for part in data.datasets.values()], *_codec(config)]
+    return site.store / "prepared" / f"{data.source}-{files.fingerprint([FORMAT, config.task, rule, content])[:12]}"
 
 
 def _content(data: Data) -> list[str]:
@@ -93,6 +94,16 @@ def _content(data: Data) -> list[str]:
             remedy = "Run `ftlib stage CONFIG` first." if data.source in MAKERS else "Check data.root and data.file."
             raise UserError(f"{source}: no such file", remedy)
     return [files.sha256(source) for source in sources] or _listing(Path(data.root))
+
+
+def _codec(config: Config) -> list[str]:
+    """The weights that mask codes are made with, where they are."""
+    if config.task != "segment" or config.evaluation.mask_decoder is None:
+        return []
+    path = Path(config.evaluation.mask_decoder)
+    if not path.is_file():
+        raise UserError(f"evaluation.mask_decoder: {path}: no such file")
+    return [files.sha256(path)]
 
 
 def _listing(root: Path) -> list[str]:
@@ -112,14 +123,17 @@ def open_prepared(config: Config, site: Site) -> Prepared:
     return Prepared(folder=folder, root=Path(config.data.root), facts=files.read_json(folder / "data.json"))
 
 
-def prepare(config: Config, site: Site) -> Prepared:
+def prepare(config: Config, site: Site, encode: Encode | None = None) -> Prepared:
     """Check, split and write a dataset: two passes over its rows, each image opened once.
+
+    Args:
+        encode: see `intake.take_in`.
 
     Raises:
         UserError: faulty rows or images, impossible splits, storage full or read-only.
     """
     with files.publish_folder(prepared_folder(config, site)) as folder:
-        intake = take_in(config.data, folder / _SPOOL)
+        intake = take_in(config.data, folder / _SPOOL, config.task, encode)
         images = check_images(intake, config.data)
         codes = intake.divide(config.data.split)
         splits, dropped = _write(folder, intake, images, codes, config.data)

@@ -55,17 +55,21 @@ def annotation_files(data: Data) -> list[Path]:
     return found
 
 
-def read_source(data: Data) -> Iterator[Example | Bad]:
+def read_source(data: Data, task: str = "") -> Iterator[Example | Bad]:
     """All rows of a dataset, and the records that are none, one after the other; of a mixture part after part.
 
     A mixture's rows have the part's name before their ids and groups, and its folder before their images.
+
+    Args:
+        task: some loaders have a function of a task's name, for facts that no other task needs.
 
     Raises:
         UserError: a missing file, or one that cannot be read at all; images of a part outside the mixture's root.
     """
     for name, part in data.datasets.items():
         folder = Path(os.path.relpath(part.root, data.root)).as_posix()
-        for row in _loader(part).examples(part):
+        loader = _loader(part)
+        for row in getattr(loader, task, loader.examples)(part):
             yield _of_part(row, name, folder) if name and isinstance(row, Example) else row
 
 

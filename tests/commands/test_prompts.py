@@ -59,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer, draw = tiny_tokenizer(), random.Random(0)
     model, inputs = tiny_neox(tokenizer), CausalInputs(tokenizer, limit=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(45):
+    for _ in range(15):
         words = [(draw.choice(["good", "good", "bad", "ugly"]), draw.randrange(100)) for _ in range(8)]
         rows = [inputs.train_row(f"{word} {n}", None, "yes" if word == "good" else "no") for word, n in words]
         batch = inputs.batch(rows)
@@ -67,7 +67,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert float(loss.detach()) < 0.05
+    assert float(loss.detach()) < 0.1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -91,11 +91,11 @@ def test_a_planted_prompt_wins(config: Path, store: Path, ftlib: Ftlib) -> None:
     assert error.index('"good {prefix}"') < error.index('"bad {prefix}"')
     (folder,) = store.glob("runs/*/planted/prompts/instructions/valid")
     ranking = json.loads((folder / "ranking.json").read_text())
-    assert (ranking[0]["prompt"], ranking[0]["value"], ranking[0]["against_best"]) == ("good {prefix}", 1.0, None)
+    assert (ranking[0]["prompt"], ranking[0]["value"], ranking[0]["against_best"]) == ("good {prefix}", 100.0, None)
     by_prompt = {one["prompt"]: one for one in ranking}
     bad = by_prompt["bad {prefix}"]
     assert bad["value"] == 0.0 and bad["n"] == 24
-    assert bad["against_best"]["difference"] == -1.0 and bad["against_best"]["verdict"] == "real"
+    assert bad["against_best"]["difference"] == -100.0 and bad["against_best"]["verdict"] == "real"
     records = read_lines(folder / bad["folder"] / "predictions.jsonl")
     assert {str(record["prompt"]).split()[0] for record in records} == {"bad"}
     assert {record["prediction"] for record in records} == {"no"}

@@ -19,7 +19,7 @@ from ftlib.site import find_site
 
 CONFIG = """
 name: mixed
-task: vqa
+task: classify
 model: {family: paligemma, base: ftlib/tiny-paligemma}
 adapter: {method: full}
 data:
