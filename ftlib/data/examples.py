@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +69,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def compact(example: Example) -> dict[str, Any]:
     """A row as JSON, without fields that are empty."""
     needed = ("id", "image", "prefix", "suffix")
-    return {name: value for name, value in asdict(replace(example, place="")).items() if value or name in needed}
+    return {name: value for name, value in asdict(example).items() if name in needed or (value and name != "place")}
 
 
 def raise_faults(faults: list[str], remedy: str) -> None:

@@ -190,7 +190,8 @@ def questions_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(asked: Asked, rows: Sequence[Example], partial: Path, label: str) -> list[Answer] | None:
-    prompts = [prompt_of(row, asked.config.data.templates) for row in rows]
+    templates = asked.config.data.templates
+    prompts = [prompt_of(row, templates) for row in rows]
     labels, root = asked.prepared.labels, asked.prepared.root
     return ask(asked.subject, asked.config.evaluation, labels, rows, prompts, root, partial, label)
 

@@ -8,7 +8,7 @@ work, answers lie in `<folder>/partial/`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from ftlib.evaluation.asking import Answer, ask, working_folder
 from ftlib.evaluation.comparison import compare_evaluations
 
 SHOWN = ("metric", "value", "interval", "unit", "n", "invalid", "remarks")
+_OWN = ("prompt", "prompts")
+"""Settings in which candidates differ."""
+
 COMPARED = ("difference", "interval", "p", "groups", "verdict")
 
 
@@ -41,7 +44,7 @@ def rank_prompts(asked: Asked, prompts: Sequence[str], split: str, folder: Path)
     """
     _require_comparable(asked.config, prompts)
     posed = {prompt: replace(asked, config=_with_prompt(asked.config, prompt)) for prompt in prompts}
-    folders = {prompt: folder / files.fingerprint(one.config.data.templates)[:12] for prompt, one in posed.items()}
+    folders = {prompt: folder / _name(one.config.data.templates) for prompt, one in posed.items()}
     waiting = {
         prompt: one for prompt, one in posed.items() if finished(folders[prompt], settings_of(one, split, None)) is None
     }
@@ -69,15 +72,21 @@ def _with_prompt(config: Config, prompt: str) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"prompt": prompt})})
 
 
+def _name(templates: Mapping[str, str]) -> str:
+    """Names a candidate's folder and its answers."""
+    return files.fingerprint(templates)[:12]
+
+
 def _ask(posed: Sequence[Asked], split: str, partial: Path) -> list[list[Answer]] | None:
     """The answers to each candidate, in the order of the rows."""
     first = posed[0]
     rows = first.prepared.rows(split)
-    every = [replace(row, id=f"{number} {row.id}") for number in range(len(posed)) for row in rows]
-    prompts = [prompt_of(row, one.config.data.templates) for one in posed for row in rows]
+    templates = [one.config.data.templates for one in posed]
+    every = [replace(row, id=f"{_name(each)} {row.id}") for each in templates for row in rows]
+    prompts = [prompt_of(row, each) for each in templates for row in rows]
     require_answerable(first)
-    common = questions_of(settings_of(first, split, None))
-    asked = working_folder(partial, common | {"prompts": [one.config.data.templates for one in posed]})
+    settings = questions_of(settings_of(first, split, None))
+    asked = working_folder(partial, {name: value for name, value in settings.items() if name not in _OWN})
     evaluation, prepared = first.config.evaluation, first.prepared
     label = f"{first.subject.name} on {split}, {len(posed)} prompts"
     answers = ask(first.subject, evaluation, prepared.labels, every, prompts, prepared.root, asked, label)

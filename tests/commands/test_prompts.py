@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,3 +136,30 @@ def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: 
 def test_mistakes(arguments: list[str], words: str, config: Path, ftlib: Ftlib) -> None:
     code, output, error = ftlib("prompts", config, *arguments)
     assert code == 2 and words in error and output == ""
+
+
+def test_model_and_images_are_loaded_once_for_all_prompts(
+    write_config: Callable[..., Path], store: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftlib.evaluation import asking, subject
+
+    calls: Counter[str] = Counter()
+
+    def counted(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return plain(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(asking, "open_image")
+    counted(subject, "load_weights")
+    config = write_config(replace=("batch_size: 8}", 'batch_size: 8, prompts: ["which {prefix}", "{prefix}?"]}'))
+    assert ftlib("prepare", config)[0] == 0
+    code, output, error = ftlib("prompts", config, "--json")
+    assert code == 0, error
+    assert [one["n"] for one in json.loads(output)] == [12, 12, 12]
+    assert calls["load_weights"] == 1
+    assert 12 <= calls["open_image"] <= 12 + 12 // 2  # eight rows a batch: some images' three questions fall into two
