@@ -148,8 +148,9 @@ def test_models_of_pickled_weights_alone(model: Path, repository: Path, stage: S
     assert done.returncode == 0, done.stderr
     folder = staged(tmp_path)
     assert {path.name for path in folder.glob("*.bin")} == set(places.values())
-    loaded = load_weights(folder, "float32", "causal").state_dict()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+    loaded, wanted = (load_weights(one, "float32", "causal").state_dict() for one in (folder, model))
+    assert loaded.keys() == wanted.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items())
 
 
 def test_a_pickle_with_code_is_refused(model: Path, repository: Path, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_a_pickle_with_code_is_refused(model: Path, repository: Path, tmp_path: 
 
     link_all(model, repository, but="model.safetensors")
     (repository / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Trap()}))
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="hold more than tensors"):
         load_weights(repository, "float32", "causal")
     assert not (tmp_path / "sprung").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,13 +24,16 @@ def load_weights(folder: Path, dtype: str, family: str = "paligemma") -> PreTrai
         dtype: "float32", "bfloat16" or "float16".
 
     Raises:
-        UserError: no model there, damaged files, or keys that do not fit.
+        UserError: no model there, damaged files, pickles of more than tensors, or keys that do not fit.
     """
     require_model(folder)
     try:
         model, info = FAMILIES[family].model_class.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
         )
+    except UnpicklingError:
+        problem = f"{folder}: the weights hold more than tensors; loading them could run somebody's code"
+        raise UserError(problem, "Take a model with safetensors.") from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from None
     _raise_wrong_keys(folder, info)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftlib.data.examples import write_records
-from tests.conftest import read_lines
+from tests.conftest import REPOSITORY, read_lines
 from tests.models.tiny_causal import save
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -87,3 +87,27 @@ def test_a_mixture_through_the_chain(config: Path, ftlib: Ftlib, monkeypatch: py
     assert prompts["words"].startswith("reverse ab") and prompts["sums"].endswith("=")
     assert ftlib("report", "mixed")[0] == 0
     assert "test words" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["opencalm_3b", "opencalm_7b"])
+def test_opencalm_learns_from_both_sets(name: str, tmp_path: Path, store: Path, ftlib: Ftlib) -> None:
+    """The two releases' own fields; a translation without an answer is left out."""
+    preferred = [
+        {"instruction": f"{n}とは何ですか", "input": "", "output": f"数{n}です", "index": str(n), "ng_translation": "0"}
+        for n in range(70)
+    ]
+    preferred[7]["output"] = ""
+    dolly = [
+        {"index": str(n), "category": "open_qa", "instruction": f"{n}を説明", "input": f"文脈{n}", "output": f"答え{n}"}
+        for n in range(40)
+    ]
+    for file, rows in (("hh-rlhf-49k-ja.json", preferred), ("databricks-dolly-15k-ja.json", dolly)):
+        (tmp_path / file).write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+    config = REPOSITORY / "configs" / f"{name}.yaml"
+    small = [f"model.base={save('gpt_neox', tmp_path / 'base')}", "model.dtype=float32", f"data.root={tmp_path}"]
+    code, output, error = ftlib("prepare", config, *small)
+    assert code == 0 and "hh-rlhf-49k-ja.json: record 8: field output: is empty" in error, error
+    found = json.loads((Path(output.strip()) / "data.json").read_text())
+    assert found["bad"] == 1 and found["splits"]["train"]["parts"] == {"hh_rlhf_49k": 65, "dolly_15k": 38}
+    code, _, error = ftlib("train", config, *small, "training.max_steps=2", "training.fp16=false")
+    assert code == 0, error
