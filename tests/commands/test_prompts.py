@@ -106,7 +106,8 @@ def test_a_planted_prompt_wins(config: Path, store: Path, ftlib: Ftlib) -> None:
 
 def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: Path, tmp_path: Path) -> None:
     def run(deadly: int, *more: str) -> tuple[int, str, int]:
-        log = tmp_path / f"asked-{deadly}-{len(more)}"
+        log = tmp_path / "asked"
+        log.unlink(missing_ok=True)
         command = [sys.executable, "-c", COUNTS_AND_DIES, str(log), str(deadly), str(config), "--json", *more]
         done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, sum(map(int, log.read_text().split())) if log.exists() else 0
