@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
+from ftlib.config_data import CHAT, NAME, Count, Section, Split
+from ftlib.config_data import Data as Data
+from ftlib.config_data import SplitRule as SplitRule
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 Part = Literal["vision", "projector", "embeddings", "language"]
-Split = Literal["train", "valid", "test"]
-
-
-class Section(BaseModel):
-    """A part of the config: no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Model(Section):
@@ -65,72 +59,6 @@ class Full(Section):
     freeze: list[Part] = []
 
 
-def _share_or_number(value: float) -> float:
-    if value >= 1 and value != int(value):
-        raise ValueError("must be below 1 (a share) or a whole number of images")
-    return value
-
-
-class SplitRule(Section):
-    """How rows are divided. Rows that share an image or document always stay together.
-
-    `valid` and `test` are shares (below 1) or numbers of images. Of `sets` random divisions this is number `set`; with
-    `folds`, valid is part number `fold` of everything that is not test. A release's own parts are kept unless
-    `official: false`.
-    """
-
-    valid: Annotated[float, Field(gt=0), AfterValidator(_share_or_number)] = 0.1
-    test: Annotated[float, Field(ge=0), AfterValidator(_share_or_number)] = 0.1
-    seed: int = 0
-    stratify_by: Literal["suffix"] | None = None
-    official: bool = True
-    sets: Count = 1
-    set: Count = 1
-    folds: Annotated[int, Field(ge=2)] | None = None
-    fold: Count = 1
-    max_train: Count | None = None
-    max_eval: Count | None = None
-
-    @model_validator(mode="after")
-    def _numbers_exist(self) -> SplitRule:
-        if self.set > self.sets:
-            raise ValueError(f"set: {self.set} of {self.sets} sets")
-        if self.fold > (self.folds or 1):
-            raise ValueError(f"fold: {self.fold} of {self.folds or 1} folds")
-        return self
-
-
-class Data(Section):
-    """Where the rows come from and how they are asked."""
-
-    source: Literal[
-        "coco_captions",
-        "coco_detection",
-        "csv",
-        "digits",
-        "digits_detect",
-        "docvqa",
-        "folder",
-        "gqa",
-        "hub",
-        "instructions",
-        "jsonl",
-        "refcoco",
-        "refcoco+",
-        "refcocog",
-        "string_tasks",
-        "vqav2",
-    ]
-    root: Annotated[str, Field(min_length=1)]
-    file: str = ""
-    columns: dict[Literal["id", "image", "prefix", "suffix", "references"], str] = {}
-    balanced: bool = True
-    prompt: str = "{prefix}"
-    on_bad: Literal["stop", "skip"] = "stop"
-    frames: Literal["first", "middle", "last", "all", "exclude"] = "first"
-    split: SplitRule = SplitRule()
-
-
 class Loss(Section):
     """`token`: every answer token weighs the same, as in transformers. `example`: every row does, as the authors do.
 
@@ -161,6 +89,8 @@ class Evaluation(Section):
     `generation` holds fields of transformers' GenerationConfig (temperature, top_p, repetition_penalty, …; sampling
     needs `do_sample: true`) and `seed`.
 
+    `prompts`: what `ftlib prompts` compares with `data.prompt`.
+
     `mask_decoder`: the file vae-oid.npz of PaliGemma's authors, for task segment.
     """
 
@@ -173,6 +103,7 @@ class Evaluation(Section):
     batch_size: Count = 32
     positive: str | None = None
     min_precision: Annotated[float, Field(gt=0, le=1)] | None = None
+    prompts: list[str] = []
     mask_decoder: str | None = None
 
     @model_validator(mode="before")
@@ -215,7 +146,7 @@ class Job(Section):
 class Config(Section):
     """An experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     task: Literal["caption", "classify", "detect", "docvqa", "gqa", "instruct", "refer", "segment", "vqa"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: Model
@@ -239,7 +170,7 @@ class Config(Section):
     def _fits(self) -> Config:
         if self.model.family != "causal" and (self.loss.on == "everything" or self.loss.packing):
             raise ValueError("loss.on: everything and loss.packing are for model.family: causal")
-        if self.model.family != "causal" and self.data.prompt == "chat":
+        if self.model.family != "causal" and self.data.prompt == CHAT:
             raise ValueError("data.prompt: chat is for model.family: causal")
         if self.loss.packing and self.loss.average == "example":
             raise ValueError(

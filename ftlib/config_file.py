@@ -176,6 +176,8 @@ def _known_keys(location: yaml_core.Path) -> list[str]:
     """The keys of the section that an unknown key stands in."""
     sections: list[type[BaseModel]] = [Config]
     for name in location[:-1]:
+        if isinstance(name, int):  # an item of a list
+            continue
         inner = []
         for section in sections:
             if name in section.model_fields:

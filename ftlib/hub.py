@@ -6,6 +6,7 @@ name begins with `ftlib/` (kept in `<store>/models`). Jobs never reach the hub: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ftlib import files
@@ -14,7 +15,14 @@ from ftlib.errors import UserError
 from ftlib.site import Site
 
 EMBEDDED = "ftlib/"
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
+"""Config, tokenizer and processor."""
+
+_WEIGHTS = (
+    ("model.safetensors", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+)
+"""The names that transformers loads weights by, one form of them after the other; the first that is there is enough."""
 
 
 def is_embedded(model: Model) -> bool:
@@ -44,7 +52,7 @@ def find_model(model: Model, site: Site) -> Path:
         if not folder.is_dir():
             raise UserError(f"model.base: {folder}: no such folder")
         return folder
-    return _snapshot(model, site, local_only=True)
+    return _snapshot(model, site, local_only=True, wanted=())
 
 
 def require_model(folder: Path) -> None:
@@ -61,16 +69,21 @@ def stage_hub_model(model: Model, site: Site) -> Path:
     """Download a hub model into the shared cache (or find it there) and return its folder.
 
     Raises:
-        UserError: no such model, a licence not accepted, no connection.
+        UserError: no such model, a licence not accepted, no connection, no weights that transformers loads.
     """
-    return _snapshot(model, site, local_only=False)
+    for names in _WEIGHTS:
+        folder = _snapshot(model, site, local_only=False, wanted=(*_BESIDE, *names))
+        if any(path for name in names for path in folder.glob(name)):
+            return folder
+    looked_for = ", ".join(name for names in _WEIGHTS for name in names)
+    raise UserError(f"model {model.base}: no weights in it; looked for {looked_for}")
 
 
 def _looks_local(base: str) -> bool:
     return base.startswith(("/", ".", "~")) or base.count("/") != 1 or Path(base).is_dir()
 
 
-def _snapshot(model: Model, site: Site, local_only: bool) -> Path:
+def _snapshot(model: Model, site: Site, local_only: bool, wanted: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -89,7 +102,7 @@ def _snapshot(model: Model, site: Site, local_only: bool) -> Path:
                     revision=model.revision,
                     cache_dir=cache,
                     local_files_only=local_only,
-                    allow_patterns=_WANTED,
+                    allow_patterns=list(wanted),
                 )
             )
     except GatedRepoError:

@@ -102,6 +102,11 @@ def open_run(experiment: Experiment, site: Site) -> Run:
     return run
 
 
+def prompts_folder(name: str, site: Site) -> Path:
+    """Where a config's prompts are compared: beside its runs, since the model is not trained yet."""
+    return site.runs / name / "prompts"
+
+
 def find_run(text: str, site: Site) -> Run:
     """A run by its folder, its `name/identity`, or its name if that is unique.
 

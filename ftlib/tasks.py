@@ -10,19 +10,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ftlib.data import expected
+from ftlib.data.examples import Bad, Example
+from ftlib.data.expected import VQA_PEOPLE
 from ftlib.errors import UserError
 
 if TYPE_CHECKING:
     from ftlib.metrics.totals import Measured
 
-VQA_PEOPLE = 4
-"""With fewer answers than this not even the right one scores 1: three people besides oneself must have given it."""
-
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Thai, Lao, Burmese, Khmer, kana and Han."""
 
 Record = dict[str, Any]
-"""A line of predictions.jsonl: id, image, prompt, prediction, references and, from the dataset, facts."""
+"""A line of predictions.jsonl: id, image, prompt, prediction, references and, from the dataset, facts.
+
+Of a mixture also `dataset`, the part that a row comes from; its id then begins with the part's name.
+"""
+
+
+def by_dataset(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The rows of each part of a mixture, as they were without the others; none if the rows are of no mixture."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        if name := record.get("dataset"):
+            own = {field: value for field, value in record.items() if field != "dataset"}
+            found.setdefault(name, []).append(own | {"id": record["id"].removeprefix(f"{name}/")})
+    return found
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,22 @@ class Task:
         parse: generated text → answer.
         measure: (records, the dataset's labels, the positive label if one is named) → findings.
         submission: records → the challenge's result file, as JSON; None where the rows lack what it needs.
+        fault: row of a dataset → why its answers could not be learned or judged; "" if they can.
+        closed: whether the answers are a closed set.
     """
 
     columns: tuple[str, ...]
     parse: Callable[[str], str]
     measure: Callable[[Sequence[Record], Sequence[str], str | None], Measured]
     submission: Callable[[Sequence[Record]], Any] | None = None
+    fault: Callable[[Example], str] | None = None
+    closed: bool = False
+
+    def checked(self, row: Example | Bad) -> Example | Bad:
+        """The row, or the record that it is no use as."""
+        if isinstance(row, Bad) or self.fault is None or not (reason := self.fault(row)):
+            return row
+        return Bad(row.place, reason)
 
 
 def _classification(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
@@ -63,14 +86,14 @@ def _vqa(records: Sequence[Record], labels: Sequence[str], positive: str | None)
             raise UserError(problem, f'Give it "references" with at least {VQA_PEOPLE}, or set task: classify.')
     names = {"answer type": "answer_type", "question type": "question_type"}
     kinds = {title: _facts(records, name) for title, name in names.items() if _have(records, name)}
-    return vqa.measure(_predictions(records), _references(records), _facts(records, "image_id", "image"), kinds)
+    return vqa.measure(_predictions(records), _references(records), _groups(records, "image_id"), kinds)
 
 
 def _docvqa(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
     from ftlib.metrics import anls
 
     kinds = {"question type": _facts(records, "question_types")} if _have(records, "question_types") else {}
-    return anls.measure(_predictions(records), _references(records), _facts(records, "docId", "image"), kinds)
+    return anls.measure(_predictions(records), _references(records), _groups(records, "docId"), kinds)
 
 
 def _gqa(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
@@ -82,28 +105,34 @@ def _gqa(records: Sequence[Record], labels: Sequence[str], positive: str | None)
     for record in records:
         fields = {"question": record["prompt"], "answer": record["references"][0], "imageId": record["image"]}
         try:
-            questions[record["id"]] = parse_question(fields | record.get("facts", {}))
+            question = parse_question(fields | record.get("facts", {}))
         except ValueError as error:
             remedy = "Rows of task gqa carry the fields of GQA's questions (isBalanced, types, groups, entailed, …)."
             raise UserError(f"row {record['id']}: {error}", remedy) from None
+        part = f"{record['dataset']}/" if "dataset" in record else ""
+        questions[record["id"]] = replace(question, entailed=tuple(f"{part}{key}" for key in question.entailed))
     found = gqa.measure(questions, {record["id"]: record["prediction"] for record in records})
     rows = [float(record["prediction"] == record["references"][0]) for record in records]
     return replace(found, rows=rows, n=len(records))
 
 
 def _caption(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
-    """An image has one caption to be judged, however many rows it has."""
+    """An image has one caption to be judged, however many rows it has; one in each part of a mixture."""
     from ftlib.metrics import captions
 
-    references: dict[str, list[str]] = {}
-    predictions: dict[str, str] = {}
+    references: dict[tuple[str, str], list[str]] = {}
+    predictions: dict[tuple[str, str], str] = {}
     for record in records:
-        known = references.setdefault(record["image"], [])
+        known = references.setdefault(_picture(record), [])
         known += [text for text in record["references"] if text not in known]
-        predictions.setdefault(record["image"], record["prediction"])
+        predictions.setdefault(_picture(record), record["prediction"])
     found = captions.measure(references, predictions)
     by_image = dict(zip(references, found.rows or (), strict=True))
-    return replace(found, rows=[by_image[record["image"]] for record in records])
+    return replace(found, rows=[by_image[_picture(record)] for record in records])
+
+
+def _picture(record: Record) -> tuple[str, str]:
+    return record.get("dataset", ""), record["image"]
 
 
 def _instruct(records: Sequence[Record], labels: Sequence[str], positive: str | None) -> Measured:
@@ -160,6 +189,14 @@ def _facts(records: Sequence[Record], name: str, otherwise: str = "") -> list[An
     return [record.get("facts", {}).get(name, record.get(otherwise)) for record in records]
 
 
+def _groups(records: Sequence[Record], name: str) -> list[Any]:
+    """What is resampled together: rows of one fact (an image, a document) of one dataset."""
+    own = _facts(records, name, "image")
+    return [
+        (record["dataset"], fact) if "dataset" in record else fact for record, fact in zip(records, own, strict=True)
+    ]
+
+
 def _results(own: str, official: str, answer: str) -> Callable[[Sequence[Record]], list[dict[str, Any]]]:
     """A result file: the dataset's own id (a fact of the row, or the row's id) and the answer."""
 
@@ -185,9 +222,18 @@ TASKS: dict[str, Task] = {
         submission=_results("image_id", "image_id", "caption"),
     ),
     "classify": Task(
-        columns=("accuracy", "precision", "recall", "F1", "macro F1"), parse=str.strip, measure=_classification
+        columns=("accuracy", "precision", "recall", "F1", "macro F1"),
+        parse=str.strip,
+        measure=_classification,
+        closed=True,
     ),
-    "detect": Task(columns=("AP", "AP50", "AP75"), parse=str.strip, measure=_detect, submission=_detection_results),
+    "detect": Task(
+        columns=("AP", "AP50", "AP75"),
+        parse=str.strip,
+        measure=_detect,
+        submission=_detection_results,
+        fault=expected.boxes_fault,
+    ),
     "docvqa": Task(
         columns=("anls", "anls_strict"),
         parse=str.strip,
@@ -201,14 +247,18 @@ TASKS: dict[str, Task] = {
         submission=lambda records: [
             {"questionId": record["id"], "prediction": record["prediction"]} for record in records
         ],
+        fault=expected.gqa_fault,
     ),
     "instruct": Task(columns=("exact match", "token F1", "BLEU"), parse=str.strip, measure=_instruct),
-    "refer": Task(columns=("accuracy@.5",), parse=str.strip, measure=_refer),
-    "segment": Task(columns=("mIoU", "cIoU", "P@.5", "P@.7", "P@.9"), parse=str.strip, measure=_segment),
+    "refer": Task(columns=("accuracy@.5",), parse=str.strip, measure=_refer, fault=expected.box_fault),
+    "segment": Task(
+        columns=("mIoU", "cIoU", "P@.5", "P@.7", "P@.9"), parse=str.strip, measure=_segment, fault=expected.mask_fault
+    ),
     "vqa": Task(
         columns=("accuracy",),
         parse=str.strip,
         measure=_vqa,
         submission=_results("question_id", "question_id", "answer"),
+        fault=expected.vqa_fault,
     ),
 }

@@ -124,12 +124,19 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
     headers = ["data", "split", "training", "metric", "value", "95 % interval", "n", "invalid"]
     rows = []
     for scores in results:
-        place = [scores["data"], scores["split"], scores["when"]]
-        for name in [name for name in TASKS[scores["settings"]["task"]].columns if name in scores["metrics"]]:
-            found, unit = scores["metrics"][name], scores["unit"]
-            shown = [number(found["value"], unit), span(found["interval"], unit)]
-            rows.append([*place, name, *shown, str(scores["n"]), str(scores["invalid"])])
+        columns = TASKS[scores["settings"]["task"]].columns
+        for part, own in {"": scores, **scores.get("parts", {})}.items():
+            place = [f"{scores['data']}{part and '/'}{part}", scores["split"], scores["when"]]
+            rows += [[*place, *cells] for cells in _cells(own, columns)]
     return console.table(headers, rows)
+
+
+def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]]:
+    """A task's metrics, each with its value, interval, n and number of invalid answers."""
+    for name in [name for name in columns if name in scores["metrics"]]:
+        found, unit = scores["metrics"][name], scores["unit"]
+        shown = [number(found["value"], unit), span(found["interval"], unit)]
+        yield [name, *shown, str(scores["n"]), str(scores["invalid"])]
 
 
 def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:

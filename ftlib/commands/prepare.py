@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ftlib import command_line, console, files
 from ftlib.config import Config
 from ftlib.errors import UserError
 from ftlib.hub import find_model
 from ftlib.site import Site, find_site
+
+if TYPE_CHECKING:
+    from ftlib.data.intake import Encode
 
 
 def main(argv: list[str]) -> int:
@@ -24,21 +29,44 @@ def main(argv: list[str]) -> int:
     if parsed.check:
         from ftlib.data.overview import overview
 
-        print(overview(config.data, *_length(config, site)))
+        print(overview(config.data, config.task, *_length(config, site), _encode(config)))
         return 0
     folder = prepared.prepared_folder(config, site)
     if files.is_complete(folder):
         result = prepared.open_prepared(config, site)
         console.say("already prepared")
     else:
-        result = prepared.prepare(config, site)
+        result = prepared.prepare(config, site, _encode(config))
     left_out = {reason: count for reason, count in result.facts["left_out"].items() if count}
     for reason, count in {**left_out, **({"bad records": result.facts["bad"]} if result.facts["bad"] else {})}.items():
         console.say(f"left out: {count} ({reason})")
     rows = [[split, str(entry["rows"]), entry["fingerprint"]] for split, entry in result.facts["splits"].items()]
     console.say(console.table(["split", "rows", "fingerprint"], rows))
+    if config.data.parts:
+        console.say(_shares(config, result.facts["splits"]))
     print(folder)
     return 0
+
+
+def _encode(config: Config) -> Encode | None:
+    """Masks become codes where the config has what makes them."""
+    if config.task != "segment" or config.evaluation.mask_decoder is None:
+        return None
+    from ftlib.evaluation.masks import mask_encoder
+    from ftlib.models.mask_decoder import MaskCodec
+
+    return mask_encoder(MaskCodec.load(Path(config.evaluation.mask_decoder)))
+
+
+def _shares(config: Config, splits: dict[str, Any]) -> str:
+    """The parts of a mixture: their rows, and how much of an epoch of training they are."""
+    weighted = {part.name: part.weight * splits["train"]["parts"][part.name] for part in config.data.parts}
+    total = sum(weighted.values()) or 1
+    rows = [
+        [part.name, *[str(entry["parts"][part.name]) for entry in splits.values()], f"{part.weight:g}", f"{share:.1%}"]
+        for part, share in zip(config.data.parts, (rows / total for rows in weighted.values()), strict=True)
+    ]
+    return console.table(["part", *splits, "weight", "share of an epoch"], rows)
 
 
 def _length(config: Config, site: Site) -> tuple[Callable[[str], int], str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ftlib import command_line, console, files, hub
 from ftlib.config import Config
+from ftlib.config_data import Data
 from ftlib.site import Site, find_site
 
 
@@ -19,7 +20,8 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     config = command_line.load(parsed, site).config
-    console.say(f"dataset {config.data.source}: {_stage_data(config)}")  # first: with a model, the hub is switched off
+    for part in config.data.datasets.values():  # first: with a model, the hub is switched off
+        console.say(f"dataset {part.source}: {_stage_data(part)}")
     console.say(f"model {config.model.base}: {_stage_model(config, site)}")
     return 0
 
@@ -36,14 +38,14 @@ def _stage_model(config: Config, site: Site) -> Path:
     return folder
 
 
-def _stage_data(config: Config) -> Path:
+def _stage_data(data: Data) -> Path:
     from ftlib.data.loaders import hub as hub_datasets
     from ftlib.data.sources import MAKERS
 
-    if config.data.source == "hub":
-        hub_datasets.fetch(config.data)
-    root = Path(config.data.root)
-    if config.data.source in MAKERS and not files.is_complete(root):
+    if data.source == "hub":
+        hub_datasets.fetch(data)
+    root = Path(data.root)
+    if data.source in MAKERS and not files.is_complete(root):
         with files.publish_folder(root) as temporary:
-            MAKERS[config.data.source](temporary)
+            MAKERS[data.source](temporary)
     return root

@@ -28,6 +28,8 @@ class Example:
         group: rows of one group (a document, an animated picture) never fall into different splits; none: the image.
         frame: of an animated image.
         digest: SHA-256 of the image's bytes, once the dataset is prepared.
+        dataset: the part of a mixture that it comes from.
+        place: file and line, while the source is read.
     """
 
     id: str
@@ -40,6 +42,8 @@ class Example:
     group: str = ""
     frame: int = 0
     digest: str = ""
+    dataset: str = ""
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def compact(example: Example) -> dict[str, Any]:
     """A row as JSON, without fields that are empty."""
     needed = ("id", "image", "prefix", "suffix")
-    return {name: value for name, value in asdict(example).items() if value or name in needed}
+    return {name: value for name, value in asdict(example).items() if name in needed or (value and name != "place")}
 
 
 def raise_faults(faults: list[str], remedy: str) -> None:

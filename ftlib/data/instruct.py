@@ -16,7 +16,6 @@ from ftlib.data.examples import Example
 from ftlib.errors import UserError
 
 ALPACA = "alpaca"
-CHAT = "chat"
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

@@ -6,6 +6,7 @@ Memory: 48 bytes a row, whatever its text.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,17 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftlib import console
-from ftlib.config import Data
+from ftlib.config_data import Data, SplitRule
 from ftlib.data.examples import MAX_FAULTS_SHOWN, Bad, Example, compact
 from ftlib.data.prompts import prompt_of
 from ftlib.data.rows import Rows, RowWriter
 from ftlib.data.sources import read_source
-from ftlib.data.splits import NO_PART, SPLITS, Keys, hash_text
+from ftlib.data.splits import NO_PART, SPLITS, Codes, Keys, assign, hash_text
 from ftlib.errors import UserError
+from ftlib.tasks import TASKS
 
 MAX_LABELS = 10_000
 _NO_IMAGE = 0
 _EVERY = 1000
+
+Encode = Callable[[Example | Bad], Example | Bad]
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Intake:
     Attributes:
         path: the rows, as `Rows` reads them.
         images: hash of each row's image, 0 without one, shape (n,).
+        sizes: number of rows of each part of a mixture (one after the other); "" → all, if it is none.
         labels: every answer that occurs; None if there are more than `MAX_LABELS`.
         bad: the faulty records, of which the first are kept, and their number.
     """
@@ -41,6 +46,7 @@ class Intake:
     path: Path
     keys: Keys
     images: NDArray[np.uint64]
+    sizes: dict[str, int]
     labels: list[str] | None
     bad: BadRecords
 
@@ -48,6 +54,21 @@ class Intake:
     def rows(self) -> Rows:
         """All rows, in the order of the source."""
         return Rows(self.path)
+
+    def divide(self, rule: SplitRule) -> Codes:
+        """Which split each row belongs to, see `splits.assign`; each part of a mixture is divided by itself.
+
+        Raises:
+            UserError: as `splits.assign`.
+        """
+        found, start = [], 0
+        for name, size in self.sizes.items():
+            try:
+                found.append(assign(self.keys.between(start, start + size), rule))
+            except UserError as error:
+                raise UserError(f"part {name}: {error.problem}" if name else error.problem, error.remedy) from None
+            start += size
+        return np.concatenate(found)
 
 
 @dataclass
@@ -75,11 +96,13 @@ class BadRecords:
         console.say(f"{text}\n{self.count} records cannot be used and are left out")
 
 
-def take_in(data: Data, path: Path) -> Intake:
+def take_in(data: Data, path: Path, task: str, encode: Encode | None = None) -> Intake:
     """Read a source once.
 
     Args:
         path: where the rows are put.
+        task: says which rows its metric could not judge; they are faulty, too.
+        encode: writes answers in the words that are learned, where the source has another form of them.
 
     Raises:
         UserError: faulty records (unless they are to be skipped), no rows at all, a prompt that names what rows lack.
@@ -88,13 +111,16 @@ def take_in(data: Data, path: Path) -> Intake:
     numbers = {name: array("Q") for name in ("rows", "groups", "strata", "images")}
     parts = array("b")
     labels: set[str] = set()
+    sizes = dict.fromkeys(data.datasets, 0)
+    templates = data.templates
     with RowWriter(path) as writer, console.progress("reading rows", 0) as update:
-        for row in read_source(data):
+        for row in map(TASKS[task].checked, map(encode or _as_it_is, read_source(data, task))):
             if isinstance(row, Bad):
                 bad.add(row)
                 continue
-            if not len(writer):
-                prompt_of(row, data.prompt)
+            if not sizes[row.dataset]:
+                prompt_of(row, templates)
+            sizes[row.dataset] += 1
             writer.write(compact(row))
             _append(numbers, row, data)
             parts.append(SPLITS.index(row.part) if row.part else NO_PART)
@@ -103,12 +129,15 @@ def take_in(data: Data, path: Path) -> Intake:
             if len(writer) % _EVERY == 0:
                 update(len(writer), "")
     bad.settle()
-    if not len(writer):
-        raise UserError(f"{data.root}: no rows in it", "Check data.source, data.root and data.file.")
+    if empty := [data.datasets[name].root for name, size in sizes.items() if not size]:
+        raise UserError(f"{empty[0]}: no rows in it", "Check source, root and file.")
+    if TASKS[task].closed and len(labels) > MAX_LABELS:
+        problem = f"{data.root}: more than {MAX_LABELS:,} different answers are no closed set of labels"
+        raise UserError(problem, "Set another task, or check which column data.columns takes as suffix.")
     columns = {name: np.frombuffer(column, dtype=np.uint64) for name, column in numbers.items()}
     images = columns.pop("images")
     keys = Keys(**columns, parts=np.frombuffer(parts, dtype=np.int8))
-    return Intake(path, keys, images, sorted(labels) if len(labels) <= MAX_LABELS else None, bad)
+    return Intake(path, keys, images, sizes, sorted(labels) if len(labels) <= MAX_LABELS else None, bad)
 
 
 def first_rows_of_images(intake: Intake) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -122,6 +151,10 @@ def sample(rows: Rows, count: int) -> list[Example]:
     """At most `count` rows, evenly spaced."""
     step = max(1, len(rows) // count)
     return list(islice((rows[place] for place in range(0, len(rows), step)), count))
+
+
+def _as_it_is(row: Example | Bad) -> Example | Bad:
+    return row
 
 
 def _append(numbers: dict[str, array[int]], row: Example, data: Data) -> None:

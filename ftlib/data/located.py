@@ -253,7 +253,7 @@ def _facts(record: Record) -> dict[str, Any]:
 
 
 def _images(records: Sequence[Record]) -> list[Any]:
-    return [_facts(record).get("image_id", record["image"]) for record in records]
+    return [(record.get("dataset"), _facts(record).get("image_id", record["image"])) for record in records]
 
 
 def _size(record: Record) -> tuple[float, float] | None:

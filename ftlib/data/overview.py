@@ -11,35 +11,37 @@ import numpy as np
 
 from ftlib import console
 from ftlib.config import Data
-from ftlib.data.intake import Intake, sample, take_in
+from ftlib.data.intake import Encode, Intake, sample, take_in
 from ftlib.data.prepared import Images, check_images
 from ftlib.data.prompts import prompt_of
-from ftlib.data.splits import SPLITS, Codes, assign, hash_text
+from ftlib.data.splits import SPLITS, Codes, hash_text
 
 SAMPLED = 2_000
 SHOWN = 8
 Length = Callable[[str], int]
 
 
-def overview(data: Data, length: Length, unit: str) -> str:
+def overview(data: Data, task: str, length: Length, unit: str, encode: Encode | None = None) -> str:
     """Read every row and decode every image, and say what is there; nothing is kept.
 
     Args:
+        task, encode: see `intake.take_in`.
         length: how long a text is, in `unit`.
 
     Raises:
         UserError: faulty rows or images, unless they are to be skipped; impossible splits.
     """
     with tempfile.TemporaryDirectory() as folder:
-        intake = take_in(data, Path(folder) / "rows.jsonl")
+        intake = take_in(data, Path(folder) / "rows.jsonl", task, encode)
         images = check_images(intake, data)
-        codes = assign(intake.keys, data.split)
+        codes = intake.divide(data.split)
         lines = [*_rows(intake, codes), *_images(images), *_texts(intake, data, length, unit), *_answers(intake)]
     return console.table(["what", "found"], [list(line) for line in lines])
 
 
 def _rows(intake: Intake, codes: Codes) -> Iterator[tuple[str, str]]:
     yield "rows", f"{len(intake.rows):,}"
+    yield from ((f"  of part {name}", f"{count:,}") for name, count in intake.sizes.items() if name)
     yield "records that are none", f"{intake.bad.count:,}"
     for code, split in enumerate(SPLITS):
         yield split, f"{int((codes == code).sum()):,}"
@@ -57,7 +59,7 @@ def _images(images: Images) -> Iterator[tuple[str, str]]:
 
 def _texts(intake: Intake, data: Data, length: Length, unit: str) -> Iterator[tuple[str, str]]:
     rows = sample(intake.rows, SAMPLED)
-    yield f"prompt, {unit}", _spread(length(prompt_of(row, data.prompt)) for row in rows)
+    yield f"prompt, {unit}", _spread(length(prompt_of(row, data.templates)) for row in rows)
     yield f"answer, {unit}", _spread(length(row.suffix) for row in rows)
 
 

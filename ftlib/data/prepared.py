@@ -1,18 +1,21 @@
 """A prepared dataset: checked, split, fingerprinted rows in the store.
 
 `<store>/prepared/<source>-<key>/` holds train, valid and test as JSONL with their offsets, bad.json (records that were
-left out) and data.json. The key is the hash of the config's data section (but for the prompt, which is applied when
-rows are read) and of the annotation files. Images that are replaced in place are not noticed.
+left out) and data.json. The key is the hash of the task (which says what a faulty row is), of the config's data section
+(but for the prompt, which is applied when rows are read) and of the annotation files. Images that are replaced in place
+are not noticed.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftlib import console, files
-from ftlib.config import Config, Data
+from ftlib.config import Config
+from ftlib.config_data import Data
 from ftlib.data.examples import Bad, Example, compact
 from ftlib.data.images import ImageFacts, choose_frames, image_path, inspect_image
-from ftlib.data.intake import Intake, first_rows_of_images, take_in
+from ftlib.data.intake import Encode, Intake, first_rows_of_images, take_in
 from ftlib.data.rows import Rows, RowWriter
 from ftlib.data.sources import MAKERS, annotation_files, left_out
-from ftlib.data.splits import SPLITS, Codes, assign
+from ftlib.data.splits import SPLITS, Codes
 from ftlib.errors import UserError
 from ftlib.site import Site
 
@@ -53,6 +57,17 @@ class Prepared:
         """The rows of a split."""
         return Rows(self.folder / f"{split}.jsonl")
 
+    def counts(self, split: str, places: Sequence[int]) -> list[int]:
+        """How many of some rows of a split each dataset of a mixture has; all of them, if it is none.
+
+        Args:
+            places: of the rows, ascending.
+        """
+        entry = self.facts["splits"][split]
+        ends = list(accumulate(entry.get("parts", {"": entry["rows"]}).values()))
+        found = [bisect_left(places, end) for end in ends]
+        return [end - start for start, end in zip([0, *found], found, strict=False)]
+
     @property
     def labels(self) -> list[str]:
         """Every answer that occurs, sorted; none if there are too many for a closed set."""
@@ -66,14 +81,29 @@ def prepared_folder(config: Config, site: Site) -> Path:
         UserError: the annotation file is missing.
     """
     data = config.data
+    rule = data.model_dump(exclude={"prompt": True, "parts": {"__all__": {"prompt", "weight"}}})
+    content = [*[_content(part) for part in data.datasets.values()], *_codec(config)]
+    return site.store / "prepared" / f"{data.source}-{files.fingerprint([FORMAT, config.task, rule, content])[:12]}"
+
+
+def _content(data: Data) -> list[str]:
+    """What tells whether a dataset's rows are the same: its annotation files, or else the names of all files."""
     sources = annotation_files(data)
     for source in sources:
         if not source.is_file():
             remedy = "Run `ftlib stage CONFIG` first." if data.source in MAKERS else "Check data.root and data.file."
             raise UserError(f"{source}: no such file", remedy)
-    rule = data.model_dump(exclude={"prompt"})
-    content = [files.sha256(source) for source in sources] or _listing(Path(data.root))
-    return site.store / "prepared" / f"{data.source}-{files.fingerprint([FORMAT, rule, content])[:12]}"
+    return [files.sha256(source) for source in sources] or _listing(Path(data.root))
+
+
+def _codec(config: Config) -> list[str]:
+    """The weights that mask codes are made with, where they are."""
+    if config.task != "segment" or config.evaluation.mask_decoder is None:
+        return []
+    path = Path(config.evaluation.mask_decoder)
+    if not path.is_file():
+        raise UserError(f"evaluation.mask_decoder: {path}: no such file")
+    return [files.sha256(path)]
 
 
 def _listing(root: Path) -> list[str]:
@@ -93,16 +123,19 @@ def open_prepared(config: Config, site: Site) -> Prepared:
     return Prepared(folder=folder, root=Path(config.data.root), facts=files.read_json(folder / "data.json"))
 
 
-def prepare(config: Config, site: Site) -> Prepared:
+def prepare(config: Config, site: Site, encode: Encode | None = None) -> Prepared:
     """Check, split and write a dataset: two passes over its rows, each image opened once.
+
+    Args:
+        encode: see `intake.take_in`.
 
     Raises:
         UserError: faulty rows or images, impossible splits, storage full or read-only.
     """
     with files.publish_folder(prepared_folder(config, site)) as folder:
-        intake = take_in(config.data, folder / _SPOOL)
+        intake = take_in(config.data, folder / _SPOOL, config.task, encode)
         images = check_images(intake, config.data)
-        codes = assign(intake.keys, config.data.split)
+        codes = intake.divide(config.data.split)
         splits, dropped = _write(folder, intake, images, codes, config.data)
         files.write_json(folder / "bad.json", {"count": intake.bad.count, "shown": intake.bad.shown})
         facts = {
@@ -186,10 +219,11 @@ def _write(
     """Second pass: every row into its split.
 
     Returns:
-        Split → number of rows and fingerprint; what was left out, counted.
+        Split → number of rows (of a mixture's parts, too) and fingerprint; what was left out, counted.
     """
     sums = np.zeros(len(SPLITS), dtype=object)
     dropped: Counter[str] = Counter()
+    parts = [dict.fromkeys(data.datasets, 0) for _ in SPLITS]
     with ExitStack() as stack, console.progress("writing splits", len(codes)) as update:
         writers = [stack.enter_context(RowWriter(folder / f"{split}.jsonl")) for split in SPLITS]
         for place, (row, code) in enumerate(zip(intake.rows, codes.tolist(), strict=True)):
@@ -199,12 +233,14 @@ def _write(
                     dropped["beyond max_train or max_eval"] += 1
                     continue
                 line = writers[code].write(compact(shown))
+                parts[code][row.dataset] += 1
                 sums[code] += int.from_bytes(hashlib.sha256(line).digest(), "big")
             update(place + 1, "")
     splits = {}
-    for split, writer, total in zip(SPLITS, writers, sums, strict=True):
+    for split, writer, total, counts in zip(SPLITS, writers, sums, parts, strict=True):
         # a sum does not depend on the order of rows, and needs only one row at a time
         splits[split] = {"rows": len(writer), "fingerprint": f"{total % (1 << 256):064x}"[:16]}
+        splits[split] |= {"parts": counts} if data.parts else {}
     return splits, dropped
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping
 
+from ftlib.config_data import CHAT
 from ftlib.data.examples import Example
-from ftlib.data.instruct import ALPACA, CHAT, alpaca_prompt, chat_prompt, without_markers
+from ftlib.data.instruct import ALPACA, alpaca_prompt, chat_prompt, without_markers
 from ftlib.errors import UserError
+
+Templates = str | Mapping[str, str]
+"""A prompt for all rows, or dataset → prompt."""
 
 NAMED: dict[str, Callable[[Example], str]] = {ALPACA: alpaca_prompt, CHAT: chat_prompt}
 """Prompts that are more than a template, by the name that `data.prompt` gives."""
@@ -46,13 +50,14 @@ def render(template: str, fields: Mapping[str, str]) -> str:
     return string.Formatter().vformat(template, (), dict(fields))
 
 
-def prompt_of(example: Example, template: str) -> str:
+def prompt_of(example: Example, templates: Templates) -> str:
     """The prompt that a row is asked with, in training and in evaluation.
 
     Args:
-        template: one of `NAMED`, or a text with fields. Field markers (`### Word:`) of the template are defused in the
-            row's own text.
+        templates: one of `NAMED`, or a text with fields; of a mixture one for each dataset. Field markers (`### Word:`)
+            of the template are defused in the row's own text.
     """
+    template = templates if isinstance(templates, str) else templates[example.dataset]
     if template in NAMED:
         return NAMED[template](example)
     texts = {name: value for name, value in example.facts.items() if isinstance(value, str)}

@@ -38,6 +38,10 @@ class Keys:
     strata: Hashes
     parts: Codes
 
+    def between(self, start: int, end: int) -> Keys:
+        """Those of some rows that follow one another."""
+        return Keys(self.rows[start:end], self.groups[start:end], self.strata[start:end], self.parts[start:end])
+
 
 def hash_text(text: str) -> int:
     """64 bits of a text's SHA-256."""

@@ -2,7 +2,8 @@
 
 `eval/<dataset>/<split>/<before|after>/` gets predictions.jsonl (a row's id, image, prompt, prediction, references,
 score and what the metrics need of it), scores.json (see `metrics/summary.py`; settings, data, overlap with the training
-rows) and, for tasks with a challenge server, submission.json. While it is at work, answers lie beside it in
+rows) and, for tasks with a challenge server, submission.json. Of a mixture scores.json has `parts`, the scores of each
+part by itself, and every part has its submission.<part>.json. While it is at work, answers lie beside it in
 `<before|after>.partial/`.
 """
 
@@ -19,8 +20,9 @@ import numpy as np
 
 from ftlib import console, files
 from ftlib.config import Config
+from ftlib.config_data import CHAT
 from ftlib.data.examples import Example
-from ftlib.data.instruct import CHAT, context_of
+from ftlib.data.instruct import context_of
 from ftlib.data.prepared import Prepared
 from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
@@ -31,7 +33,7 @@ from ftlib.evaluation.subject import Subject
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
 from ftlib.models.mask_decoder import MaskCodec
-from ftlib.tasks import TASKS, Record
+from ftlib.tasks import TASKS, Record, by_dataset
 
 CURVE_POINTS = 200
 _LATER = ("threshold", "positive", "min_precision", "mask_decoder")
@@ -62,18 +64,42 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     Returns:
         The content of scores.json; None in a process that is not the first of its job.
     """
-    _require_positive(asked)
-    _require_same_prompts(asked)
-    codec = _mask_codec(asked.config)
-    settings = _settings(asked, split, threshold)
-    if scores := _finished(folder, settings):
+    require_answerable(asked)
+    settings = settings_of(asked, split, threshold)
+    if scores := finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
         return scores
     rows = asked.prepared.rows(split)
-    partial = working_folder(folder.with_name(f"{folder.name}.partial"), _questions(settings))
+    partial = working_folder(folder.with_name(f"{folder.name}.partial"), questions_of(settings))
     answers = _answers(asked, rows, partial, f"{asked.subject.name} on {split}")
     if answers is None:
         return None
+    scores = publish_scores(asked, split, folder, answers, threshold)
+    shutil.rmtree(partial, ignore_errors=True)
+    return scores
+
+
+def require_answerable(asked: Asked) -> None:
+    """Refuse what could not be scored, before anything is asked.
+
+    Raises:
+        UserError: a positive label that no row has, a chat model for other prompts, no weights to decode masks with.
+    """
+    _require_positive(asked)
+    _require_same_prompts(asked)
+    _mask_codec(asked.config)
+
+
+def publish_scores(
+    asked: Asked, split: str, folder: Path, answers: Sequence[Answer], threshold: Threshold | None
+) -> dict[str, Any]:
+    """Score the answers to a split and write them into `folder`.
+
+    Returns:
+        The content of scores.json.
+    """
+    rows, settings = asked.prepared.rows(split), settings_of(asked, split, threshold)
+    codec = _mask_codec(asked.config)
     records, found = _records(asked, rows, answers, split, threshold)
     if codec:
         records = with_masks(records, codec)
@@ -81,7 +107,6 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     if found:
         scores["remarks"].append(Threshold(**found["threshold"]).sentence(split))
     _publish(folder, records, scores, asked.config.task)
-    shutil.rmtree(partial, ignore_errors=True)
     return scores
 
 
@@ -122,12 +147,12 @@ def threshold_of(asked: Asked, folder: Path) -> Threshold | None:
     evaluation = asked.config.evaluation
     if evaluation.decode != "choose" or evaluation.positive is None:
         return None
-    settings = _settings(asked, "valid", None)
-    scores = evaluate_split(asked, "valid", folder) or wait_for(lambda: _finished(folder, settings), str(folder))
+    settings = settings_of(asked, "valid", None)
+    scores = evaluate_split(asked, "valid", folder) or wait_for(lambda: finished(folder, settings), str(folder))
     return Threshold(**scores["threshold"])
 
 
-def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The scores of an earlier evaluation of the same things."""
     if not files.is_complete(folder):
         return None
@@ -135,7 +160,7 @@ def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return scores if scores["settings"] == settings else None
 
 
-def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:
+def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:
     """Everything that the scores depend on."""
     evaluation = asked.config.evaluation
     own = {
@@ -147,6 +172,7 @@ def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str
         "weights": asked.subject.digest,
         "task": asked.config.task,
         "prompt": asked.config.data.prompt,
+        **({"prompts": asked.config.data.templates} if asked.config.data.parts else {}),
         "split": split,
         "fingerprint": asked.prepared.facts["splits"][split]["fingerprint"],
         "trained_on": files.fingerprint(sorted(row.digest for row in asked.trained_on))[:16],
@@ -158,13 +184,14 @@ def _settings(asked: Asked, split: str, threshold: Threshold | None) -> dict[str
     }
 
 
-def _questions(settings: dict[str, Any]) -> dict[str, Any]:
+def questions_of(settings: dict[str, Any]) -> dict[str, Any]:
     """What an answer depends on, of everything that a score does."""
     return {name: value for name, value in settings.items() if name not in _LATER}
 
 
 def _answers(asked: Asked, rows: Sequence[Example], partial: Path, label: str) -> list[Answer] | None:
-    prompts = [prompt_of(row, asked.config.data.prompt) for row in rows]
+    templates = asked.config.data.templates
+    prompts = [prompt_of(row, templates) for row in rows]
     labels, root = asked.prepared.labels, asked.prepared.root
     return ask(asked.subject, asked.config.evaluation, labels, rows, prompts, root, partial, label)
 
@@ -207,10 +234,11 @@ def _record(row: Example, config: Config, text: str, answer: Answer) -> Record:
     return {
         "id": row.id,
         "image": row.image,
-        "prompt": prompt_of(row, config.data.prompt),
+        "prompt": prompt_of(row, config.data.templates),
         "prediction": TASKS[config.task].parse(text),
         "references": list(row.references) or [row.suffix],
         **({"facts": row.facts} if row.facts else {}),
+        **({"dataset": row.dataset} if row.dataset else {}),
         **({"cut": True} if answer.get("cut") else {}),
     }
 
@@ -223,6 +251,8 @@ def _scores(
     for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
         record["score"] = score
     scores = {**summary(measured, intervals(measured)), "settings": settings, "training_overlap": overlap}
+    if parts := by_dataset(records):
+        scores["parts"] = {name: _part_scores(asked, own) for name, own in parts.items()}
     if overlap and settings["split"] != "train" and (count := overlap["rows_with_trained_images"]):
         scores["remarks"].append(f"{count} of {len(records)} rows show images that the model was trained on.")
     if cut := sum("cut" in record for record in records):
@@ -230,6 +260,12 @@ def _scores(
             f"{cut} of {len(records)} prompts were too long for the model; their beginnings are left out."
         )
     return scores
+
+
+def _part_scores(asked: Asked, records: list[Record]) -> dict[str, Any]:
+    """What scores.json says of one part of a mixture."""
+    measured = TASKS[asked.config.task].measure(records, asked.prepared.labels, asked.config.evaluation.positive)
+    return summary(measured, intervals(measured))
 
 
 def _overlap(rows: Sequence[Example], trained_on: Sequence[Example]) -> dict[str, Any] | None:
@@ -250,10 +286,13 @@ def _content(row: Example) -> tuple[str, str, str, str]:
 
 def _publish(folder: Path, records: list[Record], scores: dict[str, Any], task: str) -> None:
     submission = TASKS[task].submission
-    results = submission(records) if submission else None
+    datasets = by_dataset(records) or {"": records}
+    results = {name: submission(own) for name, own in datasets.items()} if submission else {}
     with files.publish_folder(folder) as temporary:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files.write_text(temporary / "predictions.jsonl", lines)
-        if results is not None:
-            files.write_text(temporary / "submission.json", json.dumps(results, ensure_ascii=False))
+        for name, result in results.items():
+            if result is not None:
+                text = json.dumps(result, ensure_ascii=False)
+                files.write_text(temporary / f"submission{name and '.'}{name}.json", text)
         files.write_json(temporary / "scores.json", scores)

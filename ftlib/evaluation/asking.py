@@ -68,7 +68,7 @@ def ask(
     batches = batches_by_image([row.image for row in rows], [len(prompt) for prompt in prompts], settings.batch_size)
     mine = [batch for batch in batches[rank::world] if any(rows[place].id not in found for place in batch)]
     log = folder / f"answers-{rank}-{os.getpid()}-{time.time_ns()}.jsonl"
-    done = len(found)
+    done = sum(row.id in found for row in rows)
     with console.progress(label, len(rows), done) as update:
         for batch, encoded in _encoded(mine, subject, rows, prompts, root):
             answers = _answer(subject, settings, labels, encoded)
@@ -78,7 +78,7 @@ def ask(
             update(done, "")
     if rank:
         return None
-    found = _all_answers(folder, len(rows))
+    found = _all_answers(folder, {row.id for row in rows})
     return [found[row.id] for row in rows]
 
 
@@ -195,14 +195,14 @@ def _read(folder: Path) -> dict[str, Answer]:
     }
 
 
-def _all_answers(folder: Path, count: int) -> dict[str, Answer]:
-    """The answers once there are `count`, which other processes of this job may still be writing.
+def _all_answers(folder: Path, ids: set[str]) -> dict[str, Answer]:
+    """The answers once those of all `ids` are there, which other processes of this job may still be writing.
 
     Raises:
         RuntimeError: nothing new came for ten minutes.
     """
     found = _read(folder)
-    while len(found) < count:
+    while not ids <= found.keys():
         known = len(found)
         wait_for(lambda known=known: len(_read(folder)) > known, str(folder))  # type: ignore[misc]
         found = _read(folder)

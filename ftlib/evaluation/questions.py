@@ -14,6 +14,7 @@ from typing import Any
 
 from ftlib import runs
 from ftlib.config import Config, Evaluation
+from ftlib.config_data import CHAT
 from ftlib.config_file import load_experiment
 from ftlib.data.examples import Example, raise_faults
 from ftlib.data.images import open_image
@@ -32,11 +33,13 @@ class Question:
         prompt: the question.
         image: of PaliGemma's questions.
         context: what a causal model is told beside the question; empty for nothing.
+        history: what was said before, as turns `{"role", "content"}`; for the model's chat template only.
     """
 
     prompt: str
     image: Path | None = None
     context: str = ""
+    history: tuple[dict[str, str], ...] = ()
 
 
 def open_trained(name: str, max_new_tokens: int | None, site: Site) -> tuple[Subject, Evaluation]:
@@ -77,6 +80,25 @@ def answers(subject: Subject, settings: Evaluation, questions: Sequence[Question
     size = settings.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     return [text.strip() for batch in batches for text in subject.answer(batch, settings)]
+
+
+def remembers(subject: Subject) -> bool:
+    """Whether a question may follow others: the model's chat template has a place for what was said before."""
+    return subject.config.data.prompt == CHAT
+
+
+def with_answer(subject: Subject, question: Question, answer: str) -> Question:
+    """What the next question begins with: everything that was said, and the answer."""
+    said = json.loads(_prompt(subject.config, question))
+    return replace(question, prompt="", history=(*said, {"role": "assistant", "content": answer}))
+
+
+def within_reach(subject: Subject, settings: Evaluation, question: Question) -> Question:
+    """The question with as much of its history, the latest, as leaves the model room to answer."""
+    limit = subject.inputs.limit
+    while limit and question.history and len(_row(subject, question).ids) + settings.max_new_tokens > limit:
+        question = replace(question, history=question.history[2:])
+    return question
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -158,5 +180,8 @@ def _prompt(config: Config, question: Question) -> str:
     template = config.data.prompt
     if question.context and template not in NAMED and "input" not in template_fields(template):
         raise UserError(f"data.prompt of this run, {template!r}, has no place for a context ({{input}})")
-    facts = {"instruction": question.prompt, "question": question.prompt, "input": question.context}
+    facts: dict[str, Any] = {"instruction": question.prompt, "question": question.prompt, "input": question.context}
+    if question.history:
+        turns = json.loads(prompt_of(Example("question", "", question.prompt, "", facts=facts), template))
+        facts = {"messages": [*question.history, *turns]}
     return prompt_of(Example("question", "", question.prompt, "", facts=facts), template)

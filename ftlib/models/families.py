@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ftlib.config import Config, Lora
+from ftlib.config_data import CHAT
 from ftlib.data.examples import Example
-from ftlib.data.instruct import CHAT
 from ftlib.errors import UserError
 from ftlib.models import causal, paligemma
 from ftlib.models.rows import Row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def load_weights(
         attention, final_softcap: see `config.Model` and `attention.py`.
 
     Raises:
-        UserError: no model there, damaged files, keys that do not fit, or an attention that does not fit the model.
+        UserError: no model there, damaged files, pickles of more than tensors, keys that do not fit, or an attention
+            that does not fit the model.
     """
     require_model(folder)
     try:
@@ -45,6 +47,9 @@ def load_weights(
             local_files_only=True,
             output_loading_info=True,
         )
+    except UnpicklingError:
+        problem = f"{folder}: the weights hold more than tensors; loading them could run somebody's code"
+        raise UserError(problem, "Take a model with safetensors.") from None
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from None
     _raise_wrong_keys(folder, info)

@@ -41,5 +41,6 @@ def _head(record: RunRecord) -> Node:
 def _subject(record: RunRecord) -> Node:
     config = record.config
     how = "all weights" if config.adapter.method == "full" else f"a {config.adapter.method} adapter"
-    trained = f"Trains {how} of {config.model.base} on {config.data.source}."
+    data = ", ".join(part.name for part in config.data.parts) or config.data.source
+    trained = f"Trains {how} of {config.model.base} on {data}."
     return html.note(f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch} rows a step.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ftlib.reporting import charts
@@ -90,12 +91,14 @@ def _curves(whens: list[Evaluation]) -> Iterator[Node]:
 
 
 def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[list[Child]]:
-    """With several metrics in the table, each value says which it is."""
+    """With several metrics in the table, each value says which it is. Parts of a mixture stand below the whole."""
     name = split.split if split.dataset == own else f"{split.dataset} {split.split}"
     for evaluation in (split.before, split.after):
         if evaluation:
-            metric = f"{evaluation.scores['metric']} " if several else ""
-            yield [name, evaluation.when, group(metric, tag("strong", _value(evaluation.scores))), *_cells(evaluation)]
+            for part, scores in {"": evaluation.scores, **evaluation.scores.get("parts", {})}.items():
+                metric = f"{scores['metric']} " if several else ""
+                value = group(metric, tag("strong", _value(scores)))
+                yield [f"{name} {part}".strip(), evaluation.when, value, *_cells(replace(evaluation, scores=scores))]
 
 
 def _cells(evaluation: Evaluation) -> list[Child]:

@@ -24,7 +24,7 @@ from ftlib.models.loading import load_weights
 from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.training import arguments
-from ftlib.training.batching import TrainingRows
+from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
 from ftlib.training.fitting import fit_rows
 from ftlib.training.trainer import AnswerTrainer
@@ -96,14 +96,15 @@ def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> Trainin
     inputs = FAMILIES[config.model.family].load_inputs(folder, config)
     examples = prepared.rows("train")
     check_images(config.model.family, examples)
-    fitted = fit_rows(examples, config.data.prompt, inputs, config.model.too_long)
+    fitted = fit_rows(examples, config.data.templates, inputs, config.model.too_long)
     if fitted.sentence:
         console.say(fitted.sentence)
         run.note("too long", limit=fitted.limit, dropped=fitted.dropped, truncated=fitted.truncated)
-    if config.training.get("dataloader_drop_last") and len(fitted.kept) < config.effective_batch:
-        problem = f"{len(fitted.kept)} training rows do not fill one batch of {config.effective_batch}"
+    draw = Draw(prepared.counts("train", fitted.kept), config.data.weights, config.seed)
+    if config.training.get("dataloader_drop_last") and len(draw) < config.effective_batch:
+        problem = f"{len(draw)} training rows do not fill one batch of {config.effective_batch}"
         raise UserError(f"training.dataloader_drop_last: {problem}")
-    return TrainingRows(examples, prepared.root, config.data.prompt, inputs, fitted.kept)
+    return TrainingRows(examples, prepared.root, config.data.templates, inputs, fitted.kept, draw)
 
 
 def _device() -> str:

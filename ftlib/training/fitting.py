@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftlib.data.examples import Example, raise_faults
-from ftlib.data.prompts import prompt_of
+from ftlib.data.prompts import Templates, prompt_of
 from ftlib.errors import UserError
 from ftlib.models.families import Inputs
 
@@ -42,7 +42,10 @@ class Fitted:
 
 
 def fit_rows(
-    examples: Sequence[Example], template: str, inputs: Inputs, too_long: Literal["drop", "truncate", "stop"]
+    examples: Sequence[Example],
+    templates: Templates,
+    inputs: Inputs,
+    too_long: Literal["drop", "truncate", "stop"],
 ) -> Fitted:
     """Compare every row's length with what the model takes.
 
@@ -57,7 +60,7 @@ def fit_rows(
     kept: list[int] = []
     faults: list[str] = []
     truncated = 0
-    for place, (prompt, answer) in enumerate(_lengths(examples, template, inputs)):
+    for place, (prompt, answer) in enumerate(_lengths(examples, templates, inputs)):
         excess = prompt + answer > inputs.limit
         if excess:
             faults.append(f"row {examples[place].id}: {prompt + answer:,} tokens, the model takes {inputs.limit:,}")
@@ -71,7 +74,7 @@ def fit_rows(
     return Fitted(kept, inputs.limit, len(examples) - len(kept), truncated)
 
 
-def _lengths(examples: Sequence[Example], template: str, inputs: Inputs) -> Iterator[tuple[int, int]]:
+def _lengths(examples: Sequence[Example], templates: Templates, inputs: Inputs) -> Iterator[tuple[int, int]]:
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
-        yield from inputs.lengths([prompt_of(row, template) for row in chunk], [row.suffix for row in chunk])
+        yield from inputs.lengths([prompt_of(row, templates) for row in chunk], [row.suffix for row in chunk])

@@ -54,7 +54,7 @@ class AnswerTrainer(Trainer):
         self.on_step: OnStep = lambda record, total: None
         self.model_accepts_loss_kwargs = True
         self._batches = EffectiveBatches(
-            rows=len(rows),
+            draw=rows.draw,
             effective=config.effective_batch,
             micro=config.micro_batch,
             seed=config.seed,

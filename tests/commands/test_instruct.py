@@ -205,9 +205,43 @@ def test_a_session(
     wanted = [bare, f"without context: {told['answer']}", f"with context:    {told['answer with context']}", bare]
     assert output.strip("\n").split("\n") == wanted
     assert "/no/such.png: no such image" in error and "/dance: no such command" in error
+    assert error.startswith(chat.ALONE)
     monkeypatch.setattr("sys.stdin", io.StringIO("reverse"))
     assert chat.main(["instruct"]) == 0
     assert capsys.readouterr().out == f"{bare}\n"
+
+
+def test_a_conversation_is_remembered_until_reset(
+    config: Path, base: Path, ftlib: Ftlib, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    assert ftlib("prepare", config, "data.prompt=chat")[0] == 0
+    code, output, error = ftlib("train", config, "data.prompt=chat", "name=talk")
+    assert code == 0, error
+    adapter, tokenizer = Path(output.strip()) / "adapter", AutoTokenizer.from_pretrained(base)
+    turns: list[dict[str, str]] = []
+
+    def follow(question: str) -> str:
+        turns.append({"role": "user", "content": question})
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        (answer,) = plain_answers(base, adapter, [text])
+        turns.append({"role": "assistant", "content": answer})
+        return answer
+
+    wanted = [follow("reverse abc"), follow("again"), follow("again\n\nxyz")]
+    del turns[:]
+    wanted.append(follow("again"))
+    asked = ["reverse abc", "again", "/context xyz", "again", "/context", "/reset", "again"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(asked) + "\n"))
+    assert chat.main(["talk"]) == 0
+    output, error = capsys.readouterr()
+    found = output.strip("\n").split("\n")
+    assert [found[0], found[1], found[3].removeprefix("with context:    "), found[4]] == wanted
+    assert len(set(wanted)) > 2 and "stands alone" not in error
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["reverse " + "abc" * 20] * 12) + "\n"))
+    assert chat.main(["talk"]) == 0
+    assert "too long for the model" in capsys.readouterr().err
 
 
 def test_recomputed_activations_change_nothing(config: Path, ftlib: Ftlib) -> None:

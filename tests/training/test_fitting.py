@@ -8,7 +8,7 @@ from ftlib.data.examples import Example
 from ftlib.errors import UserError
 from ftlib.models.causal import CausalInputs
 from ftlib.models.tiny_neox import tiny_tokenizer
-from ftlib.training.batching import TrainingRows
+from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.fitting import fit_rows
 
 TEMPLATE = "{prefix}\n"
@@ -36,7 +36,7 @@ def test_truncated_rows_keep_a_label(tmp_path) -> None:
     found = fit_rows(examples(), TEMPLATE, INPUTS, "truncate")
     assert names(found.kept) == ["short", "exact", "over", "just one"]
     assert (found.dropped, found.truncated) == (2, 2)
-    rows = TrainingRows(examples(), tmp_path, TEMPLATE, INPUTS, found.kept)
+    rows = TrainingRows(examples(), tmp_path, TEMPLATE, INPUTS, found.kept, Draw([len(found.kept)], [1.0], seed=0))
     assert len(rows) == 4
     assert [(len(row.ids), row.n_answer) for row in rows] == [(6, 3), (10, 4), (10, 4), (10, 1)]
     assert rows[1].ids[-1] == INPUTS.eos_id != rows[2].ids[-1]

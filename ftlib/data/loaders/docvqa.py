@@ -1,13 +1,13 @@
 """DocVQA's training and validation questions → rows of parts train and valid.
 
 Files below `data.root`, with or without a folder around them: `{train,val}_v1.0_withQT.json` (with question types)
-or `{train,val}_v1.0.json`, pages in `documents/`, or in `train/documents/` and `val/documents/`. The test split has no
-answers and is left out. Source: rrc.cvc.uab.es, challenge 17, task 1, whose advice it is to train on the first answer.
+or `{train,val}_v1.0.json`, pages in `documents/` (in newer downloads `spdocvqa_images/`), or in such folders below
+`train/` and `val/`. The test split has no answers and is left out. Source: rrc.cvc.uab.es, challenge 17, task 1, whose
+advice it is to train on the first answer.
 """
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _PARTS: dict[Part, str] = {"train": "train", "valid": "val"}
 _FILES: list[list[list[dict[Part, str]]]] = [
     [[{part: f"{name}_v1.0_withQT.json"}], [{part: f"{name}_v1.0.json"}]] for part, name in _PARTS.items()
 ]
-PAGES = "documents"
+PAGES = ("documents", "spdocvqa_images")
 
 
 def files(data: Data) -> list[Path]:
@@ -45,15 +45,15 @@ def examples(data: Data) -> Iterator[Example | Bad]:
     for part, path in choose(data, *_FILES).items():
         pages = _pages(root, path, _PARTS[part])
         records = ((number, record) for _, number, record in stream_lists(path, ["data"]))
-        yield from reading.rows(Numbered(path, "question"), records, _parser(part, posixpath.dirname(pages)))
+        yield from reading.rows(Numbered(path, "question"), records, _parser(part, pages))
 
 
 def _pages(root: Path, path: Path, split: str) -> str:
     """The folder of a part's pages: beside the questions, or in the folder of its split, or the one of all."""
-    for folder in (path.parent / PAGES, root / split / PAGES):
+    for folder in [above / name for above in (path.parent, root / split) for name in PAGES]:
         if folder.is_dir():
             return folder.relative_to(root).as_posix()
-    return folder_of(root, PAGES)
+    return folder_of(root, *PAGES)
 
 
 def _parser(part: Part, folder: str) -> Parse:
@@ -65,7 +65,7 @@ def _parser(part: Part, folder: str) -> Parse:
         facts["question"] = question.question
         if "question_types" in record:
             facts["question_types"] = list(question.types)
-        image = picture(folder, question.image)
+        image = picture(folder, question.image.removeprefix(f"{PAGES[0]}/"))
         suffix, group = needed(question.answers[0], "answers"), str(question.document)
         key = str(question.question_id)
         return [Example(key, image, question.question, suffix, question.answers, facts, part, group)]

@@ -7,6 +7,7 @@ and `refs(unc).p` (`refs(umd).p` of RefCOCOg; `data.file` chooses another, such 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ftlib.data.loaders.boxes import SizedPicture, an_object, corners, sized_pic
 from ftlib.data.loaders.layout import Part, find, folder_of, picture
 from ftlib.data.loaders.rows import Kept, Numbered, Parse, Reading, collect
 from ftlib.data.official.plain_pickle import read_plain_pickle
+from ftlib.data.official.segmentation import read_mask, write_mask
 from ftlib.errors import UserError
 from ftlib.metrics.boxes import Object
 
@@ -52,6 +54,15 @@ def examples(data: Data) -> Iterator[Example | Bad]:
     return _read(data, Counter())
 
 
+def segment(data: Data) -> Iterator[Example | Bad]:
+    """As `examples`; facts has the object's `mask` too, of the release's polygons or run lengths.
+
+    Raises:
+        UserError: as `examples`.
+    """
+    return _read(data, Counter(), outlines={})
+
+
 def left_out(data: Data) -> dict[str, int]:
     """What `examples` leaves out: reason → how many. Reads the whole source once more.
 
@@ -64,16 +75,27 @@ def left_out(data: Data) -> dict[str, int]:
     return dict(counts)
 
 
-def _read(data: Data, counts: Counter[str]) -> Iterator[Example | Bad]:
+def _read(data: Data, counts: Counter[str], outlines: dict[int, str] | None = None) -> Iterator[Example | Bad]:
+    """
+    Args:
+        outlines: where the objects' masks are kept, if they are wanted: id → the field segmentation, as JSON.
+    """
     path, instances = files(data)
-    pictures, objects = Kept("image", sized_picture), Kept("annotation", an_object)
+
+    def parse_object(record: dict[str, Any]) -> tuple[int, Object]:
+        key, one = an_object(record)
+        if outlines is not None:
+            outlines[key] = json.dumps(record.get("segmentation"))
+        return key, one
+
+    pictures, objects = Kept("image", sized_picture), Kept("annotation", parse_object)
     refs = read_plain_pickle(path)
     if not isinstance(refs, list) or not refs:
         raise UserError(f"{path}: a list of referring expressions is needed")
     yield from collect(instances, {"images": pictures, "annotations": objects})
     asked = {_get(ref, "image_id") for ref in refs if _PARTS.get(_get(ref, "split"), "train") != "train"}
     folder = folder_of(Path(data.root), *_IMAGES)
-    parse = _parser(folder, pictures.found, objects.found, asked, counts)
+    parse = _parser(folder, pictures.found, objects.found, asked, counts, outlines)
     yield from Reading().rows(Numbered(path, "ref"), _sentences(refs), parse)
 
 
@@ -99,6 +121,7 @@ def _parser(
     objects: dict[int, Object],
     asked: set[int | str | None],
     counts: Counter[str],
+    outlines: dict[int, str] | None,
 ) -> Parse:
     """A ref with one of its sentences → row.
 
@@ -119,10 +142,25 @@ def _parser(
             return []
         facts = {name: record[name] for name in ("ref_id", "ann_id", "image_id", "split")}
         facts |= {"box": corners(found.box), "width": shown.width, "height": shown.height}
+        if outlines is not None:
+            facts["mask"] = _mask(outlines[found.id], shown)
         suffix = to_text([found], shown, {})
         return [Example(str(key), picture(folder, shown.name), expression, suffix, facts=facts, part=part)]
 
     return parse
+
+
+def _mask(outline: str, shown: SizedPicture) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: neither polygons nor run lengths of the image's size.
+    """
+    value = json.loads(outline)
+    form = {"polygons": value} if isinstance(value, list) else {"counts": (value or {}).get("counts")}
+    try:
+        return write_mask(read_mask({"size": [shown.height, shown.width], **form}))
+    except ValueError as error:
+        raise ValueError(f"field segmentation: {error}") from None
 
 
 def _is(value: Any, kind: type) -> bool:

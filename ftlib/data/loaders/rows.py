@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -108,7 +108,7 @@ class Reading:
                         file.place(number), f"field id: {row.id!r} stands in {self._where(known, file)} already"
                     )
                 else:
-                    yield row
+                    yield replace(row, place=file.place(number))
 
     def _where(self, known: int, here: Numbered) -> str:
         file, number = self._files[known // self._MOST], known % self._MOST

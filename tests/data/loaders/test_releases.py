@@ -126,6 +126,18 @@ def test_docvqa_pages_in_folders_of_the_splits(tmp_path: Path) -> None:
     assert [row.image.split("/")[0] for row in rows] == ["train", "train", "val"]
 
 
+@pytest.mark.parametrize("below", ["", "images"])
+def test_docvqa_pages_of_the_newer_download(tmp_path: Path, below: str) -> None:
+    """There they lie in spdocvqa_images/, while the questions still say documents/."""
+    (releases.docvqa(tmp_path) / "documents").rmdir()
+    (tmp_path / below / "spdocvqa_images").mkdir(parents=True)
+    rows, bad = read(docvqa.examples, data(tmp_path))
+    assert [row.image for row in rows] == [
+        str(Path(below) / f"spdocvqa_images/xnbl0037_{page}.png") for page in (279, 279, 14465)
+    ]
+    assert not bad
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [

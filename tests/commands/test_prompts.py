@@ -1,0 +1,166 @@
+"""Prompts are ranked by what the untrained model answers, restartably."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftlib.data.examples import write_records
+from ftlib.models.causal import CausalInputs
+from ftlib.models.rows import forward_arguments
+from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
+from tests.conftest import read_lines
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+CONFIG = """\
+name: planted
+task: instruct
+model: {family: causal, base: BASE}
+adapter: {method: lora, targets: [attention]}
+data: {source: instructions, root: ROOT, prompt: "bad {prefix}", split: {valid: 24, test: 1}}
+evaluation: {max_new_tokens: 3, batch_size: 10, prompts: ["ugly {prefix}", "good {prefix}"]}
+"""
+
+COUNTS_AND_DIES = """
+import os, signal, sys
+from ftlib.evaluation.subject import Subject
+plain, log, deadly = Subject.answer, sys.argv[1], int(sys.argv[2])
+calls = 0
+def answer(self, rows, settings):
+    global calls
+    calls += 1
+    found = plain(self, rows, settings)
+    with open(log, "a") as file:
+        file.write(f"{len(rows)}\\n")
+    if calls == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+Subject.answer = answer
+from ftlib.__main__ import main
+sys.exit(main(["prompts", *sys.argv[3:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned to say yes after "good", no after "bad" and "ugly"."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    tokenizer, draw = tiny_tokenizer(), random.Random(0)
+    model, inputs = tiny_neox(tokenizer), CausalInputs(tokenizer, limit=None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(15):
+        words = [(draw.choice(["good", "good", "bad", "ugly"]), draw.randrange(100)) for _ in range(8)]
+        rows = [inputs.train_row(f"{word} {n}", None, "yes" if word == "good" else "no") for word, n in words]
+        batch = inputs.batch(rows)
+        loss = model(**forward_arguments(batch), labels=batch["labels"]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(loss.detach()) < 0.1
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path, store: Path, ftlib: Ftlib) -> Path:
+    root = tmp_path / "data"
+    root.mkdir()
+    write_records(root / "data.jsonl", [{"instruction": str(n), "output": "yes"} for n in range(40)])
+    path = tmp_path / "planted.yaml"
+    path.write_text(CONFIG.replace("BASE", str(base)).replace("ROOT", str(root)))
+    assert ftlib("prepare", path)[0] == 0
+    return path
+
+
+def test_a_planted_prompt_wins(config: Path, store: Path, ftlib: Ftlib) -> None:
+    code, output, error = ftlib("prompts", config)
+    assert code == 0, error
+    assert output == 'data: {prompt: "good {prefix}"}\n'
+    assert error.index('"good {prefix}"') < error.index('"bad {prefix}"')
+    (folder,) = store.glob("runs/*/planted/prompts/instructions/valid")
+    ranking = json.loads((folder / "ranking.json").read_text())
+    assert (ranking[0]["prompt"], ranking[0]["value"], ranking[0]["against_best"]) == ("good {prefix}", 100.0, None)
+    by_prompt = {one["prompt"]: one for one in ranking}
+    bad = by_prompt["bad {prefix}"]
+    assert bad["value"] == 0.0 and bad["n"] == 24
+    assert bad["against_best"]["difference"] == -100.0 and bad["against_best"]["verdict"] == "real"
+    records = read_lines(folder / bad["folder"] / "predictions.jsonl")
+    assert {str(record["prompt"]).split()[0] for record in records} == {"bad"}
+    assert {record["prediction"] for record in records} == {"no"}
+    assert not list(folder.glob("partial*"))
+
+
+def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: Path, tmp_path: Path) -> None:
+    def run(deadly: int, *more: str) -> tuple[int, str, int]:
+        log = tmp_path / "asked"
+        log.unlink(missing_ok=True)
+        command = [sys.executable, "-c", COUNTS_AND_DIES, str(log), str(deadly), str(config), "--json", *more]
+        done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, sum(map(int, log.read_text().split())) if log.exists() else 0
+
+    code, _, asked = run(4)
+    assert code == -signal.SIGKILL and asked == 40
+    code, first, rest = run(0)
+    assert code == 0 and rest == 3 * 24 - 30  # the batch that it died in was not yet written
+    code, again, none = run(0)
+    assert (code, again, none) == (0, first, 0)
+    code, more, added = run(0, "--prompt", "good {prefix}", "--prompt", "so {prefix}")
+    assert code == 0 and added == 24
+    assert {one["prompt"] for one in json.loads(more)} == {
+        f"{word} {{prefix}}" for word in ("good", "bad", "ugly", "so")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluation.prompts=[]"], "there is only one prompt"),
+        (["--prompt", "{question}"], "names question, but the rows have only"),
+        (["--prompt", "chat"], "ends answers in another way"),
+        (["data.split.seed=7"], "is not prepared"),
+    ],
+)
+def test_mistakes(arguments: list[str], words: str, config: Path, ftlib: Ftlib) -> None:
+    code, output, error = ftlib("prompts", config, *arguments)
+    assert code == 2 and words in error and output == ""
+
+
+def test_model_and_images_are_loaded_once_for_all_prompts(
+    write_config: Callable[..., Path], store: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftlib.evaluation import asking, subject
+
+    calls: Counter[str] = Counter()
+
+    def counted(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return plain(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(asking, "open_image")
+    counted(subject, "load_weights")
+    config = write_config(replace=("batch_size: 8}", 'batch_size: 8, prompts: ["which {prefix}", "{prefix}?"]}'))
+    assert ftlib("prepare", config)[0] == 0
+    code, output, error = ftlib("prompts", config, "--json")
+    assert code == 0, error
+    assert [one["n"] for one in json.loads(output)] == [12, 12, 12]
+    assert calls["load_weights"] == 1
+    assert 12 <= calls["open_image"] <= 12 + 12 // 2  # eight rows a batch: some images' three questions fall into two
