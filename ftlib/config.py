@@ -28,28 +28,45 @@ class Model(Section):
 
     A training row longer than `max_length` tokens (a causal model's: at most its positions) is dropped and counted,
     truncated at its end, or stops the run. The beginning of a question that is too long is left out, and counted.
+
+    `quantization` keeps the language model's linear layers in 8 bits (Dettmers et al. 2022, arXiv:2208.07339) or in 4
+    (NF4 with double quantization: QLoRA, Dettmers et al. 2023, arXiv:2305.14314); all else stays in `dtype`, which is
+    also what they compute in.
     """
 
     family: Literal["paligemma", "causal"]
     base: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["none", "int8", "nf4"] = "none"
     max_length: Count | None = None
     too_long: Literal["drop", "truncate", "stop"] = "drop"
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear layers named by `targets`.
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on linear layers; `dora` also learns their columns' lengths
+    (Liu et al. 2024, arXiv:2402.09353). `rslora` scales by alpha / sqrt(r) instead of alpha / r (arXiv:2312.03732).
 
-    A target is `attention`, `mlp`, or a layer's own name such as `query_key_value`.
+    A target is `attention`, `mlp`, `language`, `vision`, `projector`, a layer's own name such as `query_key_value`, or
+    a regular expression for whole module names. Parts in `freeze` get no adapters, whatever the targets say.
     """
 
-    method: Literal["lora"]
+    method: Literal["lora", "dora"]
     r: Count = 16
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
     targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = ["attention", "mlp"]
-    freeze: list[Literal["vision", "language"]] = ["vision"]
+    freeze: list[Part] = ["vision"]
+
+
+class Attention(Section):
+    """Train the language model's attention weights, in float32; everything else is frozen in `model.dtype`.
+
+    The recipe of PaliGemma's authors for a 16 GB GPU (big_vision, finetune_paligemma.ipynb), there with SGD.
+    """
+
+    method: Literal["attention"]
 
 
 class Full(Section):
@@ -128,11 +145,13 @@ class Data(Section):
 class Loss(Section):
     """`token`: every answer token weighs the same, as in transformers. `example`: every row does, as the authors do.
 
-    A causal model may learn from `everything`, prompts too. With `packing` the rows of a micro-batch share sequences,
-    without seeing each other: the same loss with less padding.
+    `label_smoothing` gives that share of the target's probability to all tokens alike (Szegedy et al. 2016,
+    arXiv:1512.00567). A causal model may learn from `everything`, prompts too. With `packing` the rows of a micro-batch
+    share sequences, without seeing each other: the same loss with less padding.
     """
 
     average: Literal["token", "example"] = "token"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     on: Literal["response", "everything"] = "response"
     packing: bool = False
 
@@ -213,7 +232,7 @@ class Config(Section):
     task: Literal["caption", "classify", "detect", "docvqa", "gqa", "instruct", "refer", "segment", "vqa"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: Model
-    adapter: Annotated[Lora | Full, Field(discriminator="method")]
+    adapter: Annotated[Lora | Full | Attention, Field(discriminator="method")]
     data: Data
     training: Annotated[dict[str, Any], WithJsonSchema(training_fields.json_schema())] = {}
     loss: Loss = Loss()
@@ -241,6 +260,14 @@ class Config(Section):
             )
         if self.model.dtype == "float16" and self.adapter.method == "full":
             raise ValueError("model.dtype: float16 weights cannot be trained themselves; take float32 or bfloat16")
+        if self.model.quantization != "none" and not isinstance(self.adapter, Lora):
+            raise ValueError(
+                "model.quantization: quantized weights cannot be trained; set adapter.method: lora or dora"
+            )
+        mixed = {"bfloat16": "bf16", "float16": "fp16"}.get(self.model.dtype)
+        if isinstance(self.adapter, Attention) and mixed and not self.training.get(mixed):
+            problem = f"adapter.method: attention trains float32 weights between {self.model.dtype} ones"
+            raise ValueError(f"{problem}; set training.{mixed}: true, which computes them together")
         return self
 
     @property

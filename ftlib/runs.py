@@ -74,7 +74,7 @@ class Run:
 
     def result(self, method: str) -> Path:
         """The trained weights: a PEFT adapter, or a whole model."""
-        return self.folder / ("model" if method == "full" else "adapter")
+        return self.folder / ("adapter" if method in ("lora", "dora") else "model")
 
     def checkpoints(self, attempt: int = 0) -> Path:
         return self.folder / "checkpoints" / f"attempt-{attempt}"

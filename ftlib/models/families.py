@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ftlib.config import Config, Lora
+from ftlib.config import Config
 from ftlib.data.examples import Example
 from ftlib.data.instruct import CHAT
 from ftlib.errors import UserError
@@ -77,14 +77,12 @@ class Family:
         model_class: transformers' class that loads its weights.
         load_inputs: (model folder, config) → inputs.
         part: (model, parameter's name) → the part of the model that it belongs to.
-        lora_modules: (model, adapter) → a regular expression over module names.
         images: whether its rows have images; they must, or must not.
     """
 
     model_class: Any
     load_inputs: Callable[[Path, Config], Inputs]
     part: Callable[[torch.nn.Module, str], str]
-    lora_modules: Callable[[torch.nn.Module, Lora], str]
     images: bool
 
 
@@ -93,7 +91,6 @@ FAMILIES: dict[str, Family] = {
         paligemma.MODEL_CLASS,
         lambda folder, config: paligemma.PaliGemmaInputs.load(folder, config.model.max_length),
         paligemma.part,
-        paligemma.lora_modules,
         images=True,
     ),
     "causal": Family(
@@ -106,7 +103,6 @@ FAMILIES: dict[str, Family] = {
             packing=config.loss.packing,
         ),
         causal.part,
-        causal.lora_modules,
         images=False,
     ),
 }

@@ -81,8 +81,9 @@ def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -
     rows = _rows(config, run, prepared, folder)
     training_arguments = arguments.build(config, run.folder)
     set_seed(config.seed)
-    weights = load_weights(folder, config.model.dtype, config.model.family)
-    model = prepare_for_training(weights, config.adapter, config.model.base, config.model.family)
+    base = config.model
+    weights = load_weights(folder, base.dtype, base.family, base.quantization)
+    model = prepare_for_training(weights, config.adapter, base.base, base.family, base.revision)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
     return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
@@ -139,7 +140,7 @@ def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
     method = experiment.config.adapter.method
     result = run.result(method)
     with files.publish_folder(result) as folder:
-        if method == "full":
+        if result.name == "model":
             trainer.model.save_pretrained(folder)
             trainer.train_dataset.inputs.save(folder)
         else:

@@ -97,7 +97,8 @@ class AnswerTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """This micro-batch's part of the effective batch's loss."""
-        return answer_loss(model, inputs, self.config.loss.average, num_items_in_batch)
+        loss = self.config.loss
+        return answer_loss(model, inputs, loss.average, num_items_in_batch, loss.label_smoothing)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called by the Trainer after every step (and once at the end, without a loss).
