@@ -75,6 +75,7 @@ def _size(parameter: torch.nn.Parameter) -> int:
 def _add_lora(model: PreTrainedModel, family: Family, adapter: Lora) -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
+    _check_dora(model, adapter)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
@@ -86,6 +87,18 @@ def _add_lora(model: PreTrainedModel, family: Family, adapter: Lora) -> PeftMode
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie transposed
     )
     return get_peft_model(model, config)
+
+
+def _check_dora(model: PreTrainedModel, adapter: Lora) -> None:
+    """On the CPU peft loses the scales of 8-bit weights when it looks at their columns' lengths.
+
+    Raises:
+        UserError: DoRA was asked for on such weights.
+    """
+    eight_bits = getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu"
+    if adapter.method == "dora" and eight_bits:
+        problem = "adapter.method: dora on model.quantization: int8 needs a GPU"
+        raise UserError(problem, "On the CPU take model.quantization: nf4, or adapter.method: lora.")
 
 
 def _train_attention(model: PreTrainedModel, family: Family) -> None:
