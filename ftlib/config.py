@@ -217,10 +217,10 @@ class Evaluation(Section):
 
 
 class Job(Section):
-    """What to ask Slurm for."""
+    """What to ask Slurm for: `gpus` on one node, and `cpus` for each of them. Every GPU gets a process of its own."""
 
     cpus: Count = 4
-    gpus: Annotated[int, Field(ge=0, le=1)] = 1
+    gpus: Annotated[int, Field(ge=0)] = 1
     mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] = "16G"
     time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$")] = "08:00:00"
 
@@ -272,8 +272,8 @@ class Config(Section):
 
     @property
     def effective_batch(self) -> int:
-        """Rows that one optimizer step sees."""
-        return self.micro_batch * int(self.training.get("gradient_accumulation_steps", 1))
+        """Rows that one optimizer step sees, those of all GPUs together."""
+        return self.micro_batch * int(self.training.get("gradient_accumulation_steps", 1)) * max(1, self.job.gpus)
 
     @property
     def micro_batch(self) -> int:
@@ -287,7 +287,8 @@ _NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
 def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the trained weights; its hash names the run.
 
-    Left out: names, intervals of saving, evaluation, the job, and how an effective batch is cut into micro-batches.
+    Left out: names, intervals of saving, evaluation, the job, and how an effective batch is cut into micro-batches and
+    spread over GPUs.
     Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
 
     Args:

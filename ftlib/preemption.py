@@ -40,6 +40,12 @@ def install() -> None:
     tell_host("ready")
 
 
+def request(name: str) -> None:
+    """Take a signal that another rank of this job was sent for our own."""
+    global _requested
+    _requested = _requested or name
+
+
 def requested() -> str | None:
     """The name of the signal that asked us to end, if one did."""
     return _requested

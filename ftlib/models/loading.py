@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,8 +50,10 @@ def load_weights(
 
 
 def device() -> torch.device:
-    """Where this process computes: the GPU that it was given, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Where this process computes: the CPU, or its own GPU of those that its Slurm task sees."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("SLURM_LOCALID", 0)) % torch.cuda.device_count())
 
 
 def _quantized(dtype: str, quantization: str) -> dict[str, Any]:

@@ -55,10 +55,10 @@ KINDS = {
 """Adapter section and replacements in the config, for each method."""
 
 
-def run_of(config: Path, runs: Path) -> Run:
+def run_of(config: Path, runs: Path, *overrides: str) -> Run:
     os.environ["FTLIB_RUNS"] = str(runs)
     site = find_site()
-    return open_run(load_experiment(config, [], site), site)
+    return open_run(load_experiment(config, overrides, site), site)
 
 
 def outcome(run: Run) -> tuple[dict[str, bytes], list[tuple[object, ...]]]:

@@ -1,0 +1,117 @@
+"""Two ranks (gloo, as two Slurm tasks would start) equal one; they stop together on a signal, and go on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ftlib import files, runs
+from ftlib.runs import Run
+from tests.conftest import FULL, start_ftlib
+from tests.training.test_resume import outcome, run_of
+
+ONE_BY_TWO = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "job.gpus=2"]
+"""The effective batch of four, as micro-batches of one on two ranks."""
+
+
+@pytest.fixture
+def config(
+    store: Path,
+    write_config: Callable[..., Path],
+    ftlib: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    shared: Path,
+    tmp_path: Path,
+) -> Path:
+    """37 rows: the last effective batch of an epoch has one row, so that a rank has none."""
+    monkeypatch.setenv("FTLIB_RUNS", "")
+    base = tmp_path / "no-dropout"
+    base.mkdir()
+    for file in (shared / "model").iterdir():
+        (base / file.name).write_bytes(
+            file.read_bytes().replace(b'"attention_dropout": 0.1', b'"attention_dropout": 0.0')
+        )
+    path = write_config(
+        FULL, base=str(base), replace=("split: {valid: 0.2, test: 0.2}", "split: {valid: 11, test: 12}")
+    )
+    assert ftlib("prepare", path)[0] == 0
+    return path
+
+
+def start_two(*arguments: object) -> list[subprocess.Popen[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    places = [{**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    return [start_ftlib("train", *arguments, **place) for place in places]
+
+
+def ends_of(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def losses_of(run: Run) -> list[float]:
+    return [record["loss"] for record in files.read_jsonl_log(run.metrics)]
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_two_ranks_are_one(config: Path, tmp_path: Path, average: str) -> None:
+    one = run_of(config, tmp_path / "one", f"loss.average={average}")
+    assert start_ftlib("train", config, f"loss.average={average}").wait() == 0
+    two = run_of(config, tmp_path / "two", f"loss.average={average}", *ONE_BY_TWO)
+    codes, errors = ends_of(start_two(config, f"loss.average={average}", *ONE_BY_TWO))
+    assert codes == [0, 0], errors
+    assert two.folder.name == one.folder.name, "the same run, whatever the number of GPUs"
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
+    ours, theirs = (load_file(run.result("full") / "model.safetensors") for run in (one, two))
+    start = load_file(Path(tmp_path / "no-dropout" / "model.safetensors"))
+    for name in ours:
+        moved = (ours[name] - start[name]).norm()
+        assert (ours[name] - theirs[name]).norm() <= 0.01 * moved + 1e-5, name
+    assert len([event for event in files.read_jsonl_log(two.history) if event["event"] == "start"]) == 1
+    assert "parameters train" in errors[0] and "parameters train" not in errors[1], "the first rank speaks"
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(config: Path, tmp_path: Path) -> None:
+    command = (config, *ONE_BY_TWO, "training.max_steps=40", "checkpoint.steps=1000")
+    straight = run_of(config, tmp_path / "straight", *command[1:])
+    assert ends_of(start_two(*command))[0] == [0, 0]
+    stopped = run_of(config, tmp_path / "stopped", *command[1:])
+    processes = start_two(*command)
+    while all(process.poll() is None for process in processes) and len(losses_of(stopped)) < 8:
+        time.sleep(0.002)
+    processes[1].send_signal(signal.SIGUSR1)
+    codes, errors = ends_of(processes)
+    assert codes == [75, 75], errors
+    assert all("ended by SIGUSR1" in error and "Traceback" not in error for error in errors)
+    checkpoint = runs.last_checkpoint(stopped.checkpoints())
+    assert checkpoint is not None and checkpoint[0] == len(losses_of(stopped)) < 40
+    codes, errors = ends_of(start_two(*command))
+    assert codes == [0, 0], errors
+    assert outcome(stopped) == outcome(straight)
+    assert not list(stopped.folder.rglob("*.tmp-*"))
+
+
+def test_another_number_of_ranks_goes_on_and_says_what_differs(config: Path, tmp_path: Path) -> None:
+    run = run_of(config, tmp_path / "runs", *ONE_BY_TWO)
+    processes = start_two(config, *ONE_BY_TWO)
+    while processes[0].poll() is None and runs.last_checkpoint(run.checkpoints()) is None:
+        time.sleep(0.01)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    ends_of(processes)
+    alone = start_ftlib("train", config, *ONE_BY_TWO)
+    error = alone.communicate()[1]
+    assert alone.returncode == 0, error
+    assert "the checkpoint is of 2 processes, now there are 1" in error
+    assert len(losses_of(run)) == 12
