@@ -53,6 +53,6 @@ def state(record: RunRecord) -> tuple[str, str]:
 
 def _subject(record: RunRecord) -> Node:
     config = record.config
-    how = "all weights" if config.adapter.method == "full" else f"a {config.adapter.method} adapter"
-    trained = f"Trains {how} of {config.model.base} on {config.data.source}."
+    how = {"full": "all weights", "attention": "the attention weights"}.get(config.adapter.method)
+    trained = f"Trains {how or f'a {config.adapter.method} adapter'} of {config.model.base} on {config.data.source}."
     return html.note(f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch} rows a step.")

@@ -31,6 +31,7 @@ _KIND = {
     list: "a list",
     type(None): "null",
 }
+_RECOMPUTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
@@ -45,6 +46,8 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
     if missing:
         raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
     _check_numbers(config)
+    if any((config.training.get(name) or {}).get("use_reentrant") for name in _RECOMPUTING):
+        raise UserError("training: use_reentrant: true trains nothing where inputs are frozen", "Leave it out.")
     _, world = console.ranks()
     own = {
         "gradient_accumulation_steps": micro_batches(config.effective_batch, config.micro_batch, world),

@@ -20,6 +20,7 @@ from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters, prepare_for_training
 from ftlib.models.families import FAMILIES, check_images
 from ftlib.models.loading import load_weights
+from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.training import arguments, ranks
@@ -162,5 +163,7 @@ def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
             trainer.train_dataset.inputs.save(folder)
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
+        (folder / "README.md").unlink(missing_ok=True)  # peft's
+    write_card(run, experiment.config)
     facts = {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()}
     files.write_json(run.done, facts)

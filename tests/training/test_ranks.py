@@ -72,10 +72,12 @@ def test_two_ranks_are_one(config: Path, tmp_path: Path, average: str) -> None:
     codes, errors = ends_of(start_two(config, f"loss.average={average}", *ONE_BY_TWO))
     assert codes == [0, 0], errors
     assert two.folder.name == one.folder.name, "the same run, whatever the number of GPUs"
-    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-3)
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
     ours, theirs = (load_file(run.result("full") / "model.safetensors") for run in (one, two))
     start = load_file(Path(tmp_path / "no-dropout" / "model.safetensors"))
     for name in ours:
+        if "k_proj.bias" in name:  # a shift of all keys cancels in the softmax: its gradient is rounding alone
+            continue
         moved = (ours[name] - start[name]).norm()
         assert (ours[name] - theirs[name]).norm() <= 0.01 * moved + 1e-5, name
     assert len([event for event in files.read_jsonl_log(two.history) if event["event"] == "start"]) == 1
