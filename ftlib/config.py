@@ -226,11 +226,16 @@ class Job(Section):
 
 
 class Config(Section):
-    """An experiment."""
+    """An experiment.
+
+    `warm_start` names a finished run (folder, name/identity, or name), or a folder with an adapter or a model: training
+    begins with its weights, with a fresh optimizer and schedule.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     task: Literal["caption", "classify", "detect", "docvqa", "gqa", "instruct", "refer", "segment", "vqa"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
     model: Model
     adapter: Annotated[Lora | Full | Attention, Field(discriminator="method")]
     data: Data

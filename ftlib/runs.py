@@ -60,6 +60,11 @@ class Run:
         return self.folder / "data.json"
 
     @property
+    def warm_start(self) -> Path:
+        """The weights that training began with, if they are another run's: folder and hash."""
+        return self.folder / "warm_start.json"
+
+    @property
     def code(self) -> Path:
         """The package that the run began with."""
         return self.folder / "code"

@@ -19,6 +19,10 @@ _NEVER_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", "lm_head", "emb
 """What is no linear layer of a language model; SigLIP and the (tied) head lose too much. Regular expressions."""
 
 
+_SCALES = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora"}
+"""What an adapter's weights mean without saying so: ftlib's word → peft's."""
+
+
 def load_weights(
     folder: Path, dtype: str, family: str = "paligemma", quantization: Literal["none", "int8", "nf4"] = "none"
 ) -> PreTrainedModel:
@@ -80,19 +84,40 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     Raises:
         UserError: no adapter there, or its keys do not fit the model.
     """
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import LoraConfig, get_peft_model
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter in it (adapter_config.json is missing)")
     config = LoraConfig.from_pretrained(folder)
     config.base_model_name_or_path = None
     adapted = get_peft_model(model, config)
-    weights = load_file(folder / "adapter_model.safetensors")
-    expected = set(get_peft_model_state_dict(adapted))
-    _raise_wrong_keys(folder, {"missing_keys": expected - set(weights), "unexpected_keys": set(weights) - expected})
-    set_peft_model_state_dict(adapted, weights)
+    fill_adapter(adapted, folder)
     return adapted
+
+
+def fill_adapter(adapted: torch.nn.Module, folder: Path) -> None:
+    """Put a saved adapter's weights into a model that has an adapter of the same shape.
+
+    Raises:
+        UserError: their keys, shapes or scales differ, or the file is damaged.
+    """
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    theirs, ours = LoraConfig.from_pretrained(folder), adapted.peft_config["default"]  # type: ignore[index]
+    for name, field in _SCALES.items():
+        if getattr(theirs, field) != getattr(ours, field):
+            raise UserError(f"{folder}: {name} is {getattr(theirs, field)} there, {getattr(ours, field)} here")
+    try:
+        weights = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: the adapter cannot be loaded: {str(error).splitlines()[0]}") from None
+    expected = get_peft_model_state_dict(adapted)
+    odd = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
+    keys = {"missing_keys": set(expected) - set(weights), "unexpected_keys": set(weights) - set(expected)}
+    _raise_wrong_keys(folder, {**keys, "mismatched_keys": odd})
+    set_peft_model_state_dict(adapted, weights)
 
 
 def _raise_wrong_keys(folder: Path, info: dict[str, Any]) -> None:

@@ -17,9 +17,8 @@ from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment
 from ftlib.errors import UserError
 from ftlib.hub import find_model
-from ftlib.models.adapters import count_parameters, prepare_for_training
+from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
-from ftlib.models.loading import load_weights
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -28,6 +27,7 @@ from ftlib.training.batching import TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
 from ftlib.training.fitting import fit_rows
 from ftlib.training.trainer import AnswerTrainer
+from ftlib.training.warm import find_start, trainable_model
 
 _LESS_MEMORY = (
     "Halve training.per_device_train_batch_size and double training.gradient_accumulation_steps (it stays the same "
@@ -98,9 +98,7 @@ def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -
     rows = _rows(config, run, prepared, folder)
     training_arguments = arguments.build(config, run.folder)
     set_seed(config.seed)
-    base = config.model
-    weights = load_weights(folder, base.dtype, base.family, base.quantization)
-    model = prepare_for_training(weights, config.adapter, base.base, base.family, base.revision)
+    model = trainable_model(config, folder, find_start(config, run, site))
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
     return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
