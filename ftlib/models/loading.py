@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from ftlib import console
 from ftlib.errors import UserError
 from ftlib.hub import require_model
 from ftlib.models.causal import check_model
@@ -50,6 +51,9 @@ def load_weights(
         raise UserError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from None
     _raise_wrong_keys(folder, info)
     check_model(model, str(folder))
+    if quantization != "none":
+        layers = sum(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
+        console.say(f"{quantization}: {layers} linear layers of the language model; everything else is {dtype}")
     return model
 
 

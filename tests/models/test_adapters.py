@@ -140,7 +140,7 @@ def test_targets_that_are_none(folders: dict[str, Path], targets: list[str], mes
 
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_only(folders: dict[str, Path], name: str, dtype: str) -> None:
+def test_attention_only(folders: dict[str, Path], name: str, dtype: str, tmp_path: Path) -> None:
     """The language model's attention learns in float32; every other weight keeps its type and its bits."""
     model = load_weights(folders[name], dtype, FAMILY[name])
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -152,6 +152,12 @@ def test_attention_only(folders: dict[str, Path], name: str, dtype: str) -> None
     assert moved and all(re_attention(key) and model.state_dict()[key].dtype == torch.float32 for key in moved)
     kept = set(before) - trained_names(model)
     assert {model.state_dict()[key].dtype for key in kept} == {getattr(torch, dtype)}
+    model.save_pretrained(tmp_path)
+    auto = PaliGemmaForConditionalGeneration if name == "paligemma" else AutoModelForCausalLM
+    plain = auto.from_pretrained(tmp_path, dtype=torch.float32)
+    exact = load_weights(folders[name], "float32", FAMILY[name])
+    exact.load_state_dict(model.state_dict())
+    assert torch.equal(logits_of(plain, batch_of(folders, name)), logits_of(exact, batch_of(folders, name)))
 
 
 def re_attention(key: str) -> bool:
@@ -201,7 +207,7 @@ QUANTIZED = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
 @pytest.mark.parametrize("quantization", QUANTIZED)
 @pytest.mark.parametrize("name", FAMILY)
 def test_only_the_language_models_linear_layers_are_quantized(
-    folders: dict[str, Path], name: str, quantization: str
+    folders: dict[str, Path], name: str, quantization: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("bitsandbytes")
     plain = load_weights(folders[name], "float32", FAMILY[name])
@@ -215,6 +221,8 @@ def test_only_the_language_models_linear_layers_are_quantized(
     for key, parameter in model.named_parameters():
         if key.rpartition(".")[0] not in quantized:
             assert parameter.dtype == torch.bfloat16, key
+    said = f"{quantization}: {len(quantized)} linear layers of the language model; everything else is bfloat16"
+    assert said in capsys.readouterr().err
     assert count_parameters(model)[1] == count_parameters(plain)[1]
     if quantization == "nf4":
         states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]

@@ -1,4 +1,7 @@
-"""Two ranks (gloo, as two Slurm tasks would start) equal one; they stop together on a signal, and go on bit for bit."""
+"""Micro-batches are one batch, and two ranks one rank; ranks stop together on a signal, and go on bit for bit.
+
+Two processes with Slurm's variables, joined by gloo, stand for two tasks of a step.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +76,19 @@ def ends_of(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str
 
 def losses_of(run: Run) -> list[float]:
     return [record["loss"] for record in files.read_jsonl_log(run.metrics)]
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_accumulated_micro_batches_are_one_batch(
+    config: Path, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]], average: str
+) -> None:
+    losses = []
+    for micro in (4, 1):
+        cut = f"training.per_device_train_batch_size={micro}", f"training.gradient_accumulation_steps={4 // micro}"
+        run = run_of(config, tmp_path / str(micro), f"loss.average={average}", *cut)
+        assert ftlib("train", config, f"loss.average={average}", *cut)[0] == 0
+        losses.append(losses_of(run))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("average", ["token", "example"])
