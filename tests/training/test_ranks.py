@@ -22,7 +22,7 @@ from tests.training.test_resume import outcome, run_of
 ONE_BY_TWO = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "job.gpus=2"]
 """The effective batch of four, as micro-batches of one on two ranks."""
 
-SIGNALLED_AT_5 = """
+SIGNALLED_IN_6 = """
 import os, signal, sys
 from ftlib.training import fit
 log_step = fit._log_step
@@ -115,11 +115,11 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(config: Path, tmp_p
     straight = run_of(config, tmp_path / "straight", *ONE_BY_TWO)
     assert ends_of(start_two(config, *ONE_BY_TWO))[0] == [0, 0]
     stopped = run_of(config, tmp_path / "stopped", *ONE_BY_TWO)
-    codes, errors = ends_of(start_two(config, *ONE_BY_TWO, program=["-c", SIGNALLED_AT_5]))
+    codes, errors = ends_of(start_two(config, *ONE_BY_TWO, program=["-c", SIGNALLED_IN_6]))
     assert codes == [75, 75], errors
     assert all("ended by SIGUSR1" in error and "Traceback" not in error for error in errors)
     checkpoint = runs.last_checkpoint(stopped.checkpoints())
-    assert checkpoint is not None and checkpoint[0] == len(losses_of(stopped)) == 5
+    assert checkpoint is not None and checkpoint[0] == len(losses_of(stopped)) == 6, "the end of the step it came in"
     codes, errors = ends_of(start_two(config, *ONE_BY_TWO))
     assert codes == [0, 0], errors
     assert outcome(stopped) == outcome(straight)
