@@ -118,15 +118,25 @@ def find_run(text: str, site: Site) -> Run:
     Raises:
         UserError: no such run, or several.
     """
+    found = find_runs(text, site)
+    if len(found) > 1:
+        choices = "\n".join(f"  {run.folder.parent.name}/{run.folder.name}" for run in found)
+        raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
+    return found[0]
+
+
+def find_runs(text: str, site: Site) -> list[Run]:
+    """A run by its folder or its `name/identity`, or all runs of a name.
+
+    Raises:
+        UserError: no such run.
+    """
     for folder in (Path(text), site.runs / text):
         if (folder / "config.yaml").is_file():
-            return Run(folder.absolute())
+            return [Run(folder.absolute())]
     under = sorted((site.runs / text).glob("*/config.yaml"))
-    if len(under) == 1:
-        return Run(under[0].parent)
     if under:
-        choices = "\n".join(f"  {path.parent.parent.name}/{path.parent.name}" for path in under)
-        raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
+        return [Run(path.parent) for path in under]
     known = sorted(path.parent.parent.name for path in site.runs.glob("*/*/config.yaml"))
     names = ", ".join(dict.fromkeys(known)) or "none"
     remedy = f"Runs in {site.runs}: {names}"
@@ -236,8 +246,8 @@ def _process_start(pid: int) -> str | None:
 
 
 def _take(path: Path, me: dict[str, Any]) -> None:
-    """Create owner.json exclusively (a hard link fails if the name exists, on NFS too), after removing a dead one."""
-    proposal = path.with_name(f"owner.{me['token']}")
+    """Create an owner's file exclusively (a hard link fails if the name exists, on NFS too) or replace a dead one's."""
+    proposal = path.with_name(f"{path.name}.{me['token']}")
     files.write_json(proposal, me)
     try:
         while True:
@@ -247,28 +257,36 @@ def _take(path: Path, me: dict[str, Any]) -> None:
             except FileExistsError:
                 if _read_owner(path) == me:  # NFS lost the answer, not the link
                     return
-                _remove_dead(path, proposal)
+                if _replace_dead(path, proposal, me):
+                    return
     finally:
         proposal.unlink(missing_ok=True)
 
 
-def _remove_dead(path: Path, proposal: Path) -> None:
+def _replace_dead(path: Path, proposal: Path, me: dict[str, Any]) -> bool:
+    """Put the proposal in the place of a dead owner's file; False if that is gone.
+
+    Only who owns the right to bury that very owner may touch the file: of many that see the same dead owner, one must
+    not move away what another has just put there.
+    """
     other = _read_owner(path)
     if other is None:
-        return
+        return False
     if _is_alive(other, path, proposal):
         job = f", Slurm job {other['job']}" if other["job"] else ""
         raise UserError(
             f"{path.parent}: another process is at work on it: process {other['pid']} on {other['host']}{job}",
             "Wait for it or stop it; then run the same command again.",
         )
-    aside = path.with_name(f"{proposal.name}.dead")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read_owner(aside) != other:  # somebody else was quicker: what we moved is alive, put it back
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+    burial = path.with_name(f"owner.{other['token']}.buried")
+    _take(burial, me)
+    try:
+        if _read_owner(path) != other:
+            return False
+        proposal.replace(path)
+        return True
+    finally:
+        burial.unlink(missing_ok=True)
 
 
 def _read_owner(path: Path) -> dict[str, Any] | None:

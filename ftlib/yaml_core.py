@@ -86,12 +86,12 @@ def load_value(text: str, source: str) -> Any:
     """Read the VALUE of `KEY=VALUE` from a command line.
 
     Text that begins with a bracket, a brace or a quote is read as YAML; anything else is one plain scalar, so that
-    `data.prompt=Question: what?` stays text.
+    `data.prompt=Question: what?` stays text. So does a prompt that begins with a field, `{question} en`.
 
     Raises:
         UserError: a value that begins like YAML and is not.
     """
-    if text[:1] in ("[", "{", '"', "'"):
+    if text[:1] in ("[", "{", '"', "'") and not re.match(r"\{\w+\}", text):
         return load(text, source)[0]
     loader = _CoreLoader("")
     try:

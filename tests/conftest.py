@@ -13,6 +13,8 @@ import pytest
 
 from ftlib.__main__ import main
 
+# Several test processes compute at once: one thread each. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 CONFIG = """\
@@ -36,12 +38,6 @@ evaluation: {splits: [valid], max_new_tokens: 4, batch_size: 8}
 """
 FULL = "{method: full, freeze: [projector]}"
 LORA = "{method: lora, r: 4, alpha: 8, dropout: 0.1, freeze: []}"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_machine() -> None:
-    """Two test processes at most compute at once; more threads than cores only slow each other down."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
 @pytest.fixture(scope="session")

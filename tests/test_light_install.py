@@ -56,7 +56,7 @@ def test_help_imports_next_to_nothing(light: Path) -> None:
 
 def test_a_command_that_needs_torch_says_so(light: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "FTLIB_STORE": str(tmp_path)}
-    command = [light / "ftlib", "stage", REPOSITORY / "configs" / "digits.yaml"]
+    command = [light / "ftlib", "stage", REPOSITORY / "configs" / "instruct_tiny.yaml"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

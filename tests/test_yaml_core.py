@@ -71,4 +71,7 @@ def test_faults_name_the_line(text: str, message: str) -> None:
 
 def test_values_of_the_command_line_stay_text_unless_they_begin_like_yaml() -> None:
     assert yaml_core.load_value("Question: what? # not a comment", "f") == "Question: what? # not a comment"
+    assert yaml_core.load_value("{question} en", "f") == "{question} en"
+    assert yaml_core.load_value("{prefix}", "f") == "{prefix}"
+    assert yaml_core.load_value("{a: 1}", "f") == {"a": 1}
     assert yaml_core.load_value("[1, two]", "f") == [1, "two"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ftlib.reporting.html import Node, group, tag
 
-MAX_POINTS = 800
+MAX_POINTS, OVERLAY_POINTS = 800, 200
 WIDE_RANGE = 50.0
 SMOOTH_FROM = 20
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 28, 14, 34
@@ -149,6 +149,32 @@ def unit_chart(title: str, points: Sequence[Point], width: int, height: int) -> 
     )
 
 
+def overlay_chart(title: str, curves: Sequence[tuple[int, Sequence[Point]]], width: int, height: int) -> Node:
+    """Several noisy curves in one frame, each as its running mean.
+
+    Args:
+        curves: (number of its colour, points); at least one point each, steps ascend.
+    """
+    means = [(colour, [step for step, _ in points], smooth([y for _, y in points])) for colour, points in curves]
+    values = [value for _, _, line in means for value in line]
+    x = _step_scale([step for _, steps, _ in means for step in steps], _LEFT, width - _RIGHT)
+    y = _value_scale(values, height - _BOTTOM, _TOP, log=wants_log(values))
+    lines = []
+    for colour, steps, line in means:
+        places = [(x(step), y(value)) for step, value in zip(steps, line, strict=True)]
+        lines.append(_polyline(places, f"of-{colour}", OVERLAY_POINTS))
+    return tag(
+        "svg",
+        tag("title", title),
+        _horizontal_axis(x, height),
+        _vertical_axis(y, width),
+        *lines,
+        viewBox=f"0 0 {width} {height}",
+        class_="chart",
+        role="img",
+    )
+
+
 def _step_scale(steps: Sequence[float], start: float, end: float) -> Scale:
     """From 0, unless the log begins much later."""
     low, high = min(steps), max(steps)
@@ -202,8 +228,8 @@ def _curves(places: Sequence[Point], noisy: bool) -> list[Node]:
     return [_polyline(places, "raw"), _polyline(list(means), "smooth")]
 
 
-def _polyline(places: Sequence[Point], kind: str) -> Node:
-    return tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in downsample(places)), class_=kind)
+def _polyline(places: Sequence[Point], kind: str, limit: int = MAX_POINTS) -> Node:
+    return tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in downsample(places, limit)), class_=kind)
 
 
 def interval_bar(value: float, low: float, high: float, kind: str, label: str) -> Node:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,17 @@ class Evaluation:
     Attributes:
         when: before or after training.
         scores: scores.json.
-        predictions: the rows of predictions.jsonl.
+        folder: where the answers lie.
     """
 
     when: str
     scores: dict[str, Any]
-    predictions: list[dict[str, Any]]
+    folder: Path
+
+    @functools.cached_property
+    def predictions(self) -> list[dict[str, Any]]:
+        """The rows of predictions.jsonl."""
+        return files.read_jsonl_log(self.folder / "predictions.jsonl")
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,11 @@ class RunRecord:
         """One event for each time that training was started."""
         return [event for event in self.history if event["event"] == "start"]
 
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """(step, value); steps without the value, or with one that is no finite number, are left out."""
+        pairs = [(line["step"], line.get(key)) for line in self.metrics]
+        return [(float(step), float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
+
 
 def collect(run: Run, site: Site) -> RunRecord:
     """Read a run folder.
@@ -136,8 +148,7 @@ def _read_split(folder: Path) -> SplitRecord:
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    predictions = files.read_jsonl_log(folder / "predictions.jsonl")
-    return Evaluation(folder.name, files.read_json(folder / "scores.json"), predictions)
+    return Evaluation(folder.name, files.read_json(folder / "scores.json"), folder)
 
 
 def _order(split: SplitRecord, own: str) -> tuple[bool, str, int, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ftlib.reporting import charts
 from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.html import Child, Node, note, section, tag
@@ -28,7 +26,7 @@ def curves_section(record: RunRecord) -> Node:
 
 
 def _figure(record: RunRecord, key: str, title: str, marks: list[int], large: bool = False) -> Node | None:
-    points = _points(record, key)
+    points = record.curve(key)
     if not points:
         return None
     values = [value for _, value in points]
@@ -39,12 +37,6 @@ def _figure(record: RunRecord, key: str, title: str, marks: list[int], large: bo
     chart = charts.line_chart(f"{title} over {len(points)} steps; {last}", points, marks, noisy, *size)
     caption = tag("figcaption", tag("strong", title), " (log scale)" if log else "", tag("span", last))
     return tag("figure", caption, chart, class_="large" if large else "small")
-
-
-def _points(record: RunRecord, key: str) -> list[charts.Point]:
-    """Steps without the value, or with one that is no finite number, are left out."""
-    pairs = [(line["step"], line.get(key)) for line in record.metrics]
-    return [(float(step), float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
 
 
 def _legend(record: RunRecord, marks: list[int]) -> list[Child]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ftlib.reporting.collect import RunRecord, SplitRecord
 from ftlib.reporting.html import Child, Node, group, note, section, tag
+from ftlib.reporting.overlay import in_words, overlay
 from ftlib.reporting.pictures import picture
 
 MAX_WRONG, MAX_CHANGED, MAX_RIGHT = 24, 12, 12
@@ -63,7 +64,7 @@ class Gallery:
         if len(self.prompts) > 1:
             facts.append(_fact("prompt", row["prompt"]))
         facts.append(_fact("id", str(row["id"])))
-        shown = picture(self.root, row["image"]) if row.get("image") else group()
+        shown = picture(self.root, row["image"], overlay(row)) if row.get("image") else group()
         return tag("article", shown, tag("dl", *facts), class_="card right" if right else "card wrong")
 
 
@@ -76,7 +77,9 @@ def gallery_section(record: RunRecord) -> Node:
     where: Child = f"From the {split.split} split, {split.latest.when} training."
     if len(gallery.prompts) == 1:
         where = group(where, " Every row was asked: ", tag("q", gallery.prompts[0], class_="prompt"))
-    return section("Answers", note(where), *gallery.groups())
+    drawn = any(overlay(row) for row in gallery.rows)
+    legend = [note("Full lines: answered. Dashed lines: expected.")] if drawn else []
+    return section("Answers", note(where), *legend, *gallery.groups())
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
@@ -107,12 +110,10 @@ def _fact(name: str, *children: Child) -> Node:
 
 
 def _expected(row: Row) -> Child:
-    return ", ".join(dict.fromkeys(_plain(reference) for reference in row["references"]))
-
-
-def _plain(text: str) -> str:
-    return text or "(empty)"
+    texts = [in_words(reference) or reference or "(empty)" for reference in row["references"]]
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _answer(text: str) -> Child:
-    return text if text.strip() else tag("i", "(empty)")
+    """Location tokens are drawn, not written."""
+    return (in_words(text) or text) if text.strip() else tag("i", "(empty)")

@@ -13,6 +13,7 @@ from ftlib.reporting.gallery import gallery_section
 from ftlib.reporting.html import Node, tag
 from ftlib.reporting.provenance import provenance_section, utc
 from ftlib.reporting.scores import headline, scores_section
+from ftlib.reporting.state import state
 
 
 def render(record: RunRecord, made: float) -> str:
@@ -35,20 +36,6 @@ def _head(record: RunRecord) -> Node:
     name = tag("h1", record.config.name, " ", tag("code", record.identity))
     sentence = tag("p", headline(record), class_="headline")
     return tag("header", name, tag("p", badge, " ", detail), sentence, _subject(record))
-
-
-def state(record: RunRecord) -> tuple[str, str]:
-    """How far the run is: a word or two, and a sentence."""
-    if record.done:
-        return "finished", f"{record.done['step']:,} steps"
-    go_on = f"ftlib train {record.folder / 'config.yaml'}"
-    if not record.starts:
-        return "not started", f"train it with: {go_on}"
-    logged = f"last logged step {record.metrics[-1]['step']:,}" if record.metrics else "no step logged yet"
-    last = record.history[-1]
-    if last["event"] == "diverged":
-        return "diverged", f"{last.get('reason', '')}; {logged}; no result was written"
-    return "not finished yet", f"{logged}; go on with: {go_on}"
 
 
 def _subject(record: RunRecord) -> Node:

@@ -21,8 +21,8 @@ _SIGNATURES = {
 }
 
 
-def picture(root: Path, name: str) -> Node:
-    """The image `name` of the dataset in `root`, or a placeholder."""
+def picture(root: Path, name: str, over: Node | None = None) -> Node:
+    """The image `name` of the dataset in `root`, with a drawing laid over it, or a placeholder."""
     try:
         mime, content = _load(image_path(root, name))
     except FileNotFoundError:
@@ -33,7 +33,8 @@ def picture(root: Path, name: str) -> Node:
         reason = f"{name}: left out, since the file is large and Pillow, which would shrink it, is not installed"
         return _placeholder(reason)
     source = f"data:{mime};base64,{base64.b64encode(content).decode()}"
-    return tag("div", tag("img", src=source, alt=name), class_="picture")
+    image = tag("img", src=source, alt=name)
+    return tag("div", tag("div", image, over, class_="laid") if over else image, class_="picture")
 
 
 def _load(path: Path) -> tuple[str, bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 from ftlib.reporting import charts
 from ftlib.reporting.collect import Evaluation, RunRecord, SplitRecord
 from ftlib.reporting.html import Child, Node, folded, group, note, section, table, tag
+from ftlib.reporting.tables import Table
 
 NONE = "–"
 
@@ -44,19 +45,31 @@ def _table(record: RunRecord) -> Node:
     return table("scores", "llrlrrr", headers, rows)
 
 
-def _details(split: SplitRecord) -> Node:
-    """Every metric of a split, before and after training; the precision/recall curve if there is one."""
+def metric_tables(record: RunRecord) -> list[Table]:
+    """Every metric of every split, before and after training."""
+    return [_metric_table(split) for split in record.splits]
+
+
+def _metric_table(split: SplitRecord) -> Table:
     whens = [evaluation for evaluation in (split.before, split.after) if evaluation]
     names = dict.fromkeys(name for evaluation in whens for name in evaluation.scores["metrics"])
-    if len(names) < 2:
-        return group()
-    headers: list[Child] = ["metric"]
+    headers = ["metric"]
     for evaluation in whens:
         headers += [f"{evaluation.when} training", "95 % interval"]
     rows = [[name, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name in names]
-    content = table(f"metrics of {split.split}", "l" + "rr" * len(whens), headers, rows)
-    curves = tag("div", *_curves(whens), class_="pair")
-    return folded(f"All metrics on {split.dataset} {split.split}", content, curves)
+    title = f"All metrics on {split.dataset} {split.split}"
+    return Table(title, "l" + "rr" * len(whens), headers, rows, [f"n = {split.latest.scores['n']}"])
+
+
+def _details(split: SplitRecord) -> Node:
+    """Every metric, if there are several; the precision/recall curve if there is one."""
+    details = _metric_table(split)
+    if len(details.rows) < 2:
+        return group()
+    curves = tag(
+        "div", *_curves([evaluation for evaluation in (split.before, split.after) if evaluation]), class_="pair"
+    )
+    return folded(details.title, details.node(), curves)
 
 
 def _metric_cells(scores: dict[str, Any], name: str) -> list[str]:

@@ -71,7 +71,7 @@ def row(number: int, answer: str, expected: str, **more: Any) -> dict[str, Any]:
     return {**known, "references": [expected], "score": float(answer == expected), **more}
 
 
-def evaluate(run: Run, split: str, when: str, rows: list[dict[str, Any]], **more: Any) -> None:
+def evaluate(run: Run, split: str, when: str, rows: list[dict[str, Any]], dataset: str = "jsonl", **more: Any) -> None:
     """Publish answers and their scores, as `ftlib evaluate` does."""
     references = [item["references"][0] for item in rows]
     labels = sorted(set(references))
@@ -80,7 +80,7 @@ def evaluate(run: Run, split: str, when: str, rows: list[dict[str, Any]], **more
         **summary(measured, intervals(measured)),
         "settings": {"fingerprint": "feed0002", "prompt": "{prefix}"},
     }
-    with files.publish_folder(run.evaluation("jsonl", split, when)) as folder:
+    with files.publish_folder(run.evaluation(dataset, split, when)) as folder:
         text = "".join(json.dumps(item) + "\n" for item in rows)
         files.write_text(folder / "predictions.jsonl", text)
         files.write_json(folder / "scores.json", {**scores, **more})

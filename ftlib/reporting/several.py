@@ -1,0 +1,98 @@
+"""The report of several runs, such as a sweep: which setting is best, how sure that is, and what became of them all."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ftlib import __version__
+from ftlib.reporting import charts, html
+from ftlib.reporting.collect import RunRecord
+from ftlib.reporting.html import Node, group, note, section, tag
+from ftlib.reporting.leaderboard import cross_table, effects, leaderboards, runs_table, spread_text
+from ftlib.reporting.provenance import commands, utc
+from ftlib.reporting.settings import CHOICE, REPORT, Setting, group_settings, own_score
+from ftlib.reporting.state import state
+from ftlib.reporting.tables import Table
+
+COLOURS = 8
+"""Settings that get a colour of their own; the best ones. The others share a grey."""
+
+
+def tables_of(settings: Sequence[Setting]) -> list[Table]:
+    """Everything that the page says in numbers."""
+    across = cross_table(settings)
+    return [*leaderboards(settings), *effects(settings), *([across] if across else []), runs_table(settings)]
+
+
+def render_several(records: Sequence[RunRecord], made: float) -> str:
+    """The page.
+
+    Args:
+        records: two or more, from `collect.collect`.
+        made: when, in seconds since 1970.
+    """
+    css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    settings = group_settings(records)
+    found = [section(table.title, table.node()) for table in tables_of(settings)]
+    names = ", ".join(dict.fromkeys(record.config.name for record in records))
+    head = tag(
+        "header",
+        tag("h1", names, " ", tag("code", f"{len(records)} runs")),
+        tag("p", census(records)),
+        tag("p", best_sentence(settings), class_="headline"),
+    )
+    footer = tag("footer", f"Made {utc(made)} by ftlib {__version__}")
+    main = tag("main", head, *found[:1], _curves(settings), *found[1:], _again(settings), footer)
+    return html.document(f"{names}: {best_sentence(settings)}", css, main)
+
+
+def census(records: Sequence[RunRecord]) -> str:
+    """How many runs are in which state."""
+    counts = Counter(state(record)[0] for record in records)
+    return f"{len(records)} runs: {', '.join(f'{number} {word}' for word, number in counts.most_common())}."
+
+
+def best_sentence(settings: Sequence[Setting]) -> str:
+    """The setting that valid chooses, and what test says of it."""
+    chosen = settings[0].spread(CHOICE)
+    if chosen is None:
+        return f"No scores on {CHOICE} after training yet: nothing to choose by"
+    reported = settings[0].spread(REPORT)
+    told = f"; {REPORT} {spread_text(reported)}" if reported else ""
+    return f"Best on {CHOICE}: {settings[0].name} – {settings[0].metric} {spread_text(chosen)}{told}"
+
+
+def best_run(settings: Sequence[Setting]) -> RunRecord:
+    """Of the best setting, the run that valid puts first."""
+    return max(settings[0].runs, key=lambda run: own_score(run, CHOICE) or -math.inf)
+
+
+def _curves(settings: Sequence[Setting]) -> Node:
+    curves = [
+        (min(number, COLOURS), points)
+        for number, setting in enumerate(settings)
+        for run in setting.runs
+        if (points := run.curve("loss"))
+    ]
+    if not curves:
+        return group()
+    legend = [_key(number, setting.name) for number, setting in enumerate(settings[:COLOURS])]
+    if len(settings) > COLOURS:
+        legend.append(_key(COLOURS, f"the other {len(settings) - COLOURS}"))
+    chart = charts.overlay_chart(f"Loss of {len(curves)} runs", curves, 760, 320)
+    mean = note("Training loss by optimizer step, a running mean of each run; runs of a colour differ in their seeds.")
+    return section("Learning curves", tag("figure", chart, class_="large"), tag("p", *legend, class_="legend"), mean)
+
+
+def _key(colour: int, name: str) -> Node:
+    return tag("span", tag("i", class_=f"key of-{colour}"), name)
+
+
+def _again(settings: Sequence[Setting]) -> Node:
+    """The best run's config and the commands that make it anew."""
+    run = best_run(settings)
+    lead = note("The best setting's best run on ", CHOICE, ": ", tag("code", run.handle), ". Save as config.yaml:")
+    return section("Do the best again", lead, tag("pre", run.config_text), tag("pre", "\n".join(commands(run))))

@@ -1,0 +1,47 @@
+"""A table of plain texts, for a page, for Markdown and for a terminal alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ftlib.reporting import html
+from ftlib.reporting.html import Node
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headers.
+
+    Attributes:
+        title: what it shows.
+        align: a letter per column: `l` for text, `r` for numbers.
+        remarks: what must be said below it.
+    """
+
+    title: str
+    align: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    remarks: Sequence[str] = ()
+
+    def node(self) -> Node:
+        """As a part of a page; the first column names the rows."""
+        notes = [html.note(remark) for remark in self.remarks]
+        return html.group(html.table(self.title, self.align, self.headers, self.rows), *notes)
+
+    def markdown(self) -> str:
+        """As a GitHub-flavoured Markdown table under a heading (github.github.com/gfm, section 4.10)."""
+        rules = ["---:" if letter == "r" else "---" for letter in self.align]
+        lines = [_line(self.headers), _line(rules, plain=True), *[_line(row) for row in self.rows]]
+        return "\n\n".join([f"## {self.title}", "\n".join(lines), *[_escape(remark) for remark in self.remarks]])
+
+
+def _line(cells: Sequence[str], plain: bool = False) -> str:
+    return f"| {' | '.join(cells if plain else map(_escape, cells))} |"
+
+
+def _escape(text: str) -> str:
+    """Text stays text: no cell ends, and no markup begins, in a label or a prompt."""
+    joined = " ".join(text.split())
+    return "".join(f"\\{letter}" if letter in "\\|`*_<>[]#~" else letter for letter in joined)

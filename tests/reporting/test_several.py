@@ -1,0 +1,167 @@
+"""The report of a sweep, against values worked out by hand and by scipy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scipy.stats import t as student
+
+from ftlib.config_file import load_experiment
+from ftlib.reporting.collect import RunRecord, collect
+from ftlib.reporting.seeds import spread_of, student_quantile
+from ftlib.reporting.settings import group_settings
+from ftlib.reporting.tables import Table
+from ftlib.runs import Run, open_run
+from ftlib.site import Site
+from tests.reporting.fake_runs import CONFIG, evaluate, finish, row, train
+
+Ftlib = Callable[..., tuple[int, str, str]]
+EVIL = "<script>alert(1)</script>"
+
+
+def _member(site: Site, folder: Path, valid: int | None, test: int, **fields: object) -> Run:
+    """A run with so many right answers out of ten on valid (None: it never finished) and on test."""
+    path = folder / "sweep.yaml"
+    path.write_text(CONFIG, encoding="utf-8")
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in fields.items()]
+    run = open_run(load_experiment(path, overrides, site), site)
+    train(run)
+    if valid is None:
+        run.note("diverged", reason="step 31: loss nan")
+        return run
+    finish(run)
+    for split, right in (("valid", valid), ("test", test)):
+        answers = [row(n, "cat" if n < right else EVIL, "cat" if n % 2 or n < right else "dog") for n in range(10)]
+        evaluate(run, split, "after", answers)
+    return run
+
+
+@pytest.fixture
+def sweep(site: Site, tmp_path: Path) -> list[Run]:
+    """Two rates × three seeds; the low rate is best on valid, the high one on test; one run diverged."""
+    low = [
+        _member(site, tmp_path, valid, 5, seed=seed, training__learning_rate=1e-3)
+        for seed, valid in enumerate((8, 9, 7))
+    ]
+    high = [
+        _member(site, tmp_path, valid, 10, seed=seed, training__learning_rate=1e-2)
+        for seed, valid in enumerate((6, None, 8))
+    ]
+    return low + high
+
+
+@pytest.fixture
+def records(sweep: list[Run], site: Site) -> list[RunRecord]:
+    return [collect(run, site) for run in sweep]
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 23, 100])
+@pytest.mark.parametrize("inside", [0.5, 0.95, 0.99])
+def test_the_quantile_of_student(freedom: int, inside: float) -> None:
+    assert student_quantile(freedom, inside) == pytest.approx(student.ppf((1 + inside) / 2, freedom), rel=1e-9)
+
+
+def test_the_interval_over_seeds_is_scipys() -> None:
+    values = [0.61, 0.72, 0.55, 0.7]
+    found = spread_of(values)
+    low, high = student.interval(0.95, 3, statistics.mean(values), statistics.stdev(values) / 2)
+    assert (found.mean, found.sd) == (pytest.approx(statistics.mean(values)), pytest.approx(statistics.stdev(values)))
+    assert found.interval == (pytest.approx(low), pytest.approx(high))
+    assert spread_of([0.4]).interval is None
+
+
+def test_settings_are_ranked_by_valid_alone(records: list[RunRecord]) -> None:
+    best, other = group_settings(list(reversed(records)))
+    assert best.values == {"training.learning_rate": "0.001"}
+    assert [run.config.seed for run in best.runs] == [0, 1, 2]
+    chosen, reported = best.spread("valid"), best.spread("test")
+    assert chosen and reported
+    assert (chosen.n, chosen.mean, chosen.sd) == (3, pytest.approx(0.8), pytest.approx(0.1))
+    assert reported.mean == pytest.approx(0.5)
+    left = other.spread("valid")
+    assert left and (left.n, left.mean) == (2, pytest.approx(0.7))
+
+
+def test_jobs_and_intervals_of_saving_are_no_settings(site: Site, tmp_path: Path) -> None:
+    runs = [
+        _member(site, tmp_path, 5, 5, seed=0, job__mem="8G"),
+        _member(site, tmp_path, 5, 5, seed=1, job__mem="16G", checkpoint__steps=7),
+    ]
+    (setting,) = group_settings([collect(run, site) for run in runs])
+    assert (len(setting.runs), setting.values) == (2, {})
+
+
+def test_the_page(sweep: list[Run], ftlib: Ftlib) -> None:
+    code, out, _ = ftlib("report", "pets")
+    path = Path(out.strip())
+    assert (code, path.name, path.parent) == (0, "report.html", sweep[0].folder.parent)
+    page = path.read_text(encoding="utf-8")
+    assert "Best on valid: learning_rate=0.001 – accuracy 0.800 ± 0.100; test 0.500 ± 0.000" in page
+    assert "6 runs: 5 finished, 1 diverged." in page
+    assert "2 of 3" in page  # seeds with a score
+    assert page.count('<polyline points="') == 6
+    best = collect(sweep[1], Site(store=Path(), runs=sweep[1].folder.parent.parent))
+    assert f"<code>{best.handle}</code>" in page and "seed: 1" in page
+    assert "<script" not in page
+
+
+def test_markdown_and_csv_stand_beside_it(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    ftlib("report", "pets", "-o", tmp_path / "sweep.html")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "sweep.csv").read_text())))
+    found = {
+        (line["training.learning_rate"], line["seed"]): float(line["value"])
+        for line in lines
+        if line["split"] == "valid" and line["main"] == "1"
+    }
+    assert found == {
+        ("0.001", "0"): 0.8,
+        ("0.001", "1"): 0.9,
+        ("0.001", "2"): 0.7,
+        ("0.01", "0"): 0.6,
+        ("0.01", "2"): 0.8,
+    }
+    text = (tmp_path / "sweep.md").read_text()
+    assert r"| learning\_rate=0.001 | 3 of 3 | 0.800 ± 0.100 |" in text
+
+
+def test_two_keys_get_their_effects_apart(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for rate, prompt, valid in ((1e-3, "a", 4), (1e-3, "b", 6), (1e-2, "a", 8), (1e-2, "b", 10)):
+        _member(site, tmp_path, valid, 5, training__learning_rate=rate, data__prompt=prompt)
+    ftlib("report", "pets", "-o", tmp_path / "p.html")
+    text = (tmp_path / "p.md").read_text()
+    assert "| 0.001 | 2 | 0.500 ± 0.141 |" in text
+    assert "| b | 2 | 0.800 ± 0.283 |" in text
+
+
+def test_several_runs_named_one_by_one(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    page = tmp_path / "two.html"
+    code, _, _ = ftlib("report", sweep[0].folder, sweep[3].folder, sweep[0].folder, "-o", page)
+    assert code == 0
+    assert "2 runs: 2 finished." in page.read_text()
+
+
+def test_scores_on_other_datasets_stand_side_by_side(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    answers = [row(n, "cat", "cat" if n < 3 else "dog") for n in range(10)]
+    evaluate(sweep[0], "valid", "after", answers, dataset="set2")
+    ftlib("report", "pets", "-o", tmp_path / "p.html")
+    text = (tmp_path / "p.md").read_text()
+    assert "| setting | jsonl test | jsonl valid | set2 valid |" in text
+    assert "| 0.500 ± 0.000 | 0.800 ± 0.100 | 0.300 |" in text
+
+
+def test_without_scores_on_valid_nothing_is_chosen(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for seed in (0, 1):
+        _member(site, tmp_path, None, 0, seed=seed)
+    code, out, _ = ftlib("report", "pets")
+    assert code == 0
+    assert "nothing to choose by" in Path(out.strip()).read_text()
+
+
+def test_markdown_keeps_text_text() -> None:
+    table = Table("a", "lr", ["x|y", "n"], [["<b>*no*</b>\nline", "1"]])
+    assert table.markdown() == "## a\n\n| x\\|y | n |\n| --- | ---: |\n| \\<b\\>\\*no\\*\\</b\\> line | 1 |"
