@@ -43,6 +43,20 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"ftlib {__version__}")
         return 0
+    code = EXIT_FAILURE
+    try:
+        code = _answered(arguments, debug)
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+        raise
+    finally:
+        if code not in (0, EXIT_AGAIN):
+            preemption.tell_failure(code)
+    return code
+
+
+def _answered(arguments: list[str], debug: bool) -> int:
+    """Run a command; its exit code, whatever became of it."""
     try:
         preemption.install()
         return _run(arguments[0], arguments[1:])

@@ -26,6 +26,9 @@ class Model(Section):
     `attention: auto` is SDPA, and eager where the model caps attention scores, as Gemma 2 does in PaliGemma 2; `flex`
     needs less memory there, on a GPU. `final_softcap: auto` caps the final logits where the checkpoint says so, but not
     those of PaliGemma 2, as its authors fine-tune it.
+    `quantization` keeps the language model's linear layers in 8 bits (Dettmers et al. 2022, arXiv:2208.07339) or in 4
+    (NF4 with double quantization: QLoRA, Dettmers et al. 2023, arXiv:2305.14314); all else stays in `dtype`, which is
+    also what they compute in.
     """
 
     family: Literal["paligemma", "causal"]
@@ -34,22 +37,35 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["auto", "eager", "sdpa", "flex"] = "auto"
     final_softcap: Literal["auto", "on", "off"] = "auto"
+    quantization: Literal["none", "int8", "nf4"] = "none"
     max_length: Count | None = None
     too_long: Literal["drop", "truncate", "stop"] = "drop"
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the linear layers named by `targets`.
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on linear layers; `dora` also learns their columns' lengths
+    (Liu et al. 2024, arXiv:2402.09353). `rslora` scales by alpha / sqrt(r) instead of alpha / r (arXiv:2312.03732).
 
-    A target is `attention`, `mlp`, or a layer's own name such as `query_key_value`.
+    A target is `attention`, `mlp`, `language`, `vision`, `projector`, a layer's own name such as `query_key_value`, or
+    a regular expression for whole module names. Parts in `freeze` get no adapters, whatever the targets say.
     """
 
-    method: Literal["lora"]
+    method: Literal["lora", "dora"]
     r: Count = 16
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
     targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = ["attention", "mlp"]
-    freeze: list[Literal["vision", "language"]] = ["vision"]
+    freeze: list[Part] = ["vision"]
+
+
+class Attention(Section):
+    """Train the language model's attention weights, in float32; everything else is frozen in `model.dtype`.
+
+    The recipe of PaliGemma's authors for a 16 GB GPU (big_vision, finetune_paligemma.ipynb), there with SGD.
+    """
+
+    method: Literal["attention"]
 
 
 class Full(Section):
@@ -62,11 +78,13 @@ class Full(Section):
 class Loss(Section):
     """`token`: every answer token weighs the same, as in transformers. `example`: every row does, as the authors do.
 
-    A causal model may learn from `everything`, prompts too. With `packing` the rows of a micro-batch share sequences,
-    without seeing each other: the same loss with less padding.
+    `label_smoothing` gives that share of the target's probability to all tokens alike (Szegedy et al. 2016,
+    arXiv:1512.00567). A causal model may learn from `everything`, prompts too. With `packing` the rows of a micro-batch
+    share sequences, without seeing each other: the same loss with less padding.
     """
 
     average: Literal["token", "example"] = "token"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     on: Literal["response", "everything"] = "response"
     packing: bool = False
 
@@ -135,22 +153,27 @@ class Evaluation(Section):
 
 
 class Job(Section):
-    """What to ask Slurm for."""
+    """What to ask Slurm for: `gpus` on one node, and `cpus` for each of them. Every GPU gets a process of its own."""
 
     cpus: Count = 4
-    gpus: Annotated[int, Field(ge=0, le=1)] = 1
+    gpus: Annotated[int, Field(ge=0)] = 1
     mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] = "16G"
     time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$")] = "08:00:00"
 
 
 class Config(Section):
-    """An experiment."""
+    """An experiment.
+
+    `warm_start` names a finished run (folder, name/identity, or name), or a folder with an adapter or a model: training
+    begins with its weights, with a fresh optimizer and schedule.
+    """
 
     name: Annotated[str, Field(pattern=NAME)]
     task: Literal["caption", "classify", "detect", "docvqa", "gqa", "instruct", "refer", "segment", "vqa"]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
     model: Model
-    adapter: Annotated[Lora | Full, Field(discriminator="method")]
+    adapter: Annotated[Lora | Full | Attention, Field(discriminator="method")]
     data: Data
     training: Annotated[dict[str, Any], WithJsonSchema(training_fields.json_schema())] = {}
     loss: Loss = Loss()
@@ -178,12 +201,20 @@ class Config(Section):
             )
         if self.model.dtype == "float16" and self.adapter.method == "full":
             raise ValueError("model.dtype: float16 weights cannot be trained themselves; take float32 or bfloat16")
+        if self.model.quantization != "none" and not isinstance(self.adapter, Lora):
+            raise ValueError(
+                "model.quantization: quantized weights cannot be trained; set adapter.method: lora or dora"
+            )
+        mixed = {"bfloat16": "bf16", "float16": "fp16"}.get(self.model.dtype)
+        if isinstance(self.adapter, Attention) and mixed and not self.training.get(mixed):
+            problem = f"adapter.method: attention trains float32 weights between {self.model.dtype} ones"
+            raise ValueError(f"{problem}; set training.{mixed}: true, which computes them together")
         return self
 
     @property
     def effective_batch(self) -> int:
-        """Rows that one optimizer step sees."""
-        return self.micro_batch * int(self.training.get("gradient_accumulation_steps", 1))
+        """Rows that one optimizer step sees, those of all GPUs together."""
+        return self.micro_batch * int(self.training.get("gradient_accumulation_steps", 1)) * max(1, self.job.gpus)
 
     @property
     def micro_batch(self) -> int:
@@ -197,8 +228,8 @@ _NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
 def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the trained weights; its hash names the run.
 
-    Left out: names, intervals of saving, evaluation, the job, how an effective batch is cut into micro-batches, and by
-    which program attention is computed.
+    Left out: names, intervals of saving, evaluation, the job, how an effective batch is cut into micro-batches and
+    spread over GPUs, and by which program attention is computed.
     Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
 
     Args:

@@ -20,9 +20,14 @@ Update = Callable[[int, str], None]
 """Called with the number of finished units and what to say of the last one."""
 
 
+def ranks() -> tuple[int, int]:
+    """This process's number and how many there are, as Slurm counts the tasks of a step."""
+    return int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
 def speaks() -> bool:
     """Whether this process is the first rank of its job (or the only one)."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    return ranks()[0] == 0
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ftlib.site import REPOSITORY
 
-PACKAGES = ("ftlib", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+PACKAGES = ("ftlib", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "numpy", "pillow")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import ftlib
@@ -31,10 +32,12 @@ def use_pinned_code(run: Run, site: Site, arguments: list[str]) -> None:
         UserError: no space, or not writable.
     """
     target = run.code
-    if not files.is_complete(target):
+    if not files.is_complete(target) and console.speaks():
         with files.publish_folder(target) as folder:
             shutil.copytree(_PACKAGE, folder / "ftlib", ignore=shutil.ignore_patterns("__pycache__"))
         return
+    while not files.is_complete(target):  # the first rank is at it
+        time.sleep(0.2)
     if _content(target / "ftlib") == _content(_PACKAGE):
         return
     console.say(f"this run began with other code; going on with that ({target})")

@@ -7,7 +7,8 @@ imports call back into Python from C++). Inside `unwinding` it raises, so that w
 it only leaves a note, for work that must reach a boundary first.
 
 The host script (`jobs/run.sh`) gives a folder in FTLIB_JOB_TMP; there it learns that handlers stand (`ready`), which
-signal ended the command (`signal`), which run is at work (`run`) and that a checkpoint was written (`checkpointed`).
+signal ended the command (`signal`), which run is at work (`run`), that a checkpoint was written (`checkpointed`), and
+how the first of several ranks failed (`failed`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ def install() -> None:
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, _handle)
     tell_host("ready")
+
+
+def request(name: str) -> None:
+    """Take a signal that another rank of this job was sent for our own."""
+    global _requested
+    _requested = _requested or name
 
 
 def requested() -> str | None:
@@ -85,6 +92,14 @@ def tell_host(name: str, text: str = "") -> None:
     if folder and os.environ.get("SLURM_PROCID", "0") == "0":
         with contextlib.suppress(OSError):
             (Path(folder) / name).write_text(text)
+
+
+def tell_failure(code: int) -> None:
+    """Leave this rank's exit code for the host script, if no other rank has failed before."""
+    folder = os.environ.get("FTLIB_JOB_TMP")
+    if folder:
+        with contextlib.suppress(OSError), (Path(folder) / "failed").open("x") as note:
+            note.write(str(code))
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlib import files
+from ftlib import console, files
 from ftlib.config_file import Experiment
 from ftlib.errors import EXIT_FAILURE, UserError
 from ftlib.site import Site
@@ -60,6 +60,11 @@ class Run:
         return self.folder / "data.json"
 
     @property
+    def warm_start(self) -> Path:
+        """The weights that training began with, if they are another run's: folder and hash."""
+        return self.folder / "warm_start.json"
+
+    @property
     def code(self) -> Path:
         """The package that the run began with."""
         return self.folder / "code"
@@ -74,7 +79,7 @@ class Run:
 
     def result(self, method: str) -> Path:
         """The trained weights: a PEFT adapter, or a whole model."""
-        return self.folder / ("model" if method == "full" else "adapter")
+        return self.folder / ("adapter" if method in ("lora", "dora") else "model")
 
     def checkpoints(self, attempt: int = 0) -> Path:
         return self.folder / "checkpoints" / f"attempt-{attempt}"
@@ -83,12 +88,16 @@ class Run:
         return self.folder / "eval" / dataset / split / when
 
     def note(self, event: str, **details: Any) -> None:
-        """Add a line to the run's history."""
+        """Add a line to the run's history; the first rank does."""
+        if not console.speaks():
+            return
         record = {"event": event, "time": round(time.time(), 3), "host": _host(), "job": _job(), **details}
         files.append_jsonl(self.history, record)
 
     def note_environment(self, environment: dict[str, Any]) -> None:
-        """Add this start's surroundings to environment.json."""
+        """Add this start's surroundings to environment.json; the first rank does."""
+        if not console.speaks():
+            return
         earlier = files.read_json(self.environment) if self.environment.exists() else []
         files.write_json(self.environment, [*earlier, {"time": round(time.time(), 3), **environment}])
 
@@ -97,7 +106,8 @@ def open_run(experiment: Experiment, site: Site) -> Run:
     """The run folder of an experiment, made if need be, with its resolved config in it."""
     run = Run(site.runs / experiment.config.name / experiment.identity)
     text = experiment.to_yaml()
-    if not run.config_file.exists() or run.config_file.read_text(encoding="utf-8") != text:
+    same = run.config_file.exists() and run.config_file.read_text(encoding="utf-8") == text
+    if console.speaks() and not same:
         files.write_text(run.config_file, text)
     return run
 
@@ -182,6 +192,8 @@ def rotate_checkpoints(root: Path, keep: int) -> None:
 def owned(folder: Path) -> Iterator[None]:
     """Be the one living process that writes to a folder; if another takes over, this process ends at once.
 
+    Of a job's ranks that is the first; to the others nothing happens.
+
     `owner.json` names host, process and Slurm job; its modification time is the heartbeat. An owner is dead when its
     process is gone (same host), when it is this very job (requeued), or when its heartbeat is older than
     `STALE_SECONDS` by the storage's own clock. No file locks: on shared storage they may do nothing.
@@ -189,6 +201,9 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another living process owns the folder.
     """
+    if not console.speaks():
+        yield
+        return
     path = folder / "owner.json"
     me = _identify()
     _take(path, me)

@@ -70,7 +70,7 @@ OWNED: dict[str, str] = {
     "trackio_static_space_id": _STEPS,
     "include_num_input_tokens_seen": _STEPS,
     "skip_memory_metrics": _STEPS,
-    "label_smoothing_factor": "the Trainer's smoothing is not shifted for next-token labels",
+    "label_smoothing_factor": "use loss.label_smoothing; the Trainer's is not shifted for next-token labels",
     "label_names": "ftlib's batches name their labels themselves",
     "average_tokens_across_devices": "use loss.average",
     "auto_find_batch_size": "it would change the effective batch silently; set per_device_train_batch_size",

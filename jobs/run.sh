@@ -137,13 +137,17 @@ being_preempted() {
 }
 
 run_step() { # one ftlib command; returns only if it is done
-    local command=$1 code
+    local command=$1 code tasks=()
     shift
     rm -f "$job_tmp"/notes/*
+    # A task for each GPU trains and evaluates; everything else is one process's work.
+    if [[ $command != train && $command != evaluate ]]; then tasks=(--ntasks=1 --ntasks-per-node=1); fi
     # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
-    srun --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
+    srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
         "${container[@]}" ftlib "$command" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
     wait_for $!
+    # When one task fails Slurm ends the others; what they then say is not the reason.
+    if [[ -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
     case $code in
         0) return ;;
         2) exit 2 ;;

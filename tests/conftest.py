@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -96,10 +96,12 @@ def ftlib(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
     return run
 
 
-def start_ftlib(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+def start_ftlib(
+    *arguments: object, program: Sequence[str] = ("-m", "ftlib"), **environment: str
+) -> subprocess.Popen[str]:
     """Start a command as a process of its own, in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ftlib", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         env={**os.environ, **environment},
         start_new_session=True,
         stdout=subprocess.PIPE,

@@ -51,8 +51,11 @@ def test_all_faults_come_at_once_each_with_its_place(write_config: Callable[...,
         ("seed=-1", "seed: must be at least 0"),
         ("seed=1.5", "seed: must be a whole number"),
         ("name=a/b", "name: String should match pattern"),
-        ("adapter.method=lorra", "adapter: method must be one of 'lora', 'full'"),
+        ("adapter.method=lorra", "adapter: method must be one of 'lora', 'dora', 'full', 'attention'"),
         ("adapter.r=8", "adapter.r: unknown key"),
+        ("model.quantization=nf4", "model.quantization: quantized weights cannot be trained"),
+        ("model.quantization=int4", "model.quantization: must be 'none', 'int8' or 'nf4'"),
+        ("loss.label_smoothing=1", "loss.label_smoothing: must be below 1"),
         ("adapter=lora", "adapter: "),
         ("data.root=${NOT_SET}/x", "data.root: ${NOT_SET} is neither ${store} nor set in the environment"),
         ("data.split.valid=1.5", "data.split.valid: must be below 1"),
@@ -64,6 +67,16 @@ def test_all_faults_come_at_once_each_with_its_place(write_config: Callable[...,
 )
 def test_faults_in_plain_words(write_config: Callable[..., Path], override: str, message: str) -> None:
     assert message in faults(write_config(), override)
+
+
+@pytest.mark.parametrize(("dtype", "mixed"), [("bfloat16", "bf16"), ("float16", "fp16")])
+def test_attention_in_float32_among_halves_needs_mixed_precision(
+    write_config: Callable[..., Path], dtype: str, mixed: str
+) -> None:
+    path = write_config("{method: attention}")
+    assert f"set training.{mixed}: true" in faults(path, f"model.dtype={dtype}")
+    assert load(path, f"model.dtype={dtype}", f"training.{mixed}=true").config.model.dtype == dtype
+    assert load(path).config.model.dtype == "float32"
 
 
 def test_missing_sections_and_files(write_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -107,6 +120,7 @@ def test_saved_config_loads_to_the_same_identity(write_config: Callable[..., Pat
         ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"],
         ["training.gradient_checkpointing=true", "training.dataloader_num_workers=3"],
         ["model.attention=eager"],
+        ["job.gpus=2", "training.gradient_accumulation_steps=1"],
     ],
 )
 def test_what_cannot_change_the_result_keeps_the_identity(
@@ -126,6 +140,8 @@ def test_what_cannot_change_the_result_keeps_the_identity(
         "data.split.seed=1",
         "adapter.freeze=[]",
         "loss.average=example",
+        "loss.label_smoothing=0.1",
+        "job.gpus=2",
         "model.dtype=bfloat16",
         "model.final_softcap=on",
     ],

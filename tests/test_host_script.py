@@ -84,6 +84,30 @@ def test_by_hand_without_a_container_or_an_image(tmp_path: Path) -> None:
     assert done.returncode == 2 and "usage: jobs/run.sh ftlib COMMAND" in done.stderr
 
 
+STEP = """
+source jobs/run.sh
+job_tmp='{tmp}' container=(enter) usr1=0 term=0
+mkdir -p "$job_tmp/notes"
+srun() {{ {srun}; }}
+run_step {command} CONFIG
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "alone"), [("stage", True), ("prepare", True), ("train", False), ("evaluate", False)]
+)
+def test_only_training_and_evaluation_run_on_every_gpu(tmp_path: Path, command: str, alone: bool) -> None:
+    done = bash(STEP.format(tmp=tmp_path, srun='echo "$@"', command=command))
+    assert done.returncode == 0 and f"ftlib {command} CONFIG" in done.stdout
+    assert done.stdout.startswith("--ntasks=1 --ntasks-per-node=1 ") == alone
+
+
+def test_the_first_failing_task_gives_the_reason(tmp_path: Path) -> None:
+    """Slurm ends the other tasks then; as they save and say 75, the job would look preempted."""
+    failing = 'echo 2 > "$job_tmp/notes/failed"; return 75'
+    assert bash(STEP.format(tmp=tmp_path, srun=failing, command="train")).returncode == 2
+
+
 def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> None:
     settings = {"BASE": "some/base:1.2", "INDEX_URL": "https://index.example/simple", "FTLIB_STORE": str(tmp_path)}
     done = bash(f"containers/build.sh --render '{tmp_path}/x.def'", **settings)

@@ -19,6 +19,7 @@ from ftlib.config import Config
 from ftlib.config_file import Experiment, load_experiment
 from ftlib.errors import UserError
 from ftlib.metrics.summary import number, span
+from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
 from ftlib.tasks import TASKS
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
         remedy = "Run `ftlib train` first, or add --before for the base model."
         raise UserError(f"{run.folder}: not trained yet", remedy)
     results = list(_results(experiment, run, site, parsed, whens))
+    if run.done.exists() and console.speaks():
+        write_card(run, experiment.config)
     if results:
         console.say(_table(results))
         for line in _remarks(results):

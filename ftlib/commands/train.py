@@ -22,6 +22,9 @@ def main(argv: list[str]) -> int:
     print(run.folder)
     if run.done.exists():
         console.say(f"{run.folder}: already trained; the result is in {run.result(experiment.config.adapter.method)}")
+        console.say(
+            f"to train it on, begin a new run with its weights: warm_start={run.folder.parent.name}/{run.folder.name}"
+        )
         return 0
     use_pinned_code(run, site, ["train", *argv])
     from ftlib.training.fit import fit

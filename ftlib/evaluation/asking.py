@@ -63,7 +63,7 @@ def ask(
         UserError: rows without an image for a model that looks at one, or the other way round.
     """
     check_images(subject.config.model.family, rows)
-    rank, world = ranks()
+    rank, world = console.ranks()
     found = _read(folder)
     batches = batches_by_image([row.image for row in rows], [len(prompt) for prompt in prompts], settings.batch_size)
     mine = [batch for batch in batches[rank::world] if any(rows[place].id not in found for place in batch)]
@@ -99,11 +99,6 @@ def batches_by_image(images: Sequence[str], lengths: Sequence[int], batch_size: 
                 batches.append([])
             batches[-1].append(place)
     return batches
-
-
-def ranks() -> tuple[int, int]:
-    """This process's number and how many there are, as Slurm counts the tasks of a step."""
-    return int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def _encoded(
@@ -159,7 +154,7 @@ def working_folder(folder: Path, questions: dict[str, Any]) -> Path:
         RuntimeError: see `wait_for`.
     """
     note = folder / "questions.json"
-    if ranks()[0] == 0:
+    if console.ranks()[0] == 0:
         if folder.exists() and not (note.exists() and files.read_json(note) == questions):
             shutil.rmtree(folder)
         if not folder.exists():

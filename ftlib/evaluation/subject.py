@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ftlib import files
-from ftlib.config import Config, Evaluation
+from ftlib.config import Config, Evaluation, Lora
 from ftlib.hub import find_model
 from ftlib.models.families import FAMILIES, Inputs
 from ftlib.models.generate import answer_rows, label_likelihoods
-from ftlib.models.loading import load_adapter, load_weights
+from ftlib.models.loading import device, load_adapter, load_model
 from ftlib.models.rows import Row
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -46,16 +46,10 @@ class Subject:
     def model(self) -> torch.nn.Module:
         """The weights, on the GPU if there is one."""
         settings = self.config.model
-        model: torch.nn.Module = load_weights(
-            self.weights,
-            settings.dtype,
-            settings.family,
-            attention=settings.attention,
-            final_softcap=settings.final_softcap,
-        )
+        model: torch.nn.Module = load_model(self.weights, settings)
         if self.adapter:
             model = load_adapter(model, self.adapter)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return model.to(device()) if settings.quantization == "none" else model
 
     @functools.cached_property
     def digest(self) -> str:
@@ -82,7 +76,7 @@ def untrained(config: Config, site: Site) -> Subject:
 def trained(config: Config, run: Run, site: Site) -> Subject:
     """A run's result, for scores after training."""
     result = run.result(config.adapter.method)
-    if config.adapter.method == "full":
+    if not isinstance(config.adapter, Lora):
         return Subject(result.name, result, config)
     return Subject(result.name, find_model(config.model, site), config, adapter=result)
 

@@ -1,60 +1,170 @@
-"""What is trained: low-rank adapters, or the weights themselves."""
+"""What is trained: low-rank adapters on named layers, the attention weights, or all weights but frozen parts.
+
+The one place that knows which parameters a method trains; the families say which part of a model a parameter belongs
+to. Everything here works on the meta device too, where a model has shapes and no weights.
+"""
 
 from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ftlib.config import Full, Lora
+from ftlib.config import Attention, Full, Lora
 from ftlib.errors import UserError
 from ftlib.models.families import FAMILIES, Family
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_BLOCKS = {"attention": re.compile(r"attn|attention"), "mlp": re.compile(r"mlp|feed_forward|ffn")}
+"""Target → how the block is called that holds its layers, in SigLIP, Gemma, Llama, GPT-NeoX, GPT-2 and their kin."""
+
+_PARTS = ("language", "vision", "projector")
+"""Targets that are all linear layers of a part."""
+
 
 def prepare_for_training(
-    model: PreTrainedModel, adapter: Lora | Full, base_name: str, family: str = "paligemma"
+    model: PreTrainedModel,
+    adapter: Lora | Full | Attention,
+    base_name: str,
+    family: str = "paligemma",
+    revision: str | None = None,
 ) -> torch.nn.Module:
     """Mark the trainable parameters, adding adapters if the method has any.
 
     Args:
-        base_name: what the saved adapter names as its base model.
+        base_name, revision: what the saved adapter names as its base model.
 
     Raises:
-        UserError: everything would be frozen.
+        UserError: everything would be frozen, or a target is no linear layer of this model.
     """
     kind = FAMILIES[family]
-    if isinstance(adapter, Full):
-        trainable: torch.nn.Module = _freeze(model, kind, adapter)
+    if isinstance(adapter, Lora):
+        adapted = _add_lora(model, kind, adapter)
+        settings = adapted.peft_config["default"]
+        settings.base_model_name_or_path, settings.revision = base_name, revision  # not the folder it was read from
+        return adapted
+    if isinstance(adapter, Attention):
+        _train_attention(model, kind)
     else:
-        trainable = _add_lora(model, kind, adapter, base_name)
-    if not any(parameter.requires_grad for parameter in trainable.parameters()):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(kind.part(model, name) not in adapter.freeze)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("adapter.freeze: nothing is left to train")
-    return trainable
-
-
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters; tied ones count once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def _freeze(model: PreTrainedModel, family: Family, adapter: Full) -> PreTrainedModel:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(family.part(model, name) not in adapter.freeze)
     return model
 
 
-def _add_lora(model: PreTrainedModel, family: Family, adapter: Lora, base_name: str) -> torch.nn.Module:
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters; tied ones count once, quantized ones by the weights that they stand for."""
+    parameters = list(model.parameters())
+    return sum(map(_size, (p for p in parameters if p.requires_grad))), sum(map(_size, parameters))
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """A 4-bit parameter is packed; its `quant_state` (bitsandbytes) knows the weight's shape."""
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else parameter.numel()
+
+
+def _add_lora(model: PreTrainedModel, family: Family, adapter: Lora) -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
+    _check_dora(model, adapter)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=family.lora_modules(model, adapter),
+        use_dora=adapter.method == "dora",
+        use_rslora=adapter.rslora,
+        target_modules=_expression(_adapted(model, family, adapter), (name for name, _ in model.named_modules())),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie transposed
     )
-    adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = base_name  # not the folder it was read from
-    return adapted
+    return get_peft_model(model, config)
+
+
+def _check_dora(model: PreTrainedModel, adapter: Lora) -> None:
+    """On the CPU peft loses the scales of 8-bit weights when it looks at their columns' lengths.
+
+    Raises:
+        UserError: DoRA was asked for on such weights.
+    """
+    eight_bits = getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu"
+    if adapter.method == "dora" and eight_bits:
+        problem = "adapter.method: dora on model.quantization: int8 needs a GPU"
+        raise UserError(problem, "On the CPU take model.quantization: nf4, or adapter.method: lora.")
+
+
+def _train_attention(model: PreTrainedModel, family: Family) -> None:
+    model.requires_grad_(False)
+    layers = _linear_layers(model, family)
+    for name in _named("attention", layers):
+        if layers[name] == "language":
+            model.get_submodule(name).float().requires_grad_(True)
+
+
+def _linear_layers(model: PreTrainedModel, family: Family) -> dict[str, str]:
+    """Name → part of every linear layer but the head, quantized ones among them."""
+    head = model.get_output_embeddings()
+    return {
+        name: family.part(model, f"{name}.weight")
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    }
+
+
+def _adapted(model: PreTrainedModel, family: Family, adapter: Lora) -> set[str]:
+    """The layers that `adapter.targets` names, but for those of frozen parts.
+
+    Raises:
+        UserError: a target that names no layer, or only frozen ones.
+    """
+    layers = _linear_layers(model, family)
+    found: set[str] = set()
+    for target in adapter.targets:
+        named = _named(target, layers)
+        if not named:
+            have = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise UserError(f"adapter.targets: {target}: no such linear layer in this model", f"There are: {have}")
+        thawed = {name for name in named if layers[name] not in adapter.freeze}
+        if not thawed:
+            frozen = ", ".join(sorted({layers[name] for name in named}))
+            problem = f"adapter.targets: {target}: nothing is left to adapt, since adapter.freeze names {frozen}"
+            raise UserError(problem, "Name another target, or take the part out of adapter.freeze.")
+        found |= thawed
+    return found
+
+
+def _named(target: str, layers: dict[str, str]) -> set[str]:
+    """The layers of a kind of block, of a part, of a name or end of a path, or that an expression matches wholly.
+
+    Args:
+        layers: name → part.
+
+    Raises:
+        UserError: no layer has this name, and it is no regular expression.
+    """
+    if target in _BLOCKS:
+        return {name for name in layers if _BLOCKS[target].search(f".{name}".split(".")[-2])}
+    if target in _PARTS:
+        return {name for name, part in layers.items() if part == target}
+    try:
+        matched = {name for name in layers if re.fullmatch(target, name)}
+    except re.error as error:
+        raise UserError(f"adapter.targets: {target}: not a regular expression: {error}") from None
+    return {name for name in layers if f".{name}".endswith(f".{target}")} or matched
+
+
+def _expression(chosen: set[str], modules: Iterable[str]) -> str:
+    """A regular expression for exactly these modules; short where they differ only in the number of their layer."""
+    alike = {r"\.".join(r"\d+" if word.isdigit() else re.escape(word) for word in name.split(".")) for name in chosen}
+    short = "|".join(sorted(alike))
+    if {name for name in modules if re.fullmatch(short, name)} == chosen:
+        return short
+    return "|".join(re.escape(name) for name in sorted(chosen))

@@ -19,16 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
-from ftlib.config import Lora
 from ftlib.errors import UserError
 from ftlib.models.rows import IGNORED, Row, left_padded, positions
 from ftlib.models.tokenizers import load_tokenizer, special_tokens, written_bos
 
 MODEL_CLASS = AutoModelForCausalLM
-_BLOCKS = {"attention": re.compile(r"attn|attention"), "mlp": re.compile(r"mlp|feed_forward|ffn")}
-"""Adapter target → how the block is called that holds its layers, in GPT-NeoX, GPT-2, Llama, Gemma and their kin."""
 
 _PROBE = "\N{BLACK STAR}"
 _BREAK = "\N{ZERO WIDTH SPACE}"
@@ -219,35 +215,6 @@ def part(model: torch.nn.Module, name: str) -> str:
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     module = model.get_submodule(name.rpartition(".")[0])
     return "embeddings" if any(module is table for table in tables) else "language"
-
-
-def lora_modules(model: torch.nn.Module, adapter: Lora) -> str:
-    """A regular expression for the linear layers that `adapter.targets` names.
-
-    `attention` and `mlp` are all linear layers in blocks of that kind; any other target is a module's own name or the
-    end of its path, such as `query_key_value` or `attention.dense`.
-
-    Raises:
-        UserError: a target that is no linear layer of this model.
-    """
-    if "language" in adapter.freeze:
-        raise UserError("adapter.freeze: nothing is left to adapt")
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
-    linear = [name for name in linear if model.get_submodule(name) is not head]
-    found: set[str] = set()
-    for target in adapter.targets:
-        if target in _BLOCKS:
-            ends = {
-                ".".join(name.split(".")[-2:]) for name in linear if _BLOCKS[target].search(f".{name}".split(".")[-2])
-            }
-        else:
-            ends = {target} if any(f".{name}".endswith(f".{target}") for name in linear) else set()
-        if not ends:
-            have = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise UserError(f"adapter.targets: {target}: no such linear layer in this model", f"There are: {have}")
-        found |= ends
-    return rf"(.*\.)?({'|'.join(re.escape(end) for end in sorted(found))})"
 
 
 def _packed(rows: Sequence[Row]) -> list[list[Row]]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ftlib.config import Config, Lora
+from ftlib.config import Config
 from ftlib.config_data import CHAT
 from ftlib.data.examples import Example
 from ftlib.errors import UserError
@@ -77,7 +77,6 @@ class Family:
         model_class: transformers' class that loads its weights.
         load_inputs: (model folder, config) → inputs.
         part: (model, parameter's name) → the part of the model that it belongs to.
-        lora_modules: (model, adapter) → a regular expression over module names.
         images: whether its rows have images; they must, or must not.
         local_attention: whether layers that attend locally do so, or to everything, see `attention.py`.
         final_softcap: whether a cap on the final logits is usual, where the checkpoint has one.
@@ -86,7 +85,6 @@ class Family:
     model_class: Any
     load_inputs: Callable[[Path, Config], Inputs]
     part: Callable[[torch.nn.Module, str], str]
-    lora_modules: Callable[[torch.nn.Module, Lora], str]
     images: bool
     local_attention: bool
     final_softcap: bool
@@ -97,7 +95,6 @@ FAMILIES: dict[str, Family] = {
         paligemma.MODEL_CLASS,
         lambda folder, config: paligemma.PaliGemmaInputs.load(folder, config.model.max_length),
         paligemma.part,
-        paligemma.lora_modules,
         images=True,
         local_attention=False,
         final_softcap=False,
@@ -112,7 +109,6 @@ FAMILIES: dict[str, Family] = {
             packing=config.loss.packing,
         ),
         causal.part,
-        causal.lora_modules,
         images=False,
         local_attention=True,
         final_softcap=True,

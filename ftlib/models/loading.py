@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from ftlib import console
+from ftlib.config import Model
 from ftlib.errors import UserError
 from ftlib.hub import require_model
 from ftlib.models import attention as attending
 from ftlib.models.causal import check_model
 from ftlib.models.families import FAMILIES
 
+_NEVER_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", "lm_head", "embed_out"]
+"""What is no linear layer of a language model; SigLIP and the (tied) head lose too much. Regular expressions."""
+
+
+_SCALES = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora"}
+"""What an adapter's weights mean without saying so: ftlib's word → peft's."""
+
+
+def load_model(folder: Path, settings: Model) -> PreTrainedModel:
+    """Load a checkpoint as a config asks; see `load_weights`."""
+    return load_weights(
+        folder,
+        settings.dtype,
+        settings.family,
+        settings.quantization,
+        attention=settings.attention,
+        final_softcap=settings.final_softcap,
+    )
+
 
 def load_weights(
     folder: Path,
     dtype: str,
     family: str = "paligemma",
+    quantization: Literal["none", "int8", "nf4"] = "none",
     *,
     attention: attending.Attention = "auto",
     final_softcap: attending.FinalSoftcap = "auto",
@@ -30,11 +54,12 @@ def load_weights(
 
     Args:
         dtype: "float32", "bfloat16" or "float16".
+        quantization: of the language model's linear layers; then the model comes to lie on this process's device.
         attention, final_softcap: see `config.Model` and `attention.py`.
 
     Raises:
-        UserError: no model there, damaged files, pickles of more than tensors, keys that do not fit, or an attention
-            that does not fit the model.
+        UserError: no model there, damaged files, pickles of more than tensors, keys that do not fit, an attention that
+            does not fit the model, or no bitsandbytes to quantize with.
     """
     require_model(folder)
     try:
@@ -46,6 +71,7 @@ def load_weights(
             dtype=getattr(torch, dtype),
             local_files_only=True,
             output_loading_info=True,
+            **({} if quantization == "none" else _quantized(dtype, quantization)),
         )
     except UnpicklingError:
         problem = f"{folder}: the weights hold more than tensors; loading them could run somebody's code"
@@ -55,7 +81,35 @@ def load_weights(
     _raise_wrong_keys(folder, info)
     check_model(model, str(folder))
     attending.apply_final_softcap(model)
+    if quantization != "none":
+        layers = sum(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
+        console.say(f"{quantization}: {layers} linear layers of the language model; everything else is {dtype}")
     return model
+
+
+def device() -> torch.device:
+    """Where this process computes: the CPU, or its own GPU of those that its Slurm task sees."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("SLURM_LOCALID", 0)) % torch.cuda.device_count())
+
+
+def _quantized(dtype: str, quantization: str) -> dict[str, Any]:
+    """Arguments for `from_pretrained`."""
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"model.quantization: {quantization} needs bitsandbytes", "pip install 'ftlib[quant]'")
+    nf4 = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": getattr(torch, dtype),
+    }
+    settings = BitsAndBytesConfig(
+        llm_int8_skip_modules=_NEVER_QUANTIZED, **(nf4 if quantization == "nf4" else {"load_in_8bit": True})
+    )
+    return {"quantization_config": settings, "device_map": {"": device()}}
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
@@ -64,19 +118,40 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     Raises:
         UserError: no adapter there, or its keys do not fit the model.
     """
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import LoraConfig, get_peft_model
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter in it (adapter_config.json is missing)")
     config = LoraConfig.from_pretrained(folder)
     config.base_model_name_or_path = None
     adapted = get_peft_model(model, config)
-    weights = load_file(folder / "adapter_model.safetensors")
-    expected = set(get_peft_model_state_dict(adapted))
-    _raise_wrong_keys(folder, {"missing_keys": expected - set(weights), "unexpected_keys": set(weights) - expected})
-    set_peft_model_state_dict(adapted, weights)
+    fill_adapter(adapted, folder)
     return adapted
+
+
+def fill_adapter(adapted: torch.nn.Module, folder: Path) -> None:
+    """Put a saved adapter's weights into a model that has an adapter of the same shape.
+
+    Raises:
+        UserError: their keys, shapes or scales differ, or the file is damaged.
+    """
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    theirs, ours = LoraConfig.from_pretrained(folder), adapted.peft_config["default"]  # type: ignore[index]
+    for name, field in _SCALES.items():
+        if getattr(theirs, field) != getattr(ours, field):
+            raise UserError(f"{folder}: {name} is {getattr(theirs, field)} there, {getattr(ours, field)} here")
+    try:
+        weights = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: the adapter cannot be loaded: {str(error).splitlines()[0]}") from None
+    expected = get_peft_model_state_dict(adapted)
+    odd = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
+    keys = {"missing_keys": set(expected) - set(weights), "unexpected_keys": set(weights) - set(expected)}
+    _raise_wrong_keys(folder, {**keys, "mismatched_keys": odd})
+    set_peft_model_state_dict(adapted, weights)
 
 
 def _config(folder: Path, family: str, final_softcap: attending.FinalSoftcap) -> PreTrainedConfig:

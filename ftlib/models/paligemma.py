@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-from ftlib.config import Lora
 from ftlib.errors import UserError
 from ftlib.hub import require_model
 from ftlib.models.rows import Row, left_padded
@@ -31,12 +30,6 @@ PARTS = {
     "language": "language_model",
 }
 """Part → the word in its modules' names."""
-
-LINEAR_LAYERS = {
-    "attention": ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
-    "mlp": ["gate_proj", "up_proj", "down_proj", "fc1", "fc2"],
-}
-"""Adapter target → the names of its linear layers, in Gemma and SigLIP."""
 
 
 class PaliGemmaInputs:
@@ -191,20 +184,3 @@ def part(model: torch.nn.Module, name: str) -> str:
     if "lm_head" in name or PARTS["embeddings"] in name:
         return "embeddings"
     return next(part for part in ("vision", "projector", "language") if PARTS[part] in name)
-
-
-def lora_modules(model: torch.nn.Module, adapter: Lora) -> str:
-    """A regular expression for the linear layers that `adapter.targets` names, but for those of frozen parts.
-
-    Raises:
-        UserError: everything is frozen, or a target that is no layer's name.
-    """
-    layers = [layer for target in adapter.targets for layer in LINEAR_LAYERS.get(target, [target])]
-    known = {layer for names in LINEAR_LAYERS.values() for layer in names}
-    if unknown := sorted(set(layers) - known):
-        have = ", ".join([*LINEAR_LAYERS, *sorted(known)])
-        raise UserError(f"adapter.targets: {unknown[0]}: no such linear layer in this model", f"There are: {have}")
-    parts = "|".join(PARTS[part] for part in ("language", "vision") if part not in adapter.freeze)
-    if not parts:
-        raise UserError("adapter.freeze: nothing is left to adapt")
-    return rf".*({parts}).*\.({'|'.join(layers)})"

@@ -40,7 +40,7 @@ def _head(record: RunRecord) -> Node:
 
 def _subject(record: RunRecord) -> Node:
     config = record.config
-    how = "all weights" if config.adapter.method == "full" else f"a {config.adapter.method} adapter"
+    how = {"full": "all weights", "attention": "the attention weights"}.get(config.adapter.method)
     data = ", ".join(part.name for part in config.data.parts) or config.data.source
-    trained = f"Trains {how} of {config.model.base} on {data}."
+    trained = f"Trains {how or f'a {config.adapter.method} adapter'} of {config.model.base} on {data}."
     return html.note(f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch} rows a step.")

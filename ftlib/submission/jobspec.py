@@ -12,6 +12,7 @@ class JobSpec:
     """One job.
 
     Attributes:
+        cpus: for each GPU.
         minutes: time limit, rounded up.
         mem: memory per node in Slurm's notation.
     """
@@ -32,6 +33,7 @@ class JobSpec:
         """Options that override those in the batch script."""
         return [
             f"--job-name={self.name}",
+            f"--ntasks-per-node={max(1, self.gpus)}",
             f"--cpus-per-task={self.cpus}",
             f"--mem={self.mem}",
             f"--time={self.minutes}",

@@ -13,11 +13,14 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import TrainingArguments
 
+from ftlib import console
 from ftlib.config import Config
 from ftlib.errors import UserError
+from ftlib.training.batching import micro_batches
 
 _KIND = {
     bool: "true or false",
@@ -28,6 +31,7 @@ _KIND = {
     list: "a list",
     type(None): "null",
 }
+_RECOMPUTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
@@ -41,9 +45,19 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
     missing = sorted(set(config.training) - known)
     if missing:
         raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
+    _check_numbers(config)
+    if any((config.training.get(name) or {}).get("use_reentrant") for name in _RECOMPUTING):
+        raise UserError("training: use_reentrant: true trains nothing where inputs are frozen", "Leave it out.")
+    _, world = console.ranks()
+    own = {
+        "gradient_accumulation_steps": micro_batches(config.effective_batch, config.micro_batch, world),
+        "ddp_find_unused_parameters": config.training.get("ddp_find_unused_parameters", False),
+        # accelerate joins ranks on CPUs only if it is told so
+        "use_cpu": config.training.get("use_cpu", False) or (world > 1 and not torch.cuda.is_available()),
+    }
     try:
         return TrainingArguments(
-            **config.training,
+            **{**config.training, **own},
             output_dir=str(output_dir),
             seed=config.seed,
             data_seed=config.seed,
@@ -58,6 +72,26 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: transformers refuses these settings: {error}") from None
+
+
+def _check_numbers(config: Config) -> None:
+    """Refuse a type of numbers that this machine has not; to take another silently would change the result.
+
+    Raises:
+        UserError: fp16 or bf16 on a CPU that was not asked for, fp16 on any, bfloat16 on a GPU older than Ampere.
+    """
+    training = config.training
+    on_cpu = bool(training.get("use_cpu")) or not torch.cuda.is_available()
+    if on_cpu and training.get("fp16"):
+        raise UserError("training.fp16 needs a GPU, and training is on the CPU", "Leave it out, or take training.bf16.")
+    if on_cpu and training.get("bf16") and not training.get("use_cpu"):
+        raise UserError(
+            "training.bf16: torch sees no GPU", "To train on the CPU on purpose, set training.use_cpu: true."
+        )
+    bfloat16 = bool(training.get("bf16")) or config.model.dtype == "bfloat16"
+    if bfloat16 and not on_cpu and torch.cuda.get_device_capability() < (8, 0):
+        problem = f"{torch.cuda.get_device_name()} cannot compute in bfloat16 (Ampere and newer can)"
+        raise UserError(problem, "Set model.dtype: float16 and training.fp16: true instead; that is another run.")
 
 
 def describe() -> dict[str, dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from ftlib.models.rows import Row
 
 
 class TrainingRows(Dataset[Row]):
-    """A split as encoded rows; images are opened when a row is asked for.
+    """A split as encoded rows; images are opened when a row is asked for. Place `~n` is row n without its labels.
 
     Args:
         templates: the prompts, see `prompts.prompt_of`.
@@ -47,6 +49,8 @@ class TrainingRows(Dataset[Row]):
         return len(self.kept)
 
     def __getitem__(self, index: int) -> Row:
+        if index < 0:
+            return replace(self[~index], n_answer=0)
         example = self.examples[self.kept[index]]
         image = open_image(image_path(self.root, example.image), example.frame) if example.image else None
         return self.inputs.train_row(prompt_of(example, self.templates), image, example.suffix)
@@ -97,18 +101,23 @@ class Draw:
 
 
 class EffectiveBatches:
-    """Batch sampler: shuffles each epoch by (seed, epoch) and cuts whole effective batches into micro-batches.
+    """Batch sampler: shuffles each epoch by (seed, epoch) and cuts whole effective batches for ranks and micro-batches.
 
     The rows that an optimizer step sees therefore do not depend on how they are cut. The last effective batch of an
-    epoch may be smaller.
+    epoch may be smaller. All ranks get equally many micro-batches; one whose rows have run out gets a row without
+    labels (a negative place, see `TrainingRows`).
     """
 
-    def __init__(self, draw: Draw, effective: int, micro: int, seed: int, drop_last: bool) -> None:
+    def __init__(
+        self, draw: Draw, effective: int, micro: int, seed: int, drop_last: bool, rank: int = 0, world: int = 1
+    ) -> None:
         self.draw = draw
         self.rows = len(draw) - len(draw) % effective if drop_last else len(draw)
         self.effective = effective
         self.micro = micro
         self.seed = seed
+        self.rank = rank
+        self.world = world
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -117,7 +126,8 @@ class EffectiveBatches:
 
     def __len__(self) -> int:
         whole, rest = divmod(self.rows, self.effective)
-        return whole * -(-self.effective // self.micro) + -(-rest // self.micro)
+        cuts = [micro_batches(batch, self.micro, self.world) for batch in (self.effective, rest)]
+        return whole * cuts[0] + cuts[1]
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -125,5 +135,12 @@ class EffectiveBatches:
         order = drawn[torch.randperm(len(drawn), generator=generator)[: self.rows]].tolist()
         for start in range(0, self.rows, self.effective):
             batch = order[start : start + self.effective]
-            for cut in range(0, len(batch), self.micro):
-                yield batch[cut : cut + self.micro]
+            share = math.ceil(len(batch) / self.world)
+            mine = batch[self.rank * share : (self.rank + 1) * share]
+            for cut in range(0, share, self.micro):
+                yield mine[cut : cut + self.micro] or [~batch[0]]
+
+
+def micro_batches(rows: int, micro: int, world: int) -> int:
+    """Into how many micro-batches each rank's share of so many rows is cut."""
+    return math.ceil(math.ceil(rows / world) / micro)

@@ -7,6 +7,7 @@ the module and are loaded with strict=False: such a run goes on from its initial
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ftlib import files, preemption
 from ftlib.config import Checkpoint
+from ftlib.training import ranks
 
 _WEIGHTS = "trainable.safetensors"
 _FACTS = "ftlib.json"
@@ -50,8 +52,17 @@ def restore_threads(folder: Path) -> None:
     torch.set_num_threads(files.read_json(folder / _FACTS)["threads"])
 
 
+def _signalled() -> int:
+    """The number of the signal that asked this process to end, or 0."""
+    name = preemption.requested()
+    return signal.Signals[name].value if name else 0
+
+
 class CheckpointDue(TrainerCallback):
-    """Asks the Trainer to save when enough steps or minutes have passed, and to save and stop on a signal."""
+    """Asks the Trainer to save when enough steps or minutes have passed, and to save and stop on a signal.
+
+    All ranks do so after the same step.
+    """
 
     def __init__(self, rule: Checkpoint) -> None:
         self.rule = rule
@@ -60,10 +71,12 @@ class CheckpointDue(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        late = time.monotonic() - self._saved_at >= self.rule.minutes * 60
+        overdue = time.monotonic() - self._saved_at >= self.rule.minutes * 60
+        signalled, late = ranks.highest(_signalled(), overdue)
         if state.global_step % self.rule.steps == 0 or late or state.global_step >= state.max_steps:
             control.should_save = True
-        if preemption.requested():
+        if signalled:
+            preemption.request(signal.Signals(signalled).name)
             control.should_save = control.should_training_stop = True
         return control
 

@@ -17,17 +17,17 @@ from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment
 from ftlib.errors import UserError
 from ftlib.hub import find_model
-from ftlib.models.adapters import count_parameters, prepare_for_training
-from ftlib.models.attention import check_trainable
+from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
-from ftlib.models.loading import load_weights
+from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site
-from ftlib.training import arguments
+from ftlib.training import arguments, ranks
 from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
 from ftlib.training.fitting import fit_rows
 from ftlib.training.trainer import AnswerTrainer
+from ftlib.training.warm import find_start, trainable_model
 
 _LESS_MEMORY = (
     "Halve training.per_device_train_batch_size and double training.gradient_accumulation_steps (it stays the same "
@@ -44,16 +44,12 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     """
     config = experiment.config
     prepared = open_prepared(config, site)
-    _pin_data(run, prepared)
-    checkpoint = runs.last_checkpoint(run.checkpoints())
+    ranks.join(config.training.get("ddp_timeout", 1800))
+    checkpoint = ranks.share(_tidy(config, run, prepared) if console.speaks() else None)
     step = checkpoint[0] if checkpoint else 0
-    runs.remove_checkpoints_after(run.checkpoints(), step)
     if checkpoint:
         restore_threads(checkpoint[1])
         console.say(f"going on from the checkpoint of step {step}")
-    runs.rotate_checkpoints(run.checkpoints(), config.checkpoint.keep)
-    files.cut_jsonl_log(run.metrics, keep=step)
-    files.cut_jsonl_log(run.history)
     run.note("start", step=step)
     run.note_environment(describe_environment())
     started = time.monotonic()
@@ -62,8 +58,28 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
         trainer.on_step = lambda record, total: _log_step(run, record, update)
         with preemption.graceful():
             _train(trainer, checkpoint[1] if checkpoint else None)
-    _publish(experiment, run, trainer)
+    if console.speaks():
+        _publish(experiment, run, trainer)
+    ranks.wait()
     run.note("done", step=trainer.state.global_step, seconds=round(time.monotonic() - started, 1))
+
+
+def _tidy(config: Config, run: Run, prepared: Prepared) -> tuple[int, Path] | None:
+    """The checkpoint to go on from, (step, folder), and nothing in the run folder that came after it."""
+    _pin_data(run, prepared)
+    checkpoint = runs.last_checkpoint(run.checkpoints())
+    step = checkpoint[0] if checkpoint else 0
+    runs.remove_checkpoints_after(run.checkpoints(), step)
+    runs.rotate_checkpoints(run.checkpoints(), config.checkpoint.keep)
+    files.cut_jsonl_log(run.metrics, keep=step)
+    files.cut_jsonl_log(run.history)
+    written_by = len(list(checkpoint[1].glob("rng_state*"))) if checkpoint else 0
+    if checkpoint and written_by != console.ranks()[1]:
+        console.say(
+            f"the checkpoint is of {written_by} processes, now there are {console.ranks()[1]}: the same batches,"
+        )
+        console.say("but random states, which dropout depends on, begin anew")
+    return checkpoint
 
 
 def _pin_data(run: Run, prepared: Prepared) -> None:
@@ -82,10 +98,7 @@ def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -
     rows = _rows(config, run, prepared, folder)
     training_arguments = arguments.build(config, run.folder)
     set_seed(config.seed)
-    base = config.model
-    weights = load_weights(folder, base.dtype, base.family, attention=base.attention, final_softcap=base.final_softcap)
-    check_trainable(weights)
-    model = prepare_for_training(weights, config.adapter, config.model.base, config.model.family)
+    model = trainable_model(config, folder, find_start(config, run, site))
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
     return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
@@ -120,7 +133,8 @@ def _total_steps(trainer: AnswerTrainer) -> int:
 
 
 def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
-    files.append_jsonl(run.metrics, record)
+    if console.speaks():
+        files.append_jsonl(run.metrics, record)
     update(record["step"], f"lr: {record['learning_rate']:.5f}   loss: {record['loss']:.4f}")
 
 
@@ -143,10 +157,12 @@ def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
     method = experiment.config.adapter.method
     result = run.result(method)
     with files.publish_folder(result) as folder:
-        if method == "full":
+        if result.name == "model":
             trainer.model.save_pretrained(folder)
             trainer.train_dataset.inputs.save(folder)
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
+        (folder / "README.md").unlink(missing_ok=True)  # peft's
+    write_card(run, experiment.config)
     facts = {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()}
     files.write_json(run.done, facts)

@@ -18,7 +18,11 @@ Average = Literal["token", "example"]
 
 
 def answer_loss(
-    model: torch.nn.Module, batch: dict[str, Tensor], average: Average, items: Tensor | int | None = None
+    model: torch.nn.Module,
+    batch: dict[str, Tensor],
+    average: Average,
+    items: Tensor | int | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross entropy of answer and `<eos>`.
 
@@ -28,6 +32,7 @@ def answer_loss(
             its own tokens (big_vision, trainers/proj/paligemma), then over the rows.
         items: the number to divide by if the batch is a micro-batch of a bigger one: what `count_items` says of the
             whole. The micro-batches' losses then add up to the loss of the whole.
+        smoothing: the share of a target's probability that all tokens get alike (Szegedy et al. 2016, section 7).
 
     Returns:
         Scalar.
@@ -35,30 +40,34 @@ def answer_loss(
     labels = batch["labels"]
     width = label_width(labels)
     logits = model(**forward_arguments(batch), logits_to_keep=width + 1).logits[:, :-1]
-    return loss_of_logits(logits, labels[:, -width:], average, items)
+    return loss_of_logits(logits, labels[:, -width:], average, items, smoothing)
 
 
-def loss_of_logits(logits: Tensor, labels: Tensor, average: Average, items: Tensor | int | None = None) -> Tensor:
+def loss_of_logits(
+    logits: Tensor, labels: Tensor, average: Average, items: Tensor | int | None = None, smoothing: float = 0.0
+) -> Tensor:
     """The same from logits that already stand one before their labels.
 
     Args:
         logits: shape (rows, width, vocabulary), any float type; computed in float32.
         labels: shape (rows, width), `IGNORED` where there is no loss.
     """
-    losses = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    losses = cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+    )
     if average == "example":
-        losses = losses.sum(dim=1) / labels.ne(IGNORED).sum(dim=1)
+        losses = losses.sum(dim=1) / labels.ne(IGNORED).sum(dim=1).clamp(min=1)
     return losses.sum() / (count_items(labels, average) if items is None else items)
 
 
 def count_items(labels: Tensor, average: Average) -> Tensor:
-    """How many things the loss averages over: answer tokens, or rows."""
-    if average == "token":
-        return labels.ne(IGNORED).sum()
-    return torch.tensor(len(labels), device=labels.device)
+    """How many things the loss averages over: answer tokens, or rows that have any."""
+    labelled = labels.ne(IGNORED)
+    return labelled.sum() if average == "token" else labelled.any(dim=1).sum()
 
 
 def label_width(labels: Tensor) -> int:
-    """How many of the last columns hold labels."""
+    """How many of the last columns hold labels; one at least, though a rank's share may have none."""
     columns = labels.ne(IGNORED).any(dim=0)
+    columns[-1] = True
     return int(columns.shape[0] - int(columns.nonzero()[0]))

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ftlib import files, preemption, runs
 from ftlib.config import Config
 from ftlib.errors import Diverged
+from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
 from ftlib.training.loss import answer_loss, count_items
@@ -59,10 +60,13 @@ class AnswerTrainer(Trainer):
             micro=config.micro_batch,
             seed=config.seed,
             drop_last=arguments.dataloader_drop_last,
+            rank=arguments.process_index,
+            world=arguments.world_size,
         )
         self.add_callback(CheckpointDue(config.checkpoint))
         self.add_callback(_EpochOrder(self._batches))
         self._last_step_at = time.monotonic()
+        set_seed(arguments.seed + arguments.process_index)  # else all ranks would drop out the same units
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows in the order that (seed, epoch) gives."""
@@ -87,7 +91,7 @@ class AnswerTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """What the loss of the whole effective batch is divided by, in every micro-batch of it."""
         counts = [count_items(batch["labels"], self.config.loss.average) for batch in batch_samples]
-        return torch.stack(counts).sum().to(device)
+        return ranks.total(torch.stack(counts).sum().to(device))
 
     def compute_loss(
         self,
@@ -96,8 +100,10 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """This micro-batch's part of the effective batch's loss."""
-        return answer_loss(model, inputs, self.config.loss.average, num_items_in_batch)
+        """This micro-batch's part of the effective batch's loss; of several ranks' gradients torch takes the mean."""
+        loss = self.config.loss
+        part = answer_loss(model, inputs, loss.average, num_items_in_batch, loss.label_smoothing)
+        return part * self.args.world_size
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called by the Trainer after every step (and once at the end, without a loss).
@@ -118,12 +124,17 @@ class AnswerTrainer(Trainer):
         self.on_step(record, self.state.max_steps)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if not self.is_world_process_zero():
+            self._save_rng_state(ranks.share(""))
+            ranks.wait()
+            return
         with files.publish_folder(runs.checkpoint_folder(self.checkpoints, self.state.global_step)) as folder:
             save_trainable(self.model, folder)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
+            self._save_rng_state(ranks.share(str(folder)))
             self.state.save_to_json(str(folder / "trainer_state.json"))
+            ranks.wait()
         preemption.tell_host("checkpointed")
         runs.rotate_checkpoints(self.checkpoints, self.config.checkpoint.keep)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,13 +194,15 @@ def test_labels_are_answer_and_eos_and_every_row_has_some(inputs: PaliGemmaInput
         assert not labels[labelled].eq(inputs.pad_id).any()
 
 
-def full_loss(model: torch.nn.Module, batch: dict[str, Tensor], average: str) -> Tensor:
-    """The loss from all logits, written out row by row."""
+def full_loss(model: torch.nn.Module, batch: dict[str, Tensor], average: str, smoothing: float = 0.0) -> Tensor:
+    """The loss from all logits, written out row by row; smoothed by the paper's formula."""
     logits = logits_of(model, batch)
     per_row = []
     for row_logits, labels in zip(logits, batch["labels"], strict=True):
         kept = labels[1:].ne(IGNORED)
-        per_row.append(cross_entropy(row_logits[:-1][kept], labels[1:][kept], reduction="none"))
+        hard = cross_entropy(row_logits[:-1][kept], labels[1:][kept], reduction="none")
+        uniform = -row_logits[:-1][kept].log_softmax(dim=-1).mean(dim=-1)
+        per_row.append((1 - smoothing) * hard + smoothing * uniform)
     return torch.cat(per_row).mean() if average == "token" else torch.stack([row.mean() for row in per_row]).mean()
 
 
@@ -211,6 +214,33 @@ def test_loss_from_the_answers_logits_is_the_loss_from_all(
     torch.testing.assert_close(
         answer_loss(model, batch, average), full_loss(model, batch, average), rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_label_smoothing_is_shifted_and_leaves_prompts_out(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+) -> None:
+    batch = inputs.batch(rows_of(inputs, image))
+    ours = answer_loss(model, batch, average, smoothing=0.3)
+    torch.testing.assert_close(ours, full_loss(model, batch, average, 0.3), rtol=1e-5, atol=1e-5)
+    assert abs(ours - answer_loss(model, batch, average)) > 0.01
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_rows_without_labels_weigh_nothing(
+    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+) -> None:
+    """A rank whose share of a batch is empty takes part with such rows: loss and gradient are zero, not NaN."""
+    rows = rows_of(inputs, image)
+    unlabelled = [replace(row, n_answer=0) for row in rows]
+    batch = inputs.batch(rows)
+    assert count_items(inputs.batch([*rows, *unlabelled])["labels"], average) == count_items(batch["labels"], average)
+    loss = answer_loss(model, inputs.batch(unlabelled), average, items=3)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    both = answer_loss(model, inputs.batch([*rows, *unlabelled]), average)
+    torch.testing.assert_close(both, answer_loss(model, batch, average), rtol=1e-5, atol=1e-5)
 
 
 def test_token_average_is_transformers_own_loss(

@@ -24,7 +24,8 @@ WRAPPER = """<body><iframe id="page" style="width: WIDTHpx; height: 900px; borde
 page.onload = () => {
   const root = page.contentDocument.documentElement;
   document.body.dataset.found = JSON.stringify({
-    wide: root.scrollWidth, window: root.clientWidth, title: page.contentDocument.title, scripts: page.contentDocument.scripts.length,
+    wide: root.scrollWidth, window: root.clientWidth,
+    title: page.contentDocument.title, scripts: page.contentDocument.scripts.length,
     images: [...page.contentDocument.images].map(image => image.naturalWidth)});
 };
 page.src = "PAGE";

@@ -20,6 +20,6 @@ def test_slurms_time_notation(time: str, minutes: int) -> None:
 
 def test_parameters(write_config: Callable[..., Path]) -> None:
     site = Site(Path("/s"), Path("/r"))
-    config = load_experiment(write_config(), ["job.gpus=1", "job.mem=48G", "job.time=1-12"], site, {}).config
-    options = "--job-name=tiny --cpus-per-task=4 --mem=48G --time=2160 --gres=gpu:1"
+    config = load_experiment(write_config(), ["job.gpus=2", "job.mem=48G", "job.time=1-12"], site, {}).config
+    options = "--job-name=tiny --ntasks-per-node=2 --cpus-per-task=4 --mem=48G --time=2160 --gres=gpu:2"
     assert JobSpec.of(config).sbatch_options() == options.split()

@@ -38,5 +38,42 @@ def test_values_reach_the_trainer(write_config: Callable[..., Path], tmp_path: P
 def test_what_transformers_refuses_is_the_users_mistake(write_config: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="transformers refuses these settings"):
         arguments.build(
-            config(write_config(), "training.optim_args=nonsense", "training.fp16=true", "training.bf16=true"), tmp_path
+            config(write_config(), "training.use_cpu=true", "training.fp16=false", "training.tf32=true"), tmp_path
         )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.fp16=true"], "fp16 needs a GPU"),
+        (["training.fp16=true", "training.use_cpu=true"], "fp16 needs a GPU"),
+        (["training.bf16=true"], r"torch sees no GPU.*\n.*use_cpu: true"),
+        (["training.gradient_checkpointing_kwargs={use_reentrant: true}"], "use_reentrant"),
+    ],
+)
+def test_what_a_cpu_lacks(
+    write_config: Callable[..., Path], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        arguments.build(config(write_config(), *overrides), tmp_path)
+
+
+@pytest.mark.parametrize("override", ["training.bf16=true", "model.dtype=bfloat16"])
+def test_an_older_gpu_never_gets_another_type_of_numbers_silently(
+    write_config: Callable[..., Path], tmp_path: Path, override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    with pytest.raises(UserError, match=r"Tesla T4 cannot compute in bfloat16[^$]*training\.fp16: true instead"):
+        arguments.build(config(write_config(), override), tmp_path)
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 4), (2, 2), (3, 2), (4, 1)])
+def test_accumulation_keeps_the_effective_batch_on_any_number_of_ranks(
+    write_config: Callable[..., Path], tmp_path: Path, ranks: int, accumulation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows: two at once, twice, on two GPUs."""
+    monkeypatch.setattr("ftlib.console.ranks", lambda: (0, ranks))
+    built = arguments.build(config(write_config(), "job.gpus=2"), tmp_path)
+    assert built.gradient_accumulation_steps == accumulation

@@ -1,12 +1,22 @@
 """The order of rows."""
 
+import math
 from collections import Counter
+from pathlib import Path
 
-from ftlib.training.batching import Draw, EffectiveBatches
+import pytest
+
+from ftlib.data.examples import Example
+from ftlib.models.causal import CausalInputs
+from ftlib.models.tiny_neox import tiny_tokenizer
+from ftlib.training.batching import Draw, EffectiveBatches, TrainingRows
 
 
-def epoch(micro: int, number: int = 0, rows: int = 23, drop_last: bool = False, seed: int = 0) -> list[list[int]]:
-    batches = EffectiveBatches(Draw([rows], [1.0], seed), effective=8, micro=micro, seed=seed, drop_last=drop_last)
+def epoch(
+    micro: int, number: int = 0, rows: int = 23, drop_last: bool = False, seed: int = 0, rank: int = 0, world: int = 1
+) -> list[list[int]]:
+    draw = Draw([rows], [1.0], seed)
+    batches = EffectiveBatches(draw, 8, micro, seed=seed, drop_last=drop_last, rank=rank, world=world)
     batches.set_epoch(number)
     result = list(batches)
     assert len(result) == len(batches)
@@ -61,3 +71,23 @@ def test_what_a_weight_draws_does_not_depend_on_how_batches_are_cut() -> None:
     assert seen(6) == seen(4) == seen(1)
     assert len(seen(6)) == 3 + 15
     assert sorted(seen(6)) != seen(6)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 5])
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_ranks_share_every_effective_batch(micro: int, world: int) -> None:
+    """17 rows are two effective batches and a single row, which leaves most ranks with a row that is not their own."""
+    ranks = [epoch(micro, rows=17, rank=rank, world=world) for rank in range(world)]
+    alone = flat(epoch(8, rows=17))
+    assert len({len(batches) for batches in ranks}) == 1, "or they would wait for each other for ever"
+    steps = math.ceil(math.ceil(8 / world) / micro)
+    for number, start in enumerate((0, 8, 16)):
+        mine = [flat(batches[number * steps : (number + 1) * steps]) for batches in ranks]
+        assert sorted(row for rows in mine for row in rows if row >= 0) == sorted(alone[start : start + 8])
+        assert {row for rows in mine for row in rows if row < 0} <= {~alone[start]}
+
+
+def test_a_place_below_zero_is_a_row_without_labels(tmp_path: Path) -> None:
+    inputs, draw = CausalInputs(tiny_tokenizer(), 9), Draw([1], [1.0], 0)
+    rows = TrainingRows([Example("1", "", "ab", "cd")], tmp_path, "{prefix}", inputs, [0], draw)
+    assert (rows[~0].ids, rows[~0].n_answer, rows[0].n_answer) == (rows[0].ids, 0, 3)

@@ -34,12 +34,31 @@ from ftlib.__main__ import main
 sys.exit(main(["train", *sys.argv[3:]]))
 """
 METHODS = pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+BASE, WARMUP = "family: paligemma", "  warmup_steps: 2"
+KINDS = {
+    "full": (FULL, ("", "")),
+    "lora": (LORA, ("", "")),
+    "dora": (LORA.replace("lora", "dora"), (WARMUP, f"{WARMUP}\n  gradient_checkpointing: true")),
+    "attention": ("{method: attention}", (WARMUP, f"{WARMUP}\n  optim: sgd")),
+    "attention-bf16": (
+        "{method: attention}",
+        (f"{BASE}, ", f"{BASE}, dtype: bfloat16, "),
+        (WARMUP, f"{WARMUP}\n  bf16: true\n  use_cpu: true"),
+    ),
+    "qlora": (
+        LORA,
+        (f"{BASE}, ", f"{BASE}, dtype: bfloat16, quantization: nf4, "),
+        (WARMUP, f"{WARMUP}\n  optim: paged_adamw_8bit"),
+    ),
+    "int8": (LORA, (f"{BASE}, ", f"{BASE}, dtype: bfloat16, quantization: int8, ")),
+}
+"""Adapter section and replacements in the config, for each method."""
 
 
-def run_of(config: Path, runs: Path) -> Run:
+def run_of(config: Path, runs: Path, *overrides: str) -> Run:
     os.environ["FTLIB_RUNS"] = str(runs)
     site = find_site()
-    return open_run(load_experiment(config, [], site), site)
+    return open_run(load_experiment(config, overrides, site), site)
 
 
 def outcome(run: Run) -> tuple[dict[str, bytes], list[tuple[object, ...]]]:
@@ -54,26 +73,32 @@ def outcome(run: Run) -> tuple[dict[str, bytes], list[tuple[object, ...]]]:
 def prepared(store: Path, write_config: Callable[..., Path], ftlib: Callable[..., tuple[int, str, str]], monkeypatch):
     monkeypatch.setenv("FTLIB_RUNS", "")
 
-    def prepare(adapter: str) -> Path:
+    def prepare(adapter: str, *replacements: tuple[str, str]) -> Path:
         config = write_config(adapter)
+        for old, new in replacements:
+            assert old in config.read_text()
+            config.write_text(config.read_text().replace(old, new))
         assert ftlib("prepare", config)[0] == 0
         return config
 
     return prepare
 
 
-@METHODS
-@pytest.mark.gates
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.gates] * (kind in ("full", "lora"))) for kind in KINDS]
+)
 def test_interrupted_at_any_step_the_result_is_the_same(
-    prepared: Callable[[str], Path],
-    adapter: str,
+    prepared: Callable[..., Path],
+    kind: str,
     tmp_path: Path,
     ftlib: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ftlib.training import fit
 
-    config = prepared(adapter)
+    if kind in ("qlora", "int8"):
+        pytest.importorskip("bitsandbytes")
+    config = prepared(*KINDS[kind])
     straight = run_of(config, tmp_path / "straight")
     assert ftlib("train", config)[0] == 0
     broken = run_of(config, tmp_path / "broken")

@@ -1,0 +1,72 @@
+"""Several GPUs of one node: a process for each, started by Slurm as the tasks of a step, joined by torch.distributed.
+
+Alone, everything here does nothing. Every function must be called by all ranks, or by none.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from ftlib import console
+from ftlib.models.loading import device
+
+T = TypeVar("T")
+_FIRST_PORT, _PORTS = 12_000, 20_000
+"""Below the ports that Linux hands out by itself (32768 and above)."""
+
+
+def join(timeout: float) -> None:
+    """Enter the group of this job's ranks, if there are several.
+
+    The variables that torch and accelerate look for follow from Slurm's; MASTER_ADDR and MASTER_PORT may be set.
+
+    Args:
+        timeout: seconds until a rank that waits for another in vain fails.
+    """
+    rank, world = console.ranks()
+    if world == 1 or distributed.is_initialized():
+        return
+    here = device()
+    job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(here.index or 0))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_FIRST_PORT + (17 * job + step) % _PORTS))
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    distributed.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of all ranks' values."""
+    if distributed.is_initialized():
+        value = value.to(device())
+        distributed.all_reduce(value)
+    return value
+
+
+def highest(*values: int) -> list[int]:
+    """Of each value the highest that any rank has."""
+    if not distributed.is_initialized():
+        return list(values)
+    shared = torch.tensor(values, device=device())
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return [int(value) for value in shared]
+
+
+def share(value: T) -> T:
+    """The first rank's value."""
+    if not distributed.is_initialized():
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, device=device())
+    return box[0]
+
+
+def wait() -> None:
+    """Go on when all ranks have come here."""
+    highest(0)

@@ -1,0 +1,98 @@
+"""Warm start: training begins with the weights of a finished run instead of the base model's, or of fresh adapters.
+
+Only weights are taken over; optimizer and schedule begin anew, so that this is also how a finished run is trained on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ftlib import console, files, runs
+from ftlib.config import Attention, Config, Lora
+from ftlib.errors import UserError
+from ftlib.models.adapters import prepare_for_training
+from ftlib.models.attention import check_trainable
+from ftlib.models.loading import fill_adapter, load_model, load_weights
+from ftlib.runs import Run
+from ftlib.site import Site
+
+
+def find_start(config: Config, run: Run, site: Site) -> Path | None:
+    """The folder whose weights `warm_start` names; their hash is noted in the run, and must stay.
+
+    Raises:
+        UserError: no such run, it is not finished, its result is of another kind, or its weights have changed.
+    """
+    if config.warm_start is None:
+        return None
+    before = files.read_json(run.warm_start) if run.warm_start.exists() else None
+    if before and Path(before["folder"]).is_dir():
+        folder = Path(before["folder"])
+    else:
+        folder = _result(config.warm_start, run, site)
+    _check_kind(folder, isinstance(config.adapter, Lora))
+    weights = {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    noted = {"folder": str(folder), "sha256": files.fingerprint(weights)}
+    if before and before["sha256"] != noted["sha256"]:
+        problem = f"warm_start: the weights in {folder} have changed since this run began"
+        raise UserError(problem, "Put the old ones back, or give the config another name or seed to begin a new run.")
+    if console.speaks():
+        files.write_json(run.warm_start, noted)
+    return folder
+
+
+def _result(text: str, run: Run, site: Site) -> Path:
+    """A folder of weights as it is, or a run's result; by name this run itself, which may share it, is not meant."""
+    folder = Path(text)
+    if any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        return folder.absolute()
+    others = [path.parent for path in (site.runs / text).glob("*/config.yaml") if path.parent != run.folder]
+    other = Run(others[0]) if len(others) == 1 else runs.find_run(text, site)
+    if not other.done.exists():
+        raise UserError(f"warm_start: {other.folder}: not trained to its end yet", "Run `ftlib train` for it first.")
+    return other.folder / str(files.read_json(other.done)["result"])
+
+
+def _check_kind(folder: Path, wants_adapter: bool) -> None:
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if wants_adapter and not is_adapter:
+        remedy = "To train adapters on it, name it as model.base instead."
+        raise UserError(f"warm_start: {folder} is a whole model, and adapter.method trains adapters", remedy)
+    if is_adapter and not wants_adapter:
+        remedy = "Merge it into its base first (`ftlib merge`), and name the merged model here."
+        raise UserError(
+            f"warm_start: {folder} is an adapter, and adapter.method trains the model's own weights", remedy
+        )
+
+
+def trainable_model(config: Config, base: Path, start: Path | None) -> torch.nn.Module:
+    """The model with its trainable parameters marked, holding the weights that training begins with.
+
+    Args:
+        base: the folder of the base model.
+        start: from `find_start`.
+
+    Raises:
+        UserError: a folder's weights do not fit, or nothing would be trained.
+    """
+    model, adapter = config.model, config.adapter
+    whole = start if start and not isinstance(adapter, Lora) else base
+    weights = load_model(whole, model)
+    check_trainable(weights)
+    trainable = prepare_for_training(weights, adapter, model.base, model.family, model.revision)
+    if start and isinstance(adapter, Lora):
+        fill_adapter(trainable, start)
+    if start and isinstance(adapter, Attention) and model.dtype != "float32":
+        _restore_precision(trainable, load_weights(start, "float32", model.family))
+    return trainable
+
+
+def _restore_precision(model: torch.nn.Module, exact: PreTrainedModel) -> None:
+    """Loading rounded the float32 weights to `model.dtype`."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(exact.get_parameter(name))

@@ -1,0 +1,148 @@
+"""Micro-batches are one batch, and two ranks one rank; ranks stop together on a signal, and go on bit for bit.
+
+Two processes with Slurm's variables, joined by gloo, stand for two tasks of a step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ftlib import files, runs
+from ftlib.runs import Run
+from tests.conftest import FULL, start_ftlib
+from tests.training.test_resume import outcome, run_of
+
+ONE_BY_TWO = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "job.gpus=2"]
+"""The effective batch of four, as micro-batches of one on two ranks."""
+
+SIGNALLED_IN_6 = """
+import os, signal, sys
+from ftlib.training import fit
+log_step = fit._log_step
+def hook(run, record, update):
+    log_step(run, record, update)
+    if record["step"] == 5 and os.environ["SLURM_PROCID"] == "1":
+        os.kill(os.getpid(), signal.SIGUSR1)
+fit._log_step = hook
+from ftlib.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def config(
+    store: Path,
+    write_config: Callable[..., Path],
+    ftlib: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    shared: Path,
+    tmp_path: Path,
+) -> Path:
+    """37 rows: the last effective batch of an epoch has one row, so that a rank has none."""
+    monkeypatch.setenv("FTLIB_RUNS", "")
+    base = tmp_path / "no-dropout"
+    base.mkdir()
+    for file in (shared / "model").iterdir():
+        (base / file.name).write_bytes(
+            file.read_bytes().replace(b'"attention_dropout": 0.1', b'"attention_dropout": 0.0')
+        )
+    path = write_config(
+        FULL, base=str(base), replace=("split: {valid: 0.2, test: 0.2}", "split: {valid: 11, test: 12}")
+    )
+    assert ftlib("prepare", path)[0] == 0
+    return path
+
+
+def start_two(*arguments: object, program: Sequence[str] = ("-m", "ftlib")) -> list[subprocess.Popen[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    places = [{**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    return [start_ftlib("train", *arguments, program=program, **place) for place in places]
+
+
+def ends_of(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def losses_of(run: Run) -> list[float]:
+    return [record["loss"] for record in files.read_jsonl_log(run.metrics)]
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_accumulated_micro_batches_are_one_batch(
+    config: Path, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]], average: str
+) -> None:
+    losses = []
+    for micro in (4, 1):
+        cut = f"training.per_device_train_batch_size={micro}", f"training.gradient_accumulation_steps={4 // micro}"
+        run = run_of(config, tmp_path / str(micro), f"loss.average={average}", *cut)
+        assert ftlib("train", config, f"loss.average={average}", *cut)[0] == 0
+        losses.append(losses_of(run))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+def test_two_ranks_are_one(config: Path, tmp_path: Path, average: str) -> None:
+    one = run_of(config, tmp_path / "one", f"loss.average={average}")
+    assert start_ftlib("train", config, f"loss.average={average}").wait() == 0
+    two = run_of(config, tmp_path / "two", f"loss.average={average}", *ONE_BY_TWO)
+    codes, errors = ends_of(start_two(config, f"loss.average={average}", *ONE_BY_TWO))
+    assert codes == [0, 0], errors
+    assert two.folder.name == one.folder.name, "the same run, whatever the number of GPUs"
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
+    ours, theirs = (load_file(run.result("full") / "model.safetensors") for run in (one, two))
+    start = load_file(Path(tmp_path / "no-dropout" / "model.safetensors"))
+    for name in ours:
+        if "k_proj.bias" in name:  # a shift of all keys cancels in the softmax: its gradient is rounding alone
+            continue
+        moved = (ours[name] - start[name]).norm()
+        assert (ours[name] - theirs[name]).norm() <= 0.01 * moved + 1e-5, name
+    assert len([event for event in files.read_jsonl_log(two.history) if event["event"] == "start"]) == 1
+    assert "parameters train" in errors[0] and "parameters train" not in errors[1], "the first rank speaks"
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(config: Path, tmp_path: Path) -> None:
+    straight = run_of(config, tmp_path / "straight", *ONE_BY_TWO)
+    assert ends_of(start_two(config, *ONE_BY_TWO))[0] == [0, 0]
+    stopped = run_of(config, tmp_path / "stopped", *ONE_BY_TWO)
+    codes, errors = ends_of(start_two(config, *ONE_BY_TWO, program=["-c", SIGNALLED_IN_6]))
+    assert codes == [75, 75], errors
+    assert all("ended by SIGUSR1" in error and "Traceback" not in error for error in errors)
+    checkpoint = runs.last_checkpoint(stopped.checkpoints())
+    assert checkpoint is not None and checkpoint[0] == len(losses_of(stopped)) == 6, "the end of the step it came in"
+    codes, errors = ends_of(start_two(config, *ONE_BY_TWO))
+    assert codes == [0, 0], errors
+    assert outcome(stopped) == outcome(straight)
+    assert not list(stopped.folder.rglob("*.tmp-*"))
+    another_number_of_ranks_goes_on_and_says_what_differs(config, stopped)
+
+
+def another_number_of_ranks_goes_on_and_says_what_differs(config: Path, run: Run) -> None:
+    losses = losses_of(run)
+    shutil.rmtree(runs.checkpoint_folder(run.checkpoints(), 12))
+    run.done.unlink()
+    alone = start_ftlib("train", config, *ONE_BY_TWO)
+    error = alone.communicate()[1]
+    assert alone.returncode == 0, error
+    assert "the checkpoint is of 2 processes, now there are 1" in error
+    assert losses_of(run) == pytest.approx(losses, rel=1e-5), "without dropout nothing differs but rounding"
+
+
+def test_the_first_rank_to_fail_tells_the_host_why(config: Path, tmp_path: Path) -> None:
+    run_of(config, tmp_path / "runs")
+    (tmp_path / "notes").mkdir()
+    wrong = start_ftlib("train", config, "training.max_steps=0", FTLIB_JOB_TMP=str(tmp_path / "notes"))
+    assert wrong.wait() == 2
+    assert (tmp_path / "notes" / "failed").read_text() == "2"
+    crashed = start_ftlib("train", "--nonsense", FTLIB_JOB_TMP=str(tmp_path / "notes"))
+    assert crashed.wait() == 2 and (tmp_path / "notes" / "failed").read_text() == "2"
