@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
+from ftlib.config_base import Count, Section, Split
+from ftlib.config_course import Checkpoint, Guard, Round
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 Part = Literal["vision", "projector", "embeddings", "language"]
-Split = Literal["train", "valid", "test"]
-
-
-class Section(BaseModel):
-    """A part of the config: no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Model(Section):
@@ -137,14 +130,6 @@ class Loss(Section):
     packing: bool = False
 
 
-class Checkpoint(Section):
-    """When to save what is needed to go on; a checkpoint is due when either interval has passed."""
-
-    steps: Count = 500
-    minutes: Annotated[float, Field(gt=0)] = 15.0
-    keep: Count = 2
-
-
 class Evaluation(Section):
     """Which splits are asked, how answers are found and what is looked at in them.
 
@@ -217,6 +202,8 @@ class Config(Section):
     data: Data
     training: Annotated[dict[str, Any], WithJsonSchema(training_fields.json_schema())] = {}
     loss: Loss = Loss()
+    guard: Guard = Guard()
+    rounds: list[Round] = []
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
@@ -241,7 +228,16 @@ class Config(Section):
             )
         if self.model.dtype == "float16" and self.adapter.method == "full":
             raise ValueError("model.dtype: float16 weights cannot be trained themselves; take float32 or bfloat16")
+        if self.rounds and "learning_rate" in self.training:
+            raise ValueError("rounds have learning rates of their own; remove training.learning_rate")
+        if self.rounds and self.rounds[0].until:
+            raise ValueError("rounds.0.until: the first round is always trained; give `until` to the one after it")
         return self
+
+    @property
+    def asks_in_training(self) -> bool:
+        """Whether the course of training depends on generated answers."""
+        return self.checkpoint.best is not None or any(one.until for one in self.rounds)
 
     @property
     def effective_batch(self) -> int:
@@ -255,13 +251,15 @@ class Config(Section):
 
 
 _NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
+_ANSWERS = ("num_beams", "max_new_tokens", "generation", "positive", "mask_decoder")
 
 
 def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the trained weights; its hash names the run.
 
-    Left out: names, intervals of saving, evaluation, the job, and how an effective batch is cut into micro-batches.
-    Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
+    Left out: names, intervals of saving, the number of restarts, the job, how an effective batch is cut into
+    micro-batches, and evaluation where training does not look at it. Paths count as written, `${store}` unexpanded, so
+    that moving the store moves the runs.
 
     Args:
         raw: the whole config with defaults filled in and `${store}` unexpanded.
@@ -270,4 +268,8 @@ def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     fields = {key: value for key, value in raw.items() if key not in _NOT_IN_IDENTITY}
     fields["training"] = training_fields.result_changing(raw["training"])
     fields["training"]["effective_batch"] = config.effective_batch
+    fields["guard"] = {key: value for key, value in raw["guard"].items() if key != "restarts"}
+    if config.asks_in_training:
+        fields["best"] = raw["checkpoint"]["best"]
+        fields["evaluation"] = {key: raw["evaluation"][key] for key in _ANSWERS}
     return fields

@@ -122,9 +122,13 @@ def threshold_of(asked: Asked, folder: Path) -> Threshold | None:
     evaluation = asked.config.evaluation
     if evaluation.decode != "choose" or evaluation.positive is None:
         return None
-    settings = _settings(asked, "valid", None)
-    scores = evaluate_split(asked, "valid", folder) or wait_for(lambda: _finished(folder, settings), str(folder))
-    return Threshold(**scores["threshold"])
+    return Threshold(**scores_everywhere(asked, "valid", folder)["threshold"])
+
+
+def scores_everywhere(asked: Asked, split: str, folder: Path) -> dict[str, Any]:
+    """`evaluate_split`, with its scores in every process of the job."""
+    settings = _settings(asked, split, None)
+    return evaluate_split(asked, split, folder) or wait_for(lambda: _finished(folder, settings), str(folder))
 
 
 def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from ftlib.config import Config
 from ftlib.errors import UserError
+from ftlib.training.legs import Leg
 
 _KIND = {
     bool: "true or false",
@@ -31,8 +32,8 @@ _KIND = {
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
-def build(config: Config, output_dir: Path) -> TrainingArguments:
-    """TrainingArguments for a run: the user's fields, and those that ftlib owns.
+def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
+    """TrainingArguments for a leg of a run: the user's fields, and those that ftlib owns.
 
     Raises:
         UserError: transformers refuses a value, or this version of it lacks a field.
@@ -43,10 +44,10 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
         raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
     try:
         return TrainingArguments(
-            **config.training,
+            **{**config.training, "learning_rate": learning_rate(config, leg)},
             output_dir=str(output_dir),
-            seed=config.seed,
-            data_seed=config.seed,
+            seed=leg.seed(config.seed),
+            data_seed=leg.seed(config.seed),
             save_strategy="no",
             eval_strategy="no",
             logging_strategy="steps",
@@ -58,6 +59,13 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: transformers refuses these settings: {error}") from None
+
+
+def learning_rate(config: Config, leg: Leg) -> float:
+    """The highest that a leg's schedule reaches."""
+    own = config.rounds[leg.round].learning_rate if config.rounds else config.training.get("learning_rate")
+    start = TrainingArguments.learning_rate if own is None else own
+    return float(start * config.guard.learning_rate_factor**leg.attempt)
 
 
 def describe() -> dict[str, dict[str, Any]]:

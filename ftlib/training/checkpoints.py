@@ -22,11 +22,17 @@ _WEIGHTS = "trainable.safetensors"
 _FACTS = "ftlib.json"
 
 
-def save_trainable(model: torch.nn.Module, folder: Path) -> None:
-    """Write the trainable parameters and the number of threads that shaped their bits."""
+def save_trainable(model: torch.nn.Module, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the trainable parameters, the number of threads that shaped their bits, and facts of the caller's."""
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(weights, folder / _WEIGHTS)
-    files.write_json(folder / _FACTS, {"threads": torch.get_num_threads()})
+    files.write_json(folder / _FACTS, {"threads": torch.get_num_threads(), **facts})
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `save_trainable` was told, and the number of threads."""
+    facts: dict[str, Any] = files.read_json(folder / _FACTS)
+    return facts
 
 
 def load_trainable(model: torch.nn.Module, folder: Path) -> None:
@@ -47,11 +53,14 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
 
 def restore_threads(folder: Path) -> None:
     """Compute with as many threads as the checkpoint did: another number sums in another order."""
-    torch.set_num_threads(files.read_json(folder / _FACTS)["threads"])
+    torch.set_num_threads(read_facts(folder)["threads"])
 
 
 class CheckpointDue(TrainerCallback):
-    """Asks the Trainer to save when enough steps or minutes have passed, and to save and stop on a signal."""
+    """Asks the Trainer to save when enough steps or minutes have passed or valid is to be asked.
+
+    On a signal it asks to save and stop.
+    """
 
     def __init__(self, rule: Checkpoint) -> None:
         self.rule = rule
@@ -61,7 +70,8 @@ class CheckpointDue(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         late = time.monotonic() - self._saved_at >= self.rule.minutes * 60
-        if state.global_step % self.rule.steps == 0 or late or state.global_step >= state.max_steps:
+        steps = [self.rule.steps, *([self.rule.best.every] if self.rule.best else [])]
+        if late or state.global_step >= state.max_steps or any(state.global_step % every == 0 for every in steps):
             control.should_save = True
         if preemption.requested():
             control.should_save = control.should_training_stop = True

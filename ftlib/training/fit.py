@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,19 @@ from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment
-from ftlib.errors import UserError
+from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters, prepare_for_training
 from ftlib.models.families import FAMILIES, check_images
 from ftlib.models.loading import load_weights
 from ftlib.runs import Run
 from ftlib.site import Site
-from ftlib.training import arguments
+from ftlib.training import arguments, legs
 from ftlib.training.batching import TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
+from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import fit_rows
+from ftlib.training.legs import Leg, Place
 from ftlib.training.trainer import AnswerTrainer
 
 _LESS_MEMORY = (
@@ -34,35 +38,50 @@ _LESS_MEMORY = (
 )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is the same in all attempts and rounds of a run.
+
+    Attributes:
+        base: the folder of the base model.
+    """
+
+    experiment: Experiment
+    run: Run
+    base: Path
+    rows: TrainingRows
+    examiner: Examiner
+
+    @property
+    def config(self) -> Config:
+        return self.experiment.config
+
+
 def fit(experiment: Experiment, run: Run, site: Site) -> None:
     """Train a run whose folder this process owns.
 
     Raises:
         UserError: nothing staged or prepared, data changed under the run, storage full.
-        Diverged: loss or gradient became NaN or infinite.
+        Diverged: so did every attempt that `guard.restarts` allows.
     """
     config = experiment.config
     prepared = open_prepared(config, site)
     _pin_data(run, prepared)
-    checkpoint = runs.last_checkpoint(run.checkpoints())
-    step = checkpoint[0] if checkpoint else 0
-    runs.remove_checkpoints_after(run.checkpoints(), step)
-    if checkpoint:
-        restore_threads(checkpoint[1])
-        console.say(f"going on from the checkpoint of step {step}")
-    runs.rotate_checkpoints(run.checkpoints(), config.checkpoint.keep)
-    files.cut_jsonl_log(run.metrics, keep=step)
     files.cut_jsonl_log(run.history)
-    run.note("start", step=step)
+    attempt = _next_attempt(config, run)
+    place = legs.find_place(run, attempt)
+    run.note("start", step=place.step, **_facts(config, place.leg))
     run.note_environment(describe_environment())
+    if place.checkpoint:
+        console.say(f"going on from the checkpoint of step {place.step}")
     started = time.monotonic()
-    trainer = _trainer(experiment, run, prepared, site)
-    with console.progress("step", _total_steps(trainer), start=step) as update:
-        trainer.on_step = lambda record, total: _log_step(run, record, update)
-        with preemption.graceful():
-            _train(trainer, checkpoint[1] if checkpoint else None)
-    _publish(experiment, run, trainer)
-    run.note("done", step=trainer.state.global_step, seconds=round(time.monotonic() - started, 1))
+    job = _job(experiment, run, prepared, site)
+    while not _attempt(job, attempt):
+        attempt = _next_attempt(config, run)
+        leg = Leg(attempt)
+        run.note("restart", **_facts(config, leg))
+        console.say(f"starting again with seed {leg.seed(config.seed)}: attempt {attempt} of {config.guard.restarts}")
+    run.note("done", step=legs.find_place(run, attempt).step, seconds=round(time.monotonic() - started, 1))
 
 
 def _pin_data(run: Run, prepared: Prepared) -> None:
@@ -75,17 +94,71 @@ def _pin_data(run: Run, prepared: Prepared) -> None:
     files.write_json(run.data, prepared.facts)
 
 
-def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> AnswerTrainer:
+def _next_attempt(config: Config, run: Run) -> int:
+    """The number of the first attempt that has not diverged.
+
+    Raises:
+        Diverged: there may be no further one.
+    """
+    failed = legs.divergences(run)
+    if len(failed) <= config.guard.restarts:
+        return len(failed)
+    tried = [
+        f"  attempt {line['attempt']} (seed {line['seed']}, learning rate {line['learning_rate']:g}): "
+        f"step {line['step']}: {line['reason']}"
+        for line in failed
+    ]
+    remedy = "Try a lower learning rate, a longer warm-up or a larger effective batch."
+    raise Diverged("\n".join(["training diverged in every attempt; no result was written.", *tried, remedy]))
+
+
+def _facts(config: Config, leg: Leg) -> dict[str, Any]:
+    """What the history tells of a leg."""
+    facts = {"seed": leg.seed(config.seed), "learning_rate": arguments.learning_rate(config, leg)}
+    return {"attempt": leg.attempt, "round": leg.round, **facts}
+
+
+def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _Job:
     config = experiment.config
-    folder = find_model(config.model, site)
-    rows = _rows(config, run, prepared, folder)
-    training_arguments = arguments.build(config, run.folder)
-    set_seed(config.seed)
-    weights = load_weights(folder, config.model.dtype, config.model.family)
+    base = find_model(config.model, site)
+    examiner = Examiner(config, run, prepared, base)
+    examiner.require()
+    return _Job(experiment, run, base, _rows(config, run, prepared, base), examiner)
+
+
+def _attempt(job: _Job, attempt: int) -> bool:
+    """Train an attempt through its rounds and publish the result; False if it diverged."""
+    place = legs.find_place(job.run, attempt)
+    legs.cut_off(job.run, place)
+    while True:
+        trainer = _trainer(job, place.leg)
+        try:
+            _train(job, trainer, place)
+        except Diverged as error:
+            step = place.leg.offset + trainer.state.global_step
+            job.run.note("diverged", step=step, **_facts(job.config, place.leg), reason=str(error))
+            console.say(f"training diverged at step {step} of attempt {attempt}: {error}")
+            return False
+        place = legs.find_place(job.run, attempt)
+        if not _goes_on(job, trainer, place):
+            _publish(job, trainer, place)
+            return True
+        place = place.next_round()
+        del trainer
+
+
+def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
+    config = job.config
+    gc.collect()  # the model of the leg before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    training_arguments = arguments.build(config, job.run.folder, leg)
+    set_seed(training_arguments.seed)
+    weights = load_weights(job.base, config.model.dtype, config.model.family)
     model = prepare_for_training(weights, config.adapter, config.model.base, config.model.family)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
-    return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
+    return AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
 
 
 def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> TrainingRows:
@@ -111,38 +184,76 @@ def _device() -> str:
     return f"the CPU, although Slurm gave GPU {given}: torch sees none" if given else "the CPU"
 
 
-def _total_steps(trainer: AnswerTrainer) -> int:
-    return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
-
-
 def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
     files.append_jsonl(run.metrics, record)
     update(record["step"], f"lr: {record['learning_rate']:.5f}   loss: {record['loss']:.4f}")
 
 
-def _train(trainer: AnswerTrainer, checkpoint: Path | None) -> None:
-    """Run the Trainer; a checkpoint of the last step (killed before the result was written) only needs its weights."""
-    if checkpoint:
-        state = files.read_json(checkpoint / "trainer_state.json")
-        if state["global_step"] >= state["max_steps"]:
-            load_trainable(trainer.model, checkpoint)
-            trainer.state.global_step = state["global_step"]
-            return
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
+def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> None:
+    """Train a leg from a place in it, or from the weights of the round before it, to its end."""
+    if place.checkpoint:
+        restore_threads(place.checkpoint)
+        load_trainable(trainer.model, place.checkpoint)
+    if place.checkpoint and place.begun and _is_over(job, trainer, place):
+        return
+    for line in legs.logged(job.run, place.leg.attempt):
+        if line["round"] == place.leg.round and "loss" in line:
+            trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
+    trainer.on_checkpoint = lambda reached: _on_checkpoint(job, trainer, reached)
+    total = place.leg.offset + trainer.total_steps
+    with console.progress("step", total, start=place.step) as update, preemption.graceful():
+        trainer.on_step = lambda record: _log_step(job.run, record, update)
+        try:
+            trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.begun else None)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
 
 
-def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
+def _is_over(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
+    """Whether the checkpoint that a leg goes on from is its last; what was to be asked there and was not is asked."""
+    trainer.state.global_step = place.step - place.leg.offset
+    last = trainer.state.global_step >= trainer.total_steps
+    return job.examiner.round_over(trainer.model, place, last) or last
+
+
+def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
+    """Whether the round is to end at a checkpoint; after a signal everything else is left to the next start."""
+    best = job.examiner.best(place.leg.attempt)
+    runs.rotate_checkpoints(trainer.checkpoints, job.config.checkpoint.keep, best["step"] if best else None)
+    if preemption.requested():
+        return False
+    return job.examiner.round_over(trainer.model, place, trainer.state.global_step >= trainer.state.max_steps)
+
+
+def _goes_on(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
+    """Whether another round follows; it is asked whether training has converged, and the history told."""
+    rounds, number = job.config.rounds, place.leg.round
+    if not rounds:
+        return False
+    follows = number + 1 < len(rounds)
+    until = rounds[number + follows].until
+    found: dict[str, Any] = {}
+    if until:
+        value = job.examiner.value(trainer.model, place, until.split, until.metric)
+        found = {"split": until.split, "metric": until.metric, "value": value, "converged": value >= until.at_least}
+    told = [line for line in files.read_jsonl_log(job.run.history) if line["event"] == "round"]
+    if (place.leg.attempt, number) not in [(line["attempt"], line["round"]) for line in told]:
+        job.run.note("round", step=place.step, **_facts(job.config, place.leg), **found)
+    return follows and not found.get("converged", False)
+
+
+def _publish(job: _Job, trainer: AnswerTrainer, place: Place) -> None:
     """Write the result, readable by plain transformers and peft, and the DONE marker."""
-    method = experiment.config.adapter.method
-    result = run.result(method)
+    method = job.config.adapter.method
+    result = job.run.result(method)
+    facts = {"step": place.step, "result": result.name, "threads": torch.get_num_threads()}
+    if best := job.examiner.best(place.leg.attempt):
+        load_trainable(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
+        facts["best"] = {name: best[name] for name in ("step", "metric", "value")}
     with files.publish_folder(result) as folder:
         if method == "full":
             trainer.model.save_pretrained(folder)
             trainer.train_dataset.inputs.save(folder)
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
-    facts = {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()}
-    files.write_json(run.done, facts)
+    files.write_json(job.run.done, facts)
