@@ -90,6 +90,11 @@ class RunRecord:
         """One event for each time that training was started."""
         return [event for event in self.history if event["event"] == "start"]
 
+    @property
+    def divergences(self) -> list[dict[str, Any]]:
+        """One event for each attempt that diverged."""
+        return [event for event in self.history if event["event"] == "diverged"]
+
 
 def collect(run: Run, site: Site) -> RunRecord:
     """Read a run folder.

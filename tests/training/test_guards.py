@@ -24,7 +24,7 @@ from tests.training.test_resume import outcome, run_of
 Ftlib = Callable[..., tuple[int, str, str]]
 
 WILD = """\
-guard: {max_loss: 20, restarts: 2, learning_rate_factor: 1.0e-5}
+guard: {max_loss: 8, restarts: 2, learning_rate_factor: 0.1}
 checkpoint: {steps: 3, keep: 2}
 """
 DIES_AFTER_THE_TRIP = """
@@ -103,7 +103,7 @@ def wild(store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypat
     """A run whose first attempt diverges, and whose second has a reasonable learning rate."""
     monkeypatch.setenv("FTLIB_RUNS", "")
     config = write_config(LORA, replace=("checkpoint: {steps: 3, keep: 2}\n", WILD))
-    config.write_text(config.read_text().replace("learning_rate: 1.0e-2", "learning_rate: 1.0e+3"))
+    config.write_text(config.read_text().replace("learning_rate: 1.0e-2", "learning_rate: 0.3"))
     assert ftlib("prepare", config)[0] == 0
     return config
 
@@ -122,13 +122,13 @@ def test_a_run_that_diverges_recovers_with_the_lower_rate(wild: Path, tmp_path: 
     code, _, error = ftlib("train", wild)
     assert code == 0, error
     first, trip, second, done = events(run, "start", "diverged", "restart", "done")
-    assert (first["attempt"], first["seed"], first["learning_rate"]) == (0, 3, 1000.0)
+    assert (first["attempt"], first["seed"], first["learning_rate"]) == (0, 3, 0.3)
     assert (trip["event"], trip["attempt"], trip["seed"]) == ("diverged", 0, 3)
-    assert "above 20" in trip["reason"] and f"diverged at step {trip['step']} of attempt 0" in error
+    assert "above 8" in trip["reason"] and f"diverged at step {trip['step']} of attempt 0" in error
     assert (second["attempt"], second["seed"]) == (1, Leg(1).seed(3))
-    assert second["learning_rate"] == pytest.approx(1e-2) and (done["event"], done["step"]) == ("done", 12)
+    assert second["learning_rate"] == pytest.approx(0.03) and (done["event"], done["step"]) == ("done", 12)
     losses = {attempt: [line["loss"] for line in lines(run) if line["attempt"] == attempt] for attempt in (0, 1)}
-    assert len(losses[0]) == trip["step"] < 12 and losses[0][-1] > 20 > max(losses[0][:-1])
+    assert len(losses[0]) == trip["step"] < 12 and losses[0][-1] > 8 > max(losses[0][:-1])
     assert len(losses[1]) == 12 and sum(losses[1][-3:]) < sum(losses[1][:3]), "and it learns"
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["attempt-1"]
 
