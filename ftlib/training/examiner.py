@@ -51,13 +51,22 @@ class Examiner:
         Raises:
             UserError: a metric that the task does not have, or a split without rows.
         """
-        best = self.config.checkpoint.best
-        wanted = [("checkpoint.best", "valid", best.metric)] if best else []
-        for place, one in enumerate(self.config.rounds):
-            wanted += [(f"rounds.{place}.until", one.until.split, one.until.metric)] if one.until else []
-        for field, split, metric in wanted:
+        for field, split, metric in self._wanted():
             if fault := self._fault(split, metric):
                 raise UserError(f"{field}: {fault[0]}", fault[1])
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that are asked in training."""
+        return sorted({split for _, split, _ in self._wanted()})
+
+    def _wanted(self) -> list[tuple[str, str, str]]:
+        """(the config's field, split, metric)"""
+        best = self.config.checkpoint.best
+        wanted: list[tuple[str, str, str]] = [("checkpoint.best", "valid", best.metric)] if best else []
+        for place, one in enumerate(self.config.rounds):
+            wanted += [(f"rounds.{place}.until", one.until.split, one.until.metric)] if one.until else []
+        return wanted
 
     def _fault(self, split: str, metric: str) -> tuple[str, str] | None:
         known = TASKS[self.config.task].columns

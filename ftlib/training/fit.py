@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from ftlib.training import arguments, legs
 from ftlib.training.batching import TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
 from ftlib.training.examiner import Examiner
-from ftlib.training.fitting import fit_rows
+from ftlib.training.fitting import fit_rows, try_images
 from ftlib.training.legs import Leg, Place
 from ftlib.training.trainer import AnswerTrainer
 
@@ -123,7 +124,18 @@ def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _J
     base = find_model(config.model, site)
     examiner = Examiner(config, run, prepared, base)
     examiner.require()
-    return _Job(experiment, run, base, _rows(config, run, prepared, base), examiner)
+    job = _Job(experiment, run, base, _rows(config, run, prepared, base), examiner)
+    if FAMILIES[config.model.family].images:
+        _try_images(job, prepared)
+    return job
+
+
+def _try_images(job: _Job, prepared: Prepared) -> None:
+    """Once in a run's life, before its first step: all images that it will look at."""
+    if any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
+        return
+    rows = itertools.chain.from_iterable(prepared.rows(split) for split in ["train", *job.examiner.splits])
+    job.run.note("images tried", count=try_images(rows, prepared.root, job.rows.inputs))
 
 
 def _attempt(job: _Job, attempt: int) -> bool:
@@ -169,7 +181,14 @@ def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> Trainin
     fitted = fit_rows(examples, config.data.prompt, inputs, config.model.too_long)
     if fitted.sentence:
         console.say(fitted.sentence)
-        run.note("too long", limit=fitted.limit, dropped=fitted.dropped, truncated=fitted.truncated)
+        run.note(
+            "too long",
+            limit=fitted.limit,
+            dropped=fitted.dropped,
+            truncated=fitted.truncated,
+            unanswered=fitted.unanswered,
+            rows=list(fitted.named),
+        )
     if config.training.get("dataloader_drop_last") and len(fitted.kept) < config.effective_batch:
         problem = f"{len(fitted.kept)} training rows do not fill one batch of {config.effective_batch}"
         raise UserError(f"training.dataloader_drop_last: {problem}")
