@@ -62,9 +62,8 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     Returns:
         The content of scores.json; None in a process that is not the first of its job.
     """
-    _require_positive(asked)
+    codec = require_settings(asked.config, asked.prepared)
     _require_same_prompts(asked)
-    codec = _mask_codec(asked.config)
     settings = _settings(asked, split, threshold)
     if scores := _finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
@@ -85,11 +84,20 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     return scores
 
 
-def _require_positive(asked: Asked) -> None:
-    positive, labels = asked.config.evaluation.positive, asked.prepared.labels
+def require_settings(config: Config, prepared: Prepared) -> MaskCodec | None:
+    """Refuse what no split could be scored with.
+
+    Returns:
+        What reads the answers of task segment.
+
+    Raises:
+        UserError: a positive label that nobody answers with; no weights for masks, or not the authors'.
+    """
+    positive, labels = config.evaluation.positive, prepared.labels
     if positive is not None and positive not in labels:
         shown = ", ".join(labels[:10])
         raise UserError(f"evaluation.positive: {positive!r} is none of the dataset's answers ({shown})")
+    return _mask_codec(config)
 
 
 def _require_same_prompts(asked: Asked) -> None:
@@ -100,11 +108,6 @@ def _require_same_prompts(asked: Asked) -> None:
 
 
 def _mask_codec(config: Config) -> MaskCodec | None:
-    """What reads the answers of task segment.
-
-    Raises:
-        UserError: its weights are missing or not the authors'.
-    """
     if config.task != "segment":
         return None
     if config.evaluation.mask_decoder is None:

@@ -22,7 +22,7 @@ from ftlib import console, files, preemption
 from ftlib.config import Config, Split
 from ftlib.data.prepared import Prepared
 from ftlib.errors import UserError
-from ftlib.evaluation.answers import Asked, scores_everywhere
+from ftlib.evaluation.answers import Asked, require_settings, scores_everywhere
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics.summary import number
 from ftlib.runs import Run
@@ -49,8 +49,11 @@ class Examiner:
         """Refuse what could not be asked later.
 
         Raises:
-            UserError: a metric that the task does not have, or a split without rows.
+            UserError: a metric that the task does not have, a split without rows, settings that nothing can be scored
+                with.
         """
+        if self._wanted():
+            require_settings(self.config, self.prepared)
         for field, split, metric in self._wanted():
             if fault := self._fault(split, metric):
                 raise UserError(f"{field}: {fault[0]}", fault[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from ftlib.models.loading import load_weights
 from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.training import arguments, legs
+from ftlib.training.attempts import facts_of, goes_on, next_attempt
 from ftlib.training.batching import TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
 from ftlib.training.examiner import Examiner
@@ -69,20 +71,19 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     prepared = open_prepared(config, site)
     _pin_data(run, prepared)
     files.cut_jsonl_log(run.history)
-    attempt = _next_attempt(config, run)
-    place = legs.find_place(run, attempt)
-    run.note("start", step=place.step, **_facts(config, place.leg))
+    place = legs.find_place(run, next_attempt(config, run))
+    run.note("start", step=place.step, **facts_of(config, place.leg))
     run.note_environment(describe_environment())
     if place.checkpoint:
         console.say(f"going on from the checkpoint of step {place.step}")
     started = time.monotonic()
     job = _job(experiment, run, prepared, site)
-    while not _attempt(job, attempt):
-        attempt = _next_attempt(config, run)
-        leg = Leg(attempt)
-        run.note("restart", **_facts(config, leg))
-        console.say(f"starting again with seed {leg.seed(config.seed)}: attempt {attempt} of {config.guard.restarts}")
-    run.note("done", step=legs.find_place(run, attempt).step, seconds=round(time.monotonic() - started, 1))
+    while not _attempt(job, place):
+        place = Place(Leg(next_attempt(config, run)))
+        facts = facts_of(config, place.leg)
+        run.note("restart", **facts)
+        console.say("starting again: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
+    run.note("done", step=files.read_json(run.done)["step"], seconds=round(time.monotonic() - started, 1))
 
 
 def _pin_data(run: Run, prepared: Prepared) -> None:
@@ -93,30 +94,6 @@ def _pin_data(run: Run, prepared: Prepared) -> None:
             "Put the old data back, or give the config another name or seed to begin a new run.",
         )
     files.write_json(run.data, prepared.facts)
-
-
-def _next_attempt(config: Config, run: Run) -> int:
-    """The number of the first attempt that has not diverged.
-
-    Raises:
-        Diverged: there may be no further one.
-    """
-    failed = legs.divergences(run)
-    if len(failed) <= config.guard.restarts:
-        return len(failed)
-    tried = [
-        f"  attempt {line['attempt']} (seed {line['seed']}, learning rate {line['learning_rate']:g}): "
-        f"step {line['step']}: {line['reason']}"
-        for line in failed
-    ]
-    remedy = "Try a lower learning rate, a longer warm-up or a larger effective batch."
-    raise Diverged("\n".join(["training diverged in every attempt; no result was written.", *tried, remedy]))
-
-
-def _facts(config: Config, leg: Leg) -> dict[str, Any]:
-    """What the history tells of a leg."""
-    facts = {"seed": leg.seed(config.seed), "learning_rate": arguments.learning_rate(config, leg)}
-    return {"attempt": leg.attempt, "round": leg.round, **facts}
 
 
 def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _Job:
@@ -138,25 +115,42 @@ def _try_images(job: _Job, prepared: Prepared) -> None:
     job.run.note("images tried", count=try_images(rows, prepared.root, job.rows.inputs))
 
 
-def _attempt(job: _Job, attempt: int) -> bool:
-    """Train an attempt through its rounds and publish the result; False if it diverged."""
-    place = legs.find_place(job.run, attempt)
-    legs.cut_off(job.run, place)
+def _attempt(job: _Job, place: Place) -> bool:
+    """Train an attempt from a place in it through its rounds and publish the result; False if it diverged."""
+    place = _cut_off(job, place)
     while True:
         trainer = _trainer(job, place.leg)
         try:
-            _train(job, trainer, place)
+            place = _train(job, trainer, place)
         except Diverged as error:
-            step = place.leg.offset + trainer.state.global_step
-            job.run.note("diverged", step=step, **_facts(job.config, place.leg), reason=str(error))
-            console.say(f"training diverged at step {step} of attempt {attempt}: {error}")
+            _note_divergence(job, trainer, str(error))
             return False
-        place = legs.find_place(job.run, attempt)
-        if not _goes_on(job, trainer, place):
+        if not goes_on(job.examiner, trainer.model, place):
             _publish(job, trainer, place)
             return True
         place = place.next_round()
         del trainer
+
+
+def _cut_off(job: _Job, place: Place) -> Place:
+    """Remove what lies beyond a place; an attempt without its best checkpoint begins anew."""
+    attempt = place.leg.attempt
+    legs.cut_off(job.run, place)
+    best = job.examiner.best(attempt)
+    if best and not files.is_complete(runs.checkpoint_folder(job.run.checkpoints(attempt), best["step"]), True):
+        console.say(f"the best checkpoint, of step {best['step']}, is damaged or gone; attempt {attempt} begins anew")
+        place = Place(Leg(attempt))
+        legs.cut_off(job.run, place)
+    return place
+
+
+def _note_divergence(job: _Job, trainer: AnswerTrainer, reason: str) -> None:
+    """The line in the history decides; from then on nothing can go on from this attempt's checkpoints."""
+    leg = trainer.leg
+    step = leg.offset + trainer.state.global_step
+    job.run.note("diverged", step=step, **facts_of(job.config, leg), reason=reason)
+    console.say(f"training diverged at step {step} of attempt {leg.attempt}: {reason}")
+    shutil.rmtree(trainer.checkpoints, ignore_errors=True)
 
 
 def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
@@ -208,13 +202,13 @@ def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
     update(record["step"], f"lr: {record['learning_rate']:.5f}   loss: {record['loss']:.4f}")
 
 
-def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> None:
-    """Train a leg from a place in it, or from the weights of the round before it, to its end."""
+def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
+    """Train a leg from a place in it, or from the weights of the round before it, to its end; returns that."""
     if place.checkpoint:
         restore_threads(place.checkpoint)
         load_trainable(trainer.model, place.checkpoint)
     if place.checkpoint and place.begun and _is_over(job, trainer, place):
-        return
+        return place
     for line in legs.logged(job.run, place.leg.attempt):
         if line["round"] == place.leg.round and "loss" in line:
             trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
@@ -226,6 +220,7 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> None:
             trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.begun else None)
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
+    return trainer.reached
 
 
 def _is_over(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
@@ -242,23 +237,6 @@ def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
     if preemption.requested():
         return False
     return job.examiner.round_over(trainer.model, place, trainer.state.global_step >= trainer.state.max_steps)
-
-
-def _goes_on(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
-    """Whether another round follows; it is asked whether training has converged, and the history told."""
-    rounds, number = job.config.rounds, place.leg.round
-    if not rounds:
-        return False
-    follows = number + 1 < len(rounds)
-    until = rounds[number + follows].until
-    found: dict[str, Any] = {}
-    if until:
-        value = job.examiner.value(trainer.model, place, until.split, until.metric)
-        found = {"split": until.split, "metric": until.metric, "value": value, "converged": value >= until.at_least}
-    told = [line for line in files.read_jsonl_log(job.run.history) if line["event"] == "round"]
-    if (place.leg.attempt, number) not in [(line["attempt"], line["round"]) for line in told]:
-        job.run.note("round", step=place.step, **_facts(job.config, place.leg), **found)
-    return follows and not found.get("converged", False)
 
 
 def _publish(job: _Job, trainer: AnswerTrainer, place: Place) -> None:

@@ -41,6 +41,9 @@ class AnswerTrainer(Trainer):
         checkpoints: the folder that checkpoints go to.
         leg: which attempt and round this is.
 
+    Attributes:
+        reached: the newest checkpoint that was written.
+
     Set `on_step` to get {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm", "seconds"} after
     each step; `step` counts through all rounds.
     """
@@ -60,6 +63,7 @@ class AnswerTrainer(Trainer):
         self.config = config
         self.checkpoints = checkpoints
         self.leg = leg
+        self.reached = Place(leg)
         self.on_step: OnStep = lambda record: None
         self.on_checkpoint: OnCheckpoint = lambda place: False
         self.model_accepts_loss_kwargs = True
@@ -145,7 +149,8 @@ class AnswerTrainer(Trainer):
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / "trainer_state.json"))
         preemption.tell_host("checkpointed")
-        if self.on_checkpoint(Place(self.leg, step, target)):
+        self.reached = Place(self.leg, step, target)
+        if self.on_checkpoint(self.reached):
             self.control.should_training_stop = True
         self._last_step_at = time.monotonic()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from ftlib import files
 from ftlib.runs import Run
+from ftlib.training.examiner import undisturbed
 from ftlib.training.legs import Leg
 from tests.conftest import LORA
 from tests.training.test_guards import events, lines
@@ -95,6 +99,43 @@ def test_the_best_may_be_long_gone_by(config: Path, tmp_path: Path, ftlib: Ftlib
     assert all(weights[name].equal(value) for name, value in published(run).items())
 
 
+def test_without_its_best_checkpoint_an_attempt_begins_anew(
+    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftlib.training import fit
+
+    best = "checkpoint: {steps: 6, keep: 1, best: {metric: accuracy, every: 3}}\n"
+    run = run_of(rewrite(config, (PLAIN, best)), tmp_path / "runs")
+    with monkeypatch.context() as patch:
+        dictate(patch, [0.9, 0.1, 0.2, 0.3])
+        patch.setattr(fit, "_publish", dying(fit._publish, 1))
+        assert ftlib("train", config)[0] == 130
+        before = lines(run)
+        (run.checkpoints() / "checkpoint-3" / "trainable.safetensors").write_bytes(b"damaged")
+    dictate(monkeypatch, [0.9, 0.1, 0.2, 0.3])
+    code, _, error = ftlib("train", config)
+    assert code == 0 and "the best checkpoint, of step 3, is damaged or gone; attempt 0 begins anew" in error
+    assert lines(run) == before and files.read_json(run.done)["best"]["step"] == 3
+
+
+def test_training_goes_on_as_if_nobody_had_asked() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.forward = lambda inputs: inputs  # as accelerate wraps it for mixed precision
+    wrapped = model.forward
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = draw()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with undisturbed(model):
+        model.eval()
+        draw()
+        assert "forward" not in model.__dict__
+    assert draw() == expected and model.training and model.forward is wrapped
+
+
 def dictate(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     from ftlib.training.examiner import Examiner
 
@@ -131,7 +172,7 @@ def test_rounds_and_the_best_interrupted_at_any_point(
     for module, name, call in (
         (answers, "_publish", 1),  # step 4 answered, nothing of it written
         (files, "publish_folder", 4),  # step 6 is due
-        (fit, "_goes_on", 1),
+        (fit, "goes_on", 1),
         (fit, "_log_step", 3),
         (Run, "note", 3),  # the second round is to be noted: the first is, and so is the start
         (fit, "_publish", 1),
@@ -173,17 +214,21 @@ def outcome_files(run: Run) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("checkpoint.best={metric: CIDEr-D, every: 5}", "checkpoint.best: task classify has no metric 'CIDEr-D'"),
-        ("checkpoint.best={metric: f1, every: 5}", "checkpoint.best: F1 is of one answer against the others"),
+        (["checkpoint.best={metric: CIDEr-D, every: 5}"], "checkpoint.best: task classify has no metric 'CIDEr-D'"),
+        (["checkpoint.best={metric: f1, every: 5}"], "checkpoint.best: F1 is of one answer against the others"),
         (
-            "rounds=[{learning_rate: 1}, {learning_rate: 2, until: {metric: acc, at_least: 1.0}}]",
+            ["checkpoint.best={metric: accuracy, every: 5}", "evaluation.positive=z"],
+            "evaluation.positive: 'z' is none of the dataset's answers",
+        ),
+        (
+            ["rounds=[{learning_rate: 1}, {learning_rate: 2, until: {metric: acc, at_least: 1.0}}]"],
             "rounds.1.until: task classify has no metric 'acc'",
         ),
     ],
 )
 def test_what_could_not_be_asked_is_found_before_training(
-    config: Path, tmp_path: Path, ftlib: Ftlib, extra: str, message: str
+    config: Path, tmp_path: Path, ftlib: Ftlib, extra: list[str], message: str
 ) -> None:
     run_of(rewrite(config, ("  learning_rate: 1.0e-2\n", "")), tmp_path / "runs")
-    code, _, error = ftlib("train", config, extra)
+    code, _, error = ftlib("train", config, *extra)
     assert code == 2 and message in error
