@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,20 @@ Ftlib = Callable[..., tuple[int, str, str]]
 PLAIN = "checkpoint: {steps: 3, keep: 2}\n"
 SAMPLING = "max_new_tokens: 4, generation: {do_sample: true, temperature: 2.0, top_k: 0, seed: 5}"
 BEST = "checkpoint: {steps: 3, keep: 1, best: {metric: accuracy, every: 4}}\n"
+SIGNALLED_WHILE_ASKING = """
+import os, signal, sys
+from ftlib.evaluation.subject import Subject
+plain, calls = Subject.answer, 0
+def answer(self, rows, settings):
+    global calls
+    calls += 1
+    if calls == 2:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return plain(self, rows, settings)
+Subject.answer = answer
+from ftlib.__main__ import main
+sys.exit(main(["train", sys.argv[1]]))
+"""
 ROUNDS = """\
 rounds: [{learning_rate: 0.01}, {learning_rate: 0.3, until: {split: train, metric: accuracy, at_least: 1.1}}]
 """
@@ -169,12 +185,16 @@ def test_rounds_and_the_best_interrupted_at_any_point(
     straight = run_of(config, tmp_path / "straight")
     assert ftlib("train", config)[0] == 0
     broken = run_of(config, tmp_path / "broken")
+    near_limit = subprocess.run([sys.executable, "-c", SIGNALLED_WHILE_ASKING, config], capture_output=True, text=True)
+    assert near_limit.returncode == 75 and "Traceback" not in near_limit.stderr, near_limit.stderr
+    partial = broken.evaluation("jsonl", "valid", "attempt-0-step-4.partial")
+    assert sum(len(files.read_jsonl_log(log)) for log in partial.glob("answers-*")) == 8, "a batch is kept"
     for module, name, call in (
         (answers, "_publish", 1),  # step 4 answered, nothing of it written
         (files, "publish_folder", 4),  # step 6 is due
         (fit, "goes_on", 1),
         (fit, "_log_step", 3),
-        (Run, "note", 3),  # the second round is to be noted: the first is, and so is the start
+        (Run, "note", 2),  # the start is noted, the end of the second round is to be
         (fit, "_publish", 1),
     ):
         with monkeypatch.context() as patch:
