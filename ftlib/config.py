@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
-from ftlib.config_data import CHAT, NAME, Count, Section, Split
+from ftlib.config_base import NAME, Count, Section, Split
+from ftlib.config_course import Checkpoint, Guard, Round
+from ftlib.config_data import CHAT
 from ftlib.config_data import Data as Data
 from ftlib.config_data import SplitRule as SplitRule
 
@@ -87,14 +89,6 @@ class Loss(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     on: Literal["response", "everything"] = "response"
     packing: bool = False
-
-
-class Checkpoint(Section):
-    """When to save what is needed to go on; a checkpoint is due when either interval has passed."""
-
-    steps: Count = 500
-    minutes: Annotated[float, Field(gt=0)] = 15.0
-    keep: Count = 2
 
 
 class Evaluation(Section):
@@ -177,6 +171,8 @@ class Config(Section):
     data: Data
     training: Annotated[dict[str, Any], WithJsonSchema(training_fields.json_schema())] = {}
     loss: Loss = Loss()
+    guard: Guard = Guard()
+    rounds: list[Round] = []
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
@@ -209,7 +205,16 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and mixed and not self.training.get(mixed):
             problem = f"adapter.method: attention trains float32 weights between {self.model.dtype} ones"
             raise ValueError(f"{problem}; set training.{mixed}: true, which computes them together")
+        if self.rounds and "learning_rate" in self.training:
+            raise ValueError("rounds have learning rates of their own; remove training.learning_rate")
+        if self.rounds and self.rounds[0].until:
+            raise ValueError("rounds.0.until: the first round is always trained; give `until` to the one after it")
         return self
+
+    @property
+    def asks_in_training(self) -> bool:
+        """Whether the course of training depends on generated answers."""
+        return self.checkpoint.best is not None or any(one.until for one in self.rounds)
 
     @property
     def effective_batch(self) -> int:
@@ -223,14 +228,15 @@ class Config(Section):
 
 
 _NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
+_ANSWERS = ("num_beams", "max_new_tokens", "generation", "positive", "mask_decoder")
 
 
 def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the trained weights; its hash names the run.
 
-    Left out: names, intervals of saving, evaluation, the job, how an effective batch is cut into micro-batches and
-    spread over GPUs, and by which program attention is computed.
-    Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
+    Left out: names, intervals of saving, the number of restarts, the job, how an effective batch is cut into
+    micro-batches and spread over GPUs, by which program attention is computed, and evaluation where training does not
+    look at it. Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
 
     Args:
         raw: the whole config with defaults filled in and `${store}` unexpanded.
@@ -240,4 +246,8 @@ def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
     fields["model"] = {key: value for key, value in raw["model"].items() if key != "attention"}
     fields["training"] = training_fields.result_changing(raw["training"])
     fields["training"]["effective_batch"] = config.effective_batch
+    fields["guard"] = {key: value for key, value in raw["guard"].items() if key != "restarts"}
+    if config.asks_in_training:
+        fields["best"] = raw["checkpoint"]["best"]
+        fields["evaluation"] = {key: raw["evaluation"][key] for key in _ANSWERS}
     return fields

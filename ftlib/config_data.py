@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Split = Literal["train", "valid", "test"]
+from ftlib.config_base import NAME, Count, Section
+
 Source = Literal[
     "coco_captions",
     "coco_detection",
@@ -32,13 +32,6 @@ CHAT = "chat"
 """The prompt that is the model's own chat template."""
 
 MIXTURE = "mixture"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-
-class Section(BaseModel):
-    """A part of the config: no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def _share_or_number(value: float) -> float:

@@ -10,11 +10,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 30.0
 LINES_PER_TASK = 20
+
+_bars: Progress | None = None
+"""What is on the terminal now."""
 
 Update = Callable[[int, str], None]
 """Called with the number of finished units and what to say of the last one."""
@@ -54,6 +60,21 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Update]:
 
 @contextlib.contextmanager
 def _bar(label: str, total: int, start: int) -> Iterator[Update]:
+    """A task within another (questions asked in training) has its bar below the other's, as long as it lasts."""
+    global _bars
+    outer = _bars
+    bars = _bars = outer or _new_bars()
+    try:
+        with contextlib.nullcontext() if outer else bars:
+            task = bars.add_task(label, total=total, completed=start, text="")
+            yield lambda done, text: bars.update(task, completed=done, text=text)
+            if outer:
+                bars.remove_task(task)
+    finally:
+        _bars = outer
+
+
+def _new_bars() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -64,9 +85,7 @@ def _bar(label: str, total: int, start: int) -> Iterator[Update]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, completed=start, text="")
-        yield lambda done, text: bar.update(task, completed=done, text=text)
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def _lines(label: str, total: int) -> Update:

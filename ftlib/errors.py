@@ -32,4 +32,4 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """The loss or its gradient is no finite number any more; such a model must never become a result."""
+    """Training has gone wrong in a way that more steps do not mend; such a model must never become a result."""

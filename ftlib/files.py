@@ -16,7 +16,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -239,13 +239,11 @@ def read_jsonl_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def cut_jsonl_log(path: Path, keep: int | None = None) -> None:
-    """Drop a torn last line, and with `keep` every record whose `step` lies beyond it."""
+def cut_jsonl_log(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> None:
+    """Drop a torn last line, and every record that is not to be kept."""
     if not path.exists():
         return
-    records = read_jsonl_log(path)
-    if keep is not None:
-        records = [record for record in records if record["step"] <= keep]
+    records = filter(keep, read_jsonl_log(path))
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     if text.encode() != path.read_bytes():
         write_text(path, text)

@@ -41,12 +41,12 @@ class Run:
 
     @property
     def metrics(self) -> Path:
-        """One line per optimizer step."""
+        """One line per optimizer step, and one per evaluation on the way."""
         return self.folder / "metrics.jsonl"
 
     @property
     def history(self) -> Path:
-        """One line per start and end of an attempt."""
+        """One line per start and end, restart after a divergence, and round."""
         return self.folder / "history.jsonl"
 
     @property
@@ -82,6 +82,7 @@ class Run:
         return self.folder / ("adapter" if method in ("lora", "dora") else "model")
 
     def checkpoints(self, attempt: int = 0) -> Path:
+        """Of one attempt; those after the first begin anew with another seed because training had diverged."""
         return self.folder / "checkpoints" / f"attempt-{attempt}"
 
     def evaluation(self, dataset: str, split: str, when: str) -> Path:
@@ -179,10 +180,10 @@ def remove_checkpoints_after(root: Path, step: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def rotate_checkpoints(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and whatever killed writers left."""
+def rotate_checkpoints(root: Path, keep: int, best: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `best`, and whatever killed writers left."""
     complete = list_checkpoints(root)
-    kept = {folder for _, folder in complete[-keep:]}
+    kept = {folder for _, folder in complete[-keep:]} | {folder for step, folder in complete if step == best}
     for folder in root.glob(f"{_CHECKPOINT}*"):
         if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)

@@ -14,8 +14,9 @@ from ftlib.site import Site
 from tests.conftest import REPOSITORY
 
 LEVELS = (
-    ("ftlib", "errors", "yaml_core", "files", "site", "console", "config", "config_data", "config_file",
-     "training_fields", "generation_fields", "runs", "environment", "command_line", "preemption", "pinning"),
+    ("ftlib", "errors", "yaml_core", "files", "site", "console", "config", "config_base", "config_course",
+     "config_data", "config_file", "training_fields", "generation_fields", "runs", "environment", "command_line",
+     "preemption", "pinning"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub"),
     ("models", "training", "evaluation"),
     ("commands",),

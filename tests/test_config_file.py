@@ -61,6 +61,11 @@ def test_all_faults_come_at_once_each_with_its_place(write_config: Callable[...,
         ("data.split.valid=1.5", "data.split.valid: must be below 1"),
         ("evaluation.splits=[val]", "evaluation.splits.0: must be 'train', 'valid' or 'test'"),
         ("name.x=1", "there is no section of that name"),
+        ("rounds=[{learning_rate: 1}]", "rounds have learning rates of their own; remove training.learning_rate"),
+        ("rounds=[{learning_rat: 1}]", "rounds.0.learning_rat: unknown key; did you mean learning_rate?"),
+        ("guard.learning_rate_factor=2", "guard.learning_rate_factor: must be at most 1.0, got 2"),
+        ("guard.restarts=-1", "guard.restarts: must be at least 0"),
+        ("checkpoint.best={metric: accuracy}", "checkpoint.best.every: is missing"),
         ("nonsense", "is not KEY=VALUE"),
         ("job.mem=lots", "job.mem"),
     ],
@@ -116,6 +121,7 @@ def test_saved_config_loads_to_the_same_identity(write_config: Callable[..., Pat
         ["job.mem=64G", "job.time=1-00"],
         ["evaluation.splits=[test]", "evaluation.max_new_tokens=99"],
         ["checkpoint.steps=7"],
+        ["guard.restarts=7"],
         ["name=other"],
         ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"],
         ["training.gradient_checkpointing=true", "training.dataloader_num_workers=3"],
@@ -144,11 +150,29 @@ def test_what_cannot_change_the_result_keeps_the_identity(
         "job.gpus=2",
         "model.dtype=bfloat16",
         "model.final_softcap=on",
+        "guard.above=1.0",
+        "checkpoint.best={metric: accuracy, every: 5}",
     ],
 )
 def test_what_changes_the_result_changes_the_identity(write_config: Callable[..., Path], override: str) -> None:
     path = write_config()
     assert load(path, override).identity != load(path).identity
+
+
+def test_how_answers_are_found_counts_where_training_looks_at_them(write_config: Callable[..., Path]) -> None:
+    path, asking = write_config(), "checkpoint.best={metric: accuracy, every: 5}"
+    assert load(path, asking, "evaluation.max_new_tokens=99").identity != load(path, asking).identity
+    assert load(path, asking, "evaluation.batch_size=99").identity == load(path, asking).identity
+    rounds = "rounds=[{learning_rate: 1}, {learning_rate: 2, until: {metric: accuracy, at_least: 1.0}}]"
+    path = write_config(replace=("  learning_rate: 1.0e-2\n", ""))
+    assert load(path, rounds, "evaluation.num_beams=3").identity != load(path, rounds).identity
+
+
+def test_the_first_round_is_always_trained(write_config: Callable[..., Path]) -> None:
+    path = write_config(replace=("  learning_rate: 1.0e-2\n", ""))
+    until = "until: {metric: accuracy, at_least: 1.0}"
+    message = faults(path, f"rounds=[{{learning_rate: 1, {until}}}, {{learning_rate: 2}}]")
+    assert "rounds.0.until: the first round is always trained; give `until` to the one after it" in message
 
 
 def test_moving_the_store_keeps_the_identity(write_config: Callable[..., Path]) -> None:

@@ -32,5 +32,20 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert capsys.readouterr().err == ""
 
 
+def test_a_bar_within_a_bar_comes_and_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with console.progress("train", 2) as outer:
+        outer(1, "")
+        with console.progress("ask", 5) as inner:
+            inner(5, "")
+            assert console._bars and [task.description for task in console._bars.tasks] == ["train", "ask"]
+        assert [task.description for task in console._bars.tasks] == ["train"]
+        outer(2, "done")
+    assert console._bars is None
+    shown = capsys.readouterr().err
+    assert "train" in shown and "done" in shown
+
+
 def test_table() -> None:
     assert console.table(["a", "b"], [["x", "1"], ["yy", "22"]]) == "a    b\n--  --\nx    1\nyy  22"

@@ -63,14 +63,14 @@ def test_a_failing_body_leaves_the_old_folder(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_logs_lose_only_a_torn_last_line_and_what_lies_beyond_a_step(tmp_path: Path) -> None:
+def test_logs_lose_only_a_torn_last_line_and_what_is_not_to_be_kept(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     for step in range(1, 6):
         files.append_jsonl(log, {"step": step})
     with log.open("a") as file:
         file.write('{"step": 6, "lo')
     assert [record["step"] for record in files.read_jsonl_log(log)] == [1, 2, 3, 4, 5]
-    files.cut_jsonl_log(log, keep=3)
+    files.cut_jsonl_log(log, keep=lambda record: record["step"] <= 3)
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 

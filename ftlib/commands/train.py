@@ -37,8 +37,7 @@ def main(argv: list[str]) -> int:
             run.note("preempted", signal=str(signal))
             raise
         except Diverged as error:
-            run.note("diverged", reason=str(error))
-            console.say(f"ftlib: training diverged at {error}; no result was written. Try a lower learning rate.")
+            console.say(f"ftlib: {error}")
             return EXIT_FAILURE
     console.say(f"trained: {run.result(experiment.config.adapter.method)}")
     return 0

@@ -85,9 +85,8 @@ def require_answerable(asked: Asked) -> None:
     Raises:
         UserError: a positive label that no row has, a chat model for other prompts, no weights to decode masks with.
     """
-    _require_positive(asked)
+    require_settings(asked.config, asked.prepared)
     _require_same_prompts(asked)
-    _mask_codec(asked.config)
 
 
 def publish_scores(
@@ -110,11 +109,20 @@ def publish_scores(
     return scores
 
 
-def _require_positive(asked: Asked) -> None:
-    positive, labels = asked.config.evaluation.positive, asked.prepared.labels
+def require_settings(config: Config, prepared: Prepared) -> MaskCodec | None:
+    """Refuse what no split could be scored with.
+
+    Returns:
+        What reads the answers of task segment.
+
+    Raises:
+        UserError: a positive label that nobody answers with; no weights for masks, or not the authors'.
+    """
+    positive, labels = config.evaluation.positive, prepared.labels
     if positive is not None and positive not in labels:
         shown = ", ".join(labels[:10])
         raise UserError(f"evaluation.positive: {positive!r} is none of the dataset's answers ({shown})")
+    return _mask_codec(config)
 
 
 def _require_same_prompts(asked: Asked) -> None:
@@ -125,11 +133,6 @@ def _require_same_prompts(asked: Asked) -> None:
 
 
 def _mask_codec(config: Config) -> MaskCodec | None:
-    """What reads the answers of task segment.
-
-    Raises:
-        UserError: its weights are missing or not the authors'.
-    """
     if config.task != "segment":
         return None
     if config.evaluation.mask_decoder is None:
@@ -147,9 +150,13 @@ def threshold_of(asked: Asked, folder: Path) -> Threshold | None:
     evaluation = asked.config.evaluation
     if evaluation.decode != "choose" or evaluation.positive is None:
         return None
-    settings = settings_of(asked, "valid", None)
-    scores = evaluate_split(asked, "valid", folder) or wait_for(lambda: finished(folder, settings), str(folder))
-    return Threshold(**scores["threshold"])
+    return Threshold(**scores_everywhere(asked, "valid", folder)["threshold"])
+
+
+def scores_everywhere(asked: Asked, split: str, folder: Path) -> dict[str, Any]:
+    """`evaluate_split`, with its scores in every process of the job."""
+    settings = settings_of(asked, split, None)
+    return evaluate_split(asked, split, folder) or wait_for(lambda: finished(folder, settings), str(folder))
 
 
 def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -29,13 +29,15 @@ class Subject:
         name: the base model, or the result folder.
         weights: the folder with the model, or with the base of `adapter`.
         config: whose family, type of numbers and rows hold.
-        adapter: a PEFT folder.
+        adapter: a PEFT folder, or the checkpoint that `loaded` was saved to.
+        loaded: the model, where it is in memory already.
     """
 
     name: str
     weights: Path
     config: Config
     adapter: Path | None = None
+    loaded: torch.nn.Module | None = None
 
     @functools.cached_property
     def inputs(self) -> Inputs:
@@ -45,6 +47,8 @@ class Subject:
     @functools.cached_property
     def model(self) -> torch.nn.Module:
         """The weights, on the GPU if there is one."""
+        if self.loaded is not None:
+            return self.loaded
         settings = self.config.model
         model: torch.nn.Module = load_model(self.weights, settings)
         if self.adapter:
@@ -53,8 +57,9 @@ class Subject:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Identifies the weights in scores.json: those of the adapter and of its base."""
-        parts = [_digest(folder) for folder in (self.weights, self.adapter) if folder]
+        """Identifies the weights in scores.json: those of the adapter and of its base, or a checkpoint's."""
+        folders = (self.adapter,) if self.loaded is not None else (self.weights, self.adapter)
+        parts = [_digest(folder) for folder in folders if folder]
         return parts[0] if len(parts) == 1 else files.fingerprint(parts)[:16]
 
     def answer(self, rows: Sequence[Row], settings: Evaluation) -> list[str]:

@@ -97,9 +97,16 @@ class RunRecord:
         """One event for each time that training was started."""
         return [event for event in self.history if event["event"] == "start"]
 
+    @property
+    def divergences(self) -> list[dict[str, Any]]:
+        """One event for each attempt that diverged."""
+        return [event for event in self.history if event["event"] == "diverged"]
+
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """(step, value); steps without the value, or with one that is no finite number, are left out."""
-        pairs = [(line["step"], line.get(key)) for line in self.metrics]
+        """(step, value) in the last attempt, of the steps whose value is a finite number."""
+        steps = [line for line in self.metrics if "loss" in line]
+        last = steps[-1]["attempt"] if steps else 0
+        pairs = [(line["step"], line.get(key)) for line in steps if line["attempt"] == last]
         return [(float(step), float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from ftlib.reporting.collect import RunRecord
 
@@ -12,15 +13,26 @@ _TOLD = {"preempted": "preempted", "diverged": "diverged"}
 def state(record: RunRecord) -> tuple[str, str]:
     """How far the run is: a word or two, and a sentence."""
     if record.done:
-        return "finished", f"{record.done['step']:,} steps"
+        return "finished", _finish(record.done, record.divergences)
     go_on = f"ftlib train {record.folder / 'config.yaml'}"
     if not record.starts:
         return "not started", f"train it with: {go_on}"
     logged = f"last logged step {record.metrics[-1]['step']:,}" if record.metrics else "no step logged yet"
-    last = record.history[-1]
-    if last["event"] == "diverged":
-        return "diverged", f"{last.get('reason', '')}; {logged}; no result was written"
-    return "not finished yet", f"{logged}; go on with: {go_on}"
+    failed = record.divergences
+    if len(failed) > record.config.guard.restarts:
+        return "diverged", f"in every attempt ({len(failed)}), at last: {failed[-1]['reason']}; no result was written"
+    again = f"diverged {_times(len(failed))}, now attempt {len(failed)}, " if failed else ""
+    return "not finished yet", f"{again}{logged}; go on with: {go_on}"
+
+
+def _finish(done: dict[str, Any], failed: list[dict[str, Any]]) -> str:
+    parts = [f"{done['step']:,} steps"]
+    if best := done.get("best"):
+        value = "undefined" if best["value"] is None else f"{best['value']:.4g}"
+        parts.append(f"the result is of step {best['step']:,}, {best['metric']} on valid {value}")
+    if failed:
+        parts.append(f"attempt {len(failed)}: training had diverged {_times(len(failed))} before")
+    return "; ".join(parts)
 
 
 def happened(record: RunRecord) -> str:

@@ -21,6 +21,7 @@ from ftlib import console
 from ftlib.config import Config
 from ftlib.errors import UserError
 from ftlib.training.batching import micro_batches
+from ftlib.training.legs import Leg
 
 _KIND = {
     bool: "true or false",
@@ -35,8 +36,8 @@ _RECOMPUTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwarg
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
-def build(config: Config, output_dir: Path) -> TrainingArguments:
-    """TrainingArguments for a run: the user's fields, and those that ftlib owns.
+def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
+    """TrainingArguments for a leg of a run: the user's fields, and those that ftlib owns.
 
     Raises:
         UserError: transformers refuses a value, or this version of it lacks a field.
@@ -57,10 +58,10 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
     }
     try:
         return TrainingArguments(
-            **{**config.training, **own},
+            **{**config.training, **own, "learning_rate": learning_rate(config, leg)},
             output_dir=str(output_dir),
-            seed=config.seed,
-            data_seed=config.seed,
+            seed=leg.seed(config.seed),
+            data_seed=leg.seed(config.seed),
             save_strategy="no",
             eval_strategy="no",
             logging_strategy="steps",
@@ -72,6 +73,13 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: transformers refuses these settings: {error}") from None
+
+
+def learning_rate(config: Config, leg: Leg) -> float:
+    """The highest that a leg's schedule reaches."""
+    own = config.rounds[leg.round].learning_rate if config.rounds else config.training.get("learning_rate")
+    start = TrainingArguments.learning_rate if own is None else own
+    return float(start * config.guard.learning_rate_factor**leg.attempt)
 
 
 def _check_numbers(config: Config) -> None:

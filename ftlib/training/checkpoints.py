@@ -24,11 +24,17 @@ _WEIGHTS = "trainable.safetensors"
 _FACTS = "ftlib.json"
 
 
-def save_trainable(model: torch.nn.Module, folder: Path) -> None:
-    """Write the trainable parameters and the number of threads that shaped their bits."""
+def save_trainable(model: torch.nn.Module, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the trainable parameters, the number of threads that shaped their bits, and facts of the caller's."""
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(weights, folder / _WEIGHTS)
-    files.write_json(folder / _FACTS, {"threads": torch.get_num_threads()})
+    files.write_json(folder / _FACTS, {"threads": torch.get_num_threads(), **facts})
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `save_trainable` was told, and the number of threads."""
+    facts: dict[str, Any] = files.read_json(folder / _FACTS)
+    return facts
 
 
 def load_trainable(model: torch.nn.Module, folder: Path) -> None:
@@ -49,19 +55,19 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
 
 def restore_threads(folder: Path) -> None:
     """Compute with as many threads as the checkpoint did: another number sums in another order."""
-    torch.set_num_threads(files.read_json(folder / _FACTS)["threads"])
+    torch.set_num_threads(read_facts(folder)["threads"])
 
 
-def _signalled() -> int:
+def signal_number() -> int:
     """The number of the signal that asked this process to end, or 0."""
     name = preemption.requested()
     return signal.Signals[name].value if name else 0
 
 
 class CheckpointDue(TrainerCallback):
-    """Asks the Trainer to save when enough steps or minutes have passed, and to save and stop on a signal.
+    """Asks the Trainer to save when enough steps or minutes have passed or valid is to be asked.
 
-    All ranks do so after the same step.
+    On a signal it asks to save and stop. All ranks do so after the same step.
     """
 
     def __init__(self, rule: Checkpoint) -> None:
@@ -72,8 +78,9 @@ class CheckpointDue(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         overdue = time.monotonic() - self._saved_at >= self.rule.minutes * 60
-        signalled, late = ranks.highest(_signalled(), overdue)
-        if state.global_step % self.rule.steps == 0 or late or state.global_step >= state.max_steps:
+        signalled, late = ranks.highest(signal_number(), overdue)
+        steps = [self.rule.steps, *([self.rule.best.every] if self.rule.best else [])]
+        if late or state.global_step >= state.max_steps or any(state.global_step % every == 0 for every in steps):
             control.should_save = True
         if signalled:
             preemption.request(signal.Signals(signalled).name)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +19,20 @@ from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment
-from ftlib.errors import UserError
+from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site
-from ftlib.training import arguments, ranks
+from ftlib.training import arguments, legs, ranks
+from ftlib.training.attempts import facts_of, goes_on, next_attempt
 from ftlib.training.batching import Draw, TrainingRows
-from ftlib.training.checkpoints import load_trainable, restore_threads
-from ftlib.training.fitting import fit_rows
+from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number
+from ftlib.training.examiner import Examiner
+from ftlib.training.fitting import fit_rows, try_images
+from ftlib.training.legs import Leg, Place
 from ftlib.training.trainer import AnswerTrainer
 from ftlib.training.warm import find_start, trainable_model
 
@@ -35,51 +42,55 @@ _LESS_MEMORY = (
 )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is the same in all attempts and rounds of a run.
+
+    Attributes:
+        base: the folder of the base model.
+        start: the folder whose weights training begins with, if not the base's.
+    """
+
+    experiment: Experiment
+    run: Run
+    base: Path
+    start: Path | None
+    rows: TrainingRows
+    examiner: Examiner
+
+    @property
+    def config(self) -> Config:
+        return self.experiment.config
+
+
 def fit(experiment: Experiment, run: Run, site: Site) -> None:
     """Train a run whose folder this process owns.
 
     Raises:
         UserError: nothing staged or prepared, data changed under the run, storage full.
-        Diverged: loss or gradient became NaN or infinite.
+        Diverged: so did every attempt that `guard.restarts` allows.
     """
     config = experiment.config
     prepared = open_prepared(config, site)
     ranks.join(config.training.get("ddp_timeout", 1800))
-    checkpoint = ranks.share(_tidy(config, run, prepared) if console.speaks() else None)
-    step = checkpoint[0] if checkpoint else 0
-    if checkpoint:
-        restore_threads(checkpoint[1])
-        console.say(f"going on from the checkpoint of step {step}")
-    run.note("start", step=step)
-    run.note_environment(describe_environment())
-    started = time.monotonic()
-    trainer = _trainer(experiment, run, prepared, site)
-    with console.progress("step", _total_steps(trainer), start=step) as update:
-        trainer.on_step = lambda record, total: _log_step(run, record, update)
-        with preemption.graceful():
-            _train(trainer, checkpoint[1] if checkpoint else None)
     if console.speaks():
-        _publish(experiment, run, trainer)
+        _pin_data(run, prepared)
+        files.cut_jsonl_log(run.history)
     ranks.wait()
-    run.note("done", step=trainer.state.global_step, seconds=round(time.monotonic() - started, 1))
-
-
-def _tidy(config: Config, run: Run, prepared: Prepared) -> tuple[int, Path] | None:
-    """The checkpoint to go on from, (step, folder), and nothing in the run folder that came after it."""
-    _pin_data(run, prepared)
-    checkpoint = runs.last_checkpoint(run.checkpoints())
-    step = checkpoint[0] if checkpoint else 0
-    runs.remove_checkpoints_after(run.checkpoints(), step)
-    runs.rotate_checkpoints(run.checkpoints(), config.checkpoint.keep)
-    files.cut_jsonl_log(run.metrics, keep=step)
-    files.cut_jsonl_log(run.history)
-    written_by = len(list(checkpoint[1].glob("rng_state*"))) if checkpoint else 0
-    if checkpoint and written_by != console.ranks()[1]:
-        console.say(
-            f"the checkpoint is of {written_by} processes, now there are {console.ranks()[1]}: the same batches,"
-        )
-        console.say("but random states, which dropout depends on, begin anew")
-    return checkpoint
+    attempt = next_attempt(config, run)
+    place = ranks.share(legs.find_place(run, attempt) if console.speaks() else Place(Leg(attempt)))
+    run.note("start", step=place.step, **facts_of(config, place.leg))
+    run.note_environment(describe_environment())
+    if place.checkpoint:
+        console.say(f"going on from the checkpoint of step {place.step}")
+    started = time.monotonic()
+    job = _job(experiment, run, prepared, site)
+    while not _attempt(job, place):
+        place = Place(Leg(next_attempt(config, run)))
+        facts = facts_of(config, place.leg)
+        run.note("restart", **facts)
+        console.say("starting again: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
+    run.note("done", step=files.read_json(run.done)["step"], seconds=round(time.monotonic() - started, 1))
 
 
 def _pin_data(run: Run, prepared: Prepared) -> None:
@@ -92,16 +103,90 @@ def _pin_data(run: Run, prepared: Prepared) -> None:
     files.write_json(run.data, prepared.facts)
 
 
-def _trainer(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> AnswerTrainer:
+def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _Job:
     config = experiment.config
-    folder = find_model(config.model, site)
-    rows = _rows(config, run, prepared, folder)
-    training_arguments = arguments.build(config, run.folder)
-    set_seed(config.seed)
-    model = trainable_model(config, folder, find_start(config, run, site))
+    base = find_model(config.model, site)
+    examiner = Examiner(config, run, prepared, base)
+    examiner.require()
+    start = find_start(config, run, site)
+    job = _Job(experiment, run, base, start, _rows(config, run, prepared, base), examiner)
+    if FAMILIES[config.model.family].images and console.speaks():
+        _try_images(job, prepared)
+    return job
+
+
+def _try_images(job: _Job, prepared: Prepared) -> None:
+    """Once in a run's life, before its first step: all images that it will look at."""
+    if any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
+        return
+    rows = itertools.chain.from_iterable(prepared.rows(split) for split in ["train", *job.examiner.splits])
+    job.run.note("images tried", count=try_images(rows, prepared.root, job.rows.inputs))
+
+
+def _attempt(job: _Job, place: Place) -> bool:
+    """Train an attempt from a place in it through its rounds and publish the result; False if it diverged."""
+    place = ranks.share(_cut_off(job, place) if console.speaks() else place)
+    _tell_ranks(place)
+    while True:
+        trainer = _trainer(job, place.leg)
+        try:
+            place = _train(job, trainer, place)
+        except Diverged as error:
+            if console.speaks():
+                _note_divergence(job, trainer, str(error))
+            ranks.wait()
+            return False
+        if not goes_on(job.examiner, trainer.model, place):
+            if console.speaks():
+                _publish(job, trainer, place)
+            ranks.wait()
+            return True
+        place = place.next_round()
+        del trainer
+
+
+def _tell_ranks(place: Place) -> None:
+    """Say so if a checkpoint was written by another number of processes."""
+    written_by = len(list(place.checkpoint.glob("rng_state*"))) if place.checkpoint else 0
+    if place.checkpoint and written_by != console.ranks()[1]:
+        console.say(
+            f"the checkpoint is of {written_by} processes, now there are {console.ranks()[1]}: the same batches,"
+        )
+        console.say("but random states, which dropout depends on, begin anew")
+
+
+def _cut_off(job: _Job, place: Place) -> Place:
+    """Remove what lies beyond a place; an attempt without its best checkpoint begins anew."""
+    attempt = place.leg.attempt
+    legs.cut_off(job.run, place)
+    best = job.examiner.best(attempt)
+    if best and not files.is_complete(runs.checkpoint_folder(job.run.checkpoints(attempt), best["step"]), True):
+        console.say(f"the best checkpoint, of step {best['step']}, is damaged or gone; attempt {attempt} begins anew")
+        place = Place(Leg(attempt))
+        legs.cut_off(job.run, place)
+    return place
+
+
+def _note_divergence(job: _Job, trainer: AnswerTrainer, reason: str) -> None:
+    """The line in the history decides; from then on nothing can go on from this attempt's checkpoints."""
+    leg = trainer.leg
+    step = leg.offset + trainer.state.global_step
+    job.run.note("diverged", step=step, **facts_of(job.config, leg), reason=reason)
+    console.say(f"training diverged at step {step} of attempt {leg.attempt}: {reason}")
+    shutil.rmtree(trainer.checkpoints, ignore_errors=True)
+
+
+def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
+    config = job.config
+    gc.collect()  # the model of the leg before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    training_arguments = arguments.build(config, job.run.folder, leg)
+    set_seed(training_arguments.seed)
+    model = trainable_model(config, job.base, job.start)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
-    return AnswerTrainer(config, model, rows, training_arguments, run.checkpoints())
+    return AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
 
 
 def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> TrainingRows:
@@ -112,7 +197,14 @@ def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> Trainin
     fitted = fit_rows(examples, config.data.templates, inputs, config.model.too_long)
     if fitted.sentence:
         console.say(fitted.sentence)
-        run.note("too long", limit=fitted.limit, dropped=fitted.dropped, truncated=fitted.truncated)
+        run.note(
+            "too long",
+            limit=fitted.limit,
+            dropped=fitted.dropped,
+            truncated=fitted.truncated,
+            unanswered=fitted.unanswered,
+            rows=list(fitted.named),
+        )
     draw = Draw(prepared.counts("train", fitted.kept), config.data.weights, config.seed)
     if config.training.get("dataloader_drop_last") and len(draw) < config.effective_batch:
         problem = f"{len(draw)} training rows do not fill one batch of {config.effective_batch}"
@@ -128,34 +220,58 @@ def _device() -> str:
     return f"the CPU, although Slurm gave GPU {given}: torch sees none" if given else "the CPU"
 
 
-def _total_steps(trainer: AnswerTrainer) -> int:
-    return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
-
-
 def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
     if console.speaks():
         files.append_jsonl(run.metrics, record)
     update(record["step"], f"lr: {record['learning_rate']:.5f}   loss: {record['loss']:.4f}")
 
 
-def _train(trainer: AnswerTrainer, checkpoint: Path | None) -> None:
-    """Run the Trainer; a checkpoint of the last step (killed before the result was written) only needs its weights."""
-    if checkpoint:
-        state = files.read_json(checkpoint / "trainer_state.json")
-        if state["global_step"] >= state["max_steps"]:
-            load_trainable(trainer.model, checkpoint)
-            trainer.state.global_step = state["global_step"]
-            return
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
+def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
+    """Train a leg from a place in it, or from the weights of the round before it, to its end; returns that."""
+    if place.checkpoint:
+        restore_threads(place.checkpoint)
+        load_trainable(trainer.model, place.checkpoint)
+    if place.checkpoint and place.begun and _is_over(job, trainer, place):
+        return place
+    for line in legs.logged(job.run, place.leg.attempt):
+        if line["round"] == place.leg.round and "loss" in line:
+            trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
+    trainer.on_checkpoint = lambda reached: _on_checkpoint(job, trainer, reached)
+    total = place.leg.offset + trainer.total_steps
+    with console.progress("step", total, start=place.step) as update, preemption.graceful():
+        trainer.on_step = lambda record: _log_step(job.run, record, update)
+        try:
+            trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.begun else None)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
+    return trainer.reached
 
 
-def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
+def _is_over(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
+    """Whether the checkpoint that a leg goes on from is its last; what was to be asked there and was not is asked."""
+    trainer.state.global_step = place.step - place.leg.offset
+    last = trainer.state.global_step >= trainer.total_steps
+    return job.examiner.round_over(trainer.model, place, last) or last
+
+
+def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
+    """Whether the round is to end at a checkpoint; after a signal everything else is left to the next start."""
+    best = job.examiner.best(place.leg.attempt)
+    if console.speaks():
+        runs.rotate_checkpoints(trainer.checkpoints, job.config.checkpoint.keep, best["step"] if best else None)
+    if any(ranks.highest(signal_number())):
+        return False
+    return job.examiner.round_over(trainer.model, place, trainer.state.global_step >= trainer.state.max_steps)
+
+
+def _publish(job: _Job, trainer: AnswerTrainer, place: Place) -> None:
     """Write the result, readable by plain transformers and peft, and the DONE marker."""
-    method = experiment.config.adapter.method
-    result = run.result(method)
+    method = job.config.adapter.method
+    result = job.run.result(method)
+    facts = {"step": place.step, "result": result.name, "threads": torch.get_num_threads()}
+    if best := job.examiner.best(place.leg.attempt):
+        load_trainable(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
+        facts["best"] = {name: best[name] for name in ("step", "metric", "value")}
     with files.publish_folder(result) as folder:
         if result.name == "model":
             trainer.model.save_pretrained(folder)
@@ -163,6 +279,5 @@ def _publish(experiment: Experiment, run: Run, trainer: AnswerTrainer) -> None:
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
         (folder / "README.md").unlink(missing_ok=True)  # peft's
-    write_card(run, experiment.config)
-    facts = {"step": trainer.state.global_step, "result": result.name, "threads": torch.get_num_threads()}
-    files.write_json(run.done, facts)
+    write_card(job.run, job.config)
+    files.write_json(job.run.done, facts)

@@ -1,18 +1,26 @@
-"""Which rows fit the model: a row longer than its positions is dropped, truncated or refused, and always counted."""
+"""What is found before the first step: rows that do not fit the model, and images that its processor rejects.
+
+A row longer than the model's positions is dropped, truncated or refused, and always counted and named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from ftlib.data.examples import Example, raise_faults
+from ftlib import console
+from ftlib.data.examples import MAX_FAULTS_SHOWN, Example, raise_faults
+from ftlib.data.images import image_path, open_image
 from ftlib.data.prompts import Templates, prompt_of
 from ftlib.errors import UserError
 from ftlib.models.families import Inputs
 
 _CHUNK = 1000
-"""Rows that are tokenized together."""
+"""Rows that are tokenized, or images that are opened, together."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,16 @@ class Fitted:
         kept: their places, in order.
         limit: tokens that a row may have; None: nothing was looked at.
         dropped, truncated: how many were too long.
+        unanswered: how many of the dropped have a prompt that leaves no room for any answer: no label would be left.
+        named: the first of the rows that were too long, in words.
     """
 
     kept: Sequence[int]
     limit: int | None = None
     dropped: int = 0
     truncated: int = 0
+    unanswered: int = 0
+    named: Sequence[str] = ()
 
     @property
     def sentence(self) -> str:
@@ -38,7 +50,10 @@ class Fitted:
         total = len(self.kept) + self.dropped
         fates = [(self.dropped, "dropped"), (self.truncated, "truncated")]
         shown = " and ".join(f"{count:,} {fate}" for count, fate in fates if count)
-        return f"of {total:,} training rows, those of more than {self.limit:,} tokens were too long: {shown}"
+        filled = f" (the prompts of {self.unanswered:,} leave no room for an answer)" if self.unanswered else ""
+        first = f"of {total:,} training rows, those of more than {self.limit:,} tokens were too long: {shown}{filled}"
+        more = self.dropped + self.truncated - len(self.named)
+        return "\n".join([first, *[f"  {row}" for row in self.named], *([f"  … and {more:,} more"] if more else [])])
 
 
 def fit_rows(
@@ -59,11 +74,12 @@ def fit_rows(
         return Fitted(range(len(examples)))
     kept: list[int] = []
     faults: list[str] = []
-    truncated = 0
+    truncated = unanswered = 0
     for place, (prompt, answer) in enumerate(_lengths(examples, templates, inputs)):
         excess = prompt + answer > inputs.limit
         if excess:
-            faults.append(f"row {examples[place].id}: {prompt + answer:,} tokens, the model takes {inputs.limit:,}")
+            faults.append(_fault(examples[place].id, prompt, answer, inputs.limit))
+            unanswered += prompt >= inputs.limit
         if not excess or (too_long == "truncate" and prompt < inputs.limit):
             truncated += excess
             kept.append(place)
@@ -71,10 +87,53 @@ def fit_rows(
         raise_faults(faults, "Shorten them, or set model.too_long: drop or truncate.")
     if not kept:
         raise UserError(f"none of {len(examples):,} training rows fits into {inputs.limit:,} tokens", faults[0])
-    return Fitted(kept, inputs.limit, len(examples) - len(kept), truncated)
+    dropped = len(examples) - len(kept)
+    return Fitted(kept, inputs.limit, dropped, truncated, unanswered, faults[:MAX_FAULTS_SHOWN])
+
+
+def _fault(name: str, prompt: int, answer: int, limit: int) -> str:
+    filled = f"; its prompt alone has {prompt:,}: no room for an answer" if prompt >= limit else ""
+    return f"row {name}: {prompt + answer:,} tokens, the model takes {limit:,}{filled}"
 
 
 def _lengths(examples: Sequence[Example], templates: Templates, inputs: Inputs) -> Iterator[tuple[int, int]]:
-    for start in range(0, len(examples), _CHUNK):
-        chunk = examples[start : start + _CHUNK]
-        yield from inputs.lengths([prompt_of(row, templates) for row in chunk], [row.suffix for row in chunk])
+    with console.progress("measuring rows", len(examples)) as update:
+        for start in range(0, len(examples), _CHUNK):
+            chunk = examples[start : start + _CHUNK]
+            yield from inputs.lengths([prompt_of(row, templates) for row in chunk], [row.suffix for row in chunk])
+            update(start + len(chunk), "")
+
+
+def try_images(rows: Iterable[Example], root: Path, inputs: Inputs) -> int:
+    """Open every image once, as training will, and show it to the model's processor.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        UserError: images that cannot be used, each with the first row that shows it.
+    """
+    first: dict[tuple[str, int], str] = {}
+    for row in rows:
+        if row.image:
+            first.setdefault((row.image, row.frame), row.id)
+    faults = []
+
+    def look(image: str, frame: int) -> str:
+        try:
+            inputs.prompt_rows([""], open_image(image_path(root, image), frame))
+        except UserError as error:
+            return error.problem
+        except Exception as error:  # what a processor raises is its own affair
+            return f"{image}: the model's processor rejects it: {error}"
+        return ""
+
+    shown = list(first)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, console.progress("images", len(shown)) as update:
+        for start in range(0, len(shown), _CHUNK):
+            chunk = shown[start : start + _CHUNK]
+            for number, (one, problem) in enumerate(zip(chunk, pool.map(look, *zip(*chunk, strict=True)), strict=True)):
+                faults += [f"row {first[one]}: {problem}"] if problem else []
+                update(start + number + 1, "")
+    raise_faults(faults, "Mend or remove them, then run `ftlib prepare` again.")
+    return len(shown)

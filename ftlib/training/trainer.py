@@ -20,10 +20,15 @@ from ftlib.errors import Diverged
 from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
+from ftlib.training.guards import Watch
+from ftlib.training.legs import Leg, Place
 from ftlib.training.loss import answer_loss, count_items
 
-OnStep = Callable[[dict[str, Any], int], None]
-"""Called after every optimizer step with its record and the number of steps in all."""
+OnStep = Callable[[dict[str, Any]], None]
+"""Called after every optimizer step with its record."""
+
+OnCheckpoint = Callable[[Place], bool]
+"""Called after every checkpoint with its place; says whether training is to end there."""
 
 
 class AnswerTrainer(Trainer):
@@ -35,8 +40,13 @@ class AnswerTrainer(Trainer):
         rows: the training split.
         arguments: from `arguments.build`.
         checkpoints: the folder that checkpoints go to.
+        leg: which attempt and round this is.
 
-    Set `on_step` to get {"step", "epoch", "loss", "learning_rate", "grad_norm", "seconds"} after each step.
+    Attributes:
+        reached: the newest checkpoint that was written.
+
+    Set `on_step` to get {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm", "seconds"} after
+    each step; `step` counts through all rounds.
     """
 
     loss_is_scaled_for_ga = True
@@ -48,25 +58,35 @@ class AnswerTrainer(Trainer):
         rows: TrainingRows,
         arguments: TrainingArguments,
         checkpoints: Path,
+        leg: Leg,
     ) -> None:
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=rows.inputs.batch)
         self.config = config
         self.checkpoints = checkpoints
-        self.on_step: OnStep = lambda record, total: None
+        self.leg = leg
+        self.reached = Place(leg)
+        self.on_step: OnStep = lambda record: None
+        self.on_checkpoint: OnCheckpoint = lambda place: False
         self.model_accepts_loss_kwargs = True
         self._batches = EffectiveBatches(
             draw=rows.draw,
             effective=config.effective_batch,
             micro=config.micro_batch,
-            seed=config.seed,
+            seed=arguments.seed,
             drop_last=arguments.dataloader_drop_last,
             rank=arguments.process_index,
             world=arguments.world_size,
         )
         self.add_callback(CheckpointDue(config.checkpoint))
         self.add_callback(_EpochOrder(self._batches))
+        self.watch = Watch(config.guard, arguments.get_warmup_steps(self.total_steps))
         self._last_step_at = time.monotonic()
         set_seed(arguments.seed + arguments.process_index)  # else all ranks would drop out the same units
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of this leg."""
+        return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows in the order that (seed, epoch) gives."""
@@ -81,7 +101,7 @@ class AnswerTrainer(Trainer):
             persistent_workers=arguments.dataloader_persistent_workers,
             multiprocessing_context=arguments.dataloader_multiprocessing_context,
             worker_init_fn=_deaf,
-            generator=torch.Generator().manual_seed(self.config.seed),
+            generator=torch.Generator().manual_seed(arguments.seed),
         )
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
@@ -109,34 +129,46 @@ class AnswerTrainer(Trainer):
         """Called by the Trainer after every step (and once at the end, without a loss).
 
         Raises:
-            Diverged: loss or gradient is no finite number.
+            Diverged: training has gone wrong.
         """
         if "loss" not in logs:
             return
         now = time.monotonic()
-        step, seconds = self.state.global_step, now - self._last_step_at
-        record = {"step": step, "epoch": self.state.epoch, **logs, "seconds": seconds}
+        place = {"step": self.leg.offset + self.state.global_step, "attempt": self.leg.attempt, "round": self.leg.round}
+        record = {**place, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at}
         self._last_step_at = now
         # With fp16 an infinite gradient is daily work: the scaler skips that step and halves its scale.
         norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
-        if not (math.isfinite(logs["loss"]) and math.isfinite(norm)):
-            raise Diverged(f"step {step}: loss {logs['loss']}, gradient norm {logs.get('grad_norm')}")
-        self.on_step(record, self.state.max_steps)
+        fault = self.watch.fault(self.state.global_step, logs["loss"], norm)
+        if math.isfinite(logs["loss"]) and math.isfinite(norm):
+            self.on_step(record)
+        if fault:
+            raise Diverged(fault)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        if not self.is_world_process_zero():
+        step = self.leg.offset + self.state.global_step
+        target = runs.checkpoint_folder(self.checkpoints, step)
+        if self.is_world_process_zero():
+            self._write_checkpoint(target)
+        else:
             self._save_rng_state(ranks.share(""))
             ranks.wait()
-            return
-        with files.publish_folder(runs.checkpoint_folder(self.checkpoints, self.state.global_step)) as folder:
-            save_trainable(self.model, folder)
+        ranks.wait()
+        self.reached = Place(self.leg, step, target)
+        if self.on_checkpoint(self.reached):
+            self.control.should_training_stop = True
+        self._last_step_at = time.monotonic()
+
+    def _write_checkpoint(self, target: Path) -> None:
+        """The first rank's part; the others add their random states meanwhile."""
+        with files.publish_folder(target) as folder:
+            save_trainable(self.model, folder, {"round": self.leg.round, "offset": self.leg.offset})
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self._save_rng_state(ranks.share(str(folder)))
             self.state.save_to_json(str(folder / "trainer_state.json"))
             ranks.wait()
         preemption.tell_host("checkpointed")
-        runs.rotate_checkpoints(self.checkpoints, self.config.checkpoint.keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trainable(self.model, Path(resume_from_checkpoint))

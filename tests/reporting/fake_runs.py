@@ -49,13 +49,19 @@ def train(run: Run, steps: int = 30, resumed_at: int = 0) -> None:
     """Leave what training leaves before it is finished."""
     splits = {"train": {"rows": 1234, "fingerprint": "feed0001"}, "valid": {"rows": 3, "fingerprint": "feed0002"}}
     files.write_json(run.data, {"source": "jsonl", "rule": {"valid": 0.1}, "labels": ["cat", "dog"], "splits": splits})
-    run.note("start", step=0)
+    run.note("start", step=0, attempt=0)
     run.note_environment(START)
     if resumed_at:
-        run.note("start", step=resumed_at)
+        run.note("start", step=resumed_at, attempt=0)
         run.note_environment({**START, "host": "node8"})
     for step in range(1, steps + 1):
-        line = {"step": step, "loss": 4 / step, "grad_norm": 1.0, "learning_rate": 1e-3 * (1 - step / steps)}
+        line = {
+            "step": step,
+            "attempt": 0,
+            "loss": 4 / step,
+            "grad_norm": 1.0,
+            "learning_rate": 1e-3 * (1 - step / steps),
+        }
         files.append_jsonl(run.metrics, line)
 
 

@@ -153,7 +153,7 @@ def test_everything_a_user_wrote_is_escaped(site: Site, tmp_path: Path, page: Pa
     config = CONFIG.replace('"{prefix}"', "'" + NASTY.replace("'", "''") + " {prefix}'")
     run = new_run(site, tmp_path, config)
     train(run)
-    run.note("diverged", reason=NASTY)
+    run.note("diverged", attempt=0, step=6, reason=NASTY)
     nasty = row(1, NASTY, "cat", prompt=NASTY, image=NASTY, id=NASTY)
     evaluate(run, "valid", "before", [nasty, row(2, "cat", NASTY)])
     evaluate(run, "valid", "after", [nasty, row(2, NASTY, NASTY)], settings={"prompt": NASTY})
@@ -192,10 +192,32 @@ def test_a_finished_run_without_scores_says_how_to_get_them(run: Run, page: Page
     assert "There are no scores after training yet. Run ftlib evaluate pets/" in text_of(page(run))
 
 
-def test_a_diverged_run(run: Run, page: Page) -> None:
+def test_a_run_that_diverged_in_every_attempt(run: Run, page: Page) -> None:
     train(run, steps=5)
-    run.note("diverged", reason="step 6: loss nan")
-    assert "diverged step 6: loss nan; last logged step 5; no result was written" in text_of(page(run))
+    for attempt in range(4):
+        run.note("diverged", attempt=attempt, step=6, reason=f"loss nan ({attempt})")
+    assert "diverged in every attempt (4), at last: loss nan (3); no result was written" in text_of(page(run))
+
+
+def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
+    train(run, steps=5)
+    run.note("diverged", attempt=0, step=5, reason="loss 101 is above 100")
+    assert "not finished yet diverged once, now attempt 1, last logged step 5; go on with" in text_of(page(run))
+    run.note("restart", attempt=1, step=0, seed=99, learning_rate=1e-4)
+    run.note("start", attempt=1, step=3)
+    for step in range(1, 9):
+        files.append_jsonl(run.metrics, {"step": step, "attempt": 1, "loss": 1 / step, "learning_rate": 1e-4})
+    asked = {"step": 8, "attempt": 1, "round": 0, "split": "valid", "metric": "accuracy", "value": 0.75}
+    files.append_jsonl(run.metrics, asked)
+    made = page(run)
+    assert "Loss over 13 steps; 0.125 at step 8" in made and "accuracy on valid over 1 steps; 0.75 at step 8" in made
+    assert "began anew (attempt 1 at 5)" in made and "from a checkpoint, at step 8." in made
+    assert "reason: loss 101 is above 100" in made and "seed: 99" in made
+    run.note("done", step=8, seconds=1)
+    best = {"step": 4, "metric": "accuracy", "value": 0.75}
+    files.write_json(run.done, {"step": 8, "result": "adapter", "threads": 1, "best": best})
+    finished = "8 steps; the result is of step 4, accuracy on valid 0.75; attempt 1: training had diverged once before"
+    assert finished in text_of(page(run))
 
 
 def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:

@@ -1,0 +1,61 @@
+"""Has training diverged? Judged from the losses that are logged, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from statistics import median
+
+from ftlib.config_course import Guard
+
+WINDOW = 50
+"""Of how many losses the running median is."""
+
+ENOUGH = 20
+"""From how many losses on there is a running median."""
+
+
+class Watch:
+    """Watches one stretch of training.
+
+    Args:
+        rule: what counts as diverged.
+        warmup: steps in which the loss may still be above `rule.above`.
+    """
+
+    def __init__(self, rule: Guard, warmup: int) -> None:
+        self.rule = rule
+        self.warmup = warmup
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._streaks: Counter[str] = Counter()
+
+    def fault(self, step: int, loss: float, gradient_norm: float = 0.0) -> str | None:
+        """What is wrong with a step, in words; None if training may go on.
+
+        Every step must be shown once and in order. A loss that spikes does not enter the running median.
+
+        Args:
+            step: counted from 1 within the stretch.
+            gradient_norm: 0 where it says nothing: with fp16 an infinite gradient only makes the scaler skip a step.
+        """
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            return f"loss {loss}, gradient norm {gradient_norm}"
+        if loss > self.rule.max_loss:
+            return f"loss {loss:.4g} is above {self.rule.max_loss:g}"
+        limits = self._limits(step)
+        for name, limit in limits.items():
+            self._streaks[name] = self._streaks[name] + 1 if loss > limit else 0
+            if self._streaks[name] >= self.rule.patience:
+                return f"loss {loss:.4g}, {self._streaks[name]} steps in a row above {name} ({limit:.4g})"
+        if loss <= limits.get("spike", math.inf):
+            self._recent.append(loss)
+        return None
+
+    def _limits(self, step: int) -> dict[str, float]:
+        """Name of a rule → what the loss should not stay above at this step."""
+        limits = {}
+        if self.rule.above is not None and step > self.warmup:
+            limits["above"] = self.rule.above
+        if self.rule.spike is not None and len(self._recent) >= ENOUGH:
+            limits["spike"] = self.rule.spike * median(self._recent)
+        return limits
