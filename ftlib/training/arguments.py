@@ -57,7 +57,7 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
         "use_cpu": config.training.get("use_cpu", False) or (world > 1 and not torch.cuda.is_available()),
     }
     try:
-        return TrainingArguments(
+        built = TrainingArguments(
             **{**config.training, **own, "learning_rate": learning_rate(config, leg)},
             output_dir=str(output_dir),
             seed=leg.seed(config.seed),
@@ -73,6 +73,10 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: transformers refuses these settings: {error}") from None
+    if built.n_gpu > 1:
+        console.say(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
+        built._n_gpu = 1  # transformers would spread every micro-batch over them, and average their losses wrongly
+    return built
 
 
 def learning_rate(config: Config, leg: Leg) -> float:

@@ -61,6 +61,8 @@ def test_run_again_says_done_and_asks_nothing_twice(
     assert [(result["when"], result["split"], result["n"]) for result in results] == [
         ("before", "train", 36), ("before", "test", 12), ("after", "train", 36), ("after", "test", 12),
     ]  # fmt: skip
+    (card,) = (store / "runs").glob("*/tiny/*/*/README.md")
+    assert "| jsonl | test | accuracy | " in card.read_text()
     code, again, error = ftlib("evaluate", "tiny", "--split", "train", "--split", "test", "--json")
     assert code == 0 and json.loads(again) == results
     assert error.count("already evaluated") == 4

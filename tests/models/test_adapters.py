@@ -244,6 +244,7 @@ def test_adapters_on_quantized_bases(
         return load_weights(folders[name], "bfloat16", family, quantization)
 
     model = prepare_for_training(base(), Lora(method=method, r=4, alpha=8), "x", family).eval()
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     losses = train_a_little(model, batch, steps=8)
     assert losses[-1] < 0.9 * losses[0]
     ours = logits_of(model, batch)

@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import TrainingArguments
 
 from ftlib import training_fields
 from ftlib.config import Config
@@ -67,6 +70,25 @@ def test_an_older_gpu_never_gets_another_type_of_numbers_silently(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
     with pytest.raises(UserError, match=r"Tesla T4 cannot compute in bfloat16[^$]*training\.fp16: true instead"):
         arguments.build(config(write_config(), override), tmp_path)
+
+
+def test_one_process_uses_one_gpu(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class OnTwoGpus(TrainingArguments):
+        @cached_property
+        def _setup_devices(self) -> torch.device:
+            device = super()._setup_devices
+            self._n_gpu = 2
+            return device
+
+    monkeypatch.setattr(arguments, "TrainingArguments", OnTwoGpus)
+    built = arguments.build(config(write_config()), tmp_path)
+    assert (built.n_gpu, built.train_batch_size) == (1, built.per_device_train_batch_size)
+    assert "of 2 GPUs in sight one is used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("ranks", "accumulation"), [(1, 4), (2, 2), (3, 2), (4, 1)])

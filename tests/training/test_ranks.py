@@ -92,9 +92,11 @@ def test_accumulated_micro_batches_are_one_batch(
 
 
 @pytest.mark.parametrize("average", ["token", "example"])
-def test_two_ranks_are_one(config: Path, tmp_path: Path, average: str) -> None:
+def test_two_ranks_are_one(
+    config: Path, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]], average: str
+) -> None:
     one = run_of(config, tmp_path / "one", f"loss.average={average}")
-    assert start_ftlib("train", config, f"loss.average={average}").wait() == 0
+    assert ftlib("train", config, f"loss.average={average}")[0] == 0
     two = run_of(config, tmp_path / "two", f"loss.average={average}", *ONE_BY_TWO)
     codes, errors = ends_of(start_two(config, f"loss.average={average}", *ONE_BY_TWO))
     assert codes == [0, 0], errors
