@@ -17,7 +17,7 @@ LEVELS = (
     ("ftlib", "errors", "yaml_core", "files", "site", "console", "config", "config_file", "training_fields",
      "generation_fields", "runs", "environment", "command_line", "preemption", "pinning"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub"),
-    ("models", "training", "evaluation"),
+    ("models", "training", "evaluation", "memory"),
     ("commands",),
     ("__main__",),
 )  # fmt: skip
