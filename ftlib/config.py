@@ -156,6 +156,16 @@ class Loss(Section):
     packing: bool = False
 
 
+class Batch(Section):
+    """How the rows of an optimizer step (micro-batch × accumulation) are computed; the step stays the same.
+
+    With `auto` training takes the largest micro-batch that fits the GPU, gradient checkpointing only where nothing
+    fits without it, and halves the micro-batch when memory runs out all the same.
+    """
+
+    auto: bool = False
+
+
 class Checkpoint(Section):
     """When to save what is needed to go on; a checkpoint is due when either interval has passed."""
 
@@ -236,6 +246,7 @@ class Config(Section):
     data: Data
     training: Annotated[dict[str, Any], WithJsonSchema(training_fields.json_schema())] = {}
     loss: Loss = Loss()
+    batch: Batch = Batch()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
@@ -281,7 +292,7 @@ class Config(Section):
         return int(self.training.get("per_device_train_batch_size", 8))
 
 
-_NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
+_NOT_IN_IDENTITY = ("name", "batch", "checkpoint", "evaluation", "job")
 
 
 def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from ftlib.training import arguments
 from ftlib.training.batching import TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads
 from ftlib.training.fitting import fit_rows
+from ftlib.training.sizing import note_halved, sized_to_gpu
 from ftlib.training.trainer import AnswerTrainer
 
 _LESS_MEMORY = (
-    "Halve training.per_device_train_batch_size and double training.gradient_accumulation_steps (it stays the same "
-    "run), or set training.gradient_checkpointing: true."
+    "Set batch.auto: true, or halve training.per_device_train_batch_size and double "
+    "training.gradient_accumulation_steps (it stays the same run), or set training.gradient_checkpointing: true."
 )
 
 
@@ -56,7 +58,8 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     run.note("start", step=step)
     run.note_environment(describe_environment())
     started = time.monotonic()
-    trainer = _trainer(experiment, run, prepared, site)
+    trainer = _trainer(sized_to_gpu(experiment, run, site), run, prepared, site)
+    trainer.halving.on_halved = partial(note_halved, run)
     with console.progress("step", _total_steps(trainer), start=step) as update:
         trainer.on_step = lambda record, total: _log_step(run, record, update)
         with preemption.graceful():

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ftlib.config import Config
 from ftlib.errors import Diverged
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
+from ftlib.training.halving import Halving
 from ftlib.training.loss import answer_loss, count_items
 
 OnStep = Callable[[dict[str, Any], int], None]
@@ -52,6 +54,7 @@ class AnswerTrainer(Trainer):
         self.config = config
         self.checkpoints = checkpoints
         self.on_step: OnStep = lambda record, total: None
+        self.halving = Halving()
         self.model_accepts_loss_kwargs = True
         self._batches = EffectiveBatches(
             rows=len(rows),
@@ -88,6 +91,15 @@ class AnswerTrainer(Trainer):
         """What the loss of the whole effective batch is divided by, in every micro-batch of it."""
         counts = [count_items(batch["labels"], self.config.loss.average) for batch in batch_samples]
         return torch.stack(counts).sum().to(device)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of a micro-batch, with `batch.auto` in smaller pieces when memory runs out."""
+        if not self.config.batch.auto:
+            return super().training_step(model, inputs, num_items_in_batch)
+        compute = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        return self.halving.run(self.state.global_step, inputs, compute, model.zero_grad)
 
     def compute_loss(
         self,

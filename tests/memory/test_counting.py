@@ -38,7 +38,7 @@ def test_what_is_freed_no_longer_counts_and_the_peak_stays() -> None:
 
 
 def test_attention_never_writes_scores_down() -> None:
-    """2 rows of 3 heads, 50 places, 16 wide: query, key, value, output; 4 bytes a row for the backward; a padded mask."""
+    """2 rows of 3 heads, 50 places, 16 wide: query, key, value, output; a number a place; a padded mask."""
     query, key, value = (torch.empty(2, 3, 50, 16, device=META, requires_grad=True) for _ in range(3))
     mask = torch.empty(2, 1, 50, 50, device=META, dtype=torch.bool)
     with Allocations(torch.nn.Identity(), vocabulary=7) as counted, GpuKernels(None):
