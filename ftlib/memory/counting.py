@@ -168,7 +168,8 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        rows, heads, places, _ = query.shape
+        output = query.new_empty(rows, places, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it
         ctx.save_for_backward(query, key, value, bias, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return output
 

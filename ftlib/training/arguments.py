@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import os
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import TrainingArguments
 
@@ -43,7 +45,7 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
         raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
     try:
         return TrainingArguments(
-            **config.training,
+            **{**_workers(config), **config.training},
             output_dir=str(output_dir),
             seed=config.seed,
             data_seed=config.seed,
@@ -58,6 +60,16 @@ def build(config: Config, output_dir: Path) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: transformers refuses these settings: {error}") from None
+
+
+def _workers(config: Config) -> dict[str, Any]:
+    """On a GPU all but one of the job's CPUs prepare batches ahead; without one they are needed for computing."""
+    if not torch.cuda.is_available() or "dataloader_num_workers" in config.training:
+        return {}
+    cpus = min(config.job.cpus, len(os.sched_getaffinity(0)))
+    if cpus < 2:
+        return {}
+    return {"dataloader_num_workers": cpus - 1, "dataloader_prefetch_factor": 4, "dataloader_persistent_workers": True}
 
 
 def describe() -> dict[str, dict[str, Any]]:

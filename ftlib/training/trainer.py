@@ -21,6 +21,7 @@ from ftlib.errors import Diverged
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
 from ftlib.training.halving import Halving
+from ftlib.training.lengths import FewShapes, compile_each_shape
 from ftlib.training.loss import answer_loss, count_items
 
 OnStep = Callable[[dict[str, Any], int], None]
@@ -50,7 +51,12 @@ class AnswerTrainer(Trainer):
         arguments: TrainingArguments,
         checkpoints: Path,
     ) -> None:
-        super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=rows.inputs.batch)
+        static = arguments.torch_compile and not config.loss.packing
+        lengths = rows.lengths() if static or config.micro_batch < config.effective_batch else None
+        collate = FewShapes(rows.inputs, _labelled(lengths, config)) if static and lengths else rows.inputs.batch
+        if static:
+            compile_each_shape()
+        super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)
         self.config = config
         self.checkpoints = checkpoints
         self.on_step: OnStep = lambda record, total: None
@@ -62,6 +68,7 @@ class AnswerTrainer(Trainer):
             micro=config.micro_batch,
             seed=config.seed,
             drop_last=arguments.dataloader_drop_last,
+            lengths=[tokens for tokens, _ in lengths] if lengths else None,
         )
         self.add_callback(CheckpointDue(config.checkpoint))
         self.add_callback(_EpochOrder(self._batches))
@@ -142,6 +149,11 @@ class AnswerTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trainable(self.model, Path(resume_from_checkpoint))
+
+
+def _labelled(lengths: list[tuple[int, int]], config: Config) -> list[tuple[int, int]]:
+    """Where everything is learned, all tokens but the first carry labels."""
+    return [(tokens, tokens - 1) for tokens, _ in lengths] if config.loss.on == "everything" else lengths
 
 
 def _deaf(worker: int) -> None:

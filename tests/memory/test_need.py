@@ -89,7 +89,7 @@ def test_bytes_of_a_quantized_7b(tmp_path: Path) -> None:
 CASES = [
     ("paligemma-224", LORA, False),
     ("paligemma-224", FULL, True),
-    ("paligemma-448", LORA, True),
+    ("paligemma-448", LORA, False),
     ("causal", LORA, True),
     ("causal", FULL, False),
 ]
@@ -99,7 +99,7 @@ CASES = [
 def test_a_step_needs_what_the_cpu_really_allocates(
     tmp_path: Path, shapes: str, adapter: dict[str, Any], checkpointing: bool
 ) -> None:
-    """What the forward pass keeps is the same number; at the peak the CPU's kernels take other temporaries."""
+    """What is kept for the backward pass is the same; at the peak the CPU's kernels take other temporaries."""
     causal = shapes == "causal"
     if causal:
         neox(vocab_size=2048, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512,
@@ -110,51 +110,61 @@ def test_a_step_needs_what_the_cpu_really_allocates(
         small_paligemma(size).save_pretrained(tmp_path)
         rows = Rows((size // 14) ** 2 + 36, 17)
     chosen = config("causal" if causal else "paligemma", adapter, dtype="float32")
-    empty = build_shapes(tmp_path, chosen)
-    kept, peak = really_allocated(tmp_path, chosen, rows, checkpointing)
+    empty, model = build_shapes(tmp_path, chosen), real_model(tmp_path, chosen)
+    batch = {name: real(name, tensor, model.config) for name, tensor in empty_batch(model, rows, 2).items()}
+    if not checkpointing:
+        assert kept_on_shapes(empty, rows) == pytest.approx(kept_for_backward(model, batch), rel=0.01)
     counted = need(empty, chosen, rows, 2, checkpointing)
-    print(
-        kept_on_shapes(empty, rows, checkpointing) / kept,
-        (counted.activations + counted.logits + counted.gradients) / peak,
-    )
-    assert kept_on_shapes(empty, rows, checkpointing) == pytest.approx(kept, rel=0.01)
-    assert counted.activations + counted.logits + counted.gradients == pytest.approx(peak, rel=0.08)
+    peak = peak_of_the_allocator(model, batch, checkpointing)
+    print((counted.activations + counted.logits + counted.gradients) / peak)
+    assert counted.activations + counted.logits + counted.gradients == pytest.approx(peak, rel=0.1)
 
 
-def kept_on_shapes(model: torch.nn.Module, rows: Rows, checkpointing: bool) -> int:
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+def kept_on_shapes(model: torch.nn.Module, rows: Rows) -> int:
+    with torch.device("meta"):
+        batch = empty_batch(model, rows, 2)
     with Allocations(model, 2048) as counted, torch.device("meta"), GpuKernels(None):
-        loss = answer_loss(model, empty_batch(model, rows, 2), "token")
+        loss = answer_loss(model, batch, "token")
         assert loss.shape == ()
         return counted.now["activations"] + counted.now["logits"]
 
 
-def really_allocated(folder: Path, chosen: Config, rows: Rows, checkpointing: bool) -> tuple[int, int]:
-    """(After the forward pass, at the peak) of the allocator's own record, in the second of two micro-batches."""
+def real_model(folder: Path, chosen: Config) -> torch.nn.Module:
     kind = FAMILIES[chosen.model.family].model_class
     build = getattr(kind, "_from_config", None) or kind.from_config
     plain = build(AutoConfig.from_pretrained(folder))
-    model = prepare_for_training(plain, chosen.adapter, "base", chosen.model.family).train()
+    return prepare_for_training(plain, chosen.adapter, "base", chosen.model.family).train()
+
+
+def kept_for_backward(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
+    """Bytes of all storages that autograd itself says it keeps, without the weights."""
+    kept: dict[int, torch.UntypedStorage] = {}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = answer_loss(model, batch, "token")
+    assert loss.shape == ()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def peak_of_the_allocator(model: torch.nn.Module, batch: dict[str, torch.Tensor], checkpointing: bool) -> int:
+    """By the allocator's own record, in the second of two micro-batches: with its inputs and all gradients."""
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    batch = {name: real(name, tensor, model.config) for name, tensor in empty_batch(model, rows, 2).items()}
-    inputs = sum(tensor.numel() * tensor.element_size() for tensor in batch.values())
     answer_loss(model, batch, "token").backward()
-    gradients = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward:
-        loss = answer_loss(model, batch, "token")
-    kept = sum(allocated(forward))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as backward:
-        loss.backward()
-    history = list(itertools.accumulate([*allocated(forward), *allocated(backward)]))
-    return kept + inputs, max(history) + inputs + gradients
-
-
-def allocated(record: profile) -> list[int]:
-    """Bytes taken (and, negative, given back) in order."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        answer_loss(model, batch, "token").backward()
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    in_order = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    inputs = sum(tensor.numel() * tensor.element_size() for tensor in batch.values())
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return max(itertools.accumulate(in_order)) + inputs + gradients
 
 
 def real(name: str, empty: torch.Tensor, shapes: Any) -> torch.Tensor:
