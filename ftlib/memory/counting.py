@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_
+from transformers import masking_utils
 
 _LOWER = {
     functional.linear,
@@ -116,14 +117,21 @@ class GpuKernels(TorchFunctionMode):
         self.autocast = autocast
         self._cached: dict[int, Tensor] = {}
 
+    def __enter__(self) -> GpuKernels:
+        self._fast_all = masking_utils.fast_all
+        masking_utils.fast_all = lambda mask: False  # the same question
+        super().__enter__()
+        return self
+
     def __exit__(self, *error: Any) -> None:
+        masking_utils.fast_all = self._fast_all
         self._cached.clear()
         super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.all and len(args) == 1 and args[0].dim() == 2:
-            return False  # the rows of a batch are padded
+            return False  # asked whether there is no padding; there is
         if self.autocast and (func in _LOWER or func is functional.scaled_dot_product_attention):
             args, kwargs = self._all(args, kwargs, self._lowered)
         elif self.autocast and func in _FLOAT32:

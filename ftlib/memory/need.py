@@ -125,7 +125,7 @@ def _loss(model: torch.nn.Module, config: Config, rows: Rows, micro_batch: int, 
     """As the Trainer computes it: with mixed precision it takes float32 copies of all outputs."""
     call = _FloatOutputs(model) if mixed else model
     batch = empty_batch(model, rows, micro_batch)
-    return answer_loss(call, batch, config.loss.average, smoothing=config.loss.label_smoothing)
+    return answer_loss(call, batch, config.loss.average, items=1, smoothing=config.loss.label_smoothing)
 
 
 class _FloatOutputs(torch.nn.Module):
