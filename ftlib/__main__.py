@@ -17,6 +17,7 @@ COMMANDS = {
     "stage": "bring model and dataset into the shared store",
     "prepare": "check a dataset and split it into train, valid and test",
     "prompts": "rank prompts with the untrained model",
+    "plan": "what a config will need on a GPU, and the largest micro-batch that fits",
     "train": "train, or go on training",
     "evaluate": "ask a model every question of a split and score its answers",
     "score": "score result files of a dataset's own format; no model, no GPU",

@@ -11,7 +11,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
 from ftlib.config_base import NAME, Count, Section, Split
-from ftlib.config_course import Checkpoint, Guard, Round
+from ftlib.config_course import Batch, Checkpoint, Guard, Round
 from ftlib.config_data import CHAT
 from ftlib.config_data import Data as Data
 from ftlib.config_data import SplitRule as SplitRule
@@ -173,6 +173,7 @@ class Config(Section):
     loss: Loss = Loss()
     guard: Guard = Guard()
     rounds: list[Round] = []
+    batch: Batch = Batch()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
@@ -205,6 +206,8 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and mixed and not self.training.get(mixed):
             problem = f"adapter.method: attention trains float32 weights between {self.model.dtype} ones"
             raise ValueError(f"{problem}; set training.{mixed}: true, which computes them together")
+        if self.batch.auto and self.job.gpus > 1:
+            raise ValueError("batch.auto is for one GPU; with several, set training.per_device_train_batch_size")
         if self.rounds and "learning_rate" in self.training:
             raise ValueError("rounds have learning rates of their own; remove training.learning_rate")
         if self.rounds and self.rounds[0].until:
@@ -227,7 +230,7 @@ class Config(Section):
         return int(self.training.get("per_device_train_batch_size", 8))
 
 
-_NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
+_NOT_IN_IDENTITY = ("name", "batch", "checkpoint", "evaluation", "job")
 _ANSWERS = ("num_beams", "max_new_tokens", "generation", "positive", "mask_decoder")
 
 

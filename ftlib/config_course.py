@@ -33,6 +33,16 @@ class Checkpoint(Section):
     best: Best | None = None
 
 
+class Batch(Section):
+    """How the rows of an optimizer step (micro-batch × accumulation) are computed; the step stays the same.
+
+    With `auto` training takes the largest micro-batch that fits the GPU, gradient checkpointing only where nothing
+    fits without it, and halves the micro-batch when memory runs out all the same.
+    """
+
+    auto: bool = False
+
+
 class Guard(Section):
     """When training has diverged: then it stops at once and starts again with another seed.
 

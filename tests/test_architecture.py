@@ -18,7 +18,7 @@ LEVELS = (
      "config_data", "config_file", "training_fields", "generation_fields", "runs", "environment", "command_line",
      "preemption", "pinning"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub"),
-    ("models", "training", "evaluation"),
+    ("models", "training", "evaluation", "memory"),
     ("commands",),
     ("__main__",),
 )  # fmt: skip

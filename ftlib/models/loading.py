@@ -19,7 +19,7 @@ from ftlib.models import attention as attending
 from ftlib.models.causal import check_model
 from ftlib.models.families import FAMILIES
 
-_NEVER_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", "lm_head", "embed_out"]
+NEVER_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", "lm_head", "embed_out"]
 """What is no linear layer of a language model; SigLIP and the (tied) head lose too much. Regular expressions."""
 
 
@@ -107,7 +107,7 @@ def _quantized(dtype: str, quantization: str) -> dict[str, Any]:
         "bnb_4bit_compute_dtype": getattr(torch, dtype),
     }
     settings = BitsAndBytesConfig(
-        llm_int8_skip_modules=_NEVER_QUANTIZED, **(nf4 if quantization == "nf4" else {"load_in_8bit": True})
+        llm_int8_skip_modules=NEVER_QUANTIZED, **(nf4 if quantization == "nf4" else {"load_in_8bit": True})
     )
     return {"quantization_config": settings, "device_map": {"": device()}}
 

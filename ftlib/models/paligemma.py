@@ -110,8 +110,10 @@ class PaliGemmaInputs:
 
     def lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
         """Tokens of every prompt, image tokens included, and of every answer with its `<eos>`."""
-        pairs = zip(prompts, answers, strict=True)
-        return [(len(self._prompt_ids(prompt)), len(self.answer_ids(answer))) for prompt, answer in pairs]
+        before, behind = self.start + len(self._newline), 1
+        texts = [[prompt.rstrip("\n") for prompt in prompts], list(answers)]
+        ids = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
+        return [(before + len(prompt), len(answer) + behind) for prompt, answer in zip(*ids, strict=True)]
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Pad rows on the left and stack them.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import os
 import types
 import typing
 from pathlib import Path
@@ -58,7 +59,7 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
     }
     try:
         built = TrainingArguments(
-            **{**config.training, **own, "learning_rate": learning_rate(config, leg)},
+            **{**_workers(config), **config.training, **own, "learning_rate": learning_rate(config, leg)},
             output_dir=str(output_dir),
             seed=leg.seed(config.seed),
             data_seed=leg.seed(config.seed),
@@ -104,6 +105,16 @@ def _check_numbers(config: Config) -> None:
     if bfloat16 and not on_cpu and torch.cuda.get_device_capability() < (8, 0):
         problem = f"{torch.cuda.get_device_name()} cannot compute in bfloat16 (Ampere and newer can)"
         raise UserError(problem, "Set model.dtype: float16 and training.fp16: true instead; that is another run.")
+
+
+def _workers(config: Config) -> dict[str, Any]:
+    """On a GPU all but one of the job's CPUs prepare batches ahead; without one they are needed for computing."""
+    if not torch.cuda.is_available() or "dataloader_num_workers" in config.training:
+        return {}
+    cpus = min(config.job.cpus, len(os.sched_getaffinity(0)))
+    if cpus < 2:
+        return {}
+    return {"dataloader_num_workers": cpus - 1, "dataloader_prefetch_factor": 4, "dataloader_persistent_workers": True}
 
 
 def describe() -> dict[str, dict[str, Any]]:

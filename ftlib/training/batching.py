@@ -18,6 +18,7 @@ from ftlib.data.prompts import Templates, prompt_of
 from ftlib.data.splits import hash_text
 from ftlib.models.families import Inputs
 from ftlib.models.rows import Row
+from ftlib.training.lengths import row_lengths
 
 
 class TrainingRows(Dataset[Row]):
@@ -54,6 +55,10 @@ class TrainingRows(Dataset[Row]):
         example = self.examples[self.kept[index]]
         image = open_image(image_path(self.root, example.image), example.frame) if example.image else None
         return self.inputs.train_row(prompt_of(example, self.templates), image, example.suffix)
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """(tokens, of them answer) of every row; all are tokenized."""
+        return row_lengths(self.examples, self.kept, self.templates, self.inputs)
 
 
 class Draw:
@@ -106,10 +111,21 @@ class EffectiveBatches:
     The rows that an optimizer step sees therefore do not depend on how they are cut. The last effective batch of an
     epoch may be smaller. All ranks get equally many micro-batches; one whose rows have run out gets a row without
     labels (a negative place, see `TrainingRows`).
+
+    Args:
+        lengths: tokens of every row; rows of a step are then cut by length, the longest first.
     """
 
     def __init__(
-        self, draw: Draw, effective: int, micro: int, seed: int, drop_last: bool, rank: int = 0, world: int = 1
+        self,
+        draw: Draw,
+        effective: int,
+        micro: int,
+        seed: int,
+        drop_last: bool,
+        rank: int = 0,
+        world: int = 1,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self.draw = draw
         self.rows = len(draw) - len(draw) % effective if drop_last else len(draw)
@@ -118,6 +134,7 @@ class EffectiveBatches:
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.lengths = lengths
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -134,11 +151,14 @@ class EffectiveBatches:
         drawn = self.draw.epoch(self.epoch)
         order = drawn[torch.randperm(len(drawn), generator=generator)[: self.rows]].tolist()
         for start in range(0, self.rows, self.effective):
-            batch = order[start : start + self.effective]
-            share = math.ceil(len(batch) / self.world)
-            mine = batch[self.rank * share : (self.rank + 1) * share]
-            for cut in range(0, share, self.micro):
+            batch = self._by_length(order[start : start + self.effective])
+            mine = batch[self.rank :: self.world]  # so that every rank gets long ones and short ones
+            for cut in range(0, math.ceil(len(batch) / self.world), self.micro):
                 yield mine[cut : cut + self.micro] or [~batch[0]]
+
+    def _by_length(self, batch: list[int]) -> list[int]:
+        lengths = self.lengths
+        return batch if lengths is None else sorted(batch, key=lambda row: -lengths[row])
 
 
 def micro_batches(rows: int, micro: int, world: int) -> int:

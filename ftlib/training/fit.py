@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from ftlib.training.checkpoints import load_trainable, restore_threads, signal_n
 from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import fit_rows, try_images
 from ftlib.training.legs import Leg, Place
+from ftlib.training.sizing import note_halved, sized_to_gpu
 from ftlib.training.trainer import AnswerTrainer
 from ftlib.training.warm import find_start, trainable_model
 
 _LESS_MEMORY = (
-    "Halve training.per_device_train_batch_size and double training.gradient_accumulation_steps (it stays the same "
-    "run), or set training.gradient_checkpointing: true."
+    "Set batch.auto: true, or halve training.per_device_train_batch_size and double "
+    "training.gradient_accumulation_steps (it stays the same run), or set training.gradient_checkpointing: true."
 )
 
 
@@ -84,7 +86,7 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     if place.checkpoint:
         console.say(f"going on from the checkpoint of step {place.step}")
     started = time.monotonic()
-    job = _job(experiment, run, prepared, site)
+    job = _job(sized_to_gpu(experiment, run, site), run, prepared, site)
     while not _attempt(job, place):
         place = Place(Leg(next_attempt(config, run)))
         facts = facts_of(config, place.leg)
@@ -186,7 +188,9 @@ def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
     model = trainable_model(config, job.base, job.start)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
-    return AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
+    trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
+    trainer.halving.on_halved = partial(note_halved, job.run)
+    return trainer
 
 
 def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> TrainingRows:

@@ -6,7 +6,7 @@ A row longer than the model's positions is dropped, truncated or refused, and al
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Literal
 from ftlib import console
 from ftlib.data.examples import MAX_FAULTS_SHOWN, Example, raise_faults
 from ftlib.data.images import image_path, open_image
-from ftlib.data.prompts import Templates, prompt_of
+from ftlib.data.prompts import Templates
 from ftlib.errors import UserError
 from ftlib.models.families import Inputs
+from ftlib.training.lengths import measure
 
 _CHUNK = 1000
 """Rows that are tokenized, or images that are opened, together."""
@@ -75,7 +76,7 @@ def fit_rows(
     kept: list[int] = []
     faults: list[str] = []
     truncated = unanswered = 0
-    for place, (prompt, answer) in enumerate(_lengths(examples, templates, inputs)):
+    for place, (prompt, answer) in enumerate(measure(examples, range(len(examples)), templates, inputs)):
         excess = prompt + answer > inputs.limit
         if excess:
             faults.append(_fault(examples[place].id, prompt, answer, inputs.limit))
@@ -94,14 +95,6 @@ def fit_rows(
 def _fault(name: str, prompt: int, answer: int, limit: int) -> str:
     filled = f"; its prompt alone has {prompt:,}: no room for an answer" if prompt >= limit else ""
     return f"row {name}: {prompt + answer:,} tokens, the model takes {limit:,}{filled}"
-
-
-def _lengths(examples: Sequence[Example], templates: Templates, inputs: Inputs) -> Iterator[tuple[int, int]]:
-    with console.progress("measuring rows", len(examples)) as update:
-        for start in range(0, len(examples), _CHUNK):
-            chunk = examples[start : start + _CHUNK]
-            yield from inputs.lengths([prompt_of(row, templates) for row in chunk], [row.suffix for row in chunk])
-            update(start + len(chunk), "")
 
 
 def try_images(rows: Iterable[Example], root: Path, inputs: Inputs) -> int:

@@ -27,7 +27,7 @@ def answer_loss(
     """Cross entropy of answer and `<eos>`.
 
     Args:
-        batch: as `Inputs.batch` makes it, padded on the left.
+        batch: as `Inputs.batch` makes it, padded on the left; its labels may be cut to their last columns.
         average: `token` divides the sum over all answer tokens by their number; `example` first averages each row over
             its own tokens (big_vision, trainers/proj/paligemma), then over the rows.
         items: the number to divide by if the batch is a micro-batch of a bigger one: what `count_items` says of the
@@ -38,7 +38,7 @@ def answer_loss(
         Scalar.
     """
     labels = batch["labels"]
-    width = label_width(labels)
+    width = labels.shape[1] if labels.shape[1] < batch["input_ids"].shape[1] else label_width(labels)
     logits = model(**forward_arguments(batch), logits_to_keep=width + 1).logits[:, :-1]
     return loss_of_logits(logits, labels[:, -width:], average, items, smoothing)
 

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
 from ftlib.training.guards import Watch
+from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
+from ftlib.training.lengths import FewShapes, compile_each_shape
 from ftlib.training.loss import answer_loss, count_items
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -60,13 +63,19 @@ class AnswerTrainer(Trainer):
         checkpoints: Path,
         leg: Leg,
     ) -> None:
-        super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=rows.inputs.batch)
+        static = arguments.torch_compile and not config.loss.packing
+        lengths = rows.lengths() if static or config.micro_batch < config.effective_batch else None
+        collate = FewShapes(rows.inputs, _labelled(lengths, config)) if static and lengths else rows.inputs.batch
+        if static:
+            compile_each_shape()
+        super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)
         self.config = config
         self.checkpoints = checkpoints
         self.leg = leg
         self.reached = Place(leg)
         self.on_step: OnStep = lambda record: None
         self.on_checkpoint: OnCheckpoint = lambda place: False
+        self.halving = Halving()
         self.model_accepts_loss_kwargs = True
         self._batches = EffectiveBatches(
             draw=rows.draw,
@@ -76,6 +85,7 @@ class AnswerTrainer(Trainer):
             drop_last=arguments.dataloader_drop_last,
             rank=arguments.process_index,
             world=arguments.world_size,
+            lengths=[tokens for tokens, _ in lengths] if lengths else None,
         )
         self.add_callback(CheckpointDue(config.checkpoint))
         self.add_callback(_EpochOrder(self._batches))
@@ -112,6 +122,15 @@ class AnswerTrainer(Trainer):
         """What the loss of the whole effective batch is divided by, in every micro-batch of it."""
         counts = [count_items(batch["labels"], self.config.loss.average) for batch in batch_samples]
         return ranks.total(torch.stack(counts).sum().to(device))
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of a micro-batch, with `batch.auto` in smaller pieces when memory runs out."""
+        if not self.config.batch.auto:
+            return super().training_step(model, inputs, num_items_in_batch)
+        compute = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        return self.halving.run(self.state.global_step, inputs, compute, model.zero_grad)
 
     def compute_loss(
         self,
@@ -172,6 +191,11 @@ class AnswerTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trainable(self.model, Path(resume_from_checkpoint))
+
+
+def _labelled(lengths: list[tuple[int, int]], config: Config) -> list[tuple[int, int]]:
+    """Where everything is learned, all tokens but the first carry labels."""
+    return [(tokens, tokens - 1) for tokens, _ in lengths] if config.loss.on == "everything" else lengths
 
 
 def _deaf(worker: int) -> None:

@@ -1,0 +1,1 @@
+"""What a config will need on a GPU, from shapes alone."""

@@ -1,0 +1,183 @@
+"""One recipe trains a few steps and prints what it took as JSON; `training.py` starts it.
+
+Both recipes train the same LoRA on the same rows with the same optimizer, through transformers' Trainer; a step is
+timed from one micro-batch's beginning to the next one's, so that loading and the optimizer are in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STARTED = time.time()
+
+
+class Meter:
+    """Times of micro-batches, and memory beyond what stood when the first one began."""
+
+    def __init__(self) -> None:
+        self.walls: list[float] = []
+        self.cpus: list[float] = []
+        self.first = 0.0
+        self.base = 0
+        self.peak = 0
+
+    def begin(self) -> None:
+        """Called before each micro-batch."""
+        if not self.walls:
+            self.first = time.time()
+            self.base = self.peak = anonymous_bytes()
+            threading.Thread(target=self._watch, daemon=True).start()
+        self.walls.append(time.monotonic())
+        self.cpus.append(time.process_time())
+
+    def _watch(self) -> None:
+        while True:
+            self.peak = max(self.peak, anonymous_bytes())
+            time.sleep(0.01)
+
+    def facts(self, started: float) -> dict[str, float]:
+        """Medians over the micro-batches after the first."""
+        import torch
+
+        def median(times: list[float]) -> float:
+            return statistics.median(after - before for before, after in itertools.pairwise(times[1:]))
+
+        facts = {"seconds": median(self.walls), "cpu_seconds": median(self.cpus), "start_up": self.first - started}
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            context = total - free - torch.cuda.memory_reserved()
+            return {**facts, "peak": torch.cuda.max_memory_reserved() + context}
+        return {**facts, "peak": self.peak - self.base}
+
+
+def anonymous_bytes() -> int:
+    """This process's memory without mapped files."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+def metered(meter: Meter) -> None:
+    """Have transformers' Trainer call the meter."""
+    from transformers import Trainer
+
+    real = Trainer.training_step
+
+    def training_step(self: Any, *given: Any, **more: Any) -> Any:
+        meter.begin()
+        return real(self, *given, **more)
+
+    Trainer.training_step = training_step
+
+
+def ftlib(plan: dict[str, Any], meter: Meter) -> float:
+    """`ftlib train`; returns the rows that one core loads in a second."""
+    from ftlib.__main__ import main
+    from ftlib.config_file import load_experiment
+    from ftlib.models.families import FAMILIES
+    from ftlib.site import find_site
+
+    metered(meter)
+    if code := main(["train", plan["config"]]):
+        raise SystemExit(code)
+    config = load_experiment(Path(plan["config"]), [], find_site()).config
+    inputs = FAMILIES[config.model.family].load_inputs(Path(plan["base"]), config)
+    return loading_rate(plan, lambda rows: inputs.batch([inputs.train_row(*row) for row in rows]))
+
+
+def seed(plan: dict[str, Any], meter: Meter) -> float:
+    """The seeds' recipe: processor in the collator, padded to the longest, all logits."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        Trainer,
+        TrainingArguments,
+    )
+
+    metered(meter)
+    dtype = getattr(torch, plan["dtype"])
+    if plan["family"] == "paligemma":
+        processor = PaliGemmaProcessor.from_pretrained(plan["base"])
+        model = PaliGemmaForConditionalGeneration.from_pretrained(plan["base"], dtype=dtype)
+        targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+        collate = image_collate(processor)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(plan["base"], dtype=dtype)
+        targets = r".*\.query_key_value"
+        collate = text_collate(AutoTokenizer.from_pretrained(plan["base"]))
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=targets))
+    arguments = TrainingArguments(
+        output_dir=plan["output"], max_steps=plan["steps"], per_device_train_batch_size=plan["micro_batch"],
+        learning_rate=1e-4, gradient_checkpointing=plan["checkpointing"], save_strategy="no", report_to="none",
+        remove_unused_columns=False, bf16=plan["dtype"] == "bfloat16", disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model=model, args=arguments, train_dataset=plan_rows(plan), data_collator=collate).train()
+    return loading_rate(plan, lambda rows: collate(plan_rows(plan)[: len(rows)]))
+
+
+def image_collate(processor: Any) -> Callable[[list[dict[str, str]]], Any]:
+    """As in the seeds' notebooks."""
+    from PIL import Image
+
+    def collate(rows: list[dict[str, str]]) -> Any:
+        images = [Image.open(row["image"]).convert("RGB") for row in rows]
+        texts, suffixes = ["<image>" + row["prefix"] for row in rows], [row["suffix"] for row in rows]
+        return processor(text=texts, images=images, suffix=suffixes, return_tensors="pt", padding="longest")
+
+    return collate
+
+
+def text_collate(tokenizer: Any) -> Callable[[list[dict[str, str]]], Any]:
+    """Everything is learned but the padding."""
+
+    def collate(rows: list[dict[str, str]]) -> Any:
+        texts = [row["prefix"] + row["suffix"] + tokenizer.eos_token for row in rows]
+        batch = tokenizer(texts, return_tensors="pt", padding="longest")
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return batch
+
+    return collate
+
+
+def plan_rows(plan: dict[str, Any]) -> list[dict[str, str]]:
+    """The rows with the paths of their images."""
+    root = Path(plan["rows"])
+    rows = [json.loads(line) for line in (root / "data.jsonl").read_text().splitlines()]
+    return [{**row, "image": str(root / row["image"])} if "image" in row else row for row in rows]
+
+
+def loading_rate(plan: dict[str, Any], collate: Callable[[list[Any]], Any]) -> float:
+    """Rows a second that this process turns from files into a batch, on one thread."""
+    import torch
+    from PIL import Image
+
+    torch.set_num_threads(1)
+    rows = plan_rows(plan)[:16]
+    start = time.process_time()
+    opened = [(row["prefix"], Image.open(row["image"]).convert("RGB") if "image" in row else None, row["suffix"])
+              for row in rows] if plan["recipe"] == "ftlib" else rows  # fmt: skip
+    collate(opened)
+    return len(rows) / (time.process_time() - start)
+
+
+def main() -> None:
+    """`python -m tests.benchmarks.recipes.worker PLAN.json`"""
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    meter = Meter()
+    rate = {"ftlib": ftlib, "seed": seed}[plan["recipe"]](plan, meter)
+    print(json.dumps({**meter.facts(STARTED), "loading": rate}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""`ftlib plan`: what it prints, with and without prepared data; and `batch.auto`, which acts on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftlib import files
+from ftlib.errors import UserError
+from ftlib.memory.cuts import parse_size
+from tests.training.test_resume import run_of
+
+Ftlib = Callable[..., tuple[int, str, str]]
+BASE = "ftlib/tiny-paligemma"
+NEED = 900 << 20
+"""Bytes that one row is made to need, beside as many for all else."""
+
+
+@pytest.fixture
+def config(store: Path, write_config: Callable[..., Path], ftlib: Ftlib) -> Path:
+    path = write_config("{method: lora, r: 4}", base=BASE)
+    path.write_text(path.read_text().replace("gradient_accumulation_steps: 2", "gradient_accumulation_steps: 4"))
+    assert ftlib("stage", path)[0] == 0
+    return path
+
+
+def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib) -> None:
+    code, out, error = ftlib("plan", config, "--json", "--gpu", "4GiB")
+    facts = json.loads(out)
+    assert code == 0 and facts["fits"] and "assumed; `ftlib prepare` makes them exact" in error
+    assert facts["rows"] == {"tokens": 4 + 96, "answer": 32, "assumed": True}
+    assert (facts["effective_batch"], facts["micro_batch"]) == (8, 2)
+    for need in facts["need"].values():
+        assert need.pop("total") == sum(need.values())
+    assert facts["largest"]["no_checkpointing"]["micro_batch"] == 8
+    assert facts["largest"]["no_checkpointing"]["accumulation"] == 1
+    assert ftlib("prepare", config)[0] == 0
+    code, out, error = ftlib("plan", config, "--json")
+    facts = json.loads(out)
+    # 4 of image, bos, newline, one digit, eos
+    assert code == 0 and facts["rows"] == {"tokens": 8, "answer": 2, "assumed": False}
+    assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: name one" in error
+
+
+def test_what_does_not_fit_ends_with_1(config: Path, ftlib: Ftlib) -> None:
+    code, out, error = ftlib("plan", config, "--gpu", "600MiB")
+    assert code == 1 and out == ""
+    assert "does not fit into 0.59 GiB" in error
+    assert "with gradient checkpointing: not even a micro-batch of 1 fits" in error
+
+
+def test_a_base_that_is_not_staged_says_so(config: Path, ftlib: Ftlib) -> None:
+    code, _, error = ftlib("plan", config, "model.base=google/paligemma-3b-pt-224")
+    assert code == 2 and "ftlib stage" in error
+    code, _, error = ftlib("plan", config, "--gpu", "twelve")
+    assert code == 2 and "twelve: not a size" in error
+
+
+def test_sizes() -> None:
+    assert parse_size("12GiB") == parse_size("12G") == parse_size("12 gb") == 12 << 30
+    assert parse_size("1.5g") == 3 << 29 and parse_size("800M") == 800 << 20
+    with pytest.raises(UserError, match="no GPU is that small"):
+        parse_size("12")
+
+
+def test_train_takes_the_micro_batch_that_fits(
+    config: Path, ftlib: Ftlib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 rows a step, as many as fit at once; after memory ran out on such a GPU, no more than went well then."""
+    from ftlib.memory import cuts
+    from ftlib.memory.need import Need
+    from ftlib.training import sizing
+
+    monkeypatch.setattr(cuts, "need", lambda model, config, rows, size, ck: Need(NEED, 0, 0, 0, NEED * size, 0, 0))
+    monkeypatch.setattr(sizing, "gpu_bytes", lambda: 6 * NEED)
+    monkeypatch.setattr(sizing, "gpu_name", lambda: "a GPU")
+    config.write_text(config.read_text() + "batch: {auto: true}\n")
+    assert ftlib("prepare", config)[0] == 0
+    for proved, expected in ((None, (4, 2)), (2, (2, 4))):
+        run = run_of(config, tmp_path / f"after-{proved}")
+        if proved:
+            run.note("out of memory", micro_batch=proved, gpu="a GPU")
+            run.note("out of memory", micro_batch=1, gpu="another GPU")
+        code, _, error = ftlib("train", config)
+        assert code == 0 and f"micro-batches of {expected[0]}, {expected[1]} a step, without" in error
+        told = next(line for line in files.read_jsonl_log(run.history) if line["event"] == "micro-batch")
+        assert (told["micro_batch"], told["accumulation"], told["checkpointing"]) == (*expected, False)
+        assert run.done.exists()
+
+
+def test_checkpointing_only_where_nothing_fits_without_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftlib.config_file import load_experiment
+    from ftlib.memory import cuts
+    from ftlib.memory.need import Need, Rows
+    from ftlib.site import find_site
+
+    def need(model: object, config: object, rows: object, size: int, checkpointing: bool) -> Need:
+        return Need(NEED, 0, 0, 0, (1 if checkpointing else 3) * NEED * size, 0, 0)
+
+    monkeypatch.setattr(cuts, "need", need)
+    chosen = load_experiment(config, [], find_site()).config
+
+    def choose(capacity: int, **training: object) -> tuple[int, bool]:
+        settings = chosen.model_copy(update={"training": {**chosen.training, **training}})
+        cut = cuts.choose_cut(None, settings, Rows(10, 2), capacity * NEED)  # type: ignore[arg-type]
+        return cut.micro_batch, cut.checkpointing
+
+    assert choose(8) == (2, False)
+    assert choose(8, gradient_checkpointing=True) == (4, True)
+    assert choose(3) == (2, True)
+    with pytest.raises(UserError, match="one row of 10 tokens needs 3"):
+        choose(3, gradient_checkpointing=False)

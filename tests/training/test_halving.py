@@ -1,0 +1,129 @@
+"""Out of memory at drawn steps: the same losses and weights as undisturbed, told in the history."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftlib import files
+from ftlib.runs import Run
+from ftlib.training.halving import Halving
+from ftlib.training.trainer import AnswerTrainer
+from tests.conftest import LORA
+from tests.training.test_resume import run_of
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(params=["token", "example"])
+def config(request: pytest.FixtureRequest, store: Path, write_config: Callable[..., Path], ftlib: Ftlib) -> Path:
+    path = write_config(LORA.replace("dropout: 0.1", "dropout: 0.0"), base="ftlib/tiny-paligemma")
+    text = path.read_text().replace("batch_size: 2\n", "batch_size: 4\n").replace("max_steps: 12", "max_steps: 6")
+    path.write_text(f"{text}loss: {{average: {request.param}}}\nbatch: {{auto: true}}\n")
+    assert ftlib("stage", path)[0] == 0 and ftlib("prepare", path)[0] == 0
+    return path
+
+
+class ScarceMemory:
+    """compute_loss of a GPU that at some steps has no room for more than so many rows, in forward or in backward."""
+
+    def __init__(self, rooms: dict[int, int], backward: bool) -> None:
+        self.rooms = rooms
+        self.backward = backward
+        self.real = AnswerTrainer.compute_loss
+        self.failures = 0
+
+    def __call__(self, trainer: AnswerTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        done = trainer.state.global_step
+        # The first micro-batch of a step goes through: its gradients are there when the second fails.
+        scarce = len(inputs["input_ids"]) > self.rooms.get(done, 99) and trainer.model_gradients()
+        if scarce and not self.backward:
+            self._fail(None)
+        loss = self.real(trainer, model, inputs, *rest, **more)
+        if scarce:
+            last = next(p for name, p in model.named_parameters() if p.requires_grad and ".0." in name)
+            self.handle = last.register_hook(self._fail)
+        return loss
+
+    def _fail(self, gradient: Any) -> None:
+        self.failures += 1
+        if self.backward:
+            self.handle.remove()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def has_gradients(trainer: AnswerTrainer) -> bool:
+    return any(parameter.grad is not None for parameter in trainer.model.parameters())
+
+
+def results(run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:
+    losses = [record["loss"] for record in files.read_jsonl_log(run.metrics)]
+    return losses, load_file(run.folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_losses_and_weights_are_those_of_the_undisturbed_run(
+    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, backward: bool
+) -> None:
+    straight = run_of(config, tmp_path / "straight")
+    assert ftlib("train", config)[0] == 0
+    first, second = sorted(random.sample(range(6), 2))
+    print(f"memory runs out in steps {first + 1} and {second + 1}")
+    memory = ScarceMemory({first: 2, second: 1}, backward)
+    monkeypatch.setattr(AnswerTrainer, "compute_loss", lambda *given, **more: memory(*given, **more))
+    monkeypatch.setattr(AnswerTrainer, "model_gradients", has_gradients, raising=False)
+    scarce = run_of(config, tmp_path / "scarce")
+    code, _, error = ftlib("train", config)
+    assert code == 0 and memory.failures == 2, error
+    assert "out of GPU memory; going on from the same step with 2 rows at once" in error
+    losses, weights = results(straight)
+    again, same = results(scarce)
+    assert again == pytest.approx(losses, rel=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(same[name], tensor, rtol=1e-3, atol=1e-5)
+    told = [line["micro_batch"] for line in files.read_jsonl_log(scarce.history) if line["event"] == "out of memory"]
+    assert told == [2, 1]
+
+
+def test_a_single_row_that_does_not_fit_is_the_end(
+    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Iterator[None]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run = run_of(config, tmp_path / "runs")
+    monkeypatch.setattr(AnswerTrainer, "compute_loss", never)
+    code, _, error = ftlib("train", config)
+    assert code == 2 and "out of GPU memory with a single row at once" in error and "Traceback" not in error
+    assert not run.done.exists()
+    config.write_text(config.read_text().replace("auto: true", "auto: false"))
+    code, _, error = ftlib("train", config)
+    assert code == 2 and "Set batch.auto: true" in error
+
+
+def test_the_random_state_is_that_of_the_steps_start() -> None:
+    """Each row draws a number; after a failure the step's first rows draw the same ones again."""
+    drawn: list[list[float]] = []
+    halving = Halving()
+
+    def compute(rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        numbers = torch.rand(len(rows["x"]))
+        drawn.append(numbers.tolist())
+        if len(drawn) == 3:
+            raise torch.OutOfMemoryError
+        return numbers.sum()
+
+    torch.manual_seed(1)
+    batch = {"x": torch.zeros(4)}
+    halving.run(0, batch, compute, lambda: None)
+    torch.rand(5)
+    halving.run(1, batch, compute, lambda: None)
+    halving.run(1, batch, compute, lambda: None)
+    assert [len(numbers) for numbers in drawn] == [4, 4, 4, 2, 2, 2, 2]
+    assert drawn[3] + drawn[4] == drawn[1]
