@@ -39,7 +39,7 @@ def find_model(model: Model, site: Site) -> Path:
         if not files.is_complete(folder):
             raise UserError(f"model {model.base} is not in the store ({folder})", remedy)
         return folder
-    if _looks_local(model.base):
+    if looks_local(model.base):
         folder = Path(model.base).expanduser()
         if not folder.is_dir():
             raise UserError(f"model.base: {folder}: no such folder")
@@ -66,7 +66,8 @@ def stage_hub_model(model: Model, site: Site) -> Path:
     return _snapshot(model, site, local_only=False)
 
 
-def _looks_local(base: str) -> bool:
+def looks_local(base: str) -> bool:
+    """Whether a base model's name is a folder's, not one of the hub (owner/name)."""
     return base.startswith(("/", ".", "~")) or base.count("/") != 1 or Path(base).is_dir()
 
 

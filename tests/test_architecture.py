@@ -17,7 +17,7 @@ LEVELS = (
     ("ftlib", "errors", "yaml_core", "files", "site", "console", "config", "config_file", "training_fields",
      "generation_fields", "runs", "environment", "command_line", "preemption", "pinning"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub"),
-    ("models", "training", "evaluation"),
+    ("models", "training", "evaluation", "merging"),
     ("commands",),
     ("__main__",),
 )  # fmt: skip
@@ -115,7 +115,7 @@ def test_readme_says_how_to_begin() -> None:
     assert "make demo" in found and "make test" in found
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/cluster.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/cluster.md", "docs/merging.md"])
 def test_commands_of_the_pages_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for line in commands_in((REPOSITORY / page).read_text()):
