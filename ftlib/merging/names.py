@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-_NESTING = {"base_model", "model", "transformer", "gpt_neox", "vision_model", "module"}
+_NESTING = {"base_layer", "base_model", "model", "transformer", "gpt_neox", "vision_model", "module"}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|position_ids|(?:^|\.)(?:attn|attention)\.(?:masked_)?bias)$")
 _PARTS = {
