@@ -209,11 +209,11 @@ def _plain(schema: type[Section], item: Any, location: yaml_core.Path) -> str:
 def _known_keys(schema: type[Section], location: yaml_core.Path) -> list[str]:
     """The keys of the section that an unknown key stands in."""
     sections: list[type[BaseModel]] = [schema]
-    for name in location[:-1]:
+    for name in [name for name in location[:-1] if isinstance(name, str)]:
         inner = []
         for section in sections:
             if name in section.model_fields:
-                annotation = section.model_fields[str(name)].annotation
+                annotation = section.model_fields[name].annotation
                 candidates = get_args(annotation) or (annotation,)
                 inner += [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
         sections = inner

@@ -49,21 +49,26 @@ def find_source(text: str, revision: str | None, site: Site) -> Source:
         UserError: not there, or nothing that can be merged.
     """
     folder = _locate(text, revision, site)
-    run = next((Run(each) for each in (folder, folder.parent) if (each / "config.yaml").is_file()), None)
     trained_on = None
-    if run:
+    if run := _run_of(folder):
         config = load_experiment(run.config_file, [], site).config
         trained_on = (config.model.base, config.model.revision)
-        if folder == run.folder:
-            folder = run.result(config.adapter.method)
+        folder = run.result(config.adapter.method)
         if not run.done.exists():
             raise UserError(f"{text}: not trained yet", "Run `ftlib train` first.")
     if not (folder / "adapter_config.json").is_file():
         weight_files(folder)
         return Source(text, folder, "model", trained_on)
-    config_file = files.read_json(folder / "adapter_config.json")
-    named = (config_file.get("base_model_name_or_path"), config_file.get("revision"))
+    settings = files.read_json(folder / "adapter_config.json")
+    named = (settings.get("base_model_name_or_path"), settings.get("revision"))
     return Source(text, folder, "adapter", trained_on or (named if named[0] else None))
+
+
+def _run_of(folder: Path) -> Run | None:
+    """The run that a folder is, or that it is the result of."""
+    run = Run(folder.parent if folder.name in ("adapter", "model") else folder)
+    own = run.config_file.is_file() and not any(run.folder.glob("*.safetensors"))
+    return run if own and (run.folder == folder or run.done.exists()) else None
 
 
 def _locate(text: str, revision: str | None, site: Site) -> Path:

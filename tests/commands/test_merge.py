@@ -325,22 +325,20 @@ from ftlib.merging import stream, tensors
 stream.SHARD_BYTES = 100
 close = tensors.Shard.close
 def slow(shard):
-    time.sleep({seconds})
+    time.sleep(1)
     close(shard)
 tensors.Shard.close = slow
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", SCRIPT.format(seconds=seconds), *command(folder, "a", "b")]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+"""A merge of one weight a shard that takes a second for each."""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGUSR1, EXIT_AGAIN)])
-def test_killed_in_the_middle_it_goes_on_with_the_missing_shards(folder: Path, number: int, code: int) -> None:
-    process = start(folder, seconds=1)
-    partial = folder / "out.partial"
+def test_killed_in_the_middle_it_goes_on_with_the_missing_shards(
+    folder: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    words, partial = command(folder, "a", "b"), folder / "out.partial"
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list(partial.glob("model-*.json"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
@@ -352,14 +350,13 @@ def test_killed_in_the_middle_it_goes_on_with_the_missing_shards(folder: Path, n
     there = {path.name.replace(".json", ".safetensors") for path in partial.glob("model-*.json")}
     kept = {name: (partial / name).stat().st_ino for name in there}
     assert 2 <= len(kept) < 7
-    again = start(folder, seconds=0)
-    error = again.communicate(timeout=120)[1]
-    assert again.returncode == 0 and f"going on: {len(kept)} of 7 shards are there" in error
+    monkeypatch.setattr(stream, "SHARD_BYTES", 100)
+    code, _, error = ftlib(*words)
+    assert code == 0 and f"going on: {len(kept)} of 7 shards are there" in error
     assert {name: (folder / "out" / name).stat().st_ino for name in kept} == kept
     assert not partial.exists()
     (folder / "out").rename(folder / "first")
-    straight = start(folder, seconds=0)
-    assert straight.wait(timeout=120) == 0
+    assert ftlib(*words)[0] == 0
     for path in (folder / "first").glob("model*"):
         assert path.read_bytes() == (folder / "out" / path.name).read_bytes(), path.name
 
@@ -384,8 +381,8 @@ def test_what_is_left_of_another_merge_is_not_taken(
 
 
 def test_the_stated_memory_holds(tmp_path: Path, store: Path) -> None:
-    """240 MB of weights; the peak stays below what was said, and what was said far below the files."""
-    shapes = {"model.layers.0.up.weight": (4096, 4096), "model.embed_tokens.weight": (20000, 1024)}
+    """An embedding matrix in row blocks; the peak stays below what was said: less than one float32 copy of it."""
+    shapes = {"model.layers.0.up.weight": (1024, 4096), "model.embed_tokens.weight": (24000, 1024)}
     for seed, name in enumerate(("base", "a", "b")):
         draw = torch.Generator().manual_seed(seed)
         (tmp_path / name).mkdir()
@@ -398,4 +395,4 @@ def test_the_stated_memory_holds(tmp_path: Path, store: Path) -> None:
     measured = float(lines[-1].split()[-2])
     import_alone = "import torch, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     torch_alone = int(subprocess.check_output([sys.executable, "-c", import_alone])) / 2**20
-    assert measured <= said <= torch_alone + 0.25
+    assert measured <= said <= torch_alone + 0.15
