@@ -8,6 +8,7 @@ drops weights of an update by chance and scales the rest by 1/density (Yu et al.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -43,16 +44,19 @@ class Trim:
 
     def __call__(self, update: Tensor) -> Tensor:
         """The next block of the update with zeros for what is dropped; blocks must come in order."""
-        size = update.abs()
+        kept = torch.nn.functional.hardshrink(update, self._below)  # in one pass, unlike a mask
         if self.equal is None:
-            return update * (size >= self.threshold)
-        keep = size > self.threshold
-        same = size == self.threshold
-        count = int(same.count_nonzero())
-        if count > self.equal:
-            same &= same.flatten().cumsum(0).view(same.shape) <= self.equal
-        self.equal = max(0, self.equal - count)
-        return update * (keep | same)
+            return kept
+        same = update.abs() == self.threshold
+        order = same.flatten().cumsum(0).view(same.shape)
+        kept.masked_fill_(same & (order > self.equal), 0)
+        self.equal = max(0, self.equal - int(order.flatten()[-1]))
+        return kept
+
+    @functools.cached_property
+    def _below(self) -> float:
+        """The next smaller number: what is larger than that is kept."""
+        return float(np.nextafter(np.float32(self.threshold), np.float32(0)))
 
 
 def trim_to(blocks: Blocks, keep: int) -> Trim:
@@ -60,21 +64,22 @@ def trim_to(blocks: Blocks, keep: int) -> Trim:
     return Trim(*kth_magnitude(lambda low: count_blocks(blocks(), low), keep))
 
 
-def kth_magnitude(count: Callable[[int | None], Tensor], k: int) -> tuple[float, int]:
+def kth_magnitude(count: Callable[[int | None], Tensor], k: int) -> tuple[float, int | None]:
     """The k-th largest magnitude, without sorting: non-negative float32 are ordered as the integers of their bits.
 
     Args:
         count: counts of magnitudes by their high bits (None), or by their low bits among those with given high bits.
 
     Returns:
-        The magnitude, and how many entries equal to it belong to the k largest.
+        The magnitude, and how many entries equal to it belong to the k largest; None: all of them.
     """
     if k == 0:
         return math.inf, 0
     high, left = _bucket(count(None), k)
-    low, left = _bucket(count(high), left)
+    counts = count(high)
+    low, left = _bucket(counts, left)
     bits = np.array([high << _LOW_BITS | low], dtype=np.int32)
-    return float(bits.view(np.float32)[0]), left
+    return float(bits.view(np.float32)[0]), None if left == counts[low] else left
 
 
 def _bucket(counts: Tensor, k: int) -> tuple[int, int]:
@@ -136,10 +141,10 @@ def elect(
     sign = elected_sign(weighted_sum(updates, weights), tie)
     total, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
     for update, weight in zip(updates, weights, strict=True):
-        along = update * sign * weight
+        along = (update * sign).mul_(weight).clamp_min_(0)
+        total += along
         if normalize != "none":
-            divisor.add_(along > 0, alpha=weight if normalize == "weights" else 1.0)
-        total += along.clamp_min_(0)
+            divisor.add_(along.sign_(), alpha=weight if normalize == "weights" else 1.0)
     total *= sign
     if normalize != "none":
         total /= divisor.masked_fill_(divisor == 0, 1.0)
