@@ -159,7 +159,7 @@ def _copy_beside(base: Path, folder: Path, weights: Sequence[Weight]) -> None:
     """Config, tokenizer and processor of the base; the config names the type that the weights are written in."""
     for pattern in _BESIDE:
         for path in base.glob(pattern):
-            if path.name not in (INDEX, files.MARKER, RECORD):
+            if not path.name.endswith(".index.json") and path.name not in (files.MARKER, RECORD):
                 shutil.copyfile(path, folder / path.name)
     config_file = folder / "config.json"
     if not config_file.is_file():

@@ -1,9 +1,9 @@
 """Time and memory of TIES on checkpoints of PaliGemma-3B's shape: ftlib against mergekit, one after the other.
 
-    python -m tests.benchmarks.merging [FOLDER]
+    python -m tests.benchmarks.merging [FOLDER [SHARE]]
 
-Made in FOLDER (default: a temporary one; 35 GB) are a base and two models of random bfloat16 weights in shards. Each
-side is a process of its own with the same cores; files are in the page cache as far as it holds them.
+Made in FOLDER (default: a temporary one; 35 GB) are a base and two models of random bfloat16 weights in shards; with
+SHARE (1) only that share of the layers and of the vocabulary. Each side is a process of its own with the same cores; files are in the page cache as far as it holds them.
 mergekit comes from the package registry into an environment of its own; a ready one is named by FTLIB_MERGEKIT (its
 bin folder). The results are compared on rows of every tensor; they differ by mergekit's rounding of updates.
 """
@@ -25,15 +25,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 MERGEKIT = "mergekit==0.1.5"
-LAYERS, VISION_LAYERS = 18, 27
-WIDTH, INNER, HEAD, WORDS = 2048, 16384, 256, 257152
+SHARE = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
+LAYERS, VISION_LAYERS, WORDS = (max(1, round(SHARE * whole)) for whole in (18, 27, 257152))
+WIDTH, INNER, HEAD = 2048, 16384, 256
 VISION, VISION_INNER = 1152, 4304
 SHARD_BYTES = 5 * 10**9
 DENSITY = 0.3
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """PaliGemma-3B-pt-448's weights under the names of its released files."""
+    """PaliGemma-3B-pt-448's weights under the names of its released files; of its layers and words, a share."""
     text, vision = "language_model.model", "vision_tower.vision_model"
     found: dict[str, tuple[int, ...]] = {f"{text}.embed_tokens.weight": (WORDS, WIDTH), f"{text}.norm.weight": (WIDTH,)}
     for layer in (f"{text}.layers.{number}" for number in range(LAYERS)):
@@ -93,14 +94,14 @@ def read(folder: Path, name: str, rows: int | None = None) -> torch.Tensor:
     raise KeyError(name)
 
 
-def run(words: list[str]) -> tuple[float, float]:
-    """(seconds, GiB of memory at the peak) of a process."""
+def run(words: list[str]) -> tuple[float, float, float]:
+    """(seconds, seconds of all cores together, GiB of memory at the peak) of a process."""
     began = time.monotonic()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{words[:3]} failed with status {status}")
-    return time.monotonic() - began, usage.ru_maxrss / 2**20
+    return time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
 def mergekit_bin(folder: Path) -> Path:
@@ -139,10 +140,10 @@ def measure(folder: Path) -> None:
     parts = [word for part in ("vision", "projector", "embeddings") for word in ("--part", f"{part}=merged")]
     words = ["merge", "--base", base, "--model", *models, "--weight", 0.5, 0.5, "--method", "ties", *parts]
     ours = run([sys.executable, "-m", "ftlib", *map(str, [*words, "--density", DENSITY, "-o", folder / "ftlib"])])
-    print(f"ftlib:    {ours[0]:6.1f} s, {ours[1]:5.2f} GiB", flush=True)
+    print(f"ftlib:    {ours[0]:6.1f} s, {ours[1]:6.1f} s of computing, {ours[2]:5.2f} GiB", flush=True)
     theirs = run([str(tool / "mergekit-yaml"), str(folder / "mergekit.yml"), str(folder / "merged")])
-    print(f"mergekit: {theirs[0]:6.1f} s, {theirs[1]:5.2f} GiB ({MERGEKIT})")
-    print(f"ratio:    {theirs[0] / ours[0]:6.2f} ×, {theirs[1] / ours[1]:5.2f} ×")
+    print(f"mergekit: {theirs[0]:6.1f} s, {theirs[1]:6.1f} s of computing, {theirs[2]:5.2f} GiB ({MERGEKIT})")
+    print("ratios:   " + ", ".join(f"{their / our:.2f}" for our, their in zip(ours, theirs, strict=True)))
     print(f"largest difference: {largest_difference(folder):.4f} of the weights' standard deviation")
     print(f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}")
 
