@@ -3,9 +3,10 @@
     python -m tests.benchmarks.merging [FOLDER [SHARE]]
 
 Made in FOLDER (default: a temporary one; 35 GB) are a base and two models of random bfloat16 weights in shards; with
-SHARE (1) only that share of the layers and of the vocabulary. Each side is a process of its own with the same cores; files are in the page cache as far as it holds them.
-mergekit comes from the package registry into an environment of its own; a ready one is named by FTLIB_MERGEKIT (its
-bin folder). The results are compared on rows of every tensor; they differ by mergekit's rounding of updates.
+SHARE (1) only that share of the layers and of the vocabulary. Each side is a process of its own with the same cores;
+files are in the page cache as far as it holds them. mergekit comes from the package registry into an environment of
+its own; a ready one is named by FTLIB_MERGEKIT (its bin folder). The results are compared on rows of every tensor; they
+differ by mergekit's rounding of updates.
 """
 
 from __future__ import annotations
