@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train, or go on training",
     "evaluate": "ask a model every question of a split and score its answers",
     "score": "score result files of a dataset's own format; no model, no GPU",
+    "merge": "merge fine-tuned models or adapters into one",
     "predict": "one answer to one question",
     "chat": "an interactive session with a trained run",
     "report": "one self-contained HTML page about a run",

@@ -12,17 +12,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftlib import training_fields, yaml_core
-from ftlib.config import Config, identity_fields
+from ftlib.config import Config, Section, identity_fields
 from ftlib.errors import UserError
 from ftlib.files import fingerprint
 from ftlib.site import Site
 
+S = TypeVar("S", bound=Section)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY", re.IGNORECASE)
 _COMMAND_LINE = "command line"
@@ -66,11 +67,38 @@ def load_experiment(
     _override(data, overrides, places)
     faults: list[tuple[yaml_core.Path, str]] = []
     movable = _expand(data, (), {**environment, "store": "${store}"}, faults)
-    config = _validate(_expand(movable, (), {"store": str(site.store)}, []), faults)
-    if faults or config is None:
-        raise UserError("\n".join(_line_of(places, str(path), key, message) for key, message in faults))
+    expanded = _expand(movable, (), {"store": str(site.store)}, [])
+    if isinstance(expanded.get("training"), dict):
+        faults += [(("training", name), message) for name, message in training_fields.faults(expanded["training"])]
+    config = _validate(Config, expanded, faults, places, str(path))
     raw = Config.model_validate(movable).model_dump()
     return Experiment(config=config, raw=raw, identity=fingerprint(identity_fields(raw))[:12])
+
+
+def load_section(
+    schema: type[S], path: Path, overrides: Sequence[str], site: Site, environment: Mapping[str, str] = os.environ
+) -> S:
+    """Read and check a file that is no experiment but follows the same rules.
+
+    Raises:
+        UserError: every fault found, one a line.
+    """
+    data, lines = _read(path)
+    places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
+    _override(data, overrides, places)
+    faults: list[tuple[yaml_core.Path, str]] = []
+    return _validate(
+        schema, _expand(data, (), {**environment, "store": str(site.store)}, faults), faults, places, str(path)
+    )
+
+
+def check_section(schema: type[S], data: dict[str, Any]) -> S:
+    """Check fields that come from the command line.
+
+    Raises:
+        UserError: every fault found, one a line.
+    """
+    return _validate(schema, data, [], {}, _COMMAND_LINE)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[yaml_core.Path, int]]:
@@ -124,17 +152,23 @@ def _expand(value: Any, path: yaml_core.Path, variables: Mapping[str, str], faul
     return _VARIABLE.sub(lambda match: variables.get(match[1], match[0]), value)
 
 
-def _validate(data: dict[str, Any], faults: list[tuple[yaml_core.Path, str]]) -> Config | None:
-    training = data.get("training")
-    if isinstance(training, dict):
-        faults += [(("training", name), message) for name, message in training_fields.faults(training)]
+def _validate(
+    schema: type[S],
+    data: dict[str, Any],
+    faults: list[tuple[yaml_core.Path, str]],
+    places: Mapping[yaml_core.Path, str],
+    source: str,
+) -> S:
+    """The checked section; `faults` found before are told together with its own."""
     try:
-        return Config.model_validate(data)
+        section = schema.model_validate(data)
+        if not faults:
+            return section
     except ValidationError as error:
         for item in error.errors():
             location = _without_union_tag(item["loc"])
-            faults.append((location, _plain(item, location)))
-    return None
+            faults.append((location, _plain(schema, item, location)))
+    raise UserError("\n".join(_line_of(places, source, key, message) for key, message in faults))
 
 
 def _without_union_tag(location: tuple[int | str, ...]) -> yaml_core.Path:
@@ -144,10 +178,10 @@ def _without_union_tag(location: tuple[int | str, ...]) -> yaml_core.Path:
     return location
 
 
-def _plain(item: Any, location: yaml_core.Path) -> str:
+def _plain(schema: type[Section], item: Any, location: yaml_core.Path) -> str:
     kind, context, value = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1)
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(schema, location), n=1)
         return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
     if kind == "value_error":
         return str(context["error"]) + ("" if isinstance(value, dict) else f", got {value!r}")
@@ -172,10 +206,10 @@ def _plain(item: Any, location: yaml_core.Path) -> str:
     return f"{plain.get(kind, item['msg'])}, got {value!r}"
 
 
-def _known_keys(location: yaml_core.Path) -> list[str]:
+def _known_keys(schema: type[Section], location: yaml_core.Path) -> list[str]:
     """The keys of the section that an unknown key stands in."""
-    sections: list[type[BaseModel]] = [Config]
-    for name in (name for name in location[:-1] if isinstance(name, str)):
+    sections: list[type[BaseModel]] = [schema]
+    for name in [name for name in location[:-1] if isinstance(name, str)]:
         inner = []
         for section in sections:
             if name in section.model_fields:
@@ -183,9 +217,9 @@ def _known_keys(location: yaml_core.Path) -> list[str]:
                 candidates = get_args(annotation) or (annotation,)
                 inner += [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
         sections = inner
-    return [key for section in sections for key in section.model_fields]
+    return [field.alias or key for section in sections for key, field in section.model_fields.items()]
 
 
-def _line_of(places: dict[yaml_core.Path, str], source: str, key: yaml_core.Path, message: str) -> str:
+def _line_of(places: Mapping[yaml_core.Path, str], source: str, key: yaml_core.Path, message: str) -> str:
     place = next((places[key[:length]] for length in range(len(key), 0, -1) if key[:length] in places), source)
     return f"{place}: {'.'.join(map(str, key)) or 'config'}: {message}"

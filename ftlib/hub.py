@@ -47,7 +47,7 @@ def find_model(model: Model, site: Site) -> Path:
         if not files.is_complete(folder):
             raise UserError(f"model {model.base} is not in the store ({folder})", remedy)
         return folder
-    if _looks_local(model.base):
+    if looks_local(model.base):
         folder = Path(model.base).expanduser()
         if not folder.is_dir():
             raise UserError(f"model.base: {folder}: no such folder")
@@ -79,7 +79,8 @@ def stage_hub_model(model: Model, site: Site) -> Path:
     raise UserError(f"model {model.base}: no weights in it; looked for {looked_for}")
 
 
-def _looks_local(base: str) -> bool:
+def looks_local(base: str) -> bool:
+    """Whether a base model's name is a folder's, not one of the hub (owner/name)."""
     return base.startswith(("/", ".", "~")) or base.count("/") != 1 or Path(base).is_dir()
 
 

@@ -18,7 +18,7 @@ LEVELS = (
      "config_data", "config_file", "training_fields", "generation_fields", "runs", "environment", "command_line",
      "preemption", "pinning"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub"),
-    ("models", "training", "evaluation", "memory"),
+    ("models", "training", "evaluation", "memory", "merging"),
     ("commands",),
     ("__main__",),
 )  # fmt: skip
@@ -116,9 +116,7 @@ def test_readme_says_how_to_begin() -> None:
     assert "make demo" in found and "make test" in found
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/data.md", "docs/evaluation.md", "docs/cluster.md", "docs/methods.md"]
-)
+@pytest.mark.parametrize("page", ["README.md", *[f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")]])
 def test_commands_of_the_pages_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for line in commands_in((REPOSITORY / page).read_text()):

@@ -1,0 +1,179 @@
+"""The formulas of merging, on blocks of float32 updates; nothing here knows of files or models.
+
+An update Δ is a model's weights minus the base's. `linear` is the weighted average of the models (Wortsman et al.
+2022, arXiv:2203.05482), `task_arithmetic` base + λ Σ wΔ (Ilharco et al. 2023, arXiv:2212.04089), `ties` trims every
+update, elects a sign for every weight and averages what agrees with it (Yadav et al. 2023, arXiv:2306.01708), DARE
+drops weights of an update by chance and scales the rest by 1/density (Yu et al. 2024, arXiv:2311.03099).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftlib.merging.recipe import Normalize
+
+_LOW_BITS = 16
+BUCKETS = 1 << _LOW_BITS
+"""How many values the high bits of a magnitude may have, and the low ones."""
+
+_COLINEAR = 0.9995
+"""Cosine from which on slerp goes straight: the sine of the angle would divide by almost nothing."""
+
+Blocks = Callable[[], Iterable[Tensor]]
+"""Called once for every pass over an update; gives it block by block."""
+
+
+@dataclass
+class Trim:
+    """Keeps the entries of an update above a magnitude, and the first `equal` of those that are equal to it.
+
+    Attributes:
+        equal: None keeps them all.
+    """
+
+    threshold: float
+    equal: int | None
+
+    def __call__(self, update: Tensor) -> Tensor:
+        """The next block of the update with zeros for what is dropped; blocks must come in order."""
+        kept = torch.nn.functional.hardshrink(update, self._below)  # in one pass, unlike a mask
+        if self.equal is None:
+            return kept
+        same = update.abs() == self.threshold
+        order = same.flatten().cumsum(0).view(same.shape)
+        kept.masked_fill_(same & (order > self.equal), 0)
+        self.equal = max(0, self.equal - int(order.flatten()[-1]))
+        return kept
+
+    @functools.cached_property
+    def _below(self) -> float:
+        """The next smaller number: what is larger than that is kept."""
+        return float(np.nextafter(np.float32(self.threshold), np.float32(0)))
+
+
+def trim_to(blocks: Blocks, keep: int) -> Trim:
+    """What keeps exactly the `keep` entries of largest magnitude, the first ones of equals."""
+    return Trim(*kth_magnitude(lambda low: count_blocks(blocks(), low), keep))
+
+
+def kth_magnitude(count: Callable[[int | None], Tensor], k: int) -> tuple[float, int | None]:
+    """The k-th largest magnitude, without sorting: non-negative float32 are ordered as the integers of their bits.
+
+    Args:
+        count: counts of magnitudes by their high bits (None), or by their low bits among those with given high bits.
+
+    Returns:
+        The magnitude, and how many entries equal to it belong to the k largest; None: all of them.
+    """
+    if k == 0:
+        return math.inf, 0
+    high, left = _bucket(count(None), k)
+    counts = count(high)
+    low, left = _bucket(counts, left)
+    bits = np.array([high << _LOW_BITS | low], dtype=np.int32)
+    return float(bits.view(np.float32)[0]), None if left == counts[low] else left
+
+
+def _bucket(counts: Tensor, k: int) -> tuple[int, int]:
+    """The bucket, from the top, that the k-th entry lies in, and its number within that bucket."""
+    from_top = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, k))
+    above = int(from_top[place - 1]) if place else 0
+    return len(counts) - 1 - place, k - above
+
+
+def count_blocks(blocks: Iterable[Tensor], high: int | None) -> Tensor:
+    """`count_magnitudes` over many blocks."""
+    total = torch.zeros(BUCKETS, dtype=torch.int64)
+    for block in blocks:
+        total += count_magnitudes(block, high)
+    return total
+
+
+def count_magnitudes(update: Tensor, high: int | None) -> Tensor:
+    """How many magnitudes have each value of their high 16 bits, or of the low 16 among those with high bits `high`."""
+    bits = update.abs().flatten().view(torch.int32)
+    upper = bits >> _LOW_BITS
+    if high is None:
+        return torch.bincount(upper, minlength=BUCKETS)
+    return torch.bincount(bits[upper == high] & (BUCKETS - 1), minlength=BUCKETS)
+
+
+class Drop:
+    """DARE: drops entries of an update by chance, the same ones for a seed, model and name on every machine."""
+
+    def __init__(self, density: float, seed: int, model: int, name: str) -> None:
+        digest = hashlib.sha256(f"{seed} {model} {name}".encode()).digest()
+        self._random = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+        self._density = density
+
+    def __call__(self, update: Tensor) -> Tensor:
+        """The next block of the update; blocks must come in order."""
+        keep = torch.from_numpy(self._random.random(update.numel(), dtype=np.float32) < self._density)
+        return update * keep.view(update.shape) / self._density
+
+
+def weighted_sum(updates: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """Σ c Δ."""
+    total = updates[0] * coefficients[0]
+    for update, coefficient in zip(updates[1:], coefficients[1:], strict=True):
+        total.add_(update, alpha=coefficient)
+    return total
+
+
+def elect(
+    updates: Sequence[Tensor], weights: Sequence[float], normalize: Normalize, scale: float, tie: int = 1
+) -> Tensor:
+    """TIES on trimmed updates: the sum of those wΔ that have the sign of Σ wΔ.
+
+    Args:
+        normalize: what it is divided by: the agreeing models' weights or their count, entry by entry, or nothing.
+        tie: the sign, 1 or -1, where Σ wΔ is zero.
+    """
+    sign = elected_sign(weighted_sum(updates, weights), tie)
+    total, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
+    for update, weight in zip(updates, weights, strict=True):
+        along = (update * sign).mul_(weight).clamp_min_(0)
+        total += along
+        if normalize != "none":
+            divisor.add_(along.sign_(), alpha=weight if normalize == "weights" else 1.0)
+    total *= sign
+    if normalize != "none":
+        total /= divisor.masked_fill_(divisor == 0, 1.0)
+    return total.mul_(scale) if scale != 1 else total
+
+
+def elected_sign(total: Tensor, tie: int) -> Tensor:
+    """1 or -1 for every entry."""
+    positive = total >= 0 if tie > 0 else total > 0
+    return positive.to(torch.float32).mul_(2).sub_(1)
+
+
+def coefficients(weights: Sequence[float], normalize: Normalize, scale: float) -> list[float]:
+    """What every update is multiplied by in a sum without election."""
+    divisor = {"weights": sum(weights), "count": float(len(weights)), "none": 1.0}[normalize]
+    return [scale * weight / divisor for weight in weights]
+
+
+def slerp_coefficients(share: float, dot: float, norm_a: float, norm_b: float) -> tuple[float, float]:
+    """What two weight tensors are multiplied by to go `share` of the way from the first to the second on an arc.
+
+    As in mergekit: the angle is that between the whole tensors, their lengths are not normalised in the result
+    (Shoemake 1985, doi:10.1145/325165.325242).
+
+    Args:
+        dot: of the two tensors; `norm_a`, `norm_b`: their lengths.
+    """
+    cosine = dot / (norm_a * norm_b) if norm_a and norm_b else 1.0
+    if abs(cosine) > _COLINEAR:
+        return 1 - share, share
+    angle = math.acos(cosine)
+    return math.sin((1 - share) * angle) / math.sin(angle), math.sin(share * angle) / math.sin(angle)

@@ -1,0 +1,102 @@
+"""Two adapters that learned to read digits and to tell odd from even merge over their base. Run by `make long`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlib import console
+from tests.conftest import read_lines
+
+Ftlib = Callable[..., tuple[int, str, str]]
+TASKS = {
+    "size": ("is it below five?", lambda digit: "yes" if digit < 5 else "no"),
+    "digit": ("which digit is this?", str),
+    "parity": ("is it odd or even?", lambda digit: "odd" if digit % 2 else "even"),
+}
+METHODS: dict[str, list[str]] = {
+    "linear": [],
+    "task_arithmetic": [],
+    "ties": ["--density", "0.5", "--lambda", "1"],
+    "dare_linear": ["--density", "0.5"],
+    "dare_ties": ["--density", "0.5"],
+    "layerswap": ["--layer", "0"],
+    "slerp": [],
+}
+CONFIG = """\
+name: {task}
+task: classify
+model: {{family: paligemma, base: "{base}"}}
+adapter: {adapter}
+data: {{source: jsonl, root: "{root}", split: {{valid: 0.1, test: 0.25, seed: 0}}}}
+training: {{num_train_epochs: {epochs}, per_device_train_batch_size: 32, learning_rate: {rate}, warmup_steps: 0.1,
+  lr_scheduler_type: cosine}}
+evaluation: {{splits: [test], max_new_tokens: 5, batch_size: 128}}
+"""
+
+
+def make_tasks(root: Path) -> None:
+    """The same images with three questions."""
+    from ftlib.data.digits import make_digits
+
+    for task, (prompt, answer) in TASKS.items():
+        folder = root / task
+        folder.mkdir(parents=True)
+        make_digits(folder)
+        rows = [
+            {**row, "prefix": prompt, "suffix": answer(int(str(row["suffix"])))}
+            for row in read_lines(folder / "data.jsonl")
+        ]
+        (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.long
+def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib: Ftlib) -> None:
+    make_tasks(tmp_path / "data")
+
+    def done(*words: object) -> str:
+        code, out, error = ftlib(*words)
+        assert code == 0, error
+        return out
+
+    def config(task: str, base: object, adapter: str, epochs: int, rate: float) -> Path:
+        path = tmp_path / f"{task}.yaml"
+        root = tmp_path / "data" / task
+        path.write_text(CONFIG.format(task=task, base=base, adapter=adapter, root=root, epochs=epochs, rate=rate))
+        return path
+
+    def trained(path: Path) -> Path:
+        done("prepare", path)
+        return Path(done("train", path).strip().splitlines()[-1])
+
+    first = config("size", "ftlib/tiny-paligemma", "{method: full}", 10, 1e-3)
+    done("stage", first)
+    base = tmp_path / "base"
+    shutil.copytree(trained(first) / "model", base)
+    lora = "{method: lora, r: 16, alpha: 32, freeze: []}"
+    paths = {task: config(task, base, lora, 10, 3e-3) for task in ("digit", "parity")}
+    adapters = [trained(path) for path in paths.values()]
+
+    def scores(model: Path) -> list[float]:
+        found: list[dict[str, Any]] = []
+        for path in paths.values():
+            found += json.loads(done("evaluate", path, f"model.base={model}", "--before", "--json"))
+        return [each["value"] for each in found]
+
+    def merged(name: str, method: str, models: list[Path], *words: str) -> Path:
+        out = tmp_path / name
+        parts = ["--part", "vision=merged", "--part", "projector=merged"]
+        done("merge", "--base", base, "--model", *models, "--method", method, *words, *parts, "-o", out)
+        return out
+
+    values = {"base": scores(base)}
+    values["a (digit)"] = scores(merged("a", "linear", adapters[:1]))
+    values["b (parity)"] = scores(merged("b", "linear", adapters[1:]))
+    values.update({name: scores(merged(name, name, adapters, *words)) for name, words in METHODS.items()})
+    rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in values.items()]
+    print(f"\n{console.table(['model', 'digit', 'parity'], rows)}", flush=True)
