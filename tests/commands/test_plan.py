@@ -40,8 +40,8 @@ def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib)
     assert ftlib("prepare", config)[0] == 0
     code, out, error = ftlib("plan", config, "--json")
     facts = json.loads(out)
-    # 4 of image, bos, newline, one digit, eos
-    assert code == 0 and facts["rows"] == {"tokens": 8, "answer": 2, "assumed": False}
+    # 4 of image, bos, 20 of prompt, newline, one digit, eos
+    assert code == 0 and facts["rows"] == {"tokens": 28, "answer": 2, "assumed": False}
     assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: name one" in error
 
 
