@@ -25,6 +25,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ftlib.merging.names import canonical
+
 MERGEKIT = "mergekit==0.1.5"
 SHARE = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
 LAYERS, VISION_LAYERS, WORDS = (max(1, round(SHARE * whole)) for whole in (18, 27, 257152))
@@ -90,8 +92,9 @@ def read(folder: Path, name: str, rows: int | None = None) -> torch.Tensor:
     """A tensor of a model, or its first rows, under any of its names."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            if name in file.keys():  # noqa: SIM118 - no mapping
-                return file.get_tensor(name) if rows is None else file.get_slice(name)[:rows]
+            for stored in file.keys():  # noqa: SIM118 - no mapping
+                if canonical(stored) == canonical(name):
+                    return file.get_tensor(stored) if rows is None else file.get_slice(stored)[:rows]
     raise KeyError(name)
 
 
