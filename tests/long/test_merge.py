@@ -103,3 +103,6 @@ def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib
     values.update({name: scores(merged(name, name, adapters, *words)) for name, words in METHODS.items()})
     rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in values.items()]
     print(f"\n{console.table(['model', 'digit', 'parity'], rows)}", flush=True)
+    assert values["a (digit)"][0] > values["base"][0] and values["b (parity)"][1] > values["base"][1]
+    both = {name: min(pair) for name, pair in values.items()}
+    assert max(both[name] for name in METHODS) > max(both[name] for name in values if name not in METHODS)
