@@ -25,11 +25,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ftlib.merging.names import canonical
+
 MERGEKIT = "mergekit==0.1.5"
 SHARE = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
 LAYERS, VISION_LAYERS, WORDS = (max(1, round(SHARE * whole)) for whole in (18, 27, 257152))
 WIDTH, INNER, HEAD = 2048, 16384, 256
 VISION, VISION_INNER = 1152, 4304
+ARCHITECTURE = "BareWeights"
+"""A name that mergekit does not know, so that it looks at the files: under PaliGemma's own it passes nearly all by."""
+
 SHARD_BYTES = 5 * 10**9
 DENSITY = 0.3
 
@@ -80,7 +85,7 @@ def make_model(folder: Path, seed: int, base: Path | None) -> None:
         weight_map[name] = f"model-{len(shards):05d}.safetensors"
     save_file(shards[-1], folder / f"model-{len(shards):05d}.safetensors", {"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config = {"architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma", "dtype": "bfloat16"}
+    config = {"architectures": [ARCHITECTURE], "model_type": "paligemma", "dtype": "bfloat16"}
     text = {"model_type": "gemma", "num_hidden_layers": LAYERS, "vocab_size": WORDS, "hidden_size": WIDTH}
     vision = {"model_type": "siglip_vision_model", "num_hidden_layers": VISION_LAYERS, "hidden_size": VISION}
     (folder / "config.json").write_text(json.dumps({**config, "text_config": text, "vision_config": vision}))
@@ -90,8 +95,9 @@ def read(folder: Path, name: str, rows: int | None = None) -> torch.Tensor:
     """A tensor of a model, or its first rows, under any of its names."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            if name in file.keys():  # noqa: SIM118 - no mapping
-                return file.get_tensor(name) if rows is None else file.get_slice(name)[:rows]
+            for stored in file.keys():  # noqa: SIM118 - no mapping
+                if canonical(stored) == canonical(name):
+                    return file.get_tensor(stored) if rows is None else file.get_slice(stored)[:rows]
     raise KeyError(name)
 
 
