@@ -93,9 +93,14 @@ class Run:
         files.write_json(self.environment, [*earlier, {"time": round(time.time(), 3), **environment}])
 
 
+def run_of(experiment: Experiment, site: Site) -> Run:
+    """The run folder of an experiment, which need not be there."""
+    return Run(site.runs / experiment.config.name / experiment.identity)
+
+
 def open_run(experiment: Experiment, site: Site) -> Run:
     """The run folder of an experiment, made if need be, with its resolved config in it."""
-    run = Run(site.runs / experiment.config.name / experiment.identity)
+    run = run_of(experiment, site)
     text = experiment.to_yaml()
     if not run.config_file.exists() or run.config_file.read_text(encoding="utf-8") != text:
         files.write_text(run.config_file, text)
@@ -194,7 +199,7 @@ def _identify() -> dict[str, Any]:
     return {
         "host": _host(),
         "pid": pid,
-        "started": _process_start(pid),
+        "started": process_start(pid),
         "job": _job(),
         "token": uuid.uuid4().hex,
     }
@@ -210,7 +215,7 @@ def _job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def _process_start(pid: int) -> str | None:
+def process_start(pid: int) -> str | None:
     """When a process of this host started, in clock ticks since boot; None if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -266,7 +271,7 @@ def _read_owner(path: Path) -> dict[str, Any] | None:
 
 def _is_alive(owner: dict[str, Any], path: Path, proposal: Path) -> bool:
     if owner["host"] == _host():
-        return _process_start(owner["pid"]) == owner["started"]
+        return process_start(owner["pid"]) == owner["started"]
     if owner["job"] is not None and owner["job"] == _job():
         return False
     os.utime(proposal)
