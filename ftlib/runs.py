@@ -21,7 +21,7 @@ from typing import Any
 
 from ftlib import files
 from ftlib.config_file import Experiment
-from ftlib.errors import EXIT_FAILURE, UserError
+from ftlib.errors import EXIT_FAILURE, Busy, UserError
 from ftlib.site import Site
 
 HEARTBEAT_SECONDS = 10
@@ -177,7 +177,7 @@ def owned(folder: Path) -> Iterator[None]:
     `STALE_SECONDS` by the storage's own clock. No file locks: on shared storage they may do nothing.
 
     Raises:
-        UserError: another living process owns the folder.
+        Busy: another living process owns the folder.
     """
     path = folder / "owner.json"
     me = _identify()
@@ -192,6 +192,12 @@ def owned(folder: Path) -> Iterator[None]:
         beat.join()
         if _read_owner(path) == me:
             path.unlink(missing_ok=True)
+
+
+def owned_by_this_job(folder: Path) -> bool:
+    """Whether a task of this very Slurm job owns a folder."""
+    owner = _read_owner(folder / "owner.json")
+    return owner is not None and owner["job"] == _job()
 
 
 def _identify() -> dict[str, Any]:
@@ -248,7 +254,7 @@ def _remove_dead(path: Path, proposal: Path) -> None:
         return
     if _is_alive(other, path, proposal):
         job = f", Slurm job {other['job']}" if other["job"] else ""
-        raise UserError(
+        raise Busy(
             f"{path.parent}: another process is at work on it: process {other['pid']} on {other['host']}{job}",
             "Wait for it or stop it; then run the same command again.",
         )
