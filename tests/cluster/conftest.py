@@ -41,6 +41,11 @@ class Cluster:
     def image(self) -> Path:
         return self.store / "images" / "ftlib.sif"
 
+    @property
+    def login(self) -> Path:
+        """The login node's Python."""
+        return STATE / "login" / "bin" / "python"
+
     def shell(self, command: str, **environment: object) -> subprocess.CompletedProcess[str]:
         """Run a shell command as the user, in the clone."""
         settings = {"FTLIB_STORE": self.store, "OMP_NUM_THREADS": 1, "HOME": f"/home/{USER}", **environment}
@@ -50,7 +55,7 @@ class Cluster:
 
     def ftlib(self, arguments: str, **environment: object) -> subprocess.CompletedProcess[str]:
         """Run a command as the user on the login node, where there is no torch."""
-        command = f"'{STATE}/login/bin/python' -m ftlib {arguments}"
+        command = f"'{self.login}' -m ftlib {arguments}"
         return self.shell(command, PYTHONPATH=self.home / "ftlib", **environment)
 
     def submit(self, arguments: str, **environment: object) -> list[str]:
