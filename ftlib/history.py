@@ -99,8 +99,13 @@ def endings(run: Run, command: str) -> Iterator[None]:
 
 def read(run: Run) -> list[Attempt]:
     """All attempts, oldest first."""
+    return attempts_in(files.read_jsonl_log(run.history))
+
+
+def attempts_in(events: list[dict[str, Any]]) -> list[Attempt]:
+    """The attempts that the records of history.jsonl tell of, oldest first."""
     attempts: list[Attempt] = []
-    for event in files.read_jsonl_log(run.history):
+    for event in events:
         kind = event["event"]
         if kind in _BEGINNINGS.values():
             attempts.append(_begun(event, "train" if kind == "start" else "evaluate"))
@@ -137,9 +142,9 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
 
 
 def last_sign(run: Run) -> float:
-    """When anything of a run last changed, in seconds since 1970: its heartbeat, a logged step, an event."""
+    """When anything of a run last changed, in seconds since 1970: its heartbeat, a logged step, an answer, an event."""
     times = []
-    for path in (run.owner, run.metrics, run.history):
+    for path in (run.owner, run.metrics, run.history, *(run.folder / "eval").rglob("*.jsonl")):
         with contextlib.suppress(FileNotFoundError):
             times.append(path.stat().st_mtime)
     return max(times, default=0.0)

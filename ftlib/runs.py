@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,21 @@ def find_run(text: str, site: Site) -> Run:
     names = ", ".join(dict.fromkeys(known)) or "none"
     remedy = f"Runs in {site.runs}: {names}"
     raise UserError(f"{text}: no such run", remedy)
+
+
+def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
+    """All runs, or those that are named: by folder, by `name/identity`, or all of a name.
+
+    Raises:
+        UserError: a name that no run has.
+    """
+    if not texts:
+        return [Run(path.parent) for path in sorted(site.runs.glob("*/*/config.yaml"))]
+    found: list[Run] = []
+    for text in texts:
+        of_name = sorted((site.runs / text).glob("*/config.yaml"))
+        found += [Run(path.parent) for path in of_name] or [find_run(text, site)]
+    return list(dict.fromkeys(found))
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
