@@ -25,6 +25,8 @@ COMMANDS = {
     "submit": "send a training job to Slurm, or run it here",
     "status": "what runs, what died and why; what it cost",
     "logs": "the end of a run's log",
+    "cancel": "cancel runs, queued or running, by name",
+    "clean": "free the space of what is not needed any more; asks before it deletes",
     "doctor": "check this machine and say what to do",
     "schema": "JSON Schema of the config, for editors",
 }

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
+from ftlib.job_options import SWEEP_SCHEMA, SbatchOption, Word
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -198,16 +199,32 @@ class Evaluation(Section):
 
 
 class Job(Section):
-    """What to ask Slurm for."""
+    """What to ask Slurm for: per node `gpus` (of `gpu_type`) and `mem`, per task `cpus`; one task for each GPU.
+
+    Partition, account, QOS and the like may stand in jobs/site.env instead, under sbatch's own names (SBATCH_PARTITION,
+    …). `sbatch` holds any other option of sbatch that ftlib does not need for itself. Of a sweep, `array_parallelism`
+    runs are at work at the same time.
+    """
 
     cpus: Count = 4
     gpus: Annotated[int, Field(ge=0, le=1)] = 1
+    gpu_type: Word | None = None
     mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] = "16G"
     time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$")] = "08:00:00"
+    nodes: Count = 1
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    exclude: Word | None = None
+    mail_type: Word | None = None
+    mail_user: Word | None = None
+    sbatch: dict[SbatchOption, str | int | Literal[True]] = {}
+    array_parallelism: Count = 256
 
 
 class Config(Section):
-    """An experiment."""
+    """An experiment. With `sweep` the file stands for several (see `submission/sweep.py`), and this is one of them."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     task: Literal["caption", "classify", "detect", "docvqa", "gqa", "instruct", "refer", "segment", "vqa"]
@@ -220,6 +237,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
+    sweep: Annotated[dict[str, Any] | None, WithJsonSchema(SWEEP_SCHEMA)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -254,7 +272,7 @@ class Config(Section):
         return int(self.training.get("per_device_train_batch_size", 8))
 
 
-_NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job")
+_NOT_IN_IDENTITY = ("name", "checkpoint", "evaluation", "job", "sweep")
 
 
 def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,26 @@ class Experiment:
         return yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True, width=120)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A config file with its overrides, not checked yet.
+
+    Attributes:
+        path: the file.
+        data: its content.
+        places: where each key and list item stands, as messages name it.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    places: dict[yaml_core.Path, str]
+
+    def place(self, key: yaml_core.Path) -> str:
+        """Where a key stands, or else what it would stand in."""
+        known = (self.places[key[:length]] for length in range(len(key), 0, -1) if key[:length] in self.places)
+        return next(known, str(self.path))
+
+
 def load_experiment(
     path: Path, overrides: Sequence[str], site: Site, environment: Mapping[str, str] = os.environ
 ) -> Experiment:
@@ -59,17 +79,65 @@ def load_experiment(
         environment: gives every other `${NAME}`.
 
     Raises:
-        UserError: every fault found, one a line.
+        UserError: every fault found, one a line; or the file stands for several runs.
+    """
+    source = read_source(path, overrides)
+    if source.data.get("sweep") is not None:
+        problem = f"{source.place(('sweep',))}: sweep: this config stands for several runs"
+        remedy = (
+            f"Send them all: ftlib submit {path}\nOr take one by hand: add sweep=null and the KEY=VALUE that make it."
+        )
+        raise UserError(problem, remedy)
+    return check(source, site, environment)
+
+
+def read_source(path: Path, overrides: Sequence[str]) -> Source:
+    """Read a config file and set the overrides in it.
+
+    Raises:
+        UserError: no such file, no YAML, or an override that is none.
     """
     data, lines = _read(path)
     places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
-    _override(data, overrides, places)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{_COMMAND_LINE}: {text!r} is not KEY=VALUE", "For example: training.learning_rate=1e-4")
+        set_field(data, places, key, yaml_core.load_value(value, _COMMAND_LINE), _COMMAND_LINE)
+    return Source(path, data, places)
+
+
+def set_field(data: dict[str, Any], places: dict[yaml_core.Path, str], key: str, value: Any, place: str) -> None:
+    """Set a field by its dotted key, and note where the value comes from.
+
+    Raises:
+        UserError: the key leads into something that is no section.
+    """
+    names = tuple(key.split("."))
+    section: Any = data
+    for name in names[:-1]:
+        section = section.setdefault(name, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise UserError(f"{place}: {key}: there is no section of that name to set a key in")
+    section[names[-1]] = value
+    for length in range(1, len(names) + 1):
+        places.setdefault(names[:length], place)
+    places[names] = place
+
+
+def check(source: Source, site: Site, environment: Mapping[str, str] = os.environ) -> Experiment:
+    """Check one experiment.
+
+    Raises:
+        UserError: every fault found, one a line.
+    """
     faults: list[tuple[yaml_core.Path, str]] = []
-    movable = _expand(data, (), {**environment, "store": "${store}"}, faults)
+    movable = _expand(source.data, (), {**environment, "store": "${store}"}, faults)
     config = _validate(_expand(movable, (), {"store": str(site.store)}, []), faults)
     if faults or config is None:
-        raise UserError("\n".join(_line_of(places, str(path), key, message) for key, message in faults))
-    raw = Config.model_validate(movable).model_dump()
+        lines = [f"{source.place(key)}: {'.'.join(map(str, key)) or 'config'}: {message}" for key, message in faults]
+        raise UserError("\n".join(lines))
+    raw = Config.model_validate(movable).model_dump(exclude={"sweep"})
     return Experiment(config=config, raw=raw, identity=fingerprint(identity_fields(raw))[:12])
 
 
@@ -90,23 +158,6 @@ def _near_files(path: Path) -> str:
     names = [str(candidate) for candidate in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
     near = difflib.get_close_matches(str(path), names, n=1)
     return f"Did you mean {near[0]}?" if near else ""
-
-
-def _override(data: dict[str, Any], overrides: Sequence[str], places: dict[yaml_core.Path, str]) -> None:
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        names = tuple(key.split("."))
-        if not equals or not all(names):
-            raise UserError(f"{_COMMAND_LINE}: {text!r} is not KEY=VALUE", "For example: training.learning_rate=1e-4")
-        section: Any = data
-        for name in names[:-1]:
-            section = section.setdefault(name, {}) if isinstance(section, dict) else None
-        if not isinstance(section, dict):
-            raise UserError(f"{_COMMAND_LINE}: {key}: there is no section of that name to set a key in")
-        section[names[-1]] = yaml_core.load_value(value, _COMMAND_LINE)
-        for length in range(1, len(names) + 1):
-            places.setdefault(names[:length], _COMMAND_LINE)
-        places[names] = _COMMAND_LINE
 
 
 def _expand(value: Any, path: yaml_core.Path, variables: Mapping[str, str], faults: list[Any]) -> Any:
@@ -184,8 +235,3 @@ def _known_keys(location: yaml_core.Path) -> list[str]:
                 inner += [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
         sections = inner
     return [key for section in sections for key in section.model_fields]
-
-
-def _line_of(places: dict[yaml_core.Path, str], source: str, key: yaml_core.Path, message: str) -> str:
-    place = next((places[key[:length]] for length in range(len(key), 0, -1) if key[:length] in places), source)
-    return f"{place}: {'.'.join(map(str, key)) or 'config'}: {message}"

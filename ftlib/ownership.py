@@ -18,7 +18,7 @@ from typing import Any
 
 from ftlib import files
 from ftlib.errors import EXIT_FAILURE, UserError
-from ftlib.runs import host_name, job_number
+from ftlib.runs import host_name, job_number, process_start
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
@@ -51,20 +51,10 @@ def _identify() -> dict[str, Any]:
     return {
         "host": host_name(),
         "pid": pid,
-        "started": _process_start(pid),
+        "started": process_start(pid),
         "job": job_number(),
         "token": uuid.uuid4().hex,
     }
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process of this host started, in clock ticks since boot; None if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def _take(path: Path, me: dict[str, Any]) -> None:
@@ -128,7 +118,7 @@ def living_owner(folder: Path, now: float) -> dict[str, Any] | None:
 
 def _is_alive(owner: dict[str, Any], path: Path, now: float) -> bool:
     if owner["host"] == host_name():
-        return _process_start(owner["pid"]) == owner["started"]
+        return process_start(owner["pid"]) == owner["started"]
     if owner["job"] is not None and owner["job"] == job_number():
         return False
     return now - path.stat().st_mtime < STALE_SECONDS

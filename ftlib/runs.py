@@ -92,9 +92,14 @@ class Run:
         files.write_json(self.environment, [*earlier, {"time": round(time.time(), 3), **environment}])
 
 
+def run_of(experiment: Experiment, site: Site) -> Run:
+    """The run folder of an experiment, which need not be there."""
+    return Run(site.runs / experiment.config.name / experiment.identity)
+
+
 def open_run(experiment: Experiment, site: Site) -> Run:
     """The run folder of an experiment, made if need be, with its resolved config in it."""
-    run = Run(site.runs / experiment.config.name / experiment.identity)
+    run = run_of(experiment, site)
     text = experiment.to_yaml()
     if not run.config_file.exists() or run.config_file.read_text(encoding="utf-8") != text:
         files.write_text(run.config_file, text)
@@ -183,5 +188,17 @@ def host_name() -> str:
 
 
 def job_number() -> str | None:
-    """This Slurm job's number, the same after a requeue."""
+    """This Slurm job's number, the same after a requeue; an array's element is named as users name it, like 12_3."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host started, in clock ticks since boot; None if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

@@ -15,7 +15,8 @@ from tests.conftest import REPOSITORY
 
 LEVELS = (
     ("ftlib", "errors", "yaml_core", "files", "site", "console", "config", "config_file", "training_fields",
-     "generation_fields", "runs", "history", "ownership", "environment", "command_line", "preemption", "pinning"),
+     "generation_fields", "job_options", "runs", "history", "ownership", "environment", "command_line",
+     "preemption", "pinning"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub"),
     ("models", "training", "evaluation"),
     ("commands",),

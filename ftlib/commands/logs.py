@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from ftlib import command_line, history, runs
+from ftlib import command_line, files, runs
 from ftlib.errors import UserError
 from ftlib.runs import Run
 from ftlib.site import find_site
@@ -32,12 +32,12 @@ def main(argv: list[str]) -> int:
 
 
 def _newest_log(run: Run) -> Path:
-    """The log of the newest attempt that has one.
+    """The log of the newest start, or submission, that has one.
 
     Raises:
         UserError: none is known, or it has been removed.
     """
-    known = [attempt.log for attempt in history.read(run) if attempt.log]
+    known = [event["log"] for event in files.read_jsonl_log(run.history) if event.get("log")]
     if not known:
         raise UserError(
             f"{run.folder}: no log file is known of it",

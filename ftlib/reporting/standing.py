@@ -10,7 +10,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from typing import Any
 from ftlib import files, history
 from ftlib.history import Attempt
 from ftlib.ownership import living_owner
-from ftlib.runs import Run
+from ftlib.runs import Run, host_name, process_start
 from ftlib.site import Site
+from ftlib.submission import slurm
+from ftlib.submission.slurm import Job
 
 _TAIL_BYTES = 1 << 16
 _RECENT_STEPS = 20
@@ -27,8 +29,6 @@ _EVALUATION_PULSE = 600
 """An evaluation that wrote no answer for so many seconds is taken for dead where Slurm cannot be asked."""
 
 _SIGNALS = {"SIGUSR1": "time limit", "SIGTERM": "preempted"}
-_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESIZING")
-_RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT", "SIGNALING")
 _SLURM_WORDS = {
     "TIMEOUT": "time limit",
     "DEADLINE": "deadline",
@@ -41,14 +41,6 @@ _SLURM_WORDS = {
 
 
 Events = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What Slurm says of a job: its state's name, and why it waits."""
-
-    state: str
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,16 +82,20 @@ def handle(run: Run, site: Site) -> str:
     return str(run.folder.relative_to(site.runs) if inside else run.folder)
 
 
-def jobs_of(run: Run) -> list[str]:
+def jobs_of(events: Events) -> list[str]:
     """The Slurm jobs that a run was given to, oldest first."""
-    return _jobs(files.read_jsonl_log(run.history))
+    jobs = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
+    return list(dict.fromkeys(jobs))
 
 
-def _jobs(events: Events) -> list[str]:
-    return list(dict.fromkeys(event["job"] for event in events if event.get("job")))
+def open_jobs(run: Run) -> list[str]:
+    """The jobs that Slurm has to be asked about to know how a run stands: none if it has ended well."""
+    events = files.read_jsonl_log(run.history)
+    finished = run.done.exists() and events[-1]["event"] in ("done", "evaluated")
+    return [] if finished else jobs_of(events)
 
 
-def stand(run: Run, site: Site, now: float, jobs: Mapping[str, JobState]) -> Standing:
+def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing:
     """How a run stands.
 
     Args:
@@ -108,8 +104,8 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, JobState]) -> Sta
     """
     events = files.read_jsonl_log(run.history)
     attempts = history.attempts_in(events)
-    job = (_jobs(events) or [""])[-1]
-    state, reason = _state(run, events, now, jobs.get(job))
+    number, job = _newest_job(events, attempts, jobs)
+    state, reason = _state(run, events, now, job)
     steps = _last_records(run.metrics)
     step = steps[-1]["step"] if steps else 0
     paces = [record["seconds"] for record in steps[-_RECENT_STEPS:] if "seconds" in record]
@@ -126,29 +122,50 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, JobState]) -> Sta
         eta=left,
         loss=steps[-1].get("loss") if steps else None,
         node=attempts[-1].host if attempts else "",
-        job=job,
+        job=number,
     )
 
 
-def _state(run: Run, events: Events, now: float, job: JobState | None) -> tuple[str, str]:
+def _newest_job(
+    events: Events, attempts: Sequence[Attempt], jobs: Mapping[str, Job]
+) -> tuple[str, slurm.Attempt | None]:
+    """The job that matters: one that runs, else the first that waits, else that of the last attempt, else the last."""
+    numbers = jobs_of(events)
+    known = {number: jobs[number].last for number in numbers if number in jobs}
+    for states in (slurm.RUNNING, slurm.WAITING):
+        for number, job in known.items():
+            if job.state in states:
+                return number, job
+    last = attempts[-1].job if attempts and attempts[-1].job in known else (numbers or [""])[-1]
+    return last, known.get(last)
+
+
+def _state(run: Run, events: Events, now: float, job: slurm.Attempt | None) -> tuple[str, str]:
     attempts = history.attempts_in(events)
     evaluation = attempts[-1] if attempts and attempts[-1].command == "evaluate" else None
     if living_owner(run.folder, now):
         return "running", _interruptions(attempts)
-    lives = job.state in _RUNNING if job else now - history.last_sign(run) < _EVALUATION_PULSE
+    lives = job.state in slurm.RUNNING if job else now - history.last_sign(run) < _EVALUATION_PULSE
     if evaluation and evaluation.ended is None and lives:
         return "evaluating", ""
-    if job and job.state in _WAITING:
-        why = f"waits for {job.reason}" if job.reason not in ("", "None") else ""
+    if job and job.state in slurm.WAITING:
+        why = f"waits for {job.reason}" if job.reason else ""
         return "queued", "; ".join(filter(None, [_interruptions(attempts), why]))
     cancelled = _cancelled(events, job)
     if run.done.exists():
         return "done", _after_training(evaluation, cancelled)
     if cancelled:
         return "cancelled", cancelled
-    if job and job.state in _RUNNING:
+    if job and job.state in slurm.RUNNING:
         return "running", "starting"
-    return _ended(attempts, job)
+    return _waiting_here(events) or _ended(attempts, job)
+
+
+def _waiting_here(events: Events) -> tuple[str, str] | None:
+    """Whether a process of this machine, that several runs share, will come to this run."""
+    last = events[-1] if events else {}
+    here = last.get("executor") == "local" and last["host"] == host_name()
+    return ("queued", "waits for its turn") if here and process_start(int(last["job"])) else None
 
 
 def _after_training(evaluation: Attempt | None, cancelled: str) -> str:
@@ -160,7 +177,7 @@ def _after_training(evaluation: Attempt | None, cancelled: str) -> str:
     return f"evaluation cancelled {cancelled}" if cancelled else "evaluation not finished"
 
 
-def _ended(attempts: list[Attempt], job: JobState | None) -> tuple[str, str]:
+def _ended(attempts: Sequence[Attempt], job: slurm.Attempt | None) -> tuple[str, str]:
     """Of a run that neither lives nor waits nor is done."""
     said = _SLURM_WORDS.get(job.state, "") if job else ""
     if not attempts:
@@ -175,7 +192,7 @@ def _ended(attempts: list[Attempt], job: JobState | None) -> tuple[str, str]:
     return "died", said or "ended without a word; run or submit it again and it goes on"
 
 
-def _cancelled(events: Events, job: JobState | None) -> str:
+def _cancelled(events: Events, job: slurm.Attempt | None) -> str:
     """By whom, if the newest thing that happened is a cancellation."""
     if job and job.state.startswith("CANCELLED"):
         return "by scancel"
@@ -188,7 +205,7 @@ def _cancelled(events: Events, job: JobState | None) -> str:
     return by
 
 
-def _interruptions(attempts: list[Attempt]) -> str:
+def _interruptions(attempts: Sequence[Attempt]) -> str:
     """How often a signal or a death interrupted training so far."""
     words = [_SIGNALS.get(one.reason, one.reason) for one in attempts if one.ending == "preempted"]
     words += ["killed" for one in attempts if one.ending in ("killed", "lost")]

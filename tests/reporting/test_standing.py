@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,15 @@ from typing import Any
 import pytest
 
 from ftlib import files, ownership
-from ftlib.reporting.standing import JobState, Standing, stand, storage_time
-from ftlib.runs import Run, find_runs
+from ftlib.reporting.standing import Standing, open_jobs, stand, storage_time
+from ftlib.runs import Run, find_runs, host_name
 from ftlib.site import Site
+from ftlib.submission.slurm import Attempt, Job
+
+
+def job(state: str, reason: str = "") -> Job:
+    return Job((Attempt(state, None, reason, "n3", 5),))
+
 
 START = {"event": "start", "time": 100, "step": 0, "gpus": 1, "host": "n3", "job": "7"}
 TRAINING = {"event": "training", "time": 101, "total": 40}
@@ -35,9 +42,9 @@ def tell(run: Run, *events: dict[str, Any]) -> None:
         files.append_jsonl(run.history, {"host": "n3", "job": "7", "time": 200, **event})
 
 
-def standing(run: Run, site: Site, job: JobState | None = None) -> Standing:
+def standing(run: Run, site: Site, known: Job | None = None) -> Standing:
     later = time.time() + 3600  # nothing that these tests write looks fresh
-    return stand(run, site, later, {"7": job} if job else {})
+    return stand(run, site, later, {"7": known} if known else {})
 
 
 def test_a_run_that_lives(run: Run, site: Site) -> None:
@@ -51,12 +58,12 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("events", "job", "state", "reason"),
+    ("events", "known", "state", "reason"),
     [
         ([], None, "not started", ""),
-        ([{"event": "submitted"}], JobState("PENDING", "Priority"), "queued", "waits for Priority"),
-        ([{"event": "submitted"}], JobState("RUNNING"), "running", "starting"),
-        ([{"event": "submitted"}], JobState("FAILED"), "failed", "its job ended before training began"),
+        ([{"event": "submitted"}], job("PENDING", "Priority"), "queued", "waits for Priority"),
+        ([{"event": "submitted"}], job("RUNNING"), "running", "starting"),
+        ([{"event": "submitted"}], job("FAILED"), "failed", "its job ended before training began"),
         ([START, TRAINING, {"event": "done", "step": 40}], None, "done", ""),
         ([START, {"event": "failed", "reason": "out of GPU memory: x"}], None, "failed", "out of GPU memory: x"),
         ([{"event": "failed", "command": "train", "reason": "not prepared"}], None, "failed", "not prepared"),
@@ -64,14 +71,14 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         ([START, {"event": "killed", "command": "train", "reason": "out of memory"}], None,
          "failed", "killed: out of memory"),
         ([START], None, "died", "ended without a word; run or submit it again and it goes on"),
-        ([START], JobState("NODE_FAIL"), "died", "node failure"),
-        ([START], JobState("TIMEOUT"), "died", "time limit"),
-        ([START], JobState("OUT_OF_MEMORY"), "died", "out of memory; ask for more: job.mem"),
+        ([START], job("NODE_FAIL"), "died", "node failure"),
+        ([START], job("TIMEOUT"), "died", "time limit"),
+        ([START], job("OUT_OF_MEMORY"), "died", "out of memory; ask for more: job.mem"),
         ([START, {"event": "preempted", "signal": "SIGUSR1"}], None,
          "stopped", "time limit; saved: run or submit it again and it goes on"),
-        ([START, {"event": "preempted", "signal": "SIGUSR1"}], JobState("PENDING", "BeginTime"),
+        ([START, {"event": "preempted", "signal": "SIGUSR1"}], job("PENDING", "BeginTime"),
          "queued", "time limit once; waits for BeginTime"),
-        ([START, {"event": "preempted", "signal": "SIGTERM"}], JobState("CANCELLED by 1000"),
+        ([START, {"event": "preempted", "signal": "SIGTERM"}], job("CANCELLED"),
          "cancelled", "by scancel"),
         ([START, {"event": "cancelled", "by": "ann"}, {"event": "preempted", "signal": "SIGTERM"}], None,
          "cancelled", "by ann"),
@@ -79,21 +86,19 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
          "diverged", "x"),
     ],
 )  # fmt: skip
-def test_states(
-    run: Run, site: Site, events: list[dict[str, Any]], job: JobState | None, state: str, reason: str
-) -> None:
+def test_states(run: Run, site: Site, events: list[dict[str, Any]], known: Job | None, state: str, reason: str) -> None:
     tell(run, *events)
     if state == "done":
         files.write_json(run.done, {"step": 40})
-    found = standing(run, site, job)
+    found = standing(run, site, known)
     assert (found.state, found.reason) == (state, reason)
 
 
 @pytest.mark.parametrize(
-    ("events", "job", "state", "reason"),
+    ("events", "known", "state", "reason"),
     [
-        ([], JobState("RUNNING"), "evaluating", ""),
-        ([], JobState("TIMEOUT"), "done", "evaluation not finished"),
+        ([], job("RUNNING"), "evaluating", ""),
+        ([], job("TIMEOUT"), "done", "evaluation not finished"),
         ([], None, "done", "evaluation not finished"),
         ([{"event": "evaluated"}], None, "done", ""),
         ([{"event": "failed", "command": "evaluate", "reason": "no mask decoder"}], None,
@@ -101,11 +106,11 @@ def test_states(
     ],
 )  # fmt: skip
 def test_evaluation(
-    run: Run, site: Site, events: list[dict[str, Any]], job: JobState | None, state: str, reason: str
+    run: Run, site: Site, events: list[dict[str, Any]], known: Job | None, state: str, reason: str
 ) -> None:
     tell(run, START, {"event": "done"}, {"event": "evaluating", "command": "evaluate"}, *events)
     files.write_json(run.done, {"step": 40})
-    found = standing(run, site, job)
+    found = standing(run, site, known)
     assert (found.state, found.reason, found.total) == (state, reason, 40)
 
 
@@ -132,3 +137,34 @@ def test_runs_by_name_and_all(run: Run, site: Site) -> None:
     assert find_runs([], site) == [run, other, third]
     assert find_runs(["digits", "digits/abc"], site) == [run, other]
     assert find_runs([str(third.folder)], site) == [third]
+
+
+def test_of_several_jobs_the_one_that_matters(run: Run, site: Site) -> None:
+    """A training that failed cancels the evaluation that depends on it; a retry waits while old jobs are known."""
+    tell(run, {"event": "submitted", "executor": "slurm"}, {"event": "submitted", "executor": "slurm", "job": "8"})
+    later = time.time() + 3600
+    found = stand(run, site, later, {"7": job("PENDING", "Priority"), "8": job("PENDING", "Dependency")})
+    assert (found.state, found.reason, found.job) == ("queued", "waits for Priority", "7")
+    tell(run, START, {"event": "failed", "reason": "no space"})
+    found = stand(run, site, later, {"7": job("FAILED"), "8": job("CANCELLED")})
+    assert (found.state, found.reason, found.job) == ("failed", "no space", "7")
+    tell(run, {"event": "submitted", "executor": "slurm", "job": "9"})
+    found = stand(run, site, later, {"7": job("FAILED"), "8": job("CANCELLED"), "9": job("RUNNING")})
+    assert (found.state, found.reason, found.job) == ("running", "starting", "9")
+
+
+def test_a_run_that_waits_for_a_process_of_this_machine(run: Run, site: Site) -> None:
+    here = {"event": "submitted", "executor": "local", "host": host_name()}
+    tell(run, {**here, "job": str(os.getpid())})
+    assert (standing(run, site).state, open_jobs(run)) == ("queued", [])
+    tell(run, {**here, "job": str(2**22 + 1)})
+    assert standing(run, site).state == "not started"
+
+
+def test_who_has_ended_well_is_not_asked_for(run: Run, site: Site) -> None:
+    tell(run, START, {"event": "done"})
+    assert open_jobs(run) == ["7"]
+    files.write_json(run.done, {"step": 1})
+    assert open_jobs(run) == []
+    tell(run, {"event": "evaluating", "job": "8"})
+    assert open_jobs(run) == ["7", "8"]
