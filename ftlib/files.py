@@ -131,6 +131,16 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def shared_with_group() -> Iterator[None]:
+    """What is made inside can be read and replaced by the group, whatever the user's umask."""
+    before = os.umask(0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder in the body; it then appears as `target`, complete with its marker, or not at all.
 

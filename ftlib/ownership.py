@@ -24,12 +24,16 @@ HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
 
 
+class Occupied(UserError):
+    """Another living process owns the folder."""
+
+
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Be the one living process that writes to a folder; if another takes over, this process ends at once.
 
     Raises:
-        UserError: another living process owns the folder.
+        Occupied: another living process owns the folder.
     """
     path = folder / "owner.json"
     me = _identify()
@@ -81,7 +85,7 @@ def _remove_dead(path: Path, proposal: Path) -> None:
     os.utime(proposal)
     if _is_alive(other, path, proposal.stat().st_mtime):
         job = f", Slurm job {other['job']}" if other["job"] else ""
-        raise UserError(
+        raise Occupied(
             f"{path.parent}: another process is at work on it: process {other['pid']} on {other['host']}{job}",
             "Wait for it or stop it; then run the same command again.",
         )
