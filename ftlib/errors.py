@@ -31,9 +31,5 @@ class UserError(Exception):
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
 
 
-class Busy(UserError):
-    """Another living process is at work on what this one would change."""
-
-
 class Diverged(Exception):
     """The loss or its gradient is no finite number any more; such a model must never become a result."""

@@ -1,4 +1,4 @@
-"""Run folders: where everything of a run lies, who is alive on it, and what happened to it.
+"""Run folders: where everything of a run lies, and what happened to it.
 
 `<runs>/<name>/<identity>/` holds config.yaml, environment.json, data.json, owner.json, checkpoints/, adapter/ or
 model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE.
@@ -6,26 +6,20 @@ model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import socket
-import threading
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftlib import files
 from ftlib.config_file import Experiment
-from ftlib.errors import EXIT_FAILURE, Busy, UserError
+from ftlib.errors import UserError
 from ftlib.site import Site
 
-HEARTBEAT_SECONDS = 10
-STALE_SECONDS = 60
 _CHECKPOINT = "checkpoint-"
 
 
@@ -48,6 +42,11 @@ class Run:
     def history(self) -> Path:
         """One line per start and end of an attempt."""
         return self.folder / "history.jsonl"
+
+    @property
+    def owner(self) -> Path:
+        """Who is at work on the run; its modification time is the heartbeat."""
+        return self.folder / "owner.json"
 
     @property
     def environment(self) -> Path:
@@ -84,7 +83,7 @@ class Run:
 
     def note(self, event: str, **details: Any) -> None:
         """Add a line to the run's history."""
-        record = {"event": event, "time": round(time.time(), 3), "host": _host(), "job": _job(), **details}
+        record = {"event": event, "time": round(time.time(), 3), "host": host_name(), "job": job_number(), **details}
         files.append_jsonl(self.history, record)
 
     def note_environment(self, environment: dict[str, Any]) -> None:
@@ -128,6 +127,21 @@ def find_run(text: str, site: Site) -> Run:
     raise UserError(f"{text}: no such run", remedy)
 
 
+def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
+    """All runs, or those that are named: by folder, by `name/identity`, or all of a name.
+
+    Raises:
+        UserError: a name that no run has.
+    """
+    if not texts:
+        return [Run(path.parent) for path in sorted(site.runs.glob("*/*/config.yaml"))]
+    found: list[Run] = []
+    for text in texts:
+        of_name = sorted((site.runs / text).glob("*/config.yaml"))
+        found += [Run(path.parent) for path in of_name] or [find_run(text, site)]
+    return list(dict.fromkeys(found))
+
+
 def checkpoint_folder(root: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return root / f"{_CHECKPOINT}{step}"
@@ -168,56 +182,15 @@ def rotate_checkpoints(root: Path, keep: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Be the one living process that writes to a folder; if another takes over, this process ends at once.
-
-    `owner.json` names host, process and Slurm job; its modification time is the heartbeat. An owner is dead when its
-    process is gone (same host), when it is this very job (requeued), or when its heartbeat is older than
-    `STALE_SECONDS` by the storage's own clock. No file locks: on shared storage they may do nothing.
-
-    Raises:
-        Busy: another living process owns the folder.
-    """
-    path = folder / "owner.json"
-    me = _identify()
-    _take(path, me)
-    stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(path, me, stop), daemon=True)
-    beat.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        beat.join()
-        if _read_owner(path) == me:
-            path.unlink(missing_ok=True)
-
-
-def owned_by_this_job(folder: Path) -> bool:
-    """Whether a task of this very Slurm job owns a folder."""
-    owner = _read_owner(folder / "owner.json")
-    return owner is not None and owner["job"] == _job()
-
-
-def _identify() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "host": _host(),
-        "pid": pid,
-        "started": process_start(pid),
-        "job": _job(),
-        "token": uuid.uuid4().hex,
-    }
-
-
-def _host() -> str:
+def host_name() -> str:
     """The node's name as Slurm calls it, else the machine's."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _job() -> str | None:
-    """This Slurm job's number, the same after a requeue."""
+def job_number() -> str | None:
+    """This Slurm job's number, the same after a requeue; an array's element is named as users name it, like 12_3."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
 
 
@@ -229,70 +202,3 @@ def process_start(pid: int) -> str | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
-
-
-def _take(path: Path, me: dict[str, Any]) -> None:
-    """Create owner.json exclusively (a hard link fails if the name exists, on NFS too), after removing a dead one."""
-    proposal = path.with_name(f"owner.{me['token']}")
-    files.write_json(proposal, me)
-    try:
-        while True:
-            try:
-                os.link(proposal, path)
-                return
-            except FileExistsError:
-                if _read_owner(path) == me:  # NFS lost the answer, not the link
-                    return
-                _remove_dead(path, proposal)
-    finally:
-        proposal.unlink(missing_ok=True)
-
-
-def _remove_dead(path: Path, proposal: Path) -> None:
-    other = _read_owner(path)
-    if other is None:
-        return
-    if _is_alive(other, path, proposal):
-        job = f", Slurm job {other['job']}" if other["job"] else ""
-        raise Busy(
-            f"{path.parent}: another process is at work on it: process {other['pid']} on {other['host']}{job}",
-            "Wait for it or stop it; then run the same command again.",
-        )
-    aside = path.with_name(f"{proposal.name}.dead")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read_owner(aside) != other:  # somebody else was quicker: what we moved is alive, put it back
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
-
-
-def _read_owner(path: Path) -> dict[str, Any] | None:
-    try:
-        owner: dict[str, Any] = json.loads(path.read_text())
-        return owner
-    except FileNotFoundError:
-        return None
-
-
-def _is_alive(owner: dict[str, Any], path: Path, proposal: Path) -> bool:
-    if owner["host"] == _host():
-        return process_start(owner["pid"]) == owner["started"]
-    if owner["job"] is not None and owner["job"] == _job():
-        return False
-    os.utime(proposal)
-    return proposal.stat().st_mtime - path.stat().st_mtime < STALE_SECONDS
-
-
-def _heartbeat(path: Path, me: dict[str, Any], stop: threading.Event) -> None:
-    """Show that we live, as long as the folder is ours.
-
-    It is not after Slurm has lost this node, given the job to another and that one has taken over: two writers would
-    ruin the run.
-    """
-    while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError, ValueError):
-            if _read_owner(path) not in (me, None):
-                os.write(2, f"ftlib: another process has taken {path.parent} over; ending\n".encode())
-                os._exit(EXIT_FAILURE)
-            os.utime(path)

@@ -101,10 +101,10 @@ requeue() {
 
 # Add a line to the history of the run that was at work.
 note() {
-    local run
+    local run job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     run=$(cat "$job_tmp/notes/run" 2>/dev/null) || return 0
-    printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "exit": %d, "reason": "%s"}\n' \
-        "$1" "$(date +%s)" "$(hostname)" "$SLURM_JOB_ID" "$2" "$3" >> "$run/history.jsonl"
+    printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "command": "%s", "exit": %d, "reason": "%s"}\n' \
+        "$1" "$(date +%s)" "$(hostname)" "${job:-$SLURM_JOB_ID}" "$command" "$2" "$3" >> "$run/history.jsonl"
 }
 
 # Wait for srun; pass a USR1 on once the command's handlers stand (before, it would kill srun or Python).
@@ -178,6 +178,7 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     cd "$root" || exit 2
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
     enter_container
+    if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
     pin "$@"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi
     for command in ${commands//+/ }; do

@@ -1,13 +1,14 @@
-"""Bring what a config needs into the shared store: model and processor, and a dataset that ftlib can make.
+"""Bring what a config needs into the shared store: model and processor, a dataset of the hub or one that ftlib makes.
 
-Run it on the login node; jobs then work offline. Embedded models (ftlib/…) are made instead of downloaded.
+Run it on the login node; jobs then work offline. A hub's model or dataset stays at the commit that was first staged;
+model.revision names another one. Embedded models (ftlib/…) are made instead of downloaded.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ftlib import command_line, console, files, hub
+from ftlib import command_line, console, files, hub, staging
 from ftlib.config import Config
 from ftlib.site import Site, find_site
 
@@ -19,14 +20,15 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     config = command_line.load(parsed, site).config
-    console.say(f"dataset {config.data.source}: {_stage_data(config)}")  # first: with a model, the hub is switched off
-    console.say(f"model {config.model.base}: {_stage_model(config, site)}")
+    with files.shared_with_group():
+        console.say(f"dataset {config.data.source}: {_stage_data(config, site)}")
+        console.say(f"model {config.model.base}: {_stage_model(config, site)}")
     return 0
 
 
 def _stage_model(config: Config, site: Site) -> Path:
     if not hub.is_embedded(config.model):
-        return hub.stage_hub_model(config.model, site)
+        return staging.stage_model(config.model, site)
     folder = hub.embedded_folder(config.model, site)
     if not files.is_complete(folder):
         from ftlib.models.tiny import make_embedded
@@ -36,11 +38,14 @@ def _stage_model(config: Config, site: Site) -> Path:
     return folder
 
 
-def _stage_data(config: Config) -> Path:
+def _stage_data(config: Config, site: Site) -> Path:
     from ftlib.data.loaders import hub as hub_datasets
     from ftlib.data.sources import MAKERS
 
     if config.data.source == "hub":
+        name = config.data.file.partition(":")[0]
+        if not hub.looks_local(name):
+            staging.stage_dataset(name, site)
         hub_datasets.fetch(config.data)
     root = Path(config.data.root)
     if config.data.source in MAKERS and not files.is_complete(root):

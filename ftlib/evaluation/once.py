@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ftlib import console
-from ftlib.errors import Busy
 from ftlib.evaluation.asking import ranks
-from ftlib.runs import owned, owned_by_this_job
+from ftlib.ownership import Occupied, owned, owned_by_this_job
 
 T = TypeVar("T")
 POLL_SECONDS = 2.0
@@ -36,7 +35,7 @@ def made_once(place: Path, look: Callable[[], T | None], make: Callable[[], T | 
             try:
                 with owned(place):
                     return look() or make()
-            except Busy:
+            except Occupied:
                 if not told:
                     console.say(f"{label}: another run is at work on it; waiting for what it finds")
                 told = True

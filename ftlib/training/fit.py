@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ftlib import console, files, preemption, runs
+from ftlib import console, files, history, preemption, runs
 from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
@@ -53,11 +53,13 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     runs.rotate_checkpoints(run.checkpoints(), config.checkpoint.keep)
     files.cut_jsonl_log(run.metrics, keep=step)
     files.cut_jsonl_log(run.history)
-    run.note("start", step=step)
+    history.begin(run, "train", step=step)
     run.note_environment(describe_environment())
     started = time.monotonic()
     trainer = _trainer(experiment, run, prepared, site)
-    with console.progress("step", _total_steps(trainer), start=step) as update:
+    total = _total_steps(trainer)
+    run.note("training", total=total)
+    with console.progress("step", total, start=step) as update:
         trainer.on_step = lambda record, total: _log_step(run, record, update)
         with preemption.graceful():
             _train(trainer, checkpoint[1] if checkpoint else None)
