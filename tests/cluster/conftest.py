@@ -55,8 +55,7 @@ class Cluster:
 
     def ftlib(self, arguments: str, **environment: object) -> subprocess.CompletedProcess[str]:
         """Run a command as the user on the login node, where there is no torch."""
-        command = f"'{self.login}' -m ftlib {arguments}"
-        return self.shell(command, PYTHONPATH=self.home / "ftlib", **environment)
+        return self.shell(f"'{self.login.parent}/ftlib' {arguments}", **environment)
 
     def submit(self, arguments: str, **environment: object) -> list[str]:
         """Submit through ftlib and return the numbers of the jobs and arrays."""
@@ -141,6 +140,11 @@ def _make_login() -> None:
     subprocess.run(["/usr/bin/python3", "-m", "venv", STATE / "login"], check=True)
     install = [STATE / "login" / "bin" / "pip", "install", "-q", "-c", REPOSITORY / "containers" / "lock-py311.txt"]
     subprocess.run([*install, *needed], check=True)
+    program = STATE / "login" / "bin" / "ftlib"
+    program.write_text(
+        f"#!/bin/bash\nPYTHONPATH='{STATE}/home/ftlib' exec '{STATE}/login/bin/python' -m ftlib \"$@\"\n"
+    )
+    program.chmod(0o755)
     (STATE / "login" / "done").touch()
 
 

@@ -141,8 +141,8 @@ def test_from_inside_a_job(cluster: Cluster) -> None:
     inner = f"submit configs/digits.yaml name=inside {SHORT} {SMALL} training.num_train_epochs=1 job.time=33"
     script = cluster.home / "inside.sh"
     script.write_text(
-        f"#!/bin/bash\nexport FTLIB_RUNS='{runs}' PYTHONPATH='{cluster.home}/ftlib'\n"
-        f"'{cluster.login}' -m ftlib {inner} > '{cluster.home}/inside.out'\n"
+        f"#!/bin/bash\nexport FTLIB_RUNS='{runs}'\n"
+        f"'{cluster.login.parent}/ftlib' {inner} > '{cluster.home}/inside.out'\n"
     )
     script.chmod(0o755)
     outer = cluster.sbatch(f"--time=5 --cpus-per-task=3 --mem=500M --output='{cluster.home}/inside.log' {script}")

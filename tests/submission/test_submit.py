@@ -231,6 +231,7 @@ def test_a_dry_run_prints_what_is_submitted_and_does_nothing(
         assert script.replace("aftercorr:71", "aftercorr:ARRAY1") in out, f"script {number}"
     for run in runs(store):
         assert f"ftlib train {run.config_file}\n" in out
+    assert f"# tiny/{runs(store)[1].folder.name}: seed=0 data.prompt=b {{prefix}}\n" in out
 
 
 def test_a_dry_run_needs_no_slurm(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
