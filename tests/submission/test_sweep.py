@@ -65,6 +65,7 @@ def test_a_list_crossed_with_a_grid(members: Callable[..., list[Member]]) -> Non
         "seed=2 training.max_steps=3",
         "seed=2 training.max_steps=4 data.on_bad=skip",
     ]
+    assert [member.experiment.config.data.on_bad for member in found] == ["stop", "skip"] * 2
 
 
 RANDOM = """\
