@@ -91,6 +91,13 @@ def test_random_draws_stay_when_more_are_asked_for(members: Callable[..., list[M
     assert members(RANDOM.replace("COUNT", "5").replace("seed: 1", "seed: 2"))[0].label != many[0].label
 
 
+def test_random_draws_are_all_different(members: Callable[..., list[Member]]) -> None:
+    choices = "random: {count: COUNT, draw: {seed: [1, 2, 3], adapter.freeze: [[], [vision]]}}"
+    assert len({member.label for member in members(choices.replace("COUNT", "6"))}) == 6
+    found = fault(members, choices.replace("COUNT", "7"))
+    assert found == "FILE:11: sweep.random: count is 7, but draw has only 6 points"
+
+
 def test_without_a_sweep_there_is_one_run(config_file: Path) -> None:
     (only,) = expand(read_source(config_file, []), SITE, {})
     assert only.label == "" and only.experiment == load_experiment(config_file, [], SITE, {})
