@@ -108,8 +108,8 @@ def test_a_cancelled_array_stays_cancelled_and_goes_on_when_submitted_again(clus
     assert states(job) == {"CANCELLED"}
     done = {run.name: len(files.read_jsonl_log(run / "metrics.jsonl")) for run in members(runs, "two")}
     (again,) = cluster.submit(what, FTLIB_RUNS=runs)
-    resumed = lambda: all(history(run)[-1].get("step") == done[run.name] for run in members(runs, "two"))  # noqa: E731
-    cluster.wait_until(resumed, "both to go on where they were saved", 600)
+    went_on = lambda run: [event["step"] for event in history(run) if event["event"] == "start"] == [0, done[run.name]]  # noqa: E731
+    cluster.wait_until(lambda: all(map(went_on, members(runs, "two"))), "both to go on where they were saved", 600)
     cluster.shell(f"scancel {again}")
 
 
