@@ -138,7 +138,7 @@ def test_a_failed_run_holds_up_no_other_in_a_chain(cluster: Cluster) -> None:
 def test_from_inside_a_job(cluster: Cluster) -> None:
     """What the surrounding job has does not reach the new one."""
     runs = cluster.home / "sweep-inside"
-    inner = f"submit configs/digits.yaml name=inside {SHORT} {SMALL} training.num_train_epochs=1 job.time=33"
+    inner = f"submit configs/digits.yaml name=inside {SHORT} {SMALL} training.num_train_epochs=1 job.time=0:33:00"
     script = cluster.home / "inside.sh"
     script.write_text(
         f"#!/bin/bash\nexport FTLIB_RUNS='{runs}'\n"
