@@ -26,6 +26,10 @@ COMMANDS = {
     "chat": "an interactive session with a trained run",
     "report": "one self-contained HTML page about a run",
     "submit": "send a training job to Slurm, or run it here",
+    "status": "what runs, what died and why; what it cost",
+    "logs": "the end of a run's log",
+    "cancel": "cancel runs, queued or running, by name",
+    "clean": "free the space of what is not needed any more; asks before it deletes",
     "doctor": "check this machine and say what to do",
     "schema": "JSON Schema of the config, for editors",
 }

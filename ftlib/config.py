@@ -15,6 +15,7 @@ from ftlib.config_course import Batch, Checkpoint, Guard, Round
 from ftlib.config_data import CHAT
 from ftlib.config_data import Data as Data
 from ftlib.config_data import SplitRule as SplitRule
+from ftlib.job_options import SWEEP_SCHEMA, SbatchOption, Word
 
 Part = Literal["vision", "projector", "embeddings", "language"]
 
@@ -147,16 +148,37 @@ class Evaluation(Section):
 
 
 class Job(Section):
-    """What to ask Slurm for: `gpus` on one node, and `cpus` for each of them. Every GPU gets a process of its own."""
+    """What to ask Slurm for: per node `gpus` (of `gpu_type`) and `mem`, per task `cpus`; one task for each GPU.
+
+    Partition, account, QOS and the like may stand in jobs/site.env instead, under sbatch's own names (SBATCH_PARTITION,
+    …). `sbatch` holds any other option of sbatch that ftlib does not need for itself. Of a sweep, `array_parallelism`
+    runs are at work at the same time.
+    """
 
     cpus: Count = 4
     gpus: Annotated[int, Field(ge=0)] = 1
+    gpu_type: Word | None = None
     mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] = "16G"
     time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$")] = "08:00:00"
+    nodes: Count = 1
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    exclude: Word | None = None
+    mail_type: Word | None = None
+    mail_user: Word | None = None
+    sbatch: dict[SbatchOption, str | int | Literal[True]] = {}
+    array_parallelism: Count = 256
+
+    @property
+    def tasks(self) -> int:
+        """Processes that train together."""
+        return self.nodes * max(1, self.gpus)
 
 
 class Config(Section):
-    """An experiment.
+    """An experiment. With `sweep` the file stands for several (see `submission/sweep.py`), and this is one of them.
 
     `warm_start` names a finished run (folder, name/identity, or name), or a folder with an adapter or a model: training
     begins with its weights, with a fresh optimizer and schedule.
@@ -177,6 +199,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
+    sweep: Annotated[dict[str, Any] | None, WithJsonSchema(SWEEP_SCHEMA)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -206,7 +229,7 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and mixed and not self.training.get(mixed):
             problem = f"adapter.method: attention trains float32 weights between {self.model.dtype} ones"
             raise ValueError(f"{problem}; set training.{mixed}: true, which computes them together")
-        if self.batch.auto and self.job.gpus > 1:
+        if self.batch.auto and self.job.tasks > 1:
             raise ValueError("batch.auto is for one GPU; with several, set training.per_device_train_batch_size")
         if self.rounds and "learning_rate" in self.training:
             raise ValueError("rounds have learning rates of their own; remove training.learning_rate")
@@ -222,7 +245,7 @@ class Config(Section):
     @property
     def effective_batch(self) -> int:
         """Rows that one optimizer step sees, those of all GPUs together."""
-        return self.micro_batch * int(self.training.get("gradient_accumulation_steps", 1)) * max(1, self.job.gpus)
+        return self.micro_batch * int(self.training.get("gradient_accumulation_steps", 1)) * self.job.tasks
 
     @property
     def micro_batch(self) -> int:
@@ -230,7 +253,7 @@ class Config(Section):
         return int(self.training.get("per_device_train_batch_size", 8))
 
 
-_NOT_IN_IDENTITY = ("name", "batch", "checkpoint", "evaluation", "job")
+_NOT_IN_IDENTITY = ("name", "batch", "checkpoint", "evaluation", "job", "sweep")
 _ANSWERS = ("num_beams", "max_new_tokens", "generation", "positive", "mask_decoder")
 
 

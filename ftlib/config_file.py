@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftlib import training_fields, yaml_core
@@ -45,7 +44,27 @@ class Experiment:
 
     def to_yaml(self) -> str:
         """The resolved config, as it is saved with a run."""
-        return yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True, width=120)
+        return yaml_core.dump(self.raw)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A config file with its overrides, not checked yet.
+
+    Attributes:
+        path: the file.
+        data: its content.
+        places: where each key and list item stands, as messages name it.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    places: dict[yaml_core.Path, str]
+
+    def place(self, key: yaml_core.Path) -> str:
+        """Where a key stands, or else what it would stand in."""
+        known = (self.places[key[:length]] for length in range(len(key), 0, -1) if key[:length] in self.places)
+        return next(known, str(self.path))
 
 
 def load_experiment(
@@ -60,18 +79,65 @@ def load_experiment(
         environment: gives every other `${NAME}`.
 
     Raises:
-        UserError: every fault found, one a line.
+        UserError: every fault found, one a line; or the file stands for several runs.
+    """
+    source = read_source(path, overrides)
+    if source.data.get("sweep") is not None:
+        problem = f"{source.place(('sweep',))}: sweep: this config stands for several runs"
+        remedy = (
+            f"Send them all: ftlib submit {path}\nOr take one by hand: add sweep=null and the KEY=VALUE that make it."
+        )
+        raise UserError(problem, remedy)
+    return check(source, site, environment)
+
+
+def read_source(path: Path, overrides: Sequence[str]) -> Source:
+    """Read a config file and set the overrides in it.
+
+    Raises:
+        UserError: no such file, no YAML, or an override that is none.
     """
     data, lines = _read(path)
     places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
-    _override(data, overrides, places)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{_COMMAND_LINE}: {text!r} is not KEY=VALUE", "For example: training.learning_rate=1e-4")
+        set_field(data, places, key, yaml_core.load_value(value, _COMMAND_LINE), _COMMAND_LINE)
+    return Source(path, data, places)
+
+
+def set_field(data: dict[str, Any], places: dict[yaml_core.Path, str], key: str, value: Any, place: str) -> None:
+    """Set a field by its dotted key, and note where the value comes from.
+
+    Raises:
+        UserError: the key leads into something that is no section.
+    """
+    names = tuple(key.split("."))
+    section: Any = data
+    for name in names[:-1]:
+        section = section.setdefault(name, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise UserError(f"{place}: {key}: there is no section of that name to set a key in")
+    section[names[-1]] = value
+    for length in range(1, len(names) + 1):
+        places.setdefault(names[:length], place)
+    places[names] = place
+
+
+def check(source: Source, site: Site, environment: Mapping[str, str] = os.environ) -> Experiment:
+    """Check one experiment.
+
+    Raises:
+        UserError: every fault found, one a line.
+    """
     faults: list[tuple[yaml_core.Path, str]] = []
-    movable = _expand(data, (), {**environment, "store": "${store}"}, faults)
+    movable = _expand(source.data, (), {**environment, "store": "${store}"}, faults)
     expanded = _expand(movable, (), {"store": str(site.store)}, [])
     if isinstance(expanded.get("training"), dict):
         faults += [(("training", name), message) for name, message in training_fields.faults(expanded["training"])]
-    config = _validate(Config, expanded, faults, places, str(path))
-    raw = Config.model_validate(movable).model_dump()
+    config = _validate(Config, expanded, faults, source)
+    raw = Config.model_validate(movable).model_dump(exclude={"sweep"})
     return Experiment(config=config, raw=raw, identity=fingerprint(identity_fields(raw))[:12])
 
 
@@ -83,13 +149,10 @@ def load_section(
     Raises:
         UserError: every fault found, one a line.
     """
-    data, lines = _read(path)
-    places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
-    _override(data, overrides, places)
+    source = read_source(path, overrides)
     faults: list[tuple[yaml_core.Path, str]] = []
-    return _validate(
-        schema, _expand(data, (), {**environment, "store": str(site.store)}, faults), faults, places, str(path)
-    )
+    expanded = _expand(source.data, (), {**environment, "store": str(site.store)}, faults)
+    return _validate(schema, expanded, faults, source)
 
 
 def check_section(schema: type[S], data: dict[str, Any]) -> S:
@@ -98,7 +161,7 @@ def check_section(schema: type[S], data: dict[str, Any]) -> S:
     Raises:
         UserError: every fault found, one a line.
     """
-    return _validate(schema, data, [], {}, _COMMAND_LINE)
+    return _validate(schema, data, [], Source(Path(_COMMAND_LINE), data, {}))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[yaml_core.Path, int]]:
@@ -120,23 +183,6 @@ def _near_files(path: Path) -> str:
     return f"Did you mean {near[0]}?" if near else ""
 
 
-def _override(data: dict[str, Any], overrides: Sequence[str], places: dict[yaml_core.Path, str]) -> None:
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        names = tuple(key.split("."))
-        if not equals or not all(names):
-            raise UserError(f"{_COMMAND_LINE}: {text!r} is not KEY=VALUE", "For example: training.learning_rate=1e-4")
-        section: Any = data
-        for name in names[:-1]:
-            section = section.setdefault(name, {}) if isinstance(section, dict) else None
-        if not isinstance(section, dict):
-            raise UserError(f"{_COMMAND_LINE}: {key}: there is no section of that name to set a key in")
-        section[names[-1]] = yaml_core.load_value(value, _COMMAND_LINE)
-        for length in range(1, len(names) + 1):
-            places.setdefault(names[:length], _COMMAND_LINE)
-        places[names] = _COMMAND_LINE
-
-
 def _expand(value: Any, path: yaml_core.Path, variables: Mapping[str, str], faults: list[Any]) -> Any:
     if isinstance(value, dict):
         return {key: _expand(item, (*path, key), variables, faults) for key, item in value.items()}
@@ -156,8 +202,7 @@ def _validate(
     schema: type[S],
     data: dict[str, Any],
     faults: list[tuple[yaml_core.Path, str]],
-    places: Mapping[yaml_core.Path, str],
-    source: str,
+    source: Source,
 ) -> S:
     """The checked section; `faults` found before are told together with its own."""
     try:
@@ -168,7 +213,8 @@ def _validate(
         for item in error.errors():
             location = _without_union_tag(item["loc"])
             faults.append((location, _plain(schema, item, location)))
-    raise UserError("\n".join(_line_of(places, source, key, message) for key, message in faults))
+    lines = [f"{source.place(key)}: {'.'.join(map(str, key)) or 'config'}: {message}" for key, message in faults]
+    raise UserError("\n".join(lines))
 
 
 def _without_union_tag(location: tuple[int | str, ...]) -> yaml_core.Path:
@@ -218,8 +264,3 @@ def _known_keys(schema: type[Section], location: yaml_core.Path) -> list[str]:
                 inner += [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
         sections = inner
     return [field.alias or key for section in sections for key, field in section.model_fields.items()]
-
-
-def _line_of(places: Mapping[yaml_core.Path, str], source: str, key: yaml_core.Path, message: str) -> str:
-    place = next((places[key[:length]] for length in range(len(key), 0, -1) if key[:length] in places), source)
-    return f"{place}: {'.'.join(map(str, key)) or 'config'}: {message}"

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -111,13 +111,15 @@ def tracked(items: Sequence[T], label: str) -> Iterable[T]:
             update(number, "")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain text table; the first column to the left, the others to the right."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:
+    """A plain text table; the first column and those in `words` to the left, the others to the right."""
     cells = [list(headers), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
 
     def line(row: Sequence[str]) -> str:
-        others = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join([row[0].ljust(widths[0]), *others]).rstrip()
+        left = [headers[0], *words]
+        cells = zip(headers, row, widths, strict=True)
+        aligned = [cell.ljust(width) if name in left else cell.rjust(width) for name, cell, width in cells]
+        return "  ".join(aligned).rstrip()
 
     return "\n".join([line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])

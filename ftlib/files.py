@@ -23,7 +23,8 @@ from typing import Any
 from ftlib.errors import UserError
 
 MARKER = "COMPLETE.json"
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
+"""In the name of what is being written."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _ABANDONED_SECONDS = 24 * 3600
@@ -130,6 +131,16 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def shared_with_group() -> Iterator[None]:
+    """What is made inside can be read and replaced by the group, whatever the user's umask."""
+    before = os.umask(0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder in the body; it then appears as `target`, complete with its marker, or not at all.
 
@@ -153,13 +164,13 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 def _temporary(path: Path) -> Path:
     """A name beside a path that says whose it is."""
-    return path.with_name(f"{path.name}{_TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    return path.with_name(f"{path.name}{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def _remove_leftovers(target: Path) -> None:
     """Remove temporary folders of dead processes of this host, and of other hosts once they are a day old."""
-    for leftover in target.parent.glob(f"{target.name}{_TEMPORARY}*"):
-        host, pid, _ = leftover.name.partition(_TEMPORARY)[2].rsplit("-", 2)
+    for leftover in target.parent.glob(f"{target.name}{TEMPORARY}*"):
+        host, pid, _ = leftover.name.partition(TEMPORARY)[2].rsplit("-", 2)
         here = host == socket.gethostname()
         if not Path(f"/proc/{pid}").exists() if here else _age(leftover) > _ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)

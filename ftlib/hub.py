@@ -1,4 +1,4 @@
-"""Where models lie, and how they get there.
+"""Where models and datasets lie.
 
 A base model is a local folder, a hub name (kept in the store's shared cache, `<store>/hf`), or an embedded model whose
 name begins with `ftlib/` (kept in `<store>/models`). Jobs never reach the hub: they take what `ftlib stage` brought.
@@ -6,8 +6,10 @@ name begins with `ftlib/` (kept in `<store>/models`). Jobs never reach the hub: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ftlib import files
 from ftlib.config import Model
@@ -15,14 +17,16 @@ from ftlib.errors import UserError
 from ftlib.site import Site
 
 EMBEDDED = "ftlib/"
-_BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
-"""Config, tokenizer and processor."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
-_WEIGHTS = (
-    ("model.safetensors", "model-*-of-*.safetensors"),
-    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
-)
-"""The names that transformers loads weights by, one form of them after the other; the first that is there is enough."""
+
+@dataclass(frozen=True)
+class Repository:
+    """A model or dataset of the hub; without a revision the one that was first staged, or its newest."""
+
+    kind: Literal["model", "dataset"]
+    name: str
+    revision: str | None
 
 
 def is_embedded(model: Model) -> bool:
@@ -52,7 +56,11 @@ def find_model(model: Model, site: Site) -> Path:
         if not folder.is_dir():
             raise UserError(f"model.base: {folder}: no such folder")
         return folder
-    return _snapshot(model, site, local_only=True, wanted=())
+    repository = Repository("model", model.base, model.revision)
+    found = find_staged(repository, site)
+    if found is None:
+        raise UserError(f"model {model.base} is not in the store ({cache_folder(repository, site)})", remedy)
+    return found
 
 
 def require_model(folder: Path) -> None:
@@ -65,58 +73,37 @@ def require_model(folder: Path) -> None:
         raise UserError(f"{folder}: no model in it (config.json is missing)")
 
 
-def stage_hub_model(model: Model, site: Site) -> Path:
-    """Download a hub model into the shared cache (or find it there) and return its folder.
-
-    Raises:
-        UserError: no such model, a licence not accepted, no connection, no weights that transformers loads.
-    """
-    for names in _WEIGHTS:
-        folder = _snapshot(model, site, local_only=False, wanted=(*_BESIDE, *names))
-        if any(path for name in names for path in folder.glob(name)):
-            return folder
-    looked_for = ", ".join(name for names in _WEIGHTS for name in names)
-    raise UserError(f"model {model.base}: no weights in it; looked for {looked_for}")
-
-
 def looks_local(base: str) -> bool:
-    """Whether a base model's name is a folder's, not one of the hub (owner/name)."""
+    """Whether a model's or dataset's name is that of a folder, not one of the hub."""
     return base.startswith(("/", ".", "~")) or base.count("/") != 1 or Path(base).is_dir()
 
 
-def _snapshot(model: Model, site: Site, local_only: bool, wanted: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+def cache_name(repository: Repository) -> str:
+    """What huggingface_hub calls a repository's folder in a cache."""
+    return f"{repository.kind}s--{repository.name.replace('/', '--')}"
 
-    cache = site.store / "hf" / "hub"
-    try:
-        with files.storage_errors(cache):
-            return Path(
-                snapshot_download(
-                    model.base,
-                    revision=model.revision,
-                    cache_dir=cache,
-                    local_files_only=local_only,
-                    allow_patterns=list(wanted),
-                )
-            )
-    except GatedRepoError:
-        raise UserError(
-            f"model {model.base}: its licence has to be accepted first",
-            "Accept it on the model's page, then log in with `hf auth login`.",
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"model {model.base}: no such model on the hub: {str(error).splitlines()[0]}") from None
-    except LocalEntryNotFoundError:
-        problem = f"model {model.base} is not in the shared cache ({cache})"
-        problem += "" if local_only else " and the hub cannot be reached"
-        remedy = "Run `ftlib stage CONFIG` on a machine that reaches the hub, such as the login node."
-        raise UserError(problem, remedy) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"model {model.base}: the hub cannot be reached: {str(error).splitlines()[0]}") from None
+
+def cache_folder(repository: Repository, site: Site) -> Path:
+    """Where a repository lies in the store."""
+    return site.store / "hf" / "hub" / cache_name(repository)
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which never changes."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def pinned_commit(folder: Path, revision: str | None) -> str | None:
+    """The commit that a revision means in a repository's cache folder; None if that is not known there."""
+    if is_commit(revision):
+        return revision
+    reference = folder / "refs" / (revision or "main")
+    return reference.read_text().strip() if reference.is_file() else None
+
+
+def find_staged(repository: Repository, site: Site) -> Path | None:
+    """The complete folder that `ftlib stage` left of a repository; None without one."""
+    folder = cache_folder(repository, site)
+    commit = pinned_commit(folder, repository.revision)
+    snapshot = folder / "snapshots" / (commit or "")
+    return snapshot if commit and files.is_complete(snapshot) else None

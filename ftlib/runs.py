@@ -1,4 +1,4 @@
-"""Run folders: where everything of a run lies, who is alive on it, and what happened to it.
+"""Run folders: where everything of a run lies, and what happened to it.
 
 `<runs>/<name>/<identity>/` holds config.yaml, environment.json, data.json, owner.json, checkpoints/, adapter/ or
 model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE.
@@ -6,26 +6,20 @@ model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import socket
-import threading
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftlib import console, files
 from ftlib.config_file import Experiment
-from ftlib.errors import EXIT_FAILURE, UserError
+from ftlib.errors import UserError
 from ftlib.site import Site
 
-HEARTBEAT_SECONDS = 10
-STALE_SECONDS = 60
 _CHECKPOINT = "checkpoint-"
 
 
@@ -48,6 +42,11 @@ class Run:
     def history(self) -> Path:
         """One line per start and end, restart after a divergence, and round."""
         return self.folder / "history.jsonl"
+
+    @property
+    def owner(self) -> Path:
+        """Who is at work on the run; its modification time is the heartbeat."""
+        return self.folder / "owner.json"
 
     @property
     def environment(self) -> Path:
@@ -90,9 +89,12 @@ class Run:
 
     def note(self, event: str, **details: Any) -> None:
         """Add a line to the run's history; the first rank does."""
-        if not console.speaks():
-            return
-        record = {"event": event, "time": round(time.time(), 3), "host": _host(), "job": _job(), **details}
+        if console.speaks():
+            self.note_from_any(event, **details)
+
+    def note_from_any(self, event: str, **details: Any) -> None:
+        """Add a line to the run's history, whichever rank this is."""
+        record = {"event": event, "time": round(time.time(), 3), "host": host_name(), "job": job_number(), **details}
         files.append_jsonl(self.history, record)
 
     def note_environment(self, environment: dict[str, Any]) -> None:
@@ -103,9 +105,14 @@ class Run:
         files.write_json(self.environment, [*earlier, {"time": round(time.time(), 3), **environment}])
 
 
+def run_of(experiment: Experiment, site: Site) -> Run:
+    """The run folder of an experiment, which need not be there."""
+    return Run(site.runs / experiment.config.name / experiment.identity)
+
+
 def open_run(experiment: Experiment, site: Site) -> Run:
     """The run folder of an experiment, made if need be, with its resolved config in it."""
-    run = Run(site.runs / experiment.config.name / experiment.identity)
+    run = run_of(experiment, site)
     text = experiment.to_yaml()
     same = run.config_file.exists() and run.config_file.read_text(encoding="utf-8") == text
     if console.speaks() and not same:
@@ -124,19 +131,25 @@ def find_run(text: str, site: Site) -> Run:
     Raises:
         UserError: no such run, or several.
     """
-    found = find_runs(text, site)
+    found = find_runs([text], site)
     if len(found) > 1:
         choices = "\n".join(f"  {run.folder.parent.name}/{run.folder.name}" for run in found)
         raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
     return found[0]
 
 
-def find_runs(text: str, site: Site) -> list[Run]:
-    """A run by its folder or its `name/identity`, or all runs of a name.
+def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
+    """All runs, or those that are named: by folder, by `name/identity`, or all of a name.
 
     Raises:
-        UserError: no such run.
+        UserError: a name that no run has.
     """
+    if not texts:
+        return [Run(path.parent) for path in sorted(site.runs.glob("*/*/config.yaml"))]
+    return list(dict.fromkeys(run for text in texts for run in _named(text, site)))
+
+
+def _named(text: str, site: Site) -> list[Run]:
     for folder in (Path(text), site.runs / text):
         if (folder / "config.yaml").is_file():
             return [Run(folder.absolute())]
@@ -145,8 +158,7 @@ def find_runs(text: str, site: Site) -> list[Run]:
         return [Run(path.parent) for path in under]
     known = sorted(path.parent.parent.name for path in site.runs.glob("*/*/config.yaml"))
     names = ", ".join(dict.fromkeys(known)) or "none"
-    remedy = f"Runs in {site.runs}: {names}"
-    raise UserError(f"{text}: no such run", remedy)
+    raise UserError(f"{text}: no such run", f"Runs in {site.runs}: {names}")
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -189,59 +201,19 @@ def rotate_checkpoints(root: Path, keep: int, best: int | None = None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Be the one living process that writes to a folder; if another takes over, this process ends at once.
-
-    Of a job's ranks that is the first; to the others nothing happens.
-
-    `owner.json` names host, process and Slurm job; its modification time is the heartbeat. An owner is dead when its
-    process is gone (same host), when it is this very job (requeued), or when its heartbeat is older than
-    `STALE_SECONDS` by the storage's own clock. No file locks: on shared storage they may do nothing.
-
-    Raises:
-        UserError: another living process owns the folder.
-    """
-    if not console.speaks():
-        yield
-        return
-    path = folder / "owner.json"
-    me = _identify()
-    _take(path, me)
-    stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(path, me, stop), daemon=True)
-    beat.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        beat.join()
-        if _read_owner(path) == me:
-            path.unlink(missing_ok=True)
-
-
-def _identify() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "host": _host(),
-        "pid": pid,
-        "started": _process_start(pid),
-        "job": _job(),
-        "token": uuid.uuid4().hex,
-    }
-
-
-def _host() -> str:
+def host_name() -> str:
     """The node's name as Slurm calls it, else the machine's."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _job() -> str | None:
-    """This Slurm job's number, the same after a requeue."""
+def job_number() -> str | None:
+    """This Slurm job's number, the same after a requeue; an array's element is named as users name it, like 12_3."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
 
 
-def _process_start(pid: int) -> str | None:
+def process_start(pid: int) -> str | None:
     """When a process of this host started, in clock ticks since boot; None if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -249,78 +221,3 @@ def _process_start(pid: int) -> str | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
-
-
-def _take(path: Path, me: dict[str, Any]) -> None:
-    """Create an owner's file exclusively (a hard link fails if the name exists, on NFS too) or replace a dead one's."""
-    proposal = path.with_name(f"{path.name}.{me['token']}")
-    files.write_json(proposal, me)
-    try:
-        while True:
-            try:
-                os.link(proposal, path)
-                return
-            except FileExistsError:
-                if _read_owner(path) == me:  # NFS lost the answer, not the link
-                    return
-                if _replace_dead(path, proposal, me):
-                    return
-    finally:
-        proposal.unlink(missing_ok=True)
-
-
-def _replace_dead(path: Path, proposal: Path, me: dict[str, Any]) -> bool:
-    """Put the proposal in the place of a dead owner's file; False if that is gone.
-
-    Only who owns the right to bury that very owner may touch the file: of many that see the same dead owner, one must
-    not move away what another has just put there.
-    """
-    other = _read_owner(path)
-    if other is None:
-        return False
-    if _is_alive(other, path, proposal):
-        job = f", Slurm job {other['job']}" if other["job"] else ""
-        raise UserError(
-            f"{path.parent}: another process is at work on it: process {other['pid']} on {other['host']}{job}",
-            "Wait for it or stop it; then run the same command again.",
-        )
-    burial = path.with_name(f"owner.{other['token']}.buried")
-    _take(burial, me)
-    try:
-        if _read_owner(path) != other:
-            return False
-        proposal.replace(path)
-        return True
-    finally:
-        burial.unlink(missing_ok=True)
-
-
-def _read_owner(path: Path) -> dict[str, Any] | None:
-    try:
-        owner: dict[str, Any] = json.loads(path.read_text())
-        return owner
-    except FileNotFoundError:
-        return None
-
-
-def _is_alive(owner: dict[str, Any], path: Path, proposal: Path) -> bool:
-    if owner["host"] == _host():
-        return _process_start(owner["pid"]) == owner["started"]
-    if owner["job"] is not None and owner["job"] == _job():
-        return False
-    os.utime(proposal)
-    return proposal.stat().st_mtime - path.stat().st_mtime < STALE_SECONDS
-
-
-def _heartbeat(path: Path, me: dict[str, Any], stop: threading.Event) -> None:
-    """Show that we live, as long as the folder is ours.
-
-    It is not after Slurm has lost this node, given the job to another and that one has taken over: two writers would
-    ruin the run.
-    """
-    while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError, ValueError):
-            if _read_owner(path) not in (me, None):
-                os.write(2, f"ftlib: another process has taken {path.parent} over; ending\n".encode())
-                os._exit(EXIT_FAILURE)
-            os.utime(path)

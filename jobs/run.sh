@@ -3,6 +3,7 @@
 #
 # By hand:          jobs/run.sh ftlib COMMAND …     enters the container and runs the command
 # In a batch job:   source jobs/run.sh; run_job COMMAND+COMMAND … ARGUMENTS…
+# By ftlib submit:  source jobs/run.sh; run_submitted COMMAND+COMMAND … python3 -u -m submitit.core._submit FOLDER
 #
 # A job answers: 0 done · 2 the user's mistake · 75 saved, go on later · 137 killed · anything else a failure.
 # Time limit near (USR1) → the command saves and says 75 → this script requeues. Preempted or cancelled (TERM) → the
@@ -100,10 +101,10 @@ requeue() {
 
 # Add a line to the history of the run that was at work.
 note() {
-    local run
+    local run job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     run=$(cat "$job_tmp/notes/run" 2>/dev/null) || return 0
-    printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "exit": %d, "reason": "%s"}\n' \
-        "$1" "$(date +%s)" "$(hostname)" "$SLURM_JOB_ID" "$2" "$3" >> "$run/history.jsonl"
+    printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "command": "%s", "exit": %d, "reason": "%s"}\n' \
+        "$1" "$(date +%s)" "$(hostname)" "${job:-$SLURM_JOB_ID}" "$command" "$2" "$3" >> "$run/history.jsonl"
 }
 
 # Wait for srun; pass a USR1 on once the command's handlers stand (before, it would kill srun or Python).
@@ -136,7 +137,7 @@ being_preempted() {
     [[ $shown == *JobState=RUNNING* && $shown == *" PreemptTime="* && $shown != *" PreemptTime=None"* ]]
 }
 
-run_step() { # one ftlib command; returns only if it is done
+run_step() { # COMMAND LINE…: one ftlib command and what runs it in the container; returns only if it is done
     local command=$1 code tasks=()
     shift
     rm -f "$job_tmp"/notes/*
@@ -144,7 +145,7 @@ run_step() { # one ftlib command; returns only if it is done
     if [[ $command != train && $command != evaluate ]]; then tasks=(--ntasks=1 --ntasks-per-node=1); fi
     # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
     srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
-        "${container[@]}" ftlib "$command" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
+        "${container[@]}" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
     wait_for $!
     # When one task fails Slurm ends the others; what they then say is not the reason.
     if [[ -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
@@ -174,18 +175,40 @@ run_step() { # one ftlib command; returns only if it is done
     exit "$code"
 }
 
+enter_job() {
+    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
+    enter_container
+    if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
+}
+
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     [[ $# -gt 0 ]] || fail "usage: sbatch jobs/ftlib.sbatch COMMAND …"
     local commands=$1 command
     shift
     cd "$root" || exit 2
-    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
-    enter_container
+    enter_job
     pin "$@"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi
     for command in ${commands//+/ }; do
+        run_step "$command" ftlib "$command" "$@"
+    done
+}
+
+# COMMAND+COMMAND… LINE…: the line is submitit's own; the pickled function finds the command's arguments. The code lies
+# in a snapshot already, the config in the run folder.
+run_submitted() {
+    local commands=$1 command
+    shift
+    enter_job
+    to_container SUBMITIT_EXECUTOR slurm
+    pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
+    if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then rm -rf "$pinned"; fi # of an earlier job with this number
+    mkdir -p "$pinned" || fail "FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
+    for command in ${commands//+/ }; do
+        to_container FTLIB_STEP "$command"
         run_step "$command" "$@"
     done
+    rm -rf "$pinned"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then

@@ -14,10 +14,10 @@ from ftlib.site import Site
 from tests.conftest import REPOSITORY
 
 LEVELS = (
-    ("ftlib", "errors", "yaml_core", "files", "site", "console", "config", "config_base", "config_course",
-     "config_data", "config_file", "training_fields", "generation_fields", "runs", "environment", "command_line",
-     "preemption", "pinning"),
-    ("data", "tasks", "metrics", "submission", "reporting", "hub"),
+    ("ftlib", "errors", "yaml_core", "files", "disk", "site", "console", "config", "config_base", "config_course",
+     "config_data", "config_file", "training_fields", "generation_fields", "job_options", "runs", "history",
+     "ownership", "environment", "command_line", "preemption", "pinning"),
+    ("data", "tasks", "metrics", "submission", "reporting", "hub", "staging"),
     ("models", "training", "evaluation", "memory", "merging"),
     ("commands",),
     ("__main__",),

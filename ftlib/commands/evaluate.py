@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlib import command_line, console, files, runs
+from ftlib import command_line, console, files, history, runs
 from ftlib.config import Config
 from ftlib.config_file import Experiment, load_experiment
 from ftlib.errors import UserError
 from ftlib.metrics.summary import number, span
+from ftlib.preemption import tell_host, unwinding
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
     if "after" in whens and not run.done.exists():
         remedy = "Run `ftlib train` first, or add --before for the base model."
         raise UserError(f"{run.folder}: not trained yet", remedy)
-    results = list(_results(experiment, run, site, parsed, whens))
+    results = _noted_results(experiment, run, site, parsed, whens)
     if run.done.exists() and console.speaks():
         write_card(run, experiment.config)
     if results:
@@ -71,6 +73,21 @@ def _target(parsed: argparse.Namespace, site: Site) -> tuple[Experiment, Run]:
         return experiment, runs.open_run(experiment, site)
     run = runs.find_run(parsed.run, site)
     return load_experiment(run.config_file, parsed.overrides, site), run
+
+
+def _noted_results(
+    experiment: Experiment, run: Run, site: Site, parsed: argparse.Namespace, whens: Sequence[str]
+) -> list[dict[str, Any]]:
+    """All results; the run's history tells when they were asked for, and what became of that."""
+    import ftlib.evaluation.answers  # noqa: F401  (heavy: a signal must not raise inside its imports)
+
+    with unwinding(), history.endings(run, "evaluate"):
+        tell_host("run", str(run.folder))
+        history.begin(run, "evaluate")
+        started = time.monotonic()
+        results = list(_results(experiment, run, site, parsed, whens))
+        run.note("evaluated", seconds=round(time.monotonic() - started, 1))
+    return results
 
 
 def _results(
@@ -109,7 +126,7 @@ def _own_rows(own: Config, run: Run, site: Site, when: str) -> Asked:
 
     prepared = open_prepared(own, site)
     if when == "before":
-        return Asked(subject.untrained(own, site), own, prepared)
+        return Asked(subject.untrained(own, site), own, prepared, shared=site.runs / ".before")
     return Asked(subject.trained(own, run, site), own, prepared, prepared.rows("train"))
 
 

@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
         result = prepared.open_prepared(config, site)
         console.say("already prepared")
     else:
-        result = prepared.prepare(config, site, _encode(config))
+        with files.shared_with_group():
+            result = prepared.prepare(config, site, _encode(config))
     left_out = {reason: count for reason, count in result.facts["left_out"].items() if count}
     for reason, count in {**left_out, **({"bad records": result.facts["bad"]} if result.facts["bad"] else {})}.items():
         console.say(f"left out: {count} ({reason})")

@@ -18,8 +18,7 @@ from ftlib.reporting.exports import markdown, score_lines
 from ftlib.reporting.page import render
 from ftlib.reporting.several import render_several
 from ftlib.reporting.trackers import write_tensorboard, write_wandb
-from ftlib.runs import Run
-from ftlib.site import Site, find_site
+from ftlib.site import find_site
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
     command.add_argument("--wandb", metavar="PROJECT", help="an offline Weights & Biases run in every run folder too")
     parsed = command.parse_args(argv)
     site = find_site()
-    found = _find(parsed.runs, site)
+    found = runs.find_runs(parsed.runs, site)
     records = [collect(run, site) for run in console.tracked(found, "reading runs")]
     path = parsed.output or (found[0].report if len(found) == 1 else found[0].folder.parent / "report.html")
     _write(path, records)
@@ -49,12 +48,6 @@ def main(argv: list[str]) -> int:
         for record in console.tracked(records, "writing wandb runs"):
             console.say(f"send it with: wandb sync {shlex.quote(str(write_wandb(record, parsed.wandb)))}")
     return 0
-
-
-def _find(texts: Sequence[str], site: Site) -> list[Run]:
-    """Each run once, in the order in which they are named."""
-    found = [run for text in texts for run in runs.find_runs(text, site)]
-    return list({run.folder: run for run in found}.values())
 
 
 def _common(folders: Sequence[Path]) -> Path:

@@ -1,13 +1,14 @@
-"""Bring what a config needs into the shared store: model and processor, and a dataset that ftlib can make.
+"""Bring what a config needs into the shared store: model and processor, a dataset of the hub or one that ftlib makes.
 
-Run it on the login node; jobs then work offline. Embedded models (ftlib/…) are made instead of downloaded.
+Run it on the login node; jobs then work offline. A hub's model or dataset stays at the commit that was first staged;
+model.revision names another one. Embedded models (ftlib/…) are made instead of downloaded.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ftlib import command_line, console, files, hub
+from ftlib import command_line, console, files, hub, staging
 from ftlib.config import Config
 from ftlib.config_data import Data
 from ftlib.site import Site, find_site
@@ -20,15 +21,16 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     config = command_line.load(parsed, site).config
-    for part in config.data.datasets.values():  # first: with a model, the hub is switched off
-        console.say(f"dataset {part.source}: {_stage_data(part)}")
-    console.say(f"model {config.model.base}: {_stage_model(config, site)}")
+    with files.shared_with_group():
+        for part in config.data.datasets.values():  # first: with a model, the hub is switched off
+            console.say(f"dataset {part.source}: {_stage_data(part, site)}")
+        console.say(f"model {config.model.base}: {_stage_model(config, site)}")
     return 0
 
 
 def _stage_model(config: Config, site: Site) -> Path:
     if not hub.is_embedded(config.model):
-        return hub.stage_hub_model(config.model, site)
+        return staging.stage_model(config.model, site)
     folder = hub.embedded_folder(config.model, site)
     if not files.is_complete(folder):
         from ftlib.models.tiny import make_embedded
@@ -38,11 +40,14 @@ def _stage_model(config: Config, site: Site) -> Path:
     return folder
 
 
-def _stage_data(data: Data) -> Path:
+def _stage_data(data: Data, site: Site) -> Path:
     from ftlib.data.loaders import hub as hub_datasets
     from ftlib.data.sources import MAKERS
 
     if data.source == "hub":
+        name = data.file.partition(":")[0]
+        if not hub.looks_local(name):
+            staging.stage_dataset(name, site)
         hub_datasets.fetch(data)
     root = Path(data.root)
     if data.source in MAKERS and not files.is_complete(root):

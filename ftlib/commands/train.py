@@ -5,10 +5,10 @@ The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the resul
 
 from __future__ import annotations
 
-from ftlib import command_line, console, runs
+from ftlib import command_line, console, history, ownership, runs
 from ftlib.errors import EXIT_FAILURE, Diverged
 from ftlib.pinning import use_pinned_code
-from ftlib.preemption import Preempted, tell_host, unwinding
+from ftlib.preemption import tell_host, unwinding
 from ftlib.site import find_site
 
 
@@ -29,15 +29,12 @@ def main(argv: list[str]) -> int:
     use_pinned_code(run, site, ["train", *argv])
     from ftlib.training.fit import fit
 
-    with unwinding(), runs.owned(run.folder):
-        tell_host("run", str(run.folder))
-        try:
+    try:
+        with unwinding(), ownership.owned(run.folder), history.endings(run, "train"):
+            tell_host("run", str(run.folder))
             fit(experiment, run, site)
-        except Preempted as signal:
-            run.note("preempted", signal=str(signal))
-            raise
-        except Diverged as error:
-            console.say(f"ftlib: {error}")
-            return EXIT_FAILURE
+    except Diverged as error:
+        console.say(f"ftlib: {error}")
+        return EXIT_FAILURE
     console.say(f"trained: {run.result(experiment.config.adapter.method)}")
     return 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ftlib.errors import UserError
 from ftlib.evaluation.asking import Answer, ask, wait_for, working_folder
 from ftlib.evaluation.choosing import Threshold, choose, choose_threshold, precision_recall, probabilities
 from ftlib.evaluation.masks import with_masks
+from ftlib.evaluation.once import made_once
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
@@ -47,12 +48,14 @@ class Asked:
     Attributes:
         config: whose task, prompt and settings hold.
         trained_on: the rows that the model learned from; none for a base model.
+        shared: a folder for evaluations that other runs need too: a base model's.
     """
 
     subject: Subject
     config: Config
     prepared: Prepared
     trained_on: Sequence[Example] = ()
+    shared: Path | None = None
 
 
 def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold | None = None) -> dict[str, Any] | None:
@@ -69,6 +72,8 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     if scores := finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
         return scores
+    if asked.shared:
+        return _shared_scores(asked, asked.shared, split, folder, threshold, settings)
     rows = asked.prepared.rows(split)
     partial = working_folder(folder.with_name(f"{folder.name}.partial"), questions_of(settings))
     answers = _answers(asked, rows, partial, f"{asked.subject.name} on {split}")
@@ -106,6 +111,23 @@ def publish_scores(
     if found:
         scores["remarks"].append(Threshold(**found["threshold"]).sentence(split))
     _publish(folder, records, scores, asked.config.task)
+    return scores
+
+
+def _shared_scores(
+    asked: Asked, shared: Path, split: str, folder: Path, threshold: Threshold | None, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate in the shared folder, or take what is there; `folder` becomes a copy."""
+    common = shared / files.fingerprint(settings)[:16]
+    place, alone = common / "evaluation", replace(asked, shared=None)
+    label = f"{asked.subject.name} on {split}"
+    scores = made_once(
+        common, lambda: finished(place, settings), lambda: evaluate_split(alone, split, place, threshold), label
+    )
+    if scores is None or not console.speaks():
+        return None
+    with files.publish_folder(folder) as temporary:
+        shutil.copytree(place, temporary, ignore=shutil.ignore_patterns(files.MARKER), dirs_exist_ok=True)
     return scores
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlib import __version__, console, files, runs
+from ftlib import __version__, console, files, ownership
 from ftlib.environment import describe_environment
 from ftlib.errors import UserError
 from ftlib.merging.blend import Work
@@ -61,7 +61,7 @@ def merge(recipe: Recipe, site: Site) -> Path:
     partial = output.with_name(f"{output.name}.partial")
     with files.storage_errors(output):
         partial.mkdir(parents=True, exist_ok=True)
-        with runs.owned(partial):
+        with ownership.owned(partial):
             _begin(partial, inputs.identity)
             if recipe.form == "adapter":
                 _publish_adapter(recipe, inputs, weights, models, output)

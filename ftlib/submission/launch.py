@@ -1,63 +1,271 @@
-"""Hand a training to Slurm (jobs/train.sbatch), or through submitit to a process of this machine or to this one."""
+"""Hand a plan to Slurm as submitit arrays, to processes of this machine, or to this process.
+
+What is pickled is the name of a function of this module and strings, since the Pythons of login node and container
+differ. In a Slurm job jobs/run.sh calls submitit once for each command, in the container, and answers its exit code.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import submitit
-
-from ftlib.errors import UserError
-from ftlib.site import REPOSITORY
+from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, UserError
+from ftlib.runs import process_start
 from ftlib.submission.jobspec import JobSpec
+from ftlib.submission.slurm import scrubbed
+
+if TYPE_CHECKING:
+    from submitit.slurm.slurm import SlurmExecutor
+
+Commands = Sequence[Sequence[str]]
+"""ftlib command lines, each as COMMAND ARGUMENTS…"""
+
+_POLL_SECONDS = 1
+_YEAR_MINUTES = 365 * 24 * 60
 
 
-def run_command(arguments: list[str]) -> int:
-    """Run `ftlib ARGUMENTS…` and return its exit code; what submitit pickles is this name and strings only.
+@dataclass(frozen=True)
+class Plan:
+    """What is submitted together.
+
+    Attributes:
+        spec: the job of every run.
+        tasks: for each run its commands.
+        stages: names of commands, in the order of `tasks`; what stands in one stage shares a job.
+        last: a command for when all runs have ended, however they did.
+        folder: submitit's files and the jobs' output.
+        setup: shell lines that begin a Slurm job.
+        array_size: how many elements an array may have.
+    """
+
+    spec: JobSpec
+    tasks: Sequence[Commands]
+    stages: Sequence[Sequence[str]]
+    last: Sequence[str] | None
+    folder: Path
+    setup: Sequence[str]
+    array_size: int
+
+
+@dataclass(frozen=True)
+class Array:
+    """One call of sbatch."""
+
+    spec: JobSpec
+    tasks: Sequence[Commands]
+    stage: Sequence[str]
+    dependency: str | None
+
+
+Submit = Callable[[Plan, Array], list[str]]
+
+
+def run_stage_command(commands: Commands) -> None:
+    """In a Slurm job: become the command that jobs/run.sh asks for (FTLIB_STEP)."""
+    wanted = os.environ["FTLIB_STEP"]
+    arguments = next(command for command in commands if command[0] == wanted)
+    os.execv(sys.executable, [sys.executable, "-m", "ftlib", *arguments])
+
+
+def run_lane(tasks: Sequence[Commands], after: Sequence[str] = ()) -> None:
+    """On this machine: run several tasks one after the other; one that fails hides no other.
+
+    Args:
+        after: processes that must have ended before.
 
     Raises:
-        RuntimeError: the command failed, so that the job counts as failed.
+        SystemExit: with 75 as soon as a command was asked to stop, with 1 in the end if one failed.
     """
-    code = subprocess.run([sys.executable, "-m", "ftlib", *arguments], check=False).returncode
-    if code:
-        raise RuntimeError(f"ftlib {' '.join(arguments)} ended with exit code {code}")
+    while any(process_start(int(process)) for process in after):
+        time.sleep(_POLL_SECONDS)
+    codes = [next((code for command in commands if (code := _run(command))), 0) for commands in tasks]
+    if any(codes):
+        raise SystemExit(EXIT_FAILURE)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    with subprocess.Popen([sys.executable, "-m", "ftlib", *arguments]) as child:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+        code = child.wait()
+        signal.signal(signal.SIGTERM, before)
+    if code == EXIT_AGAIN:
+        raise SystemExit(EXIT_AGAIN)
     return code
 
 
-def _sbatch(arguments: list[str], spec: JobSpec) -> str:
-    """jobs/train.sbatch enters the container, answers signals and requeues."""
-    script = REPOSITORY / "jobs" / "train.sbatch"
-    if not script.is_file():
-        raise UserError(f"{script} is not there", "Submit from a clone of the repository.")
-    command = ["sbatch", "--parsable", *spec.sbatch_options(), str(script), *arguments[1:]]
-    try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    except FileNotFoundError:
-        raise UserError("sbatch is not in PATH", "Use --executor local on a machine without Slurm.") from None
-    if done.returncode:
-        raise UserError(f"sbatch refuses this job: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def launch(arguments: list[str], spec: JobSpec, executor: str, logs: Path) -> str:
-    """Submit `ftlib train CONFIG KEY=VALUE…`.
-
-    Args:
-        executor: slurm, local or debug; `debug` runs the command before it returns.
-        logs: folder for submitit's files and the job's output.
+def to_slurm(plan: Plan) -> list[list[str]]:
+    """Submit arrays through submitit.
 
     Returns:
-        The job's id.
+        For each run the ids of its jobs; then, with `plan.last`, that job's.
 
     Raises:
-        UserError: this machine has no Slurm, or it refuses the job.
+        UserError: this machine has no Slurm, or it refuses a job.
     """
-    if executor == "slurm":
-        return _sbatch(arguments, spec)
-    submitter = submitit.AutoExecutor(folder=logs, cluster=executor)
-    submitter.update_parameters(name=spec.name, timeout_min=spec.minutes)
-    job = submitter.submit(run_command, arguments)
-    if executor == "debug":
-        job.result()
-    return str(job.job_id)
+    return _submit_arrays(plan, _sbatch)
+
+
+def scripts(plan: Plan) -> list[tuple[str, Array]]:
+    """What `to_slurm` would submit: the batch scripts, as submitit renders them, and their arrays."""
+    found: list[tuple[str, Array]] = []
+
+    def render(plan: Plan, array: Array) -> list[str]:
+        name = f"ARRAY{len(found) + 1}"
+        found.append((_script(plan, array), array))
+        return [f"{name}_{index}" for index in range(len(array.tasks))] if len(array.tasks) > 1 else [name]
+
+    _submit_arrays(plan, render)
+    return found
+
+
+def _submit_arrays(plan: Plan, submit: Submit) -> list[list[str]]:
+    """An evaluation waits for its own training only (aftercorr), so that one failed run holds up no other.
+
+    An array waits for the one before it if that is full: `array_parallelism` holds for all of them together.
+    """
+    jobs: list[list[str]] = []
+    previous: str | None = None
+    for start in range(0, len(plan.tasks), plan.array_size):
+        tasks = plan.tasks[start : start + plan.array_size]
+        ids: list[list[str]] = []
+        dependency = f"afterany:{previous}" if previous and plan.spec.array_parallelism < plan.array_size else None
+        for stage in plan.stages:
+            ids.append(submit(plan, Array(plan.spec, tasks, stage, dependency)))
+            master = ids[-1][0].partition("_")[0]
+            dependency = f"{'aftercorr' if len(tasks) > 1 else 'afterok'}:{master}"
+        previous = ids[-1][0].partition("_")[0]
+        jobs += [list(each) for each in zip(*ids, strict=True)]
+    if plan.last:
+        masters = dict.fromkeys(job.partition("_")[0] for each in jobs for job in each)
+        spec = replace(plan.spec, name=f"{plan.spec.name}-{plan.last[0]}", gpus=0, nodes=1)
+        after = f"afterany:{':'.join(masters)}" if masters else None
+        jobs.append(submit(plan, Array(spec, [[plan.last]], plan.last[:1], after)))
+    return jobs
+
+
+def _prepared(executor: SlurmExecutor, plan: Plan, array: Array) -> SlurmExecutor:
+    executor.python = f"run_submitted {'+'.join(array.stage)} python3"
+    executor.update_parameters(**array.spec.parameters(plan.setup, array.dependency))
+    return executor
+
+
+def _script(plan: Plan, array: Array) -> str:
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Renderer(SlurmExecutor):
+        """Needs no Slurm here."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
+    executor = _prepared(Renderer(plan.folder), plan, array)
+    if len(array.tasks) > 1:
+        executor.parameters["map_count"] = len(array.tasks)
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def _sbatch(plan: Plan, array: Array) -> list[str]:
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.slurm.slurm import SlurmExecutor
+
+    try:
+        executor = _prepared(SlurmExecutor(plan.folder), plan, array)
+    except RuntimeError:
+        raise UserError("Slurm is not in PATH", "Use --executor local on a machine without Slurm.") from None
+    try:
+        with _scrubbed_environment():
+            jobs = executor.map_array(run_stage_command, array.tasks)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UserError(f"sbatch refuses this job: {str(error).strip()}") from None
+    return [str(job.job_id) for job in jobs]
+
+
+@contextlib.contextmanager
+def _scrubbed_environment() -> Iterator[None]:
+    kept = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(scrubbed(kept))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def to_this_machine(plan: Plan) -> list[list[str]]:
+    """Start `array_parallelism` processes in the background that share the runs out among them, and their GPUs.
+
+    Returns:
+        As `to_slurm`; a job's id is the number of its process.
+    """
+    from submitit.local.local import LocalExecutor
+
+    lanes = min(plan.spec.array_parallelism, len(plan.tasks), _lanes_here(plan.spec))
+
+    def start(lane: int, *arguments: Any) -> str:
+        executor = LocalExecutor(plan.folder)
+        gpus = list(range(lane * plan.spec.gpus, (lane + 1) * plan.spec.gpus))
+        executor.update_parameters(
+            timeout_min=_YEAR_MINUTES, gpus_per_node=len(gpus), visible_gpus=gpus, stderr_to_stdout=True
+        )
+        return str(executor.submit(run_lane, *arguments).job_id)
+
+    jobs = [start(lane, plan.tasks[lane::lanes]) for lane in range(lanes)]
+    found = [[jobs[number % lanes]] for number in range(len(plan.tasks))]
+    return [*found, [start(0, [[plan.last]], jobs)]] if plan.last else found
+
+
+def _lanes_here(spec: JobSpec) -> int:
+    """How many runs fit on this machine at once: by its GPUs, or without any by the processors that we may use."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if gpus and spec.gpus:
+        return max(1, gpus // spec.gpus)
+    return max(1, len(os.sched_getaffinity(0)) // spec.cpus)
+
+
+def to_this_process(plan: Plan) -> list[list[str]]:
+    """Run everything here, one after the other, before returning.
+
+    Raises:
+        SystemExit: see `run_lane`.
+    """
+    from submitit.local.debug import DebugExecutor
+
+    last = [[plan.last]] if plan.last else []
+    job = DebugExecutor(plan.folder).submit(run_lane, [*plan.tasks, *last])
+    job.result()
+    return [[str(job.job_id)] for _ in [*plan.tasks, *last]]
+
+
+EXECUTORS: dict[str, Callable[[Plan], list[list[str]]]] = {
+    "slurm": to_slurm,
+    "local": to_this_machine,
+    "debug": to_this_process,
+}
+
+
+def setup_lines(code: Path, frozen: dict[str, str]) -> list[str]:
+    """What begins a Slurm job, as in jobs/*.sbatch: traps at once, the frozen settings, the wrapper.
+
+    Args:
+        code: the snapshot.
+        frozen: settings that hold for this job whatever becomes of jobs/site.env.
+    """
+    return [
+        "usr1=0 term=0",
+        "trap 'usr1=1' USR1",
+        "trap 'term=1' TERM",
+        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(frozen.items())),
+        f"FTLIB_JOBS={shlex.quote(str(code / 'jobs'))}",
+        'source "$FTLIB_JOBS/run.sh" || exit 2',
+    ]

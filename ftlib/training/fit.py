@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ftlib import console, files, preemption, runs
+from ftlib import console, files, history, preemption, runs
 from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
@@ -81,7 +81,7 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     ranks.wait()
     attempt = next_attempt(config, run)
     place = ranks.share(legs.find_place(run, attempt) if console.speaks() else Place(Leg(attempt)))
-    run.note("start", step=place.step, **facts_of(config, place.leg))
+    history.begin(run, "train", step=place.step, **facts_of(config, place.leg))
     run.note_environment(describe_environment())
     if place.checkpoint:
         console.say(f"going on from the checkpoint of step {place.step}")
@@ -242,6 +242,7 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
             trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
     trainer.on_checkpoint = lambda reached: _on_checkpoint(job, trainer, reached)
     total = place.leg.offset + trainer.total_steps
+    job.run.note("training", total=total)
     with console.progress("step", total, start=place.step) as update, preemption.graceful():
         trainer.on_step = lambda record: _log_step(job.run, record, update)
         try:

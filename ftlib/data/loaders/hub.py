@@ -8,8 +8,11 @@ or as named), is one of instructions. Columns that are neither texts nor numbers
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +26,8 @@ from ftlib.data.loaders.instructions import instruction_parser
 from ftlib.data.loaders.layout import Part
 from ftlib.data.loaders.rows import Numbered, Parse, Reading
 from ftlib.errors import UserError
+from ftlib.hub import Repository, find_staged, looks_local
+from ftlib.site import find_site
 
 _PARTS: dict[str, Part] = {
     "train": "train",
@@ -82,13 +87,25 @@ def _load(data: Data) -> Any:
     except ImportError:
         raise UserError("source hub needs `datasets`, which is not installed", "pip install datasets") from None
     datasets.disable_progress_bars()
+    staged = None if looks_local(name) else find_staged(Repository("dataset", name, None), find_site())
     try:
-        tables = datasets.load_dataset(name, subset or None)
+        if staged:  # its tables go to a folder of this process: in a shared one several would write at once
+            tables = datasets.load_dataset(str(staged), subset or None, cache_dir=_private_cache())
+        else:
+            tables = datasets.load_dataset(name, subset or None)
     except Exception as error:  # whatever the readers of its files raise
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         remedy = "Run `ftlib stage CONFIG` on a machine that reaches the hub; check data.file."
         raise UserError(f"dataset {data.file}: cannot be read: {reason}", remedy) from None
     return tables
+
+
+@functools.cache
+def _private_cache() -> str:
+    """A temporary folder on local disk that goes with this process."""
+    folder = tempfile.mkdtemp(prefix="ftlib-datasets-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _has_pictures(table: Any, name: str) -> bool:

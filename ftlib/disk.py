@@ -1,0 +1,59 @@
+"""Is there room? Asked before something large is written, so that a job does not fail in its last hour.
+
+Free space alone does not tell: a quota may be smaller. So the space is reserved and given back at once, which meets
+every limit that a write would meet, without writing (fallocate(2)). Where the storage cannot reserve, free space has to
+do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ftlib.errors import UserError
+
+_KEEP_SIZE = 1
+"""FALLOC_FL_KEEP_SIZE of fallocate(2)."""
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Refuse if a folder's storage has no room for so many bytes.
+
+    Raises:
+        UserError: the storage is too full, or a quota too small.
+    """
+    if size <= 0:
+        return
+    place = folder
+    while not place.exists():
+        place = place.parent
+    limit = None
+    free = shutil.disk_usage(place).free
+    if free < size:
+        limit = f"only {free / 1e9:.1f} GB are free"
+    elif not _can_reserve(place, size):
+        limit = "a quota leaves less"
+    if limit:
+        remedy = "Free some space (`ftlib clean`) or raise the quota; nothing has been written yet."
+        raise UserError(f"{folder}: {size / 1e9:.1f} GB are needed and {limit}", remedy)
+
+
+def _can_reserve(place: Path, size: int) -> bool:
+    """False only if the storage says that there is no room."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(
+        libc, "fallocate", None
+    )  # glibc's posix_fallocate would write the bytes one block after another
+    if fallocate is None or not os.access(place, os.W_OK):
+        return True
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    with tempfile.NamedTemporaryFile(dir=place, prefix=".reserve-") as file:
+        return fallocate(file.fileno(), _KEEP_SIZE, 0, size) == 0 or ctypes.get_errno() not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        )

@@ -1,0 +1,167 @@
+"""What happened to a run: history.jsonl, a line for each start and end of a command that works on it.
+
+Written as it happens by `attempt` (and by jobs/run.sh, which alone learns that a command was killed); read back as a
+list of `Attempt`, from which `ftlib status` tells what became of a run and what it cost.
+
+| event | of | tells |
+|---|---|---|
+| start, evaluating | train, evaluate | job, host, GPUs, log file |
+| done, evaluated | the same | seconds |
+| preempted, diverged, failed | either | why |
+| killed | either, by jobs/run.sh | signal, or out of memory |
+| lost | train, at its next start | that nobody heard its end |
+| cancelled | `ftlib cancel` | by whom |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ftlib import files
+from ftlib.errors import Diverged, UserError
+from ftlib.preemption import Preempted
+from ftlib.runs import Run
+
+_BEGINNINGS = {"train": "start", "evaluate": "evaluating"}
+"""Command → the event that begins an attempt of it."""
+
+_ENDINGS = ("done", "evaluated", "preempted", "diverged", "failed", "killed", "lost")
+"""Events that end an attempt."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a command.
+
+    Attributes:
+        command: train or evaluate.
+        began, ended: seconds since 1970; `ended` is None while it lives, and when it died unheard.
+        ending: done, preempted, diverged, failed, killed or lost; "" without one.
+        reason: why it ended, in words.
+        gpus: allocated to it.
+        job: of Slurm; "" outside.
+        log: the file that its output goes to; "" when that is a terminal.
+    """
+
+    command: str
+    began: float
+    gpus: int
+    host: str
+    job: str
+    log: str
+    ended: float | None = None
+    ending: str = ""
+    reason: str = ""
+
+    def gpu_hours(self, until: float) -> float:
+        """GPUs times hours; one without an end counts until its last sign of life."""
+        return self.gpus * max(0.0, (self.ended or until) - self.began) / 3600
+
+
+def begin(run: Run, command: str, **details: Any) -> None:
+    """Note that a command starts on a run; a training that died unheard is closed first."""
+    unheard = [one for one in read(run) if one.command == command == "train" and one.ended is None]
+    if unheard:
+        run.note("lost", command=command, ended=last_sign(run))
+    run.note(_BEGINNINGS[command], command=command, gpus=count_gpus(), log=_log_file(), **details)
+
+
+@contextlib.contextmanager
+def endings(run: Run, command: str) -> Iterator[None]:
+    """Note how what is done inside ends, if it does not end well.
+
+    A failure is noted by the process that met it, a signal (which all processes of a job get) by the first one only.
+    """
+    try:
+        yield
+    except Preempted as signal:
+        run.note("preempted", command=command, signal=str(signal))
+        raise
+    except Diverged as error:
+        run.note("diverged", command=command, reason=str(error))
+        raise
+    except UserError as error:
+        run.note_from_any("failed", command=command, reason=error.problem)
+        raise
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        run.note_from_any("failed", command=command, reason=f"{type(error).__name__}: {first}")
+        raise
+
+
+def read(run: Run) -> list[Attempt]:
+    """All attempts, oldest first."""
+    return attempts_in(files.read_jsonl_log(run.history))
+
+
+def attempts_in(events: list[dict[str, Any]]) -> list[Attempt]:
+    """The attempts that the records of history.jsonl tell of, oldest first."""
+    attempts: list[Attempt] = []
+    for event in events:
+        kind = event["event"]
+        if kind in _BEGINNINGS.values():
+            attempts.append(_begun(event, "train" if kind == "start" else "evaluate"))
+        elif kind in _ENDINGS:
+            _end(attempts, event)
+    return attempts
+
+
+def _begun(event: dict[str, Any], command: str) -> Attempt:
+    return Attempt(
+        command=command,
+        began=event["time"],
+        gpus=event.get("gpus", 0),
+        host=event.get("host") or "",
+        job=event.get("job") or "",
+        log=event.get("log") or "",
+    )
+
+
+def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
+    """Close the newest open attempt of the event's command and job; an end without a beginning stands for itself."""
+    command = event.get("command", "evaluate" if event["event"] == "evaluated" else "train")
+    job = event.get("job") or ""
+    ending = "done" if event["event"] == "evaluated" else event["event"]
+    reason = str(event.get("reason") or event.get("signal") or "")
+    ended = event.get("ended", event["time"])
+    for number in reversed(range(len(attempts))):
+        one = attempts[number]
+        if one.command == command and one.ended is None and (one.job == job or ending == "lost"):
+            attempts[number] = replace(one, ended=ended, ending=ending, reason=reason)
+            return
+    if ending in ("failed", "killed"):  # it ended before it could say that it began
+        attempts.append(replace(_begun(event, command), ended=ended, ending=ending, reason=reason))
+
+
+def last_sign(run: Run) -> float:
+    """When anything of a run last changed, in seconds since 1970: its heartbeat, a logged step, an answer, an event."""
+    times = []
+    for path in (run.owner, run.metrics, run.history, *(run.folder / "eval").rglob("*.jsonl")):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)
+
+
+def count_gpus() -> int:
+    """GPUs that this job holds, by Slurm's word; outside Slurm, those that torch sees."""
+    given = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) * int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+    torch = sys.modules.get("torch")
+    return given or (torch.cuda.device_count() if torch else 0)
+
+
+def _log_file() -> str | None:
+    """The file that this process's messages go to: named by jobs/run.sh, or behind stderr; None for a terminal."""
+    named = os.environ.get("FTLIB_LOG")
+    if named:
+        return named
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(2).st_mode):
+            return str(Path("/proc/self/fd/2").readlink())
+    return None

@@ -1,0 +1,231 @@
+"""How runs stand, from the files in their folders and, where Slurm answers, from what it says of their jobs.
+
+Nothing is written but a probe beside the runs that tells the storage's own time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftlib import files, history
+from ftlib.history import Attempt
+from ftlib.ownership import living_owner
+from ftlib.runs import Run, host_name, process_start
+from ftlib.site import Site
+from ftlib.submission import slurm
+from ftlib.submission.slurm import Job
+
+_TAIL_BYTES = 1 << 16
+_RECENT_STEPS = 20
+_EVALUATION_PULSE = 600
+"""An evaluation that wrote no answer for so many seconds is taken for dead where Slurm cannot be asked."""
+
+_SIGNALS = {"SIGUSR1": "time limit", "SIGTERM": "preempted"}
+_SLURM_WORDS = {
+    "TIMEOUT": "time limit",
+    "DEADLINE": "deadline",
+    "OUT_OF_MEMORY": "out of memory; ask for more: job.mem",
+    "NODE_FAIL": "node failure",
+    "BOOT_FAIL": "node failure",
+    "PREEMPTED": "preempted, and Slurm did not requeue it",
+}
+"""Slurm's name of a job's end → plain words."""
+
+
+Events = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run's line in the table.
+
+    Attributes:
+        run: how commands name it.
+        state: done, running, evaluating, queued, cancelled, failed, diverged, stopped, died or not started.
+        reason: in plain words; "" when there is nothing to say.
+        step, total: of training; total is None before it is known.
+        seconds_per_step: median of the last steps.
+        eta: seconds until the last step, while it runs.
+        node, job: of the newest attempt.
+    """
+
+    run: str
+    state: str
+    reason: str
+    step: int
+    total: int | None
+    seconds_per_step: float | None
+    eta: float | None
+    loss: float | None
+    node: str
+    job: str
+
+
+def storage_time(folder: Path) -> float:
+    """The time by the clock of the storage that a folder lies on, which stamps heartbeats; else this machine's."""
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as probe:
+        return Path(probe.name).stat().st_mtime
+    return time.time()
+
+
+def handle(run: Run, site: Site) -> str:
+    """How commands name a run."""
+    inside = run.folder.is_relative_to(site.runs)
+    return str(run.folder.relative_to(site.runs) if inside else run.folder)
+
+
+def jobs_of(events: Events) -> list[str]:
+    """The Slurm jobs that a run was given to, oldest first."""
+    jobs = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
+    return list(dict.fromkeys(jobs))
+
+
+def open_jobs(run: Run) -> list[str]:
+    """The jobs that Slurm has to be asked about to know how a run stands: none if it has ended well."""
+    events = files.read_jsonl_log(run.history)
+    finished = run.done.exists() and events[-1]["event"] in ("done", "evaluated")
+    return [] if finished else jobs_of(events)
+
+
+def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing:
+    """How a run stands.
+
+    Args:
+        now: by the storage's clock.
+        jobs: what Slurm says of the runs' jobs; those that it does not know any more are left out.
+    """
+    events = files.read_jsonl_log(run.history)
+    attempts = history.attempts_in(events)
+    number, job = _newest_job(events, attempts, jobs)
+    state, reason = _state(run, events, now, job)
+    steps = _last_records(run.metrics)
+    step = steps[-1]["step"] if steps else 0
+    paces = [record["seconds"] for record in steps[-_RECENT_STEPS:] if "seconds" in record]
+    pace = statistics.median(paces) if paces else None
+    total = _total(run, events)
+    left = pace * (total - step) if pace is not None and total is not None and state == "running" else None
+    return Standing(
+        run=handle(run, site),
+        state=state,
+        reason=reason,
+        step=step,
+        total=total,
+        seconds_per_step=pace,
+        eta=left,
+        loss=steps[-1].get("loss") if steps else None,
+        node=attempts[-1].host if attempts else "",
+        job=number,
+    )
+
+
+def _newest_job(
+    events: Events, attempts: Sequence[Attempt], jobs: Mapping[str, Job]
+) -> tuple[str, slurm.Attempt | None]:
+    """The job that matters: one that runs, else the first that waits, else that of the last attempt, else the last."""
+    numbers = jobs_of(events)
+    known = {number: jobs[number].last for number in numbers if number in jobs}
+    for states in (slurm.RUNNING, slurm.WAITING):
+        for number, job in known.items():
+            if job.state in states:
+                return number, job
+    last = attempts[-1].job if attempts and attempts[-1].job in known else (numbers or [""])[-1]
+    return last, known.get(last)
+
+
+def _state(run: Run, events: Events, now: float, job: slurm.Attempt | None) -> tuple[str, str]:
+    attempts = history.attempts_in(events)
+    evaluation = attempts[-1] if attempts and attempts[-1].command == "evaluate" else None
+    if living_owner(run.folder, now):
+        return "running", _interruptions(attempts)
+    lives = job.state in slurm.RUNNING if job else now - history.last_sign(run) < _EVALUATION_PULSE
+    if evaluation and evaluation.ended is None and lives:
+        return "evaluating", ""
+    if job and job.state in slurm.WAITING:
+        why = f"waits for {job.reason}" if job.reason else ""
+        return "queued", "; ".join(filter(None, [_interruptions(attempts), why]))
+    cancelled = _cancelled(events, job)
+    if run.done.exists():
+        return "done", _after_training(evaluation, cancelled)
+    if cancelled:
+        return "cancelled", cancelled
+    if job and job.state in slurm.RUNNING:
+        return "running", "starting"
+    return _waiting_here(events) or _ended(attempts, job)
+
+
+def _waiting_here(events: Events) -> tuple[str, str] | None:
+    """Whether a process of this machine, that several runs share, will come to this run."""
+    last = events[-1] if events else {}
+    here = last.get("executor") == "local" and last["host"] == host_name()
+    return ("queued", "waits for its turn") if here and process_start(int(last["job"])) else None
+
+
+def _after_training(evaluation: Attempt | None, cancelled: str) -> str:
+    """What is to be said of a trained run: whether its evaluation came to an end."""
+    if evaluation is None or evaluation.ending == "done":
+        return ""
+    if evaluation.ending in ("failed", "killed"):
+        return f"evaluation failed: {evaluation.reason}"
+    return f"evaluation cancelled {cancelled}" if cancelled else "evaluation not finished"
+
+
+def _ended(attempts: Sequence[Attempt], job: slurm.Attempt | None) -> tuple[str, str]:
+    """Of a run that neither lives nor waits nor is done."""
+    said = _SLURM_WORDS.get(job.state, "") if job else ""
+    if not attempts:
+        return ("failed", said or "its job ended before training began") if job else ("not started", "")
+    last = attempts[-1]
+    if last.ending in ("diverged", "failed"):
+        return last.ending, last.reason
+    if last.ending == "killed":
+        return "failed", said or f"killed: {last.reason}"
+    if last.ending == "preempted":
+        return "stopped", f"{_SIGNALS.get(last.reason, last.reason)}; saved: run or submit it again and it goes on"
+    return "died", said or "ended without a word; run or submit it again and it goes on"
+
+
+def _cancelled(events: Events, job: slurm.Attempt | None) -> str:
+    """By whom, if the newest thing that happened is a cancellation."""
+    if job and job.state.startswith("CANCELLED"):
+        return "by scancel"
+    by = ""
+    for event in events:
+        if event["event"] == "cancelled":
+            by = f"by {event['by']}"
+        elif event["event"] in ("start", "evaluating", "submitted"):
+            by = ""
+    return by
+
+
+def _interruptions(attempts: Sequence[Attempt]) -> str:
+    """How often a signal or a death interrupted training so far."""
+    words = [_SIGNALS.get(one.reason, one.reason) for one in attempts if one.ending == "preempted"]
+    words += ["killed" for one in attempts if one.ending in ("killed", "lost")]
+    return ", ".join(f"{word} {words.count(word)} times".replace(" 1 times", " once") for word in dict.fromkeys(words))
+
+
+def _last_records(path: Path) -> list[dict[str, Any]]:
+    """The last records of a log that may be long."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        lines = file.read().split(b"\n")
+    return [json.loads(line) for line in lines[1 if size > _TAIL_BYTES else 0 : -1]]
+
+
+def _total(run: Run, events: Events) -> int | None:
+    """How many steps training has in all."""
+    if run.done.exists():
+        return int(files.read_json(run.done)["step"])
+    totals = [event["total"] for event in events if event["event"] == "training"]
+    return totals[-1] if totals else None

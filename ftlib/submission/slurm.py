@@ -1,0 +1,226 @@
+"""What ftlib asks Slurm: how jobs are, what it allows, and to cancel. Job ids go in, plain records come out.
+
+Every question is one call for all jobs together, has a time-out, and knows three answers: found, not found (the id is
+missing from the result) and `Unreachable`. The commands and their output formats are those of sacct(1), squeue(1),
+scontrol(1), sacctmgr(1) and scancel(1) of Slurm 22.05.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+TIMEOUT_SECONDS = 60.0
+
+Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+"""Runs a program and returns what it said.
+
+Raises:
+    OSError: there is no such program.
+    subprocess.TimeoutExpired: no answer.
+"""
+
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+
+_INHERITED = re.compile(r"SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_|PMIX?_|SUBMITIT_")
+_SACCT_FIELDS = "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw"
+_SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
+
+
+class Unreachable(Exception):
+    """Slurm is not installed here, does not answer in time, or refuses to."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job.
+
+    Attributes:
+        state: Slurm's word, such as RUNNING or OUT_OF_MEMORY.
+        exit_code: of the batch script; None while unknown.
+        reason: why it waits, in Slurm's words; empty without one.
+        node: where it runs or ran; empty before.
+        seconds: how long.
+    """
+
+    state: str
+    exit_code: int | None
+    reason: str
+    node: str
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job or one element of an array.
+
+    Attributes:
+        attempts: oldest first; more than one after a requeue. Without accounting only the newest is known.
+    """
+
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def last(self) -> Attempt:
+        return self.attempts[-1]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it waits or runs."""
+        return self.last.state in WAITING or self.last.state in RUNNING
+
+
+def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a surrounding job, or the user's SBATCH_* settings, would impose on a new job."""
+    return {name: value for name, value in environment.items() if not _INHERITED.match(name)}
+
+
+def run_program(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The real runner."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+
+
+class Slurm:
+    """A client; `run` can be replaced by a function that answers like the programs."""
+
+    def __init__(self, run: Runner = run_program) -> None:
+        self._run = run
+
+    def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
+        """How jobs are, for ids such as 12 or 12_3; those that Slurm does not know are missing from the result.
+
+        Raises:
+            Unreachable: no answer.
+        """
+        wanted = list(dict.fromkeys(ids))
+        if not wanted:
+            return {}
+        masters = ",".join(dict.fromkeys(name.partition("_")[0] for name in wanted))
+        try:
+            rows = list(self._sacct(masters))
+        except Unreachable:  # a site without accounting, or its database is down
+            rows = list(self._squeue(masters))
+        return _jobs(rows, wanted)
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Cancel jobs; those that have ended already are no fault.
+
+        Raises:
+            Unreachable: no answer, or it refuses.
+        """
+        self._ask("scancel", *ids)
+
+    def max_array_size(self) -> int:
+        """How many elements an array may have.
+
+        Raises:
+            Unreachable: no answer.
+        """
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._ask("scontrol", "show", "config"), re.MULTILINE)
+        return int(found[1]) if found else 1001
+
+    def room(self) -> int | None:
+        """How many more jobs this user may submit now; None if nothing limits it.
+
+        The limit is MaxSubmitJobs of the user's associations, or MaxSubmitJobsPerUser of their QOS; every element of an
+        array counts. The smallest of them is taken.
+
+        Raises:
+            Unreachable: no answer to what is queued. Without accounting there are no limits.
+        """
+        user = getpass.getuser()
+        try:
+            own = self._ask("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=maxsubmitjobs,qos")
+            every = self._ask("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitpu")
+        except Unreachable:
+            return None
+        of_qos = dict(line.split("|", 1) for line in every.splitlines() if "|" in line)
+        limits = []
+        for line in own.splitlines():
+            limit, _, names = line.partition("|")
+            limits += [limit, *(of_qos.get(name, "") for name in names.split(","))]
+        numbers = [int(limit) for limit in limits if limit.isdigit()]
+        if not numbers:
+            return None
+        queued = self._ask("squeue", "-h", "-r", "-u", user, "-o", "%i").split()
+        return max(0, min(numbers) - len(queued))
+
+    def _sacct(self, masters: str) -> Iterator[tuple[str, Attempt]]:
+        """-D shows the attempts before a requeue too."""
+        for line in self._ask("sacct", "-nPXD", "-o", _SACCT_FIELDS, "-j", masters).splitlines():
+            name, state, code, reason, node, seconds = line.split("|")
+            node = "" if node == "None assigned" else node
+            known = None if state in WAITING or state in RUNNING else int(code.partition(":")[0])
+            yield name, Attempt(state.split()[0], known, _reason(reason), node, int(seconds or 0))
+
+    def _squeue(self, masters: str) -> Iterator[tuple[str, Attempt]]:
+        try:
+            text = self._ask("squeue", "-h", "-r", "-t", "all", "-o", _SQUEUE_FORMAT, "-j", masters)
+        except Unreachable as error:
+            if "Invalid job id" in str(error):
+                return
+            raise
+        for line in text.splitlines():
+            name, state, reason, node, elapsed = line.split("|")
+            yield name, Attempt(state, None, _reason(reason), node, _seconds(elapsed))
+
+    def _ask(self, *command: str) -> str:
+        try:
+            done = self._run(command)
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"{command[0]} does not answer within {TIMEOUT_SECONDS:.0f} s") from None
+        except OSError:
+            raise Unreachable(f"{command[0]} is not in PATH") from None
+        if done.returncode:
+            raise Unreachable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        return done.stdout
+
+
+def _reason(text: str) -> str:
+    return "" if text == "None" else text
+
+
+def _seconds(elapsed: str) -> int:
+    """squeue's time used, [D-][[H:]M:]S; INVALID and the like are 0."""
+    days, _, rest = elapsed.rpartition("-")
+    total = 0
+    for field in rest.split(":"):
+        if not field.isdigit():
+            return 0
+        total = total * 60 + int(field)
+    return int(days or 0) * 86400 + total
+
+
+def _jobs(rows: Sequence[tuple[str, Attempt]], wanted: Sequence[str]) -> dict[str, Job]:
+    """Waiting elements of an array share a row, named like 12_[3-7,9%4]; those that have started have their own."""
+    own: dict[str, list[Attempt]] = {}
+    shared: list[tuple[str, str, Attempt]] = []
+    for name, attempt in rows:
+        master, bracket, elements = name.partition("_[")
+        if bracket:
+            shared.append((master, elements, attempt))
+        else:
+            own.setdefault(name, []).append(attempt)
+    for name in wanted:
+        master, _, element = name.partition("_")
+        for other, elements, attempt in shared:
+            if name not in own and master == other and element and _contains(elements, int(element)):
+                own[name] = [attempt]
+    return {name: Job(tuple(own[name])) for name in wanted if name in own}
+
+
+def _contains(elements: str, number: int) -> bool:
+    """Whether `3-7,9,12-20:2%4]` has a number; Slurm cuts long lists short with dots, which stand for all the rest."""
+    for part in elements.rstrip("]").partition("%")[0].split(","):
+        if "..." in part:
+            return True
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part)
+        if found:
+            first, last, step = int(found[1]), int(found[2] or found[1]), int(found[3] or 1)
+            if number in range(first, last + 1, step):
+                return True
+    return False

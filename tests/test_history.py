@@ -1,0 +1,110 @@
+"""What happened to a run, written as it happens and read back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlib import files, history
+from ftlib.errors import Diverged, UserError
+from ftlib.preemption import Preempted
+from ftlib.runs import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    for name in ("SLURM_JOB_ID", "SLURM_GPUS_ON_NODE", "SLURM_JOB_NUM_NODES", "FTLIB_LOG", "SLURM_PROCID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return Run(tmp_path / "run")
+
+
+def write(run: Run, *events: dict[str, Any]) -> None:
+    for event in events:
+        files.append_jsonl(run.history, {"host": "n1", "job": "7", **event})
+
+
+@pytest.mark.parametrize(
+    ("error", "ending", "reason"),
+    [
+        (Preempted("SIGTERM"), "preempted", "SIGTERM"),
+        (Diverged("step 3: loss nan"), "diverged", "step 3: loss nan"),
+        (UserError("no such split", "Mend it."), "failed", "no such split"),
+        (ValueError("a\nb"), "failed", "ValueError: a"),
+    ],
+)
+def test_what_does_not_end_well_says_why(run: Run, error: BaseException, ending: str, reason: str) -> None:
+    with pytest.raises(type(error)), history.endings(run, "train"):
+        history.begin(run, "train", step=0)
+        raise error
+    (attempt,) = history.read(run)
+    assert (attempt.ending, attempt.reason) == (ending, reason)
+    assert attempt.ended is not None and attempt.ended >= attempt.began
+
+
+def test_a_mistake_before_the_start_is_told_too(run: Run) -> None:
+    with pytest.raises(UserError), history.endings(run, "train"):
+        raise UserError("not prepared")
+    (attempt,) = history.read(run)
+    assert (attempt.command, attempt.ending, attempt.reason) == ("train", "failed", "not prepared")
+
+
+def test_of_many_processes_the_first_one_tells_of_a_signal_and_each_of_its_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with pytest.raises(Preempted), history.endings(run, "train"):
+        raise Preempted("SIGTERM")
+    assert not run.history.exists()
+    with pytest.raises(UserError), history.endings(run, "train"):
+        raise UserError("out of GPU memory")
+    assert history.read(run)[0].reason == "out of GPU memory"
+
+
+def test_commands_and_jobs_are_kept_apart(run: Run) -> None:
+    write(
+        run,
+        {"event": "start", "time": 0, "gpus": 2},
+        {"event": "evaluating", "time": 10, "gpus": 1, "job": "8"},
+        {"event": "training", "time": 11, "total": 5},
+        {"event": "done", "time": 3600},
+        {"event": "evaluating", "time": 4000, "gpus": 1, "job": "9"},
+        {"event": "killed", "command": "evaluate", "time": 5000, "job": "8", "reason": "out of memory"},
+    )
+    train, first, second = history.read(run)
+    assert (train.ending, train.gpu_hours(0)) == ("done", 2.0)
+    assert (first.ending, first.reason, first.ended) == ("killed", "out of memory", 5000)
+    assert second.ended is None and second.gpu_hours(4000 + 1800) == 0.5
+
+
+def test_a_training_that_died_unheard_ends_with_its_last_sign_of_life(run: Run) -> None:
+    write(run, {"event": "start", "time": 100, "gpus": 1})
+    files.write_text(run.metrics, "")
+    os.utime(run.history, (100, 100))
+    os.utime(run.metrics, (160, 160))
+    history.begin(run, "train", step=0)
+    lost, again = history.read(run)
+    assert (lost.ending, lost.ended) == ("lost", 160)
+    assert again.ended is None and again.ending == ""
+
+
+def test_the_gpus_of_the_allocation_and_the_log_are_noted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("FTLIB_LOG", "/logs/a b.log")
+    history.begin(run, "evaluate")
+    assert (history.read(run)[0].gpus, history.read(run)[0].log) == (8, "/logs/a b.log")
+
+
+def test_the_file_behind_stderr_is_the_log(run: Run, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from ftlib import history, runs; "
+    code += "history.begin(runs.Run(Path(sys.argv[1])), 'evaluate')"
+    command = [sys.executable, "-c", code, run.folder]
+    with (tmp_path / "the log").open("w") as log:
+        subprocess.run(command, check=True, stderr=log)
+    subprocess.run(command, check=True, stderr=subprocess.PIPE)
+    assert [attempt.log for attempt in history.read(run)] == [str(tmp_path / "the log"), ""]
