@@ -18,7 +18,7 @@ LEVELS = (
      "generation_fields", "job_options", "runs", "history", "ownership", "environment", "command_line",
      "preemption", "pinning"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub", "staging"),
-    ("models", "training", "evaluation"),
+    ("models", "training", "evaluation", "diagnosis"),
     ("commands",),
     ("__main__",),
 )  # fmt: skip

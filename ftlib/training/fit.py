@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ftlib import console, files, history, preemption, runs
+from ftlib import console, disk, files, history, preemption, runs
 from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
@@ -24,7 +24,7 @@ from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.training import arguments
 from ftlib.training.batching import TrainingRows
-from ftlib.training.checkpoints import load_trainable, restore_threads
+from ftlib.training.checkpoints import load_trainable, restore_threads, space_needed
 from ftlib.training.fitting import fit_rows
 from ftlib.training.trainer import AnswerTrainer
 
@@ -58,6 +58,7 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     started = time.monotonic()
     trainer = _trainer(experiment, run, prepared, site)
     total = _total_steps(trainer)
+    _require_space(run, trainer, config, total - step)
     run.note("training", total=total)
     with console.progress("step", total, start=step) as update:
         trainer.on_step = lambda record, total: _log_step(run, record, update)
@@ -115,6 +116,14 @@ def _device() -> str:
 
 def _total_steps(trainer: AnswerTrainer) -> int:
     return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
+
+
+def _require_space(run: Run, trainer: AnswerTrainer, config: Config, steps: int) -> None:
+    """Refuse to begin what the storage has no room for: checkpoints that are not there yet, and the result."""
+    there = len(runs.list_checkpoints(run.checkpoints()))
+    ahead = min(config.checkpoint.keep + 1 - there, -(-steps // config.checkpoint.steps))  # rounded up
+    whole = run.result(config.adapter.method).name == "model"
+    disk.require_space(run.folder, space_needed(trainer.model, str(trainer.args.optim), whole, ahead))
 
 
 def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
