@@ -131,20 +131,12 @@ def _look(repository: hub.Repository) -> Remote:
         tree = api.list_repo_tree(repository.name, recursive=True, revision=commit, repo_type=repository.kind)
         entries = [entry for entry in tree if isinstance(entry, RepoFile)]
     except Exception as error:
-        mirror = _mirrored(repository) if _is_unreachable(error) else None
+        mirror = _mirrored(repository) if hub.is_unreachable(error) else None
         if mirror is None:
             raise
         return mirror
     hashes = {entry.path: entry.lfs.sha256 for entry in entries if entry.lfs}
     return Remote(commit, {entry.path: entry.size for entry in entries}, hashes)
-
-
-def _is_unreachable(error: Exception) -> bool:
-    """Whether there was no answer at all; which HTTP library is behind the hub's client differs by its version."""
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    of_http = "TransportError" in {kind.__name__ for kind in type(error).__mro__}
-    return of_http or isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError, TimeoutError))
 
 
 def _mirrored(repository: hub.Repository) -> Remote | None:
@@ -243,7 +235,7 @@ def _hub_errors(repository: hub.Repository, site: Site) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise UserError(f"{what}: the hub refuses: {str(error).splitlines()[0]}", "Try again later.") from None
     except Exception as error:
-        if not _is_unreachable(error):
+        if not hub.is_unreachable(error):
             raise
         place = hub.cache_folder(repository, site)
         problem = f"{what} is not in the store ({place}), and the hub cannot be reached: {str(error).splitlines()[0]}"

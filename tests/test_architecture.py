@@ -17,7 +17,7 @@ LEVELS = (
     ("ftlib", "errors", "yaml_core", "files", "disk", "site", "console", "config", "config_file", "training_fields",
      "generation_fields", "job_options", "runs", "history", "ownership", "environment", "command_line",
      "preemption", "pinning"),
-    ("data", "tasks", "metrics", "submission", "reporting", "hub", "staging"),
+    ("data", "tasks", "metrics", "submission", "reporting", "hub", "staging", "pushing"),
     ("models", "training", "evaluation", "diagnosis"),
     ("commands",),
     ("__main__",),

@@ -16,8 +16,7 @@ from ftlib import files, hub, ownership, staging
 from ftlib.config import Model
 from ftlib.errors import UserError
 from ftlib.site import Site
-from tests.conftest import REPOSITORY
-from tests.fake_hub import COMMIT, TOKEN
+from tests.fake_hub import COMMIT, TOKEN, serving
 
 WEIGHTS = os.urandom(300_000)
 MODEL = Model(family="causal", base="some/model")
@@ -37,18 +36,8 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     rows.mkdir(parents=True)
     (rows / "train.jsonl").write_text('{"instruction": "Add.", "output": "3"}\n')
     (rows / ".gitattributes").write_text("*")
-    command = [sys.executable, "-m", "tests.fake_hub", root]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    assert server.stdout
-    monkeypatch.setenv("HF_ENDPOINT", server.stdout.readline().strip())
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "private cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield root
-    server.kill()
-    server.wait()
+    with serving(root, tmp_path, monkeypatch):
+        yield root
 
 
 @pytest.fixture

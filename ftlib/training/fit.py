@@ -123,7 +123,7 @@ def _require_space(run: Run, trainer: AnswerTrainer, config: Config, steps: int)
     there = len(runs.list_checkpoints(run.checkpoints()))
     ahead = min(config.checkpoint.keep + 1 - there, -(-steps // config.checkpoint.steps))  # rounded up
     whole = run.result(config.adapter.method).name == "model"
-    disk.require_space(run.folder, space_needed(trainer.model, str(trainer.args.optim), whole, ahead))
+    disk.require_space(run.folder, space_needed(trainer.model, trainer.args.optim.value, whole, ahead))
 
 
 def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:

@@ -98,7 +98,7 @@ def test_slurm_would_take_the_job_or_says_why_not(
     asked = tmp_path / "asked"
     program(tmp_path / "bin", "sbatch", f"echo \"$SBATCH_ACCOUNT $@\" >> '{asked}'; echo 'sbatch: Job 5 to start' >&2")
     monkeypatch.setenv("SBATCH_ACCOUNT", "physics")
-    output = ftlib("doctor", write_config(replace=("seed: 3", "seed: 3\njob: {gpus: 0, mem: 3G, time: 90}")))[1]
+    output = ftlib("doctor", write_config(replace=("seed: 3", "seed: 3\njob: {gpus: 0, mem: 3G, time: '90'}")))[1]
     assert "ok    job: Job 5 to start" in output and "ok    config's job: Job 5 to start" in output
     assert "note  accounting: sacct does not answer" in output
     first, second = asked.read_text().splitlines()
