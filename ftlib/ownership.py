@@ -50,6 +50,12 @@ def owned(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def owned_by_this_job(folder: Path) -> bool:
+    """Whether a task of this very Slurm job owns a folder."""
+    owner = _read_owner(folder / "owner.json")
+    return owner is not None and owner["job"] == job_number()
+
+
 def _identify() -> dict[str, Any]:
     pid = os.getpid()
     return {

@@ -125,7 +125,7 @@ def _own_rows(own: Config, run: Run, site: Site, when: str) -> Asked:
 
     prepared = open_prepared(own, site)
     if when == "before":
-        return Asked(subject.untrained(own, site), own, prepared)
+        return Asked(subject.untrained(own, site), own, prepared, shared=site.runs / ".before")
     return Asked(subject.trained(own, run, site), own, prepared, prepared.rows("train"))
 
 

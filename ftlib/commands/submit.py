@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         return 0
     plan = _plan(chosen, site, parsed)
     if parsed.dry_run:
-        _show(plan)
+        _show(plan, chosen)
         return 0
     _submit(plan, chosen, site, parsed)
     return 0
@@ -147,9 +147,11 @@ def _setup(site: Site, settings: dict[str, str]) -> list[str]:
     return setup_lines(snapshot_folder(find_home(), site), {**frozen, **places})
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: Plan, chosen: Sequence[Member]) -> None:
     from ftlib.submission.launch import scripts
 
+    for member in chosen:
+        print(f"# {member.experiment.config.name}/{member.experiment.identity}: {member.label}".rstrip(": "))
     for number, (script, array) in enumerate(scripts(plan), 1):
         print(f"##### ARRAY{number}: sbatch of this script, {len(array.tasks)} x {'+'.join(array.stage)}\n{script}")
         for index, task in enumerate(array.tasks):

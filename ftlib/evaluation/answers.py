@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from ftlib.data.instruct import CHAT, context_of
 from ftlib.data.prepared import Prepared
 from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
-from ftlib.evaluation.asking import Answer, ask, wait_for, working_folder
+from ftlib.evaluation.asking import Answer, ask, ranks, wait_for, working_folder
 from ftlib.evaluation.choosing import Threshold, choose, choose_threshold, precision_recall, probabilities
 from ftlib.evaluation.masks import with_masks
+from ftlib.evaluation.once import made_once
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
@@ -45,12 +46,14 @@ class Asked:
     Attributes:
         config: whose task, prompt and settings hold.
         trained_on: the rows that the model learned from; none for a base model.
+        shared: a folder for evaluations that other runs need too: a base model's.
     """
 
     subject: Subject
     config: Config
     prepared: Prepared
     trained_on: Sequence[Example] = ()
+    shared: Path | None = None
 
 
 def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold | None = None) -> dict[str, Any] | None:
@@ -69,6 +72,8 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     if scores := _finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
         return scores
+    if asked.shared:
+        return _shared_scores(asked, asked.shared, split, folder, threshold, settings)
     rows = asked.prepared.rows(split)
     partial = working_folder(folder.with_name(f"{folder.name}.partial"), _questions(settings))
     answers = _answers(asked, rows, partial, f"{asked.subject.name} on {split}")
@@ -82,6 +87,23 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
         scores["remarks"].append(Threshold(**found["threshold"]).sentence(split))
     _publish(folder, records, scores, asked.config.task)
     shutil.rmtree(partial, ignore_errors=True)
+    return scores
+
+
+def _shared_scores(
+    asked: Asked, shared: Path, split: str, folder: Path, threshold: Threshold | None, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate in the shared folder, or take what is there; `folder` becomes a copy."""
+    common = shared / files.fingerprint(settings)[:16]
+    place, alone = common / "evaluation", replace(asked, shared=None)
+    label = f"{asked.subject.name} on {split}"
+    scores = made_once(
+        common, lambda: _finished(place, settings), lambda: evaluate_split(alone, split, place, threshold), label
+    )
+    if scores is None or ranks()[0]:
+        return None
+    with files.publish_folder(folder) as temporary:
+        shutil.copytree(place, temporary, ignore=shutil.ignore_patterns(files.MARKER), dirs_exist_ok=True)
     return scores
 
 

@@ -65,7 +65,7 @@ class JobSpec:
         own = job.model_dump(exclude={"time", "sbatch", "gpus"})
         site = {name: own[name] or settings.get(f"SBATCH_{name.upper()}") or None for name in _FROM_SITE}
         options = _site_options(settings)
-        options.update(job.sbatch)
+        options.update({str(option): value for option, value in job.sbatch.items()})
         return cls(
             name=config.name,
             gpu_option=gpu_option,

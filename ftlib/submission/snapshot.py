@@ -29,7 +29,7 @@ def find_home() -> Path:
             break
     else:
         raise UserError("jobs/run.sh is not there", "Submit from a clone of the repository.")
-    if _content(folder / "ftlib") != _content(Path(ftlib.__file__).parent):
+    if _content(folder / "ftlib", "*.py") != _content(Path(ftlib.__file__).parent, "*.py"):
         problem = f"the code in {folder} is not what is installed here ({Path(ftlib.__file__).parent})"
         raise UserError(problem, f"Install it anew, best by reference: pip install -e {folder}")
     return folder
@@ -54,6 +54,6 @@ def take_snapshot(home: Path, target: Path) -> None:
             shutil.copytree(home / part, folder / part, ignore=shutil.ignore_patterns(*_LEFT_OUT))
 
 
-def _content(folder: Path) -> dict[str, str]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and not set(path.parts) & set(_LEFT_OUT))
+def _content(folder: Path, pattern: str = "*") -> dict[str, str]:
+    paths = (path for path in folder.rglob(pattern) if path.is_file() and not set(path.parts) & set(_LEFT_OUT))
     return {str(path.relative_to(folder)): files.sha256(path) for path in paths}

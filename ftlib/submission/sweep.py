@@ -95,10 +95,11 @@ def _label(point: Point) -> str:
 def _refuse_twins(members: list[Member], place: str) -> None:
     seen: dict[str, str] = {}
     for member in members:
-        other = seen.setdefault(member.experiment.identity, member.label)
-        if other != member.label:
-            problem = f"{place}: sweep: these are the same run: {other} / {member.label}"
+        identity = member.experiment.identity
+        if identity in seen:
+            problem = f"{place}: sweep: these are the same run: {seen[identity]} / {member.label}"
             raise UserError(problem, "They differ in nothing that changes the trained weights; leave one out.")
+        seen[identity] = member.label
 
 
 def _points(source: Source, sweep: Any) -> list[Point]:

@@ -6,6 +6,7 @@ skipped with that reason; under CI that is a failure.
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import shutil
@@ -40,12 +41,29 @@ class Cluster:
     def image(self) -> Path:
         return self.store / "images" / "ftlib.sif"
 
+    @property
+    def login(self) -> Path:
+        """The login node's Python."""
+        return STATE / "login" / "bin" / "python"
+
     def shell(self, command: str, **environment: object) -> subprocess.CompletedProcess[str]:
         """Run a shell command as the user, in the clone."""
         settings = {"FTLIB_STORE": self.store, "OMP_NUM_THREADS": 1, "HOME": f"/home/{USER}", **environment}
         exports = "".join(f"export {name}='{value}'; " for name, value in settings.items() if value is not None)
         script = f"cd '{self.home}/ftlib'; {exports}{command}"
         return subprocess.run(["runuser", "-u", USER, "--", "bash", "-c", script], capture_output=True, text=True)
+
+    def ftlib(self, arguments: str, **environment: object) -> subprocess.CompletedProcess[str]:
+        """Run a command as the user on the login node, where there is no torch."""
+        return self.shell(f"'{self.login.parent}/ftlib' {arguments}", **environment)
+
+    def submit(self, arguments: str, **environment: object) -> list[str]:
+        """Submit through ftlib and return the numbers of the jobs and arrays."""
+        done = self.ftlib(f"submit {arguments}", **environment)
+        assert done.returncode == 0, done.stderr
+        found = done.stdout.split()
+        self.jobs += found
+        return found
 
     def sbatch(self, arguments: str, **environment: object) -> str:
         """Submit and return the job's number."""
@@ -107,8 +125,27 @@ def cluster() -> Iterator[Cluster]:
                    check=True, cwd=REPOSITORY)  # fmt: skip
     shutil.copy(STATE / "ftlib.sif", user.image)
     subprocess.run(["chown", "-R", f"{USER}:", home], check=True)
+    _make_login()
     yield user
     subprocess.run(["scancel", *user.jobs], check=False)
+
+
+def _make_login() -> None:
+    """The login node's Python: Debian's own, which the user may run, with the light install's requirements."""
+    if (STATE / "login" / "done").exists():
+        return
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    needed = settings["options"]["install_requires"].split()
+    subprocess.run(["/usr/bin/python3", "-m", "venv", STATE / "login"], check=True)
+    install = [STATE / "login" / "bin" / "pip", "install", "-q", "-c", REPOSITORY / "containers" / "lock-py311.txt"]
+    subprocess.run([*install, *needed], check=True)
+    program = STATE / "login" / "bin" / "ftlib"
+    program.write_text(
+        f"#!/bin/bash\nPYTHONPATH='{STATE}/home/ftlib' exec '{STATE}/login/bin/python' -m ftlib \"$@\"\n"
+    )
+    program.chmod(0o755)
+    (STATE / "login" / "done").touch()
 
 
 def _problem() -> str | None:

@@ -1,0 +1,154 @@
+"""Sweeps on the cluster, submitted from a login environment without torch by an ordinary user, run in the image."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from ftlib import files
+from tests.cluster.conftest import Cluster, history
+
+SWEEP = "'sweep.seed=[0,1]' 'sweep.data.prompt=[\"{prefix}\",\"say it: {prefix}\"]' 'sweep.data.split.seed=[0,1]'"
+SHORT = "training.num_train_epochs=2 checkpoint.steps=20 evaluation.splits='[valid]'"
+"""74 steps."""
+SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
+
+
+def members(runs: Path, name: str) -> list[Path]:
+    return sorted(path.parent for path in (runs / name).glob("*/config.yaml"))
+
+
+def wait_for_all(cluster: Cluster, runs: Path, name: str, count: int, seconds: float = 1500) -> None:
+    """Until every run of a sweep has its scores."""
+    whole = lambda: sum(files.is_complete(run / "eval/digits/valid/after") for run in members(runs, name))  # noqa: E731
+    cluster.wait_until(lambda: whole() == count, f"{count} runs of {name}", seconds)
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def output(cluster: Cluster, name: str) -> str:
+    return "".join(path.read_text() for path in (cluster.home / "ftlib/logs" / name).glob("*_log.out"))
+
+
+def test_two_seeds_two_prompts_two_splits(cluster: Cluster) -> None:
+    runs = cluster.home / "sweep"
+    what = f"configs/digits.yaml name=eight {SHORT} {SMALL} {SWEEP}"
+    (job,) = cluster.submit(what, FTLIB_RUNS=runs)
+    again = cluster.ftlib(f"submit {what}", FTLIB_RUNS=runs)
+    assert (again.returncode, again.stdout) == (0, "") and "8 runs: 8 queued or running" in again.stderr
+    wait_for_all(cluster, runs, "eight", 8)
+    assert len(members(runs, "eight")) == 8
+    cluster.wait_until(lambda: cluster.state(job) == "COMPLETED", "the array's end")
+
+    # The base model is asked once for each prompt and split, whatever the seed.
+    assert len(list((runs / ".before").glob("*/evaluation/scores.json"))) == 4
+    before = [json.loads((run / "eval/digits/valid/before/scores.json").read_text()) for run in members(runs, "eight")]
+    assert len({(one["settings"]["prompt"], one["settings"]["fingerprint"]) for one in before}) == 4
+    assert output(cluster, "eight").count("on valid: 0/") <= 12  # 8 after, 4 before
+
+    again = cluster.ftlib(f"submit {what}", FTLIB_RUNS=runs)
+    assert (again.returncode, again.stdout) == (0, "") and "8 runs: 8 finished" in again.stderr
+    subprocess.run(["rm", "-r", members(runs, "eight")[3]], check=True)
+    (job,) = cluster.submit(what, FTLIB_RUNS=runs)
+    wait_for_all(cluster, runs, "eight", 8)
+    assert cluster.wait(job) == "COMPLETED"
+    shown = subprocess.run(["sacct", "-nXPo", "JobID", "-j", job], capture_output=True, text=True).stdout
+    assert shown.split() == [job], "one run, no array"
+
+
+def test_interrupted_members_end_like_undisturbed_ones(cluster: Cluster) -> None:
+    """At random moments: a preemption of the whole array, and for each element the signal of its time limit."""
+    runs = {name: cluster.home / f"sweep-{name}" for name in ("straight", "disturbed")}
+    many = f"configs/digits.yaml name=pair {SHORT} training.num_train_epochs=4 {SMALL} 'sweep.seed=[0,1]'"
+    jobs = {}
+    for name, node in (("straight", "n2"), ("disturbed", "n1")):
+        (jobs[name],) = cluster.submit(f"{many} 'job.sbatch={{nodelist: {node}}}'", FTLIB_RUNS=runs[name])
+
+    def steps(index: int) -> int:
+        found = members(runs["disturbed"], "pair")
+        return len(files.read_jsonl_log(found[index] / "metrics.jsonl")) if len(found) == 2 else 0
+
+    element = {run: history(run)[0]["job"] for run in members(runs["disturbed"], "pair")}
+    for index, (run, job) in enumerate(element.items()):
+        moment = random.randrange(10, 60)
+        cluster.wait_until(lambda at=moment, of=index: steps(of) >= at, f"step {moment} of {run.name}", 600)
+        cluster.shell(f"scancel --batch --signal=USR1 {job}")
+    moment = random.randrange(80, 120)
+    cluster.wait_until(lambda: max(steps(0), steps(1)) >= moment, f"step {moment}", 900)
+    high = cluster.sbatch("--partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap 'sleep 1'")
+    assert cluster.wait(high) == "COMPLETED"
+    for folder in runs.values():
+        wait_for_all(cluster, folder, "pair", 2, 900)
+    pairs = zip(members(runs["disturbed"], "pair"), members(runs["straight"], "pair"), strict=True)
+    for run, other in pairs:
+        assert run.name == other.name and weights(run) == weights(other)
+        assert "SIGUSR1" in signals(run) and not signals(other)
+    assert any("SIGTERM" in signals(run) for run in members(runs["disturbed"], "pair"))
+
+
+def signals(run: Path) -> list[object]:
+    return [event["signal"] for event in history(run) if event["event"] == "preempted"]
+
+
+def test_a_cancelled_array_stays_cancelled_and_goes_on_when_submitted_again(cluster: Cluster) -> None:
+    runs = cluster.home / "sweep-cancelled"
+    what = f"configs/digits.yaml name=two {SHORT} {SMALL} training.num_train_epochs=40 'sweep.seed=[0,1]'"
+    (job,) = cluster.submit(what, FTLIB_RUNS=runs)
+    begun = lambda: all(len(files.read_jsonl_log(run / "metrics.jsonl")) >= 25 for run in members(runs, "two"))  # noqa: E731
+    cluster.wait_until(begun, "both to train", 600)
+    cluster.shell(f"scancel {job}")
+    cluster.wait_until(lambda: states(job) == {"CANCELLED"}, "both to be cancelled")
+    time.sleep(20)
+    assert states(job) == {"CANCELLED"}
+    done = {run.name: len(files.read_jsonl_log(run / "metrics.jsonl")) for run in members(runs, "two")}
+    (again,) = cluster.submit(what, FTLIB_RUNS=runs)
+    resumed = lambda: all(history(run)[-1].get("step") == done[run.name] for run in members(runs, "two"))  # noqa: E731
+    cluster.wait_until(resumed, "both to go on where they were saved", 600)
+    cluster.shell(f"scancel {again}")
+
+
+def states(job: str) -> set[str]:
+    """The newest state of every element."""
+    shown = subprocess.run(["sacct", "-nXPo", "State", "-j", job], capture_output=True, text=True).stdout
+    return {line.split()[0] for line in shown.splitlines()}
+
+
+def test_a_failed_run_holds_up_no_other_in_a_chain(cluster: Cluster) -> None:
+    """One of two runs has no data: its evaluation is cancelled, the other's and the report run."""
+    runs = cluster.home / "sweep-chain"
+    data = '\'sweep.data.root=["${store}/datasets/digits","/nowhere"]\''
+    what = f"configs/digits.yaml name=chain {SHORT} {SMALL} {data} training.num_train_epochs=1 --then evaluate,report"
+    train, evaluate, report = cluster.submit(what, FTLIB_RUNS=runs)
+    cluster.wait_until(lambda: cluster.state(report) not in ("", "PENDING"), "the report", 900)
+    assert (cluster.state(f"{train}_0"), cluster.state(f"{train}_1")) == ("COMPLETED", "FAILED")
+    assert cluster.state(f"{evaluate}_0") == "COMPLETED"
+    assert cluster.state(f"{evaluate}_1").startswith("CANCELLED")
+    good = [run for run in members(runs, "chain") if (run / "DONE").exists()]
+    assert len(good) == 1 and files.is_complete(good[0] / "eval/digits/valid/after")
+    assert cluster.wait(report) == "COMPLETED", output(cluster, "chain")
+    assert list((runs / "chain").glob("report.html"))
+
+
+def test_from_inside_a_job(cluster: Cluster) -> None:
+    """What the surrounding job has does not reach the new one."""
+    runs = cluster.home / "sweep-inside"
+    inner = f"submit configs/digits.yaml name=inside {SHORT} {SMALL} training.num_train_epochs=1 job.time=33"
+    script = cluster.home / "inside.sh"
+    script.write_text(
+        f"#!/bin/bash\nexport FTLIB_RUNS='{runs}'\n"
+        f"'{cluster.login.parent}/ftlib' {inner} > '{cluster.home}/inside.out'\n"
+    )
+    script.chmod(0o755)
+    outer = cluster.sbatch(f"--time=5 --cpus-per-task=3 --mem=500M --output='{cluster.home}/inside.log' {script}")
+    assert cluster.wait(outer) == "COMPLETED", (cluster.home / "inside.log").read_text()
+    job = (cluster.home / "inside.out").read_text().strip()
+    cluster.jobs.append(job)
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    assert re.search(r"NumCPUs=1\b", shown) and "TimeLimit=00:33:00" in shown and "MinMemoryNode=1400M" in shown
+    assert cluster.wait(job, 600) == "COMPLETED", output(cluster, "inside")

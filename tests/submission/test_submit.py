@@ -1,0 +1,260 @@
+"""`ftlib submit` from the command line, against programs that answer like Slurm's."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ftlib.submission.launch as launch
+from ftlib import files
+from ftlib.errors import UserError
+from ftlib.runs import Run
+from ftlib.site import Site
+from ftlib.submission import snapshot
+from tests.conftest import REPOSITORY
+from tests.submission.fake_slurm import FakeSlurm
+
+Submit = Callable[..., tuple[int, str, str]]
+FOUR = ("sweep.seed=[0, 1]", "sweep.data.prompt=['a {prefix}', 'b {prefix}']")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
+    return fake
+
+
+@pytest.fixture
+def submit(ftlib: Submit, config_file: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
+    """Run the command in an empty folder."""
+    (tmp_path / "work here").mkdir()
+    monkeypatch.chdir(tmp_path / "work here")
+    return lambda *arguments: ftlib("submit", config_file, *arguments)
+
+
+def runs(store: Path) -> list[Run]:
+    """All runs, in the order of their jobs."""
+    found = [Run(path.parent) for path in store.glob("runs/*/tiny/*/config.yaml")]
+    return sorted(found, key=lambda run: files.read_jsonl_log(run.history)[0]["job"])
+
+
+def finish(run: Run) -> None:
+    run.done.write_text("{}")
+    for split in ("valid", "test"):
+        with files.publish_folder(run.evaluation("jsonl", split, "after")) as folder:
+            (folder / "scores.json").write_text("{}")
+
+
+def test_a_sweep_is_one_array(submit: Submit, slurm: FakeSlurm, store: Path, tmp_path: Path) -> None:
+    code, out, err = submit(*FOUR, "job.array_parallelism=3")
+    assert (code, out) == (0, "71\n"), err
+    assert "4 runs: 4 missing" in err
+    (script,) = slurm.scripts()
+    assert "#SBATCH --array=0-3%3\n" in script
+    folder = tmp_path / "work here" / "logs" / "tiny"
+    code_folder = re.search(r"^FTLIB_JOBS=(.*)/jobs$", script, re.MULTILINE)
+    assert code_folder and (Path(code_folder[1]) / "ftlib" / "__main__.py").is_file()
+    for number, run in enumerate(runs(store)):
+        (event,) = files.read_jsonl_log(run.history)
+        assert (event["event"], event["job"]) == ("submitted", f"71_{number}")
+        assert event["log"] == str(folder / f"71_{number}_0_log.out")
+
+
+def test_only_strings_and_a_name_are_pickled(submit: Submit, slurm: FakeSlurm, store: Path, tmp_path: Path) -> None:
+    """Any Python reads it that can import the function."""
+    submit(*FOUR)
+    for number, run in enumerate(runs(store)):
+        path = tmp_path / "work here" / "logs" / "tiny" / f"71_{number}_submitted.pkl"
+        with path.open("rb") as file:
+            pickled = pickle.load(file)
+        assert pickled.function is launch.run_stage_command
+        config = str(run.config_file)
+        assert pickled.args == ([[name, config] for name in ("stage", "prepare", "train", "evaluate")],)
+        assert b"CodeType" not in path.read_bytes() and b"PosixPath" not in path.read_bytes()
+
+
+def test_in_a_job_the_step_becomes_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[object] = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: became.append(arguments))
+    monkeypatch.setenv("FTLIB_STEP", "train")
+    launch.run_stage_command([["stage", "c.yaml"], ["train", "c.yaml"]])
+    assert became == [(sys.executable, [sys.executable, "-m", "ftlib", "train", "c.yaml"])]
+
+
+def test_nothing_is_inherited_from_a_surrounding_job(
+    submit: Submit, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SBATCH_PARTITION", "SBATCH_MEM_PER_NODE", "PMIX_RANK"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/x.conf")
+    assert submit()[0] == 0
+    inherited = slurm.environment(71)
+    assert not [name for name in inherited if re.match("SBATCH_|PMIX_|SLURM_(?!CONF)", name)]
+    assert inherited["SLURM_CONF"] == "/etc/x.conf"
+    assert "#SBATCH --partition=7\n" in slurm.scripts()[0], "what the user chose for jobs holds all the same"
+    assert os.environ["SLURM_JOB_ID"] == "7"
+
+
+def test_only_what_is_missing_is_submitted_again(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit(*FOUR)
+    one, two, three, four = runs(store)
+    finish(one)
+    slurm.answers(sacct="71_1|RUNNING|0:0|None|n1|5\n71_2|FAILED|1:0|None|n1|5\n71_3|CANCELLED by 5|0:0|None|n1|5\n")
+    _, out, err = submit(*FOUR)
+    assert "4 runs: 1 finished, 1 queued or running, 1 failed, 1 missing" in err
+    assert "--retry goes on with them" in err
+    assert out == "72\n"
+    assert [files.read_jsonl_log(run.history)[-1]["job"] for run in (one, two, three, four)] == [
+        "71_0", "71_1", "71_2", "72"
+    ]  # fmt: skip
+    slurm.answers(sacct="71_1|RUNNING|0:0|None|n1|5\n71_2|FAILED|1:0|None|n1|5\n72|PENDING|0:0|None||0\n")
+    assert submit(*FOUR)[1] == ""
+    assert submit(*FOUR, "--retry")[1] == "73\n"
+    assert three.config_file.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "events", "sent"),
+    [
+        ("71|FAILED|75:0|None|n1|5", [], True),
+        ("71|NODE_FAIL|0:0|None|n1|5", [], True),
+        ("71|TIMEOUT|0:0|None|n1|5", [], True),
+        ("71|OUT_OF_MEMORY|0:125|None|n1|5", [], False),
+        ("71|COMPLETED|0:0|None|n1|5", [], True),
+        ("71|REQUEUED|0:0|None|n1|5\n71|PENDING|0:0|BeginTime|n1|0", [], False),
+        ("", [], True),
+        ("", ["start", "diverged"], False),
+        ("", ["start", "preempted"], True),
+        ("71|CANCELLED by 0|0:0|None|n1|5", ["start", "killed"], True),
+    ],
+)
+def test_what_counts_as_missing(
+    submit: Submit, slurm: FakeSlurm, store: Path, line: str, events: list[str], sent: bool
+) -> None:
+    submit()
+    (run,) = runs(store)
+    for event in events:
+        run.note(event)
+    slurm.answers(sacct=line)
+    assert submit()[1] == ("72\n" if sent else "")
+
+
+def test_a_trained_run_without_its_scores_is_missing(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit()
+    (run,) = runs(store)
+    run.done.write_text("{}")
+    assert submit()[1] == "72\n"
+    finish(run)
+    assert submit()[1] == ""
+
+
+def test_replace_begins_anew_but_not_what_is_at_work(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit()
+    (run,) = runs(store)
+    finish(run)
+    assert submit("--replace")[1] == "72\n"
+    assert not run.done.exists()
+    slurm.answers(sacct="72|RUNNING|0:0|None|n1|5\n")
+    (run.folder / "kept").touch()
+    code, _, err = submit("--replace")
+    assert code == 2 and "cannot be replaced" in err
+    assert (run.folder / "kept").exists()
+
+
+def test_when_slurm_does_not_answer_nothing_is_submitted(submit: Submit, slurm: FakeSlurm) -> None:
+    submit()
+    slurm.answers(sacct=None, squeue=None)
+    code, _, err = submit()
+    assert code == 2 and "how earlier jobs stand cannot be told: squeue: Unable to contact slurm controller" in err
+    assert len(slurm.scripts()) == 1
+
+
+def test_refusals_come_in_slurms_words(submit: Submit, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    (slurm.folder / "refusal").write_text("sbatch: error: invalid partition specified: x\n")
+    code, _, err = submit("job.partition=x")
+    assert code == 2 and "invalid partition specified: x" in err and "Traceback" not in err
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, _, err = submit()
+    assert code == 2 and "--executor local" in err
+
+
+def test_arrays_are_cut_to_the_sites_limits(submit: Submit, slurm: FakeSlurm) -> None:
+    slurm.answers(scontrol="MaxArraySize = 3\n")
+    code, out, _ = submit(*FOUR, "job.array_parallelism=2")
+    assert (code, out) == (0, "71\n72\n")
+    first, second = slurm.scripts()
+    assert "--array=0-2%2" in first and "--dependency" not in first
+    assert "--array" not in second and "--dependency=afterany:71" in second
+
+
+def test_what_slurm_does_not_take_now_is_left_for_later(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    slurm.answers(sacctmgr="5|\n", squeue="1\n2\n")
+    _, _, err = submit(*FOUR)
+    assert "Slurm takes 3 more jobs of yours now (MaxSubmitJobs): 3 of 4 runs are sent." in err
+    assert len(runs(store)) == 3
+    slurm.answers(sacct="71_[0-2]|PENDING|0:0|None||0\n", squeue="1\n2\n71_0\n71_1\n71_2\n")
+    code, _, err = submit(*FOUR)
+    assert code == 2 and "Slurm takes 0 more jobs" in err
+    slurm.answers(squeue="71_0\n71_1\n71_2\n")
+    assert submit(*FOUR)[1] == "72\n"
+
+
+def test_a_chain(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    code, out, _ = submit(*FOUR, "--then", "evaluate,report")
+    assert (code, out) == (0, "71\n72\n73\n")
+    train, evaluate, report = slurm.scripts()
+    assert "--dependency" not in train and "run_submitted stage+prepare+train python3" in train
+    assert "--dependency=aftercorr:71\n" in evaluate and "--kill-on-invalid-dep=yes" in evaluate
+    assert "--dependency=afterany:71:72\n" in report and "--gres" not in report
+    for number, run in enumerate(runs(store)):
+        assert [event["job"] for event in files.read_jsonl_log(run.history)] == [f"71_{number}", f"72_{number}"]
+    assert submit("--then", "train")[0] == 2
+
+
+def test_a_dry_run_prints_what_is_submitted_and_does_nothing(
+    submit: Submit, slurm: FakeSlurm, store: Path, tmp_path: Path
+) -> None:
+    arguments = (*FOUR, "--then", "evaluate")
+    code, out, _ = submit(*arguments, "--dry-run")
+    assert code == 0 and not slurm.scripts()
+    assert not list(store.rglob("*")) and not list((tmp_path / "work here").iterdir())
+    submit(*arguments)
+    for number, script in enumerate(slurm.scripts(), 1):
+        assert script.replace("aftercorr:71", "aftercorr:ARRAY1") in out, f"script {number}"
+    for run in runs(store):
+        assert f"ftlib train {run.config_file}\n" in out
+    assert f"# tiny/{runs(store)[1].folder.name}: seed=0 data.prompt=b {{prefix}}\n" in out
+
+
+def test_a_dry_run_needs_no_slurm(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, out, err = submit("--dry-run")
+    assert code == 0 and "run_submitted stage+prepare+train+evaluate python3" in out
+    assert "Slurm cannot be asked (scontrol is not in PATH)" in err
+
+
+def test_a_snapshot_holds_the_code_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site_env = "FTLIB_STORE=/x\n"
+    clone = tmp_path / "clone"
+    for part in ("ftlib", "jobs"):
+        shutil.copytree(REPOSITORY / part, clone / part)
+    (clone / "jobs" / "site.env").write_text(site_env)
+    monkeypatch.chdir(clone)
+    assert snapshot.find_home() == clone
+    target = snapshot.snapshot_folder(clone, Site(tmp_path, tmp_path / "runs"))
+    snapshot.take_snapshot(clone, target)
+    assert (target / "jobs" / "run.sh").is_file() and not (target / "jobs" / "site.env").exists()
+    assert not list(target.rglob("__pycache__"))
+    edited = clone / "ftlib" / "__init__.py"
+    edited.write_text(edited.read_text() + "# edited\n")
+    assert snapshot.snapshot_folder(clone, Site(tmp_path, tmp_path / "runs")) != target
+    with pytest.raises(UserError, match="is not what is installed here"):
+        snapshot.find_home()
