@@ -11,6 +11,7 @@ import yaml
 from ftlib import files, hub
 from ftlib.config import Config
 from ftlib.errors import UserError
+from ftlib.metrics.summary import number, span
 from ftlib.reporting.collect import RunRecord
 from ftlib.site import site_settings
 
@@ -79,9 +80,10 @@ def _scores(record: RunRecord) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for split in record.splits:
         scores = split.latest.scores
-        values = [f"{one.scores['value']:.4g}" if one else "–" for one in (split.before, split.after)]
-        low, high = scores["interval"]
-        cells = [split.dataset, split.split, scores["metric"], *values, f"{low:.4g} – {high:.4g}", str(scores["n"])]
+        unit = scores["unit"]
+        values = [number(one.scores["value"], unit) if one else "–" for one in (split.before, split.after)]
+        interval = span(scores["interval"], unit)
+        cells = [split.dataset, split.split, scores["metric"], *values, interval, str(scores["n"])]
         yield f"| {' | '.join(cells)} |"
     yield ""
 
