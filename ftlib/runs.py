@@ -100,6 +100,8 @@ def run_of(experiment: Experiment, site: Site) -> Run:
 def open_run(experiment: Experiment, site: Site) -> Run:
     """The run folder of an experiment, made if need be, with its resolved config in it."""
     run = run_of(experiment, site)
+    with files.storage_errors(site.runs), files.shared_with_group():
+        site.runs.parent.mkdir(parents=True, exist_ok=True)  # <store>/runs, where every user has a folder
     text = experiment.to_yaml()
     if not run.config_file.exists() or run.config_file.read_text(encoding="utf-8") != text:
         files.write_text(run.config_file, text)

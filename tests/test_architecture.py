@@ -116,7 +116,7 @@ def test_readme_says_how_to_begin() -> None:
     assert "make demo" in found and "make test" in found
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/cluster.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/cluster.md", "docs/operations.md"])
 def test_commands_of_the_pages_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for line in commands_in((REPOSITORY / page).read_text()):

@@ -23,7 +23,7 @@ from ftlib.site import Site
 from ftlib.submission import slurm
 from ftlib.submission.slurm import Job
 
-_TAIL_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 13
 _RECENT_STEPS = 20
 _EVALUATION_PULSE = 600
 """An evaluation that wrote no answer for so many seconds is taken for dead where Slurm cannot be asked."""
