@@ -9,7 +9,7 @@ list of `Attempt`, from which `ftlib status` tells what became of a run and what
 | done, evaluated | the same | seconds |
 | preempted, diverged, failed | either | why |
 | killed | either, by jobs/run.sh | signal, or out of memory |
-| lost | train, at its next start | that nobody heard its end |
+| lost | either, at its next start | that nobody heard its end |
 | cancelled | `ftlib cancel` | by whom |
 """
 
@@ -27,13 +27,16 @@ from typing import Any
 from ftlib import console, files
 from ftlib.errors import Diverged, UserError
 from ftlib.preemption import Preempted
-from ftlib.runs import Run
+from ftlib.runs import Run, job_number
 
 _BEGINNINGS = {"train": "start", "evaluate": "evaluating"}
 """Command → the event that begins an attempt of it."""
 
 _ENDINGS = ("done", "evaluated", "preempted", "diverged", "failed", "killed", "lost")
 """Events that end an attempt."""
+
+_FROM_OUTSIDE = ("submitted", "cancelled", "lost")
+"""Events that are no sign of life."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,21 @@ class Attempt:
 
 
 def begin(run: Run, command: str, **details: Any) -> None:
-    """Note that a command starts on a run; a training that died unheard is closed first."""
-    unheard = [one for one in read(run) if one.command == command == "train" and one.ended is None]
-    if unheard:
-        run.note("lost", command=command, ended=last_sign(run))
+    """Note that a command starts on a run."""
     run.note(_BEGINNINGS[command], command=command, gpus=count_gpus(), log=_log_file(), **details)
 
 
 @contextlib.contextmanager
-def endings(run: Run, command: str) -> Iterator[None]:
-    """Note how what is done inside ends, if it does not end well.
+def endings(run: Run, command: str, seen: float) -> Iterator[None]:
+    """Note how what is done inside ends, if it does not end well; first, that earlier starts died unheard.
 
-    A failure is noted by the process that met it, a signal (which all processes of a job get) by the first one only.
+    A failure is noted by the process that met it, everything else by the first one of a job only.
+
+    Args:
+        seen: the run's last sign of life before this process gave one.
     """
+    if console.speaks():
+        _close_unheard(run, command, seen)
     try:
         yield
     except Preempted as signal:
@@ -95,6 +100,14 @@ def endings(run: Run, command: str) -> Iterator[None]:
         first = (str(error).strip() or "no message").splitlines()[0]
         run.note("failed", command=command, reason=f"{type(error).__name__}: {first}")
         raise
+
+
+def _close_unheard(run: Run, command: str, seen: float) -> None:
+    """Of trainings there is one at a time; evaluations of other jobs may be at work, so only this job's are closed."""
+    files.cut_jsonl_log(run.history)
+    for one in read(run):
+        if one.command == command and one.ended is None and (command == "train" or one.job == (job_number() or "")):
+            run.note("lost", command=command, ended=seen, job=one.job or None)
 
 
 def read(run: Run) -> list[Attempt]:
@@ -134,7 +147,7 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
     ended = event.get("ended", event["time"])
     for number in reversed(range(len(attempts))):
         one = attempts[number]
-        if one.command == command and one.ended is None and (one.job == job or ending == "lost"):
+        if one.command == command and one.ended is None and one.job == job:
             attempts[number] = replace(one, ended=ended, ending=ending, reason=reason)
             return
     if ending in ("failed", "killed"):  # it ended before it could say that it began
@@ -142,9 +155,10 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
 
 
 def last_sign(run: Run) -> float:
-    """When anything of a run last changed, in seconds since 1970: its heartbeat, a logged step, an answer, an event."""
-    times = []
-    for path in (run.owner, run.metrics, run.history, *(run.folder / "eval").rglob("*.jsonl")):
+    """When a run last showed life, in seconds since 1970: a heartbeat, a logged step, an answer, an event of its own."""
+    events = files.read_jsonl_log(run.history)
+    times = [event["time"] for event in events if event["event"] not in _FROM_OUTSIDE]
+    for path in (run.owner, run.metrics, *(run.folder / "eval").rglob("*.jsonl")):
         with contextlib.suppress(FileNotFoundError):
             times.append(path.stat().st_mtime)
     return max(times, default=0.0)

@@ -30,8 +30,8 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "bin"
 
 
-COMMANDS = ("--help", "schema", "submit --help", "doctor", "report --help", "status --json", "logs --help", "cancel --help",
-            "clean --help", "stage --help", "push --help")  # fmt: skip
+COMMANDS = ("--help", "schema", "doctor", "status --json", *(f"{name} --help" for name in (
+    "submit", "report", "logs", "cancel", "clean", "stage", "push")))  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [text.split() for text in COMMANDS], ids=COMMANDS)

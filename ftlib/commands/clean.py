@@ -55,13 +55,20 @@ def main(argv: list[str]) -> int:
         raise UserError("clean --runs would delete every run", "Name runs, or say --older-than DAYS.")
     site = find_site()
     before = time.time() - parsed.older_than * _DAY
-    old = [run for run in runs.find_runs(parsed.chosen, site) if history.last_sign(run) <= before]
+    old = [run for run in runs.find_runs(parsed.chosen, site) if _touched(run) <= before]
     found = [waste for run in _idle(old, site) for waste in _waste(run, parsed.runs)]
     if not found:
         console.say("nothing to free")
     elif _agreed(found, site, parsed.yes):
         console.say(f"{_size(sum(_delete(waste, site) for waste in found))} freed")
     return 0
+
+
+def _touched(run: Run) -> float:
+    """When a run last showed life or was submitted."""
+    return max(
+        history.last_sign(run), *(path.stat().st_mtime for path in (run.config_file, run.history) if path.exists())
+    )
 
 
 def _idle(chosen: Sequence[Run], site: Site) -> Iterator[Run]:
