@@ -11,8 +11,8 @@
         seed: 0
         draw: {training.weight_decay: {uniform: [0, 0.1]}, adapter.r: [4, 8, 16]}
 
-A key may be any field by its dotted path. Draws are uniform, log_uniform, or one of a list; raising `count` keeps the
-earlier draws.
+A key may be any field by its dotted path. Draws are uniform, log_uniform, or one of a list, and no two are the
+same; raising `count` keeps the earlier ones.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from ftlib.site import Site
 
 _SHARED = ("name", "job", "sweep")
 """What all runs of a sweep have in common."""
+
+_TRIES = 100
+"""Draws for each point that is asked for, since the same one may come again."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,13 @@ def _drawn(source: Source, settings: Any) -> list[Point]:
         for key, rule in settings["draw"].items()
     ]
     generator = random.Random(seed)
-    return [tuple(Setting(key, draw(generator.random()), place) for key, draw, place in draws) for _ in range(count)]
+    points: dict[str, Point] = {}
+    for _ in range(_TRIES * count):
+        point = tuple(Setting(key, draw(generator.random()), place) for key, draw, place in draws)
+        points.setdefault(_label(point), point)
+        if len(points) == count:
+            return list(points.values())
+    raise UserError(f"{source.place(path)}: sweep.random: count is {count}, but draw has only {len(points)} points")
 
 
 def _drawing(rule: Any, place: str, key: str) -> Callable[[float], Any]:

@@ -13,7 +13,7 @@ SACCT = """\
 244|FAILED|75:0|None|n1|27
 260_0|COMPLETED|0:0|None|n1|21
 260_1|RUNNING|0:0|JobArrayTaskLimit|n2|4
-260_[2-4,7,10-20:5%2]|PENDING|0:0|JobArrayTaskLimit|None assigned|0
+260_[1-4,7,10-20:5%2]|PENDING|0:0|JobArrayTaskLimit|None assigned|0
 """
 SQUEUE = "260_1|RUNNING|None|n2|1-00:01:05\n260_2|PENDING|Priority||0:00\n"
 

@@ -65,6 +65,7 @@ def test_a_list_crossed_with_a_grid(members: Callable[..., list[Member]]) -> Non
         "seed=2 training.max_steps=3",
         "seed=2 training.max_steps=4 data.on_bad=skip",
     ]
+    assert [member.experiment.config.data.on_bad for member in found] == ["stop", "skip"] * 2
 
 
 RANDOM = """\
@@ -88,6 +89,13 @@ def test_random_draws_stay_when_more_are_asked_for(members: Callable[..., list[M
     assert 0 <= min(one["weight_decay"] for one in settings) < 0.01
     assert 80 < sum(one["max_steps"] == 3 for one in settings) < 120
     assert members(RANDOM.replace("COUNT", "5").replace("seed: 1", "seed: 2"))[0].label != many[0].label
+
+
+def test_random_draws_are_all_different(members: Callable[..., list[Member]]) -> None:
+    choices = "random: {count: COUNT, draw: {seed: [1, 2, 3], adapter.freeze: [[], [vision]]}}"
+    assert len({member.label for member in members(choices.replace("COUNT", "6"))}) == 6
+    found = fault(members, choices.replace("COUNT", "7"))
+    assert found == "FILE:11: sweep.random: count is 7, but draw has only 6 points"
 
 
 def test_without_a_sweep_there_is_one_run(config_file: Path) -> None:
