@@ -7,7 +7,7 @@ list of `Attempt`, from which `ftlib status` tells what became of a run and what
 |---|---|---|
 | start, evaluating | train, evaluate | job, host, GPUs, log file |
 | done, evaluated | the same | seconds |
-| preempted, diverged, failed | either | why |
+| preempted, diverged, failed | either; failed also of stage and prepare in the run's job | why |
 | killed | either, by jobs/run.sh | signal, or out of memory |
 | lost | either, at its next start | that nobody heard its end |
 | cancelled | `ftlib cancel` | by whom |
@@ -44,7 +44,7 @@ class Attempt:
     """One start of a command.
 
     Attributes:
-        command: train or evaluate.
+        command: train or evaluate; stage or prepare if that failed.
         began, ended: seconds since 1970; `ended` is None while it lives, and when it died unheard.
         ending: done, preempted, diverged, failed, killed or lost; "" without one.
         reason: why it ended, in words.
@@ -102,6 +102,15 @@ def endings(run: Run, command: str, seen: float) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def before_training(run: Run, command: str) -> Iterator[None]:
+    """In a job that was submitted for a run, note why it does not come to its training; elsewhere, do nothing."""
+    with contextlib.ExitStack() as stack:
+        if job_number() and run.history.exists():
+            stack.enter_context(endings(run, command, last_sign(run)))
+        yield
+
+
 def _close_unheard(run: Run, command: str, seen: float) -> None:
     """Of trainings there is one at a time; evaluations of other jobs may be at work, so only this job's are closed."""
     files.cut_jsonl_log(run.history)
@@ -155,7 +164,7 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
 
 
 def last_sign(run: Run) -> float:
-    """When a run last showed life, in seconds since 1970: a heartbeat, a logged step, an answer, an event of its own."""
+    """When a run last showed life, in seconds since 1970: a heartbeat, a step, an answer, an event of its own."""
     events = files.read_jsonl_log(run.history)
     times = [event["time"] for event in events if event["event"] not in _FROM_OUTSIDE]
     for path in (run.owner, run.metrics, *(run.folder / "eval").rglob("*.jsonl")):

@@ -21,6 +21,8 @@ from ftlib.errors import UserError
 from ftlib.site import Site
 
 _CHECKPOINT = "checkpoint-"
+_RUNS = "[!.]*/*/config.yaml"
+"""Hidden folders hold what belongs to jobs."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def find_run(text: str, site: Site) -> Run:
     if under:
         choices = "\n".join(f"  {path.parent.parent.name}/{path.parent.name}" for path in under)
         raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
-    known = sorted(path.parent.parent.name for path in site.runs.glob("*/*/config.yaml"))
+    known = sorted(path.parent.parent.name for path in site.runs.glob(_RUNS))
     names = ", ".join(dict.fromkeys(known)) or "none"
     remedy = f"Runs in {site.runs}: {names}"
     raise UserError(f"{text}: no such run", remedy)
@@ -136,7 +138,7 @@ def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
         UserError: a name that no run has.
     """
     if not texts:
-        return [Run(path.parent) for path in sorted(site.runs.glob("*/*/config.yaml"))]
+        return [Run(path.parent) for path in sorted(site.runs.glob(_RUNS))]
     found: list[Run] = []
     for text in texts:
         of_name = sorted((site.runs / text).glob("*/config.yaml"))

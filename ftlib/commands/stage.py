@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftlib import command_line, console, files, hub, staging
+from ftlib import command_line, console, files, history, hub, staging
 from ftlib.config import Config
+from ftlib.runs import run_of
 from ftlib.site import Site, find_site
 
 
@@ -19,8 +20,9 @@ def main(argv: list[str]) -> int:
     command_line.add_config(command)
     parsed = command.parse_args(argv)
     site = find_site()
-    config = command_line.load(parsed, site).config
-    with files.shared_with_group():
+    experiment = command_line.load(parsed, site)
+    config = experiment.config
+    with files.shared_with_group(), history.before_training(run_of(experiment, site), "stage"):
         console.say(f"dataset {config.data.source}: {_stage_data(config, site)}")
         console.say(f"model {config.model.base}: {_stage_model(config, site)}")
     return 0

@@ -134,6 +134,7 @@ def test_runs_by_name_and_all(run: Run, site: Site) -> None:
     files.write_text(other.config_file, "")
     third = Run(site.runs / "x" / "abc")
     files.write_text(third.config_file, "")
+    files.write_text(site.runs / ".jobs" / "12" / "config.yaml", "")  # a job's own copy
     assert find_runs([], site) == [run, other, third]
     assert find_runs(["digits", "digits/abc"], site) == [run, other]
     assert find_runs([str(third.folder)], site) == [third]
