@@ -169,6 +169,7 @@ def _bring(
             _download(repository, remote, wanted, folder)
     for name in wanted:
         _verify(folder / name, remote.sizes[name], remote.hashes.get(name))
+    _require_shards(repository, folder, wanted)
     with files.publish_folder(target) as temporary:
         for name in wanted:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +212,19 @@ def _verify(path: Path, size: int, sha256: str | None) -> None:
         path.unlink()
         problem = f"{path.name}: what was downloaded is not what the hub holds"
         raise UserError(problem, "Run the same command again; it fetches this file anew.")
+
+
+def _require_shards(repository: hub.Repository, folder: Path, wanted: list[str]) -> None:
+    """Weights in several files come with an index of them; a cache of others may hold some of them only.
+
+    Raises:
+        UserError: files are missing.
+    """
+    for index in (folder / name for name in wanted if name.endswith(".index.json")):
+        named = set(files.read_json(index).get("weight_map", {}).values())
+        of_this_form = any(name in wanted for name in named)
+        if of_this_form and (missing := sorted(named - set(wanted))):
+            raise UserError(f"{repository.kind} {repository.name}: {len(missing)} files are missing: {missing[0]} …")
 
 
 @contextlib.contextmanager

@@ -195,6 +195,24 @@ def test_without_a_hub_from_a_cache_of_others(site: Site, tmp_path: Path, monkey
     assert not (folder / "model.safetensors").is_symlink()
 
 
+def test_a_cache_of_others_that_holds_half_a_model(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "site cache" / "models--some--model"
+    half = cache / "snapshots" / COMMIT
+    half.mkdir(parents=True)
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    files.write_json(half / "model.safetensors.index.json", {"weight_map": {"a": shards[0], "b": shards[1]}})
+    files.write_json(half / "pytorch_model.bin.index.json", {"weight_map": {"a": "pytorch_model-1-of-1.bin"}})
+    (half / shards[0]).write_bytes(b"weights")
+    files.write_text(cache / "refs" / "main", COMMIT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=f"1 files are missing: {shards[1]}"):
+        staging.stage_model(MODEL, site)
+    assert hub.find_staged(hub.Repository("model", "some/model", None), site) is None
+    (half / shards[1]).write_bytes(b"weights")
+    assert staging.stage_model(MODEL, site).name == COMMIT
+
+
 def test_a_dead_owner_is_followed_a_living_one_waited_for(remote: Path, site: Site) -> None:
     work = site.store / "hf" / "staging" / f"models--some--model-{COMMIT}"
     work.mkdir(parents=True)
