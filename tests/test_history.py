@@ -100,8 +100,8 @@ def test_who_died_unheard_ends_with_the_last_sign_of_life(run: Run, monkeypatch:
     with run.history.open("a") as file:
         file.write('{"event": "torn')
     seen = history.last_sign(run)
+    files.write_text(run.owner, "")  # now it is ours
     with history.endings(run, "train", seen):
-        files.write_text(run.owner, "")
         history.begin(run, "train", step=0)
     lost, again = history.read(run)
     assert (lost.ending, lost.ended, lost.gpu_hours(0)) == ("lost", 160, 60 / 3600)

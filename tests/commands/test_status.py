@@ -81,7 +81,7 @@ def test_a_real_run_from_mistake_to_scores(
     (record,) = json.loads(ftlib("status", "tiny", "--json")[1])
     assert (record["state"], record["reason"], record["step"], record["total"]) == ("done", "", 12, 12)
     assert ftlib("logs", "tiny", "-n", "100000")[:2] == (0, log.read_text())
-    (run,) = (store / "runs").glob("*/*/*")
+    (run,) = (store / "runs").glob("*/tiny/*")
     assert [event["event"] for event in read_lines(run / "history.jsonl")][-3:] == ["done", "evaluating", "evaluated"]
 
 
