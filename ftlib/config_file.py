@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftlib import training_fields, yaml_core
@@ -44,7 +43,7 @@ class Experiment:
 
     def to_yaml(self) -> str:
         """The resolved config, as it is saved with a run."""
-        return yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True, width=120)
+        return yaml_core.dump(self.raw)
 
 
 @dataclass(frozen=True)
