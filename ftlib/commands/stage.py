@@ -6,6 +6,7 @@ model.revision names another one. Embedded models (ftlib/…) are made instead o
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from ftlib import command_line, console, files, history, hub, staging
@@ -48,7 +49,12 @@ def _stage_data(config: Config, site: Site) -> Path:
         name = config.data.file.partition(":")[0]
         if not hub.looks_local(name):
             staging.stage_dataset(name, site)
-        hub_datasets.fetch(config.data)
+        if importlib.util.find_spec("datasets"):
+            hub_datasets.fetch(config.data)
+        else:
+            console.say(
+                "pictures inside of it are unpacked in the container: by the job, or `jobs/run.sh ftlib stage …`"
+            )
     root = Path(config.data.root)
     if config.data.source in MAKERS and not files.is_complete(root):
         with files.publish_folder(root) as temporary:
