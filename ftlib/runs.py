@@ -131,6 +131,12 @@ def find_run(text: str, site: Site) -> Run:
     raise UserError(f"{text}: no such run", remedy)
 
 
+def handle(run: Run, site: Site) -> str:
+    """How commands name a run."""
+    inside = run.folder.is_relative_to(site.runs)
+    return str(run.folder.relative_to(site.runs) if inside else run.folder)
+
+
 def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
     """All runs, or those that are named: by folder, by `name/identity`, or all of a name.
 

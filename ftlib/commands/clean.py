@@ -118,7 +118,7 @@ def _bytes(path: Path) -> int:
 
 def _agreed(found: Sequence[Waste], site: Site, yes: bool) -> bool:
     """Show what would go; ask, unless that has been answered."""
-    rows = [[standing.handle(one.run, site), one.what, _size(one.size)] for one in found]
+    rows = [[runs.handle(one.run, site), one.what, _size(one.size)] for one in found]
     rows.append(["together", "", _size(sum(one.size for one in found))])
     print(console.table(["run", "what", "size"], rows, ["what"]))
     if yes:
@@ -135,7 +135,7 @@ def _delete(waste: Waste, site: Site) -> int:
             for folder in waste.folders:
                 _remove(folder)
     except UserError as error:
-        console.say(f"{standing.handle(waste.run, site)}: left alone: {error.problem}")
+        console.say(f"{runs.handle(waste.run, site)}: left alone: {error.problem}")
         return 0
     return waste.size
 

@@ -76,7 +76,7 @@ def _usage(run: runs.Run, site: Site) -> dict[str, Any]:
     for attempt in attempts:
         if attempt.command in hours:
             hours[attempt.command] += attempt.gpu_hours(last)
-    return {"run": standing.handle(run, site), "name": run.folder.parent.name, "attempts": len(attempts), **hours}
+    return {"run": runs.handle(run, site), "name": run.folder.parent.name, "attempts": len(attempts), **hours}
 
 
 def _usage_table(records: Sequence[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from ftlib import files, history
 from ftlib.history import Attempt
 from ftlib.ownership import living_owner
-from ftlib.runs import Run, host_name, process_start
+from ftlib.runs import Run, handle, host_name, process_start
 from ftlib.site import Site
 from ftlib.submission import slurm
 from ftlib.submission.slurm import Job
@@ -74,12 +74,6 @@ def storage_time(folder: Path) -> float:
     with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as probe:
         return Path(probe.name).stat().st_mtime
     return time.time()
-
-
-def handle(run: Run, site: Site) -> str:
-    """How commands name a run."""
-    inside = run.folder.is_relative_to(site.runs)
-    return str(run.folder.relative_to(site.runs) if inside else run.folder)
 
 
 def jobs_of(events: Events) -> list[str]:
