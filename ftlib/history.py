@@ -10,6 +10,7 @@ list of `Attempt`, from which `ftlib status` tells what became of a run and what
 | preempted, diverged, failed | either; failed also of stage and prepare in the run's job | why |
 | killed | either, by jobs/run.sh | signal, or out of memory |
 | lost | either, at its next start | that nobody heard its end |
+| restart | train, after it diverged | that the same process begins anew |
 | cancelled | `ftlib cancel` | by whom |
 """
 
@@ -133,6 +134,8 @@ def attempts_in(events: list[dict[str, Any]]) -> list[Attempt]:
             attempts.append(_begun(event, "train" if kind == "start" else "evaluate"))
         elif kind in _ENDINGS:
             _end(attempts, event)
+        elif kind == "restart":  # after a divergence, in the same process
+            _reopen(attempts)
     return attempts
 
 
@@ -161,6 +164,14 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
             return
     if ending in ("failed", "killed"):  # it ended before it could say that it began
         attempts.append(replace(_begun(event, command), ended=ended, ending=ending, reason=reason))
+
+
+def _reopen(attempts: list[Attempt]) -> None:
+    """The newest training did not end after all."""
+    for number in reversed(range(len(attempts))):
+        if attempts[number].command == "train":
+            attempts[number] = replace(attempts[number], ended=None, ending="", reason="")
+            return
 
 
 def last_sign(run: Run) -> float:

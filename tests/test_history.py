@@ -89,6 +89,18 @@ def test_commands_and_jobs_are_kept_apart(run: Run) -> None:
     assert second.ended is None and second.gpu_hours(4000 + 1800) == 0.5
 
 
+def test_a_restart_after_a_divergence_costs_on(run: Run) -> None:
+    write(
+        run,
+        {"event": "start", "time": 0, "gpus": 2},
+        {"event": "diverged", "time": 900, "reason": "nan"},
+        {"event": "restart", "time": 901},
+        {"event": "done", "time": 1800},
+    )
+    (attempt,) = history.read(run)
+    assert (attempt.ending, attempt.reason, attempt.gpu_hours(0)) == ("done", "", 1.0)
+
+
 def test_who_died_unheard_ends_with_the_last_sign_of_life(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with the next submission, nor with the next start: what waits in a queue costs nothing."""
     write(run, {"event": "start", "time": 100, "gpus": 1})

@@ -114,7 +114,7 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing
         total=total,
         seconds_per_step=pace,
         eta=left,
-        loss=steps[-1].get("loss") if steps else None,
+        loss=next((record["loss"] for record in reversed(steps) if "loss" in record), None),
         node=attempts[-1].host if attempts else "",
         job=number,
     )
@@ -138,13 +138,13 @@ def _state(run: Run, events: Events, now: float, job: slurm.Attempt | None) -> t
     attempts = history.attempts_in(events)
     evaluation = attempts[-1] if attempts and attempts[-1].command == "evaluate" else None
     if living_owner(run.folder, now):
-        return "running", _interruptions(attempts)
+        return "running", _interruptions(events, attempts)
     lives = job.state in slurm.RUNNING if job else now - history.last_sign(run) < _EVALUATION_PULSE
     if evaluation and evaluation.ended is None and lives:
         return "evaluating", ""
     if job and job.state in slurm.WAITING:
         why = f"waits for {job.reason}" if job.reason else ""
-        return "queued", "; ".join(filter(None, [_interruptions(attempts), why]))
+        return "queued", "; ".join(filter(None, [_interruptions(events, attempts), why]))
     cancelled = _cancelled(events, job)
     if run.done.exists():
         return "done", _after_training(evaluation, cancelled)
@@ -199,10 +199,11 @@ def _cancelled(events: Events, job: slurm.Attempt | None) -> str:
     return by
 
 
-def _interruptions(attempts: Sequence[Attempt]) -> str:
-    """How often a signal or a death interrupted training so far."""
+def _interruptions(events: Events, attempts: Sequence[Attempt]) -> str:
+    """How often a signal, a death or a divergence interrupted training so far."""
     words = [_SIGNALS.get(one.reason, one.reason) for one in attempts if one.ending == "preempted"]
     words += ["killed" for one in attempts if one.ending in ("killed", "lost")]
+    words += ["diverged" for event in events if event["event"] == "restart"]
     return ", ".join(f"{word} {words.count(word)} times".replace(" 1 times", " once") for word in dict.fromkeys(words))
 
 
