@@ -173,14 +173,18 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     exit "$code"
 }
 
+enter_job() {
+    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
+    enter_container
+    if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
+}
+
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     [[ $# -gt 0 ]] || fail "usage: sbatch jobs/ftlib.sbatch COMMAND …"
     local commands=$1 command
     shift
     cd "$root" || exit 2
-    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
-    enter_container
-    if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
+    enter_job
     pin "$@"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi
     for command in ${commands//+/ }; do
@@ -193,10 +197,10 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
 run_submitted() {
     local commands=$1 command
     shift
-    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
-    enter_container
+    enter_job
     to_container SUBMITIT_EXECUTOR slurm
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
+    if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then rm -rf "$pinned"; fi # of an earlier job with this number
     mkdir -p "$pinned" || fail "FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
     for command in ${commands//+/ }; do
         to_container FTLIB_STEP "$command"

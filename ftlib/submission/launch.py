@@ -55,11 +55,6 @@ class Plan:
     setup: Sequence[str]
     array_size: int
 
-    @property
-    def jobs(self) -> int:
-        """How many jobs Slurm will count."""
-        return len(self.tasks) * len(self.stages) + (self.last is not None)
-
 
 @dataclass(frozen=True)
 class Array:

@@ -108,8 +108,8 @@ def test_a_cancelled_array_stays_cancelled_and_goes_on_when_submitted_again(clus
     assert states(job) == {"CANCELLED"}
     done = {run.name: len(files.read_jsonl_log(run / "metrics.jsonl")) for run in members(runs, "two")}
     (again,) = cluster.submit(what, FTLIB_RUNS=runs)
-    resumed = lambda: all(history(run)[-1].get("step") == done[run.name] for run in members(runs, "two"))  # noqa: E731
-    cluster.wait_until(resumed, "both to go on where they were saved", 600)
+    went_on = lambda run: [event["step"] for event in history(run) if event["event"] == "start"] == [0, done[run.name]]  # noqa: E731
+    cluster.wait_until(lambda: all(map(went_on, members(runs, "two"))), "both to go on where they were saved", 600)
     cluster.shell(f"scancel {again}")
 
 
@@ -138,7 +138,7 @@ def test_a_failed_run_holds_up_no_other_in_a_chain(cluster: Cluster) -> None:
 def test_from_inside_a_job(cluster: Cluster) -> None:
     """What the surrounding job has does not reach the new one."""
     runs = cluster.home / "sweep-inside"
-    inner = f"submit configs/digits.yaml name=inside {SHORT} {SMALL} training.num_train_epochs=1 job.time=33"
+    inner = f"submit configs/digits.yaml name=inside {SHORT} {SMALL} training.num_train_epochs=1 job.time=0:33:00"
     script = cluster.home / "inside.sh"
     script.write_text(
         f"#!/bin/bash\nexport FTLIB_RUNS='{runs}'\n"
