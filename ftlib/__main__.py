@@ -30,6 +30,7 @@ COMMANDS = {
     "logs": "the end of a run's log",
     "cancel": "cancel runs, queued or running, by name",
     "clean": "free the space of what is not needed any more; asks before it deletes",
+    "push": "put a run's adapter or model on the hub",
     "doctor": "check this machine and say what to do",
     "schema": "JSON Schema of the config, for editors",
 }

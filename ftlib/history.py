@@ -7,9 +7,10 @@ list of `Attempt`, from which `ftlib status` tells what became of a run and what
 |---|---|---|
 | start, evaluating | train, evaluate | job, host, GPUs, log file |
 | done, evaluated | the same | seconds |
-| preempted, diverged, failed | either | why |
+| preempted, diverged, failed | either; failed also of stage and prepare in the run's job | why |
 | killed | either, by jobs/run.sh | signal, or out of memory |
-| lost | train, at its next start | that nobody heard its end |
+| lost | either, at its next start | that nobody heard its end |
+| restart | train, after it diverged | that the same process begins anew |
 | cancelled | `ftlib cancel` | by whom |
 """
 
@@ -24,10 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ftlib import files
+from ftlib import console, files
 from ftlib.errors import Diverged, UserError
 from ftlib.preemption import Preempted
-from ftlib.runs import Run
+from ftlib.runs import Run, job_number
 
 _BEGINNINGS = {"train": "start", "evaluate": "evaluating"}
 """Command → the event that begins an attempt of it."""
@@ -35,13 +36,16 @@ _BEGINNINGS = {"train": "start", "evaluate": "evaluating"}
 _ENDINGS = ("done", "evaluated", "preempted", "diverged", "failed", "killed", "lost")
 """Events that end an attempt."""
 
+_FROM_OUTSIDE = ("submitted", "cancelled", "lost")
+"""Events that are no sign of life."""
+
 
 @dataclass(frozen=True)
 class Attempt:
     """One start of a command.
 
     Attributes:
-        command: train or evaluate.
+        command: train or evaluate; stage or prepare if that failed.
         began, ended: seconds since 1970; `ended` is None while it lives, and when it died unheard.
         ending: done, preempted, diverged, failed, killed or lost; "" without one.
         reason: why it ended, in words.
@@ -66,19 +70,21 @@ class Attempt:
 
 
 def begin(run: Run, command: str, **details: Any) -> None:
-    """Note that a command starts on a run; a training that died unheard is closed first."""
-    unheard = [one for one in read(run) if one.command == command == "train" and one.ended is None]
-    if unheard:
-        run.note("lost", command=command, ended=last_sign(run))
+    """Note that a command starts on a run."""
     run.note(_BEGINNINGS[command], command=command, gpus=count_gpus(), log=_log_file(), **details)
 
 
 @contextlib.contextmanager
-def endings(run: Run, command: str) -> Iterator[None]:
-    """Note how what is done inside ends, if it does not end well.
+def endings(run: Run, command: str, seen: float) -> Iterator[None]:
+    """Note how what is done inside ends, if it does not end well; first, that earlier starts died unheard.
 
-    A failure is noted by the process that met it, a signal (which all processes of a job get) by the first one only.
+    A failure is noted by the process that met it, everything else by the first one of a job only.
+
+    Args:
+        seen: the run's last sign of life before this process gave one.
     """
+    if console.speaks():
+        _close_unheard(run, command, seen)
     try:
         yield
     except Preempted as signal:
@@ -96,6 +102,23 @@ def endings(run: Run, command: str) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def before_training(run: Run, command: str) -> Iterator[None]:
+    """In a job that was submitted for a run, note why it does not come to its training; elsewhere, do nothing."""
+    with contextlib.ExitStack() as stack:
+        if job_number() and run.history.exists():
+            stack.enter_context(endings(run, command, last_sign(run)))
+        yield
+
+
+def _close_unheard(run: Run, command: str, seen: float) -> None:
+    """Of trainings there is one at a time; evaluations of other jobs may be at work, so only this job's are closed."""
+    files.cut_jsonl_log(run.history)
+    for one in read(run):
+        if one.command == command and one.ended is None and (command == "train" or one.job == (job_number() or "")):
+            run.note("lost", command=command, ended=seen, job=one.job or None)
+
+
 def read(run: Run) -> list[Attempt]:
     """All attempts, oldest first."""
     return attempts_in(files.read_jsonl_log(run.history))
@@ -110,6 +133,8 @@ def attempts_in(events: list[dict[str, Any]]) -> list[Attempt]:
             attempts.append(_begun(event, "train" if kind == "start" else "evaluate"))
         elif kind in _ENDINGS:
             _end(attempts, event)
+        elif kind == "restart":  # after a divergence, in the same process
+            _reopen(attempts)
     return attempts
 
 
@@ -133,17 +158,26 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
     ended = event.get("ended", event["time"])
     for number in reversed(range(len(attempts))):
         one = attempts[number]
-        if one.command == command and one.ended is None and (one.job == job or ending == "lost"):
+        if one.command == command and one.ended is None and one.job == job:
             attempts[number] = replace(one, ended=ended, ending=ending, reason=reason)
             return
     if ending in ("failed", "killed"):  # it ended before it could say that it began
         attempts.append(replace(_begun(event, command), ended=ended, ending=ending, reason=reason))
 
 
+def _reopen(attempts: list[Attempt]) -> None:
+    """The newest training did not end after all."""
+    for number in reversed(range(len(attempts))):
+        if attempts[number].command == "train":
+            attempts[number] = replace(attempts[number], ended=None, ending="", reason="")
+            return
+
+
 def last_sign(run: Run) -> float:
-    """When anything of a run last changed, in seconds since 1970: its heartbeat, a logged step, an answer, an event."""
-    times = []
-    for path in (run.owner, run.metrics, run.history, *(run.folder / "eval").rglob("*.jsonl")):
+    """When a run last showed life, in seconds since 1970: a heartbeat, a step, an answer, an event of its own."""
+    events = files.read_jsonl_log(run.history)
+    times = [event["time"] for event in events if event["event"] not in _FROM_OUTSIDE]
+    for path in (run.owner, run.metrics, *(run.folder / "eval").rglob("*.jsonl")):
         with contextlib.suppress(FileNotFoundError):
             times.append(path.stat().st_mtime)
     return max(times, default=0.0)

@@ -107,3 +107,11 @@ def find_staged(repository: Repository, site: Site) -> Path | None:
     commit = pinned_commit(folder, repository.revision)
     snapshot = folder / "snapshots" / (commit or "")
     return snapshot if commit and files.is_complete(snapshot) else None
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether there was no answer at all; which HTTP library is behind the hub's client differs by its version."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    of_http = "TransportError" in {kind.__name__ for kind in type(error).__mro__}
+    return of_http or isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError, TimeoutError))

@@ -21,6 +21,8 @@ from ftlib.errors import UserError
 from ftlib.site import Site
 
 _CHECKPOINT = "checkpoint-"
+_RUNS = "[!.]*/*/config.yaml"
+"""Hidden folders hold what belongs to jobs."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def run_of(experiment: Experiment, site: Site) -> Run:
 def open_run(experiment: Experiment, site: Site) -> Run:
     """The run folder of an experiment, made if need be, with its resolved config in it."""
     run = run_of(experiment, site)
+    with files.storage_errors(site.runs), files.shared_with_group():
+        site.runs.parent.mkdir(parents=True, exist_ok=True)  # <store>/runs, where every user has a folder
     text = experiment.to_yaml()
     same = run.config_file.exists() and run.config_file.read_text(encoding="utf-8") == text
     if console.speaks() and not same:
@@ -133,9 +137,15 @@ def find_run(text: str, site: Site) -> Run:
     """
     found = find_runs([text], site)
     if len(found) > 1:
-        choices = "\n".join(f"  {run.folder.parent.name}/{run.folder.name}" for run in found)
+        choices = "\n".join(f"  {handle(run, site)}" for run in found)
         raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
     return found[0]
+
+
+def handle(run: Run, site: Site) -> str:
+    """How commands name a run."""
+    inside = run.folder.is_relative_to(site.runs)
+    return str(run.folder.relative_to(site.runs) if inside else run.folder)
 
 
 def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
@@ -145,7 +155,7 @@ def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
         UserError: a name that no run has.
     """
     if not texts:
-        return [Run(path.parent) for path in sorted(site.runs.glob("*/*/config.yaml"))]
+        return [Run(path.parent) for path in sorted(site.runs.glob(_RUNS))]
     return list(dict.fromkeys(run for text in texts for run in _named(text, site)))
 
 
@@ -156,7 +166,7 @@ def _named(text: str, site: Site) -> list[Run]:
     under = sorted((site.runs / text).glob("*/config.yaml"))
     if under:
         return [Run(path.parent) for path in under]
-    known = sorted(path.parent.parent.name for path in site.runs.glob("*/*/config.yaml"))
+    known = sorted(path.parent.parent.name for path in site.runs.glob(_RUNS))
     names = ", ".join(dict.fromkeys(known)) or "none"
     raise UserError(f"{text}: no such run", f"Runs in {site.runs}: {names}")
 

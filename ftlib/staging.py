@@ -131,20 +131,12 @@ def _look(repository: hub.Repository) -> Remote:
         tree = api.list_repo_tree(repository.name, recursive=True, revision=commit, repo_type=repository.kind)
         entries = [entry for entry in tree if isinstance(entry, RepoFile)]
     except Exception as error:
-        mirror = _mirrored(repository) if _is_unreachable(error) else None
+        mirror = _mirrored(repository) if hub.is_unreachable(error) else None
         if mirror is None:
             raise
         return mirror
     hashes = {entry.path: entry.lfs.sha256 for entry in entries if entry.lfs}
     return Remote(commit, {entry.path: entry.size for entry in entries}, hashes)
-
-
-def _is_unreachable(error: Exception) -> bool:
-    """Whether there was no answer at all; which HTTP library is behind the hub's client differs by its version."""
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    of_http = "TransportError" in {kind.__name__ for kind in type(error).__mro__}
-    return of_http or isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError, TimeoutError))
 
 
 def _mirrored(repository: hub.Repository) -> Remote | None:
@@ -177,6 +169,7 @@ def _bring(
             _download(repository, remote, wanted, folder)
     for name in wanted:
         _verify(folder / name, remote.sizes[name], remote.hashes.get(name))
+    _require_shards(repository, folder, wanted)
     with files.publish_folder(target) as temporary:
         for name in wanted:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +214,19 @@ def _verify(path: Path, size: int, sha256: str | None) -> None:
         raise UserError(problem, "Run the same command again; it fetches this file anew.")
 
 
+def _require_shards(repository: hub.Repository, folder: Path, wanted: list[str]) -> None:
+    """Weights in several files come with an index of them; a cache of others may hold some of them only.
+
+    Raises:
+        UserError: files are missing.
+    """
+    for index in (folder / name for name in wanted if name.endswith(".index.json")):
+        named = set(files.read_json(index).get("weight_map", {}).values())
+        of_this_form = any(name in wanted for name in named)
+        if of_this_form and (missing := sorted(named - set(wanted))):
+            raise UserError(f"{repository.kind} {repository.name}: {len(missing)} files are missing: {missing[0]} …")
+
+
 @contextlib.contextmanager
 def _hub_errors(repository: hub.Repository, site: Site) -> Iterator[None]:
     """Turn the hub's errors into plain words; none of them holds the token."""
@@ -243,7 +249,7 @@ def _hub_errors(repository: hub.Repository, site: Site) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise UserError(f"{what}: the hub refuses: {str(error).splitlines()[0]}", "Try again later.") from None
     except Exception as error:
-        if not _is_unreachable(error):
+        if not hub.is_unreachable(error):
             raise
         place = hub.cache_folder(repository, site)
         problem = f"{what} is not in the store ({place}), and the hub cannot be reached: {str(error).splitlines()[0]}"

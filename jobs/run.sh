@@ -30,7 +30,9 @@ enter_container() {
     fi
     FTLIB_RUNS=${FTLIB_RUNS:-$FTLIB_STORE/runs/$(id -un)}
     FTLIB_IMAGE=${FTLIB_IMAGE:-$FTLIB_STORE/images/ftlib.sif}
-    mkdir -p "$FTLIB_STORE" "$FTLIB_RUNS" || fail "FTLIB_STORE=$FTLIB_STORE cannot be written to"
+    # The store is the group's, whatever this user's umask; it may also be read-only, but not where runs go.
+    (umask 002; mkdir -p "$FTLIB_STORE" "$(dirname "$FTLIB_RUNS")") && mkdir -p "$FTLIB_RUNS" ||
+        fail "FTLIB_STORE=$FTLIB_STORE or FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
     program=$(find_container) || fail "neither apptainer nor singularity is in PATH; load it in FTLIB_HOOK"
     [[ -r $FTLIB_IMAGE ]] || fail "image $FTLIB_IMAGE is not there. Build it: sbatch jobs/build.sbatch"
     "$program" inspect --labels "$FTLIB_IMAGE" 2>/dev/null | grep -q '^org\.ftlib\.revision' ||

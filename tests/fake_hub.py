@@ -9,12 +9,19 @@ in FOLDER/requests, with `token` behind it if TOKEN came along; what is pushed l
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
 
 TOKEN = "hf_planted0123456789secret"
 COMMIT = "c" * 40
@@ -51,20 +58,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self._body()
         with (self.root / "requests").open("a") as log:
             log.write(f"{self.command} {self.path}{' token' if known else ''}\n")
         if not known:
             self._answer(b"", 401)
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
-            owner = f"{asked['organization']}/" if asked.get("organization") else "me/"
-            self._json({"url": f"http://hub/{owner}{asked['name']}", "private": asked.get("private")})
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            seen = asked.get("visibility") or ("private" if asked.get("private") else "public")
+            (self.root / "created").write_text(f"{name} {seen}")
+            self._json({"url": f"http://{self.headers['Host']}/{name}"})
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]
             self._json(
                 {"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]}
             )
+        elif self.path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         else:
             for line in body.splitlines():
                 one = json.loads(line)
@@ -72,7 +83,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     target = self.root / "pushed" / one["value"]["path"]
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(base64.b64decode(one["value"]["content"]))
-            self._json({"commitUrl": "http://hub/commit", "commitOid": COMMIT, "success": True})
+            self._json(
+                {
+                    "commitUrl": f"http://{self.headers['Host']}/me/pushed/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                    "success": True,
+                }
+            )
+
+    def _body(self) -> bytes:
+        """What came with a request, in one piece or in chunks (RFC 9112)."""
+        if self.headers["Content-Length"]:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        return body
 
     def _parts(self) -> tuple[str, str, list[str]]:
         words = self.path.partition("?")[0].strip("/").split("/")
@@ -127,6 +154,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+
+@contextlib.contextmanager
+def serving(root: Path, private: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start the server; HF_ENDPOINT names it, and token and cache are those of a user who has neither."""
+    root.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tests.fake_hub", root]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert server.stdout
+    monkeypatch.setenv("HF_ENDPOINT", server.stdout.readline().strip())
+    monkeypatch.setenv("HF_TOKEN_PATH", str(private / "token"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(private / "private cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(private / "token"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield
+    server.kill()
+    server.wait()
 
 
 if __name__ == "__main__":

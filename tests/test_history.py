@@ -18,7 +18,15 @@ from ftlib.runs import Run
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    for name in ("SLURM_JOB_ID", "SLURM_GPUS_ON_NODE", "SLURM_JOB_NUM_NODES", "FTLIB_LOG", "SLURM_PROCID", "RANK"):
+    for name in (
+        "SLURM_JOB_ID",
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_GPUS_ON_NODE",
+        "SLURM_JOB_NUM_NODES",
+        "FTLIB_LOG",
+        "SLURM_PROCID",
+        "RANK",
+    ):
         monkeypatch.delenv(name, raising=False)
     return Run(tmp_path / "run")
 
@@ -38,7 +46,7 @@ def write(run: Run, *events: dict[str, Any]) -> None:
     ],
 )
 def test_what_does_not_end_well_says_why(run: Run, error: BaseException, ending: str, reason: str) -> None:
-    with pytest.raises(type(error)), history.endings(run, "train"):
+    with pytest.raises(type(error)), history.endings(run, "train", 0.0):
         history.begin(run, "train", step=0)
         raise error
     (attempt,) = history.read(run)
@@ -47,7 +55,7 @@ def test_what_does_not_end_well_says_why(run: Run, error: BaseException, ending:
 
 
 def test_a_mistake_before_the_start_is_told_too(run: Run) -> None:
-    with pytest.raises(UserError), history.endings(run, "train"):
+    with pytest.raises(UserError), history.endings(run, "train", 0.0):
         raise UserError("not prepared")
     (attempt,) = history.read(run)
     assert (attempt.command, attempt.ending, attempt.reason) == ("train", "failed", "not prepared")
@@ -57,10 +65,10 @@ def test_of_many_processes_the_first_one_tells_of_a_signal_and_each_of_its_failu
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_PROCID", "1")
-    with pytest.raises(Preempted), history.endings(run, "train"):
+    with pytest.raises(Preempted), history.endings(run, "train", 0.0):
         raise Preempted("SIGTERM")
     assert not run.history.exists()
-    with pytest.raises(UserError), history.endings(run, "train"):
+    with pytest.raises(UserError), history.endings(run, "train", 0.0):
         raise UserError("out of GPU memory")
     assert history.read(run)[0].reason == "out of GPU memory"
 
@@ -81,15 +89,46 @@ def test_commands_and_jobs_are_kept_apart(run: Run) -> None:
     assert second.ended is None and second.gpu_hours(4000 + 1800) == 0.5
 
 
-def test_a_training_that_died_unheard_ends_with_its_last_sign_of_life(run: Run) -> None:
+def test_a_restart_after_a_divergence_costs_on(run: Run) -> None:
+    write(
+        run,
+        {"event": "start", "time": 0, "gpus": 2},
+        {"event": "diverged", "time": 900, "reason": "nan"},
+        {"event": "restart", "time": 901},
+        {"event": "done", "time": 1800},
+    )
+    (attempt,) = history.read(run)
+    assert (attempt.ending, attempt.reason, attempt.gpu_hours(0)) == ("done", "", 1.0)
+
+
+def test_who_died_unheard_ends_with_the_last_sign_of_life(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the next submission, nor with the next start: what waits in a queue costs nothing."""
     write(run, {"event": "start", "time": 100, "gpus": 1})
     files.write_text(run.metrics, "")
-    os.utime(run.history, (100, 100))
-    os.utime(run.metrics, (160, 160))
-    history.begin(run, "train", step=0)
+    files.write_text(run.owner, "")
+    os.utime(run.metrics, (150, 150))
+    os.utime(run.owner, (160, 160))
+    write(run, {"event": "submitted", "time": 9000}, {"event": "cancelled", "time": 9001})
+    with run.history.open("a") as file:
+        file.write('{"event": "torn')
+    seen = history.last_sign(run)
+    files.write_text(run.owner, "")  # now it is ours
+    with history.endings(run, "train", seen):
+        history.begin(run, "train", step=0)
     lost, again = history.read(run)
-    assert (lost.ending, lost.ended) == ("lost", 160)
+    assert (lost.ending, lost.ended, lost.gpu_hours(0)) == ("lost", 160, 60 / 3600)
     assert again.ended is None and again.ending == ""
+
+
+def test_evaluations_of_other_jobs_are_left_open(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(run, {"event": "evaluating", "time": 1, "job": "8"}, {"event": "evaluating", "time": 2, "job": "9_1"})
+    monkeypatch.setenv("SLURM_JOB_ID", "10")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    with history.endings(run, "evaluate", 5.0):
+        history.begin(run, "evaluate")
+    assert [(one.job, one.ending, one.ended) for one in history.read(run)] == [
+        ("8", "", None), ("9_1", "lost", 5.0), ("9_1", "", None)]  # fmt: skip
 
 
 def test_the_gpus_of_the_allocation_and_the_log_are_noted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,61 @@ def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> No
     assert text.startswith("Bootstrap: docker\n")
     context = REPOSITORY / "build" / "context"
     assert (context / "ftlib" / "__main__.py").exists() and not (context / ".git").exists()
+
+
+PROGRAMS = {
+    "apptainer": """
+if [[ $* == *inspect* ]]; then echo org.ftlib.revision: abc; exit; fi
+printf '%s\\n' "$@" > "$SEEN/arguments"; env > "$SEEN/environment"
+""",
+    "srun": 'while [[ $1 == -* ]]; do shift; done; echo "$SLURM_EXPORT_ENV" > "$SEEN/export"; exec "$@"',
+}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """A machine with a container program and srun that tell how they were called."""
+    (tmp_path / "bin").mkdir()
+    for name, text in PROGRAMS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    store = tmp_path / "the shared store"
+    (tmp_path / "ftlib.sif").write_text("")
+    return {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SEEN": str(tmp_path),
+        "FTLIB_STORE": str(store),
+        "FTLIB_RUNS": str(store / "runs" / "me"),
+        "FTLIB_IMAGE": str(tmp_path / "ftlib.sif"),
+        "HF_TOKEN": "hf_planted0123456789secret",
+        "WANDB_API_KEY": "wandb_planted0123456789secret",
+        "HF_TOKEN_PATH": "/home/me/private token",
+    }
+
+
+def test_spaces_in_paths_a_closed_umask_and_secrets(machine: dict[str, str], tmp_path: Path) -> None:
+    done = bash("umask 077; jobs/run.sh ftlib doctor 'a b'", **machine)
+    assert done.returncode == 0, done.stderr
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[-3:] == ["ftlib", "doctor", "a b"] and machine["FTLIB_STORE"] in arguments
+    assert "planted" not in " ".join(arguments) + done.stdout + done.stderr
+    environment = (tmp_path / "environment").read_text().splitlines()
+    assert "APPTAINERENV_HF_TOKEN_PATH=/home/me/private token" in environment
+    assert not [line for line in environment if "planted" in line and line.startswith(("APPTAINERENV", "SINGULARITY"))]
+    runs = Path(machine["FTLIB_RUNS"])
+    assert [folder.stat().st_mode & 0o070 for folder in (runs.parent.parent, runs.parent, runs)] == [0o070, 0o070, 0]
+    assert not [
+        path for path in Path(machine["FTLIB_STORE"]).rglob("*") if path.is_file() and b"planted" in path.read_bytes()
+    ]
+
+
+def test_a_job_without_the_submitters_environment(machine: dict[str, str], tmp_path: Path) -> None:
+    """sbatch --export=NONE: srun hands the job's own environment on; the job's log is known to what runs inside."""
+    job = {"SLURM_JOB_ID": "12", "SBATCH_EXPORT": "NONE", "SLURM_EXPORT_ENV": "NONE"}
+    log = tmp_path / "a log"
+    done = bash(f"source jobs/run.sh; usr1=0 term=0; run_job doctor 2> '{log}' 1>&2", **machine, **job)
+    assert done.returncode == 0, log.read_text()
+    assert (tmp_path / "export").read_text() == "ALL\n"
+    done = bash(f"exec 2> '{log}'; source jobs/run.sh; usr1=0 term=0; run_job doctor", **machine, **job)
+    environment = (tmp_path / "environment").read_text().splitlines()
+    assert f"APPTAINERENV_FTLIB_LOG={log}" in environment and "APPTAINERENV_HF_HUB_OFFLINE=1" in environment

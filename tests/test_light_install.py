@@ -30,7 +30,11 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "bin"
 
 
-@pytest.mark.parametrize("command", [["--help"], ["schema"], ["submit", "--help"], ["doctor"], ["report", "--help"]])
+COMMANDS = ("--help", "schema", "doctor", "status --json", *(f"{name} --help" for name in (
+    "submit", "report", "logs", "cancel", "clean", "stage", "push")))  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [text.split() for text in COMMANDS], ids=COMMANDS)
 def test_commands_work_without_torch(light: Path, command: list[str], tmp_path: Path) -> None:
     environment = {**os.environ, "FTLIB_STORE": str(tmp_path), "PYTHONPROFILEIMPORTTIME": "1"}
     done = subprocess.run([light / "ftlib", *command], env=environment, capture_output=True, text=True, cwd=tmp_path)

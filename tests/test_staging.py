@@ -16,8 +16,7 @@ from ftlib import files, hub, ownership, staging
 from ftlib.config import Model
 from ftlib.errors import UserError
 from ftlib.site import Site
-from tests.conftest import REPOSITORY
-from tests.fake_hub import COMMIT, TOKEN
+from tests.fake_hub import COMMIT, TOKEN, serving
 
 WEIGHTS = os.urandom(300_000)
 MODEL = Model(family="causal", base="some/model")
@@ -37,18 +36,8 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     rows.mkdir(parents=True)
     (rows / "train.jsonl").write_text('{"instruction": "Add.", "output": "3"}\n')
     (rows / ".gitattributes").write_text("*")
-    command = [sys.executable, "-m", "tests.fake_hub", root]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    assert server.stdout
-    monkeypatch.setenv("HF_ENDPOINT", server.stdout.readline().strip())
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "private cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield root
-    server.kill()
-    server.wait()
+    with serving(root, tmp_path, monkeypatch):
+        yield root
 
 
 @pytest.fixture
@@ -204,6 +193,24 @@ def test_without_a_hub_from_a_cache_of_others(site: Site, tmp_path: Path, monkey
     folder = staging.stage_model(MODEL, site)
     assert (folder / "model.safetensors").read_text() == "model.safetensors"
     assert not (folder / "model.safetensors").is_symlink()
+
+
+def test_a_cache_of_others_that_holds_half_a_model(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "site cache" / "models--some--model"
+    half = cache / "snapshots" / COMMIT
+    half.mkdir(parents=True)
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    files.write_json(half / "model.safetensors.index.json", {"weight_map": {"a": shards[0], "b": shards[1]}})
+    files.write_json(half / "pytorch_model.bin.index.json", {"weight_map": {"a": "pytorch_model-1-of-1.bin"}})
+    (half / shards[0]).write_bytes(b"weights")
+    files.write_text(cache / "refs" / "main", COMMIT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=f"1 files are missing: {shards[1]}"):
+        staging.stage_model(MODEL, site)
+    assert hub.find_staged(hub.Repository("model", "some/model", None), site) is None
+    (half / shards[1]).write_bytes(b"weights")
+    assert staging.stage_model(MODEL, site).name == COMMIT
 
 
 def test_a_dead_owner_is_followed_a_living_one_waited_for(remote: Path, site: Site) -> None:

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
 def _cancel(run: Run, jobs: Sequence[str], site: Site) -> bool:
     """Note the cancellation, so that status knows of it; end what runs on this machine without Slurm."""
-    name = standing.handle(run, site)
+    name = runs.handle(run, site)
     owner = living_owner(run.folder, standing.storage_time(run.folder))
     here = owner is not None and owner["job"] is None and owner["host"] == runs.host_name()
     if not jobs and not here:

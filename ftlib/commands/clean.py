@@ -55,13 +55,20 @@ def main(argv: list[str]) -> int:
         raise UserError("clean --runs would delete every run", "Name runs, or say --older-than DAYS.")
     site = find_site()
     before = time.time() - parsed.older_than * _DAY
-    old = [run for run in runs.find_runs(parsed.chosen, site) if history.last_sign(run) <= before]
+    old = [run for run in runs.find_runs(parsed.chosen, site) if _touched(run) <= before]
     found = [waste for run in _idle(old, site) for waste in _waste(run, parsed.runs)]
     if not found:
         console.say("nothing to free")
     elif _agreed(found, site, parsed.yes):
         console.say(f"{_size(sum(_delete(waste, site) for waste in found))} freed")
     return 0
+
+
+def _touched(run: Run) -> float:
+    """When a run last showed life or was submitted."""
+    return max(
+        history.last_sign(run), *(path.stat().st_mtime for path in (run.config_file, run.history) if path.exists())
+    )
 
 
 def _idle(chosen: Sequence[Run], site: Site) -> Iterator[Run]:
@@ -111,7 +118,7 @@ def _bytes(path: Path) -> int:
 
 def _agreed(found: Sequence[Waste], site: Site, yes: bool) -> bool:
     """Show what would go; ask, unless that has been answered."""
-    rows = [[standing.handle(one.run, site), one.what, _size(one.size)] for one in found]
+    rows = [[runs.handle(one.run, site), one.what, _size(one.size)] for one in found]
     rows.append(["together", "", _size(sum(one.size for one in found))])
     print(console.table(["run", "what", "size"], rows, ["what"]))
     if yes:
@@ -128,7 +135,7 @@ def _delete(waste: Waste, site: Site) -> int:
             for folder in waste.folders:
                 _remove(folder)
     except UserError as error:
-        console.say(f"{standing.handle(waste.run, site)}: left alone: {error.problem}")
+        console.say(f"{runs.handle(waste.run, site)}: left alone: {error.problem}")
         return 0
     return waste.size
 

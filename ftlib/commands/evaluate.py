@@ -20,7 +20,7 @@ from ftlib.config import Config
 from ftlib.config_file import Experiment, load_experiment
 from ftlib.errors import UserError
 from ftlib.metrics.summary import number, span
-from ftlib.preemption import tell_host, unwinding
+from ftlib.preemption import tell_host
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
@@ -79,9 +79,7 @@ def _noted_results(
     experiment: Experiment, run: Run, site: Site, parsed: argparse.Namespace, whens: Sequence[str]
 ) -> list[dict[str, Any]]:
     """All results; the run's history tells when they were asked for, and what became of that."""
-    import ftlib.evaluation.answers  # noqa: F401  (heavy: a signal must not raise inside its imports)
-
-    with unwinding(), history.endings(run, "evaluate"):
+    with history.endings(run, "evaluate", history.last_sign(run)):
         tell_host("run", str(run.folder))
         history.begin(run, "evaluate")
         started = time.monotonic()

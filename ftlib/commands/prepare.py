@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlib import command_line, console, files
+from ftlib import command_line, console, files, history
 from ftlib.config import Config
 from ftlib.errors import UserError
 from ftlib.hub import find_model
+from ftlib.runs import run_of
 from ftlib.site import Site, find_site
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def main(argv: list[str]) -> int:
     command_line.add_config(command)
     parsed = command.parse_intermixed_args(argv)
     site = find_site()
-    config = command_line.load(parsed, site).config
+    experiment = command_line.load(parsed, site)
+    config = experiment.config
     from ftlib.data import prepared
 
     if parsed.check:
@@ -31,13 +33,12 @@ def main(argv: list[str]) -> int:
 
         print(overview(config.data, config.task, *_length(config, site), _encode(config)))
         return 0
-    folder = prepared.prepared_folder(config, site)
-    if files.is_complete(folder):
-        result = prepared.open_prepared(config, site)
+    with files.shared_with_group(), history.before_training(run_of(experiment, site), "prepare"):
+        folder = prepared.prepared_folder(config, site)
+        done = files.is_complete(folder)
+        result = prepared.open_prepared(config, site) if done else prepared.prepare(config, site, _encode(config))
+    if done:
         console.say("already prepared")
-    else:
-        with files.shared_with_group():
-            result = prepared.prepare(config, site, _encode(config))
     left_out = {reason: count for reason, count in result.facts["left_out"].items() if count}
     for reason, count in {**left_out, **({"bad records": result.facts["bad"]} if result.facts["bad"] else {})}.items():
         console.say(f"left out: {count} ({reason})")

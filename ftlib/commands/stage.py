@@ -6,11 +6,13 @@ model.revision names another one. Embedded models (ftlib/…) are made instead o
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
-from ftlib import command_line, console, files, hub, staging
+from ftlib import command_line, console, files, history, hub, staging
 from ftlib.config import Config
 from ftlib.config_data import Data
+from ftlib.runs import run_of
 from ftlib.site import Site, find_site
 
 
@@ -20,8 +22,9 @@ def main(argv: list[str]) -> int:
     command_line.add_config(command)
     parsed = command.parse_args(argv)
     site = find_site()
-    config = command_line.load(parsed, site).config
-    with files.shared_with_group():
+    experiment = command_line.load(parsed, site)
+    config = experiment.config
+    with files.shared_with_group(), history.before_training(run_of(experiment, site), "stage"):
         for part in config.data.datasets.values():  # first: with a model, the hub is switched off
             console.say(f"dataset {part.source}: {_stage_data(part, site)}")
         console.say(f"model {config.model.base}: {_stage_model(config, site)}")
@@ -48,7 +51,12 @@ def _stage_data(data: Data, site: Site) -> Path:
         name = data.file.partition(":")[0]
         if not hub.looks_local(name):
             staging.stage_dataset(name, site)
-        hub_datasets.fetch(data)
+        if importlib.util.find_spec("datasets"):
+            hub_datasets.fetch(data)
+        else:
+            console.say(
+                "pictures inside of it are unpacked in the container: by the job, or `jobs/run.sh ftlib stage …`"
+            )
     root = Path(data.root)
     if data.source in MAKERS and not files.is_complete(root):
         with files.publish_folder(root) as temporary:

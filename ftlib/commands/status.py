@@ -74,8 +74,9 @@ def _usage(run: runs.Run, site: Site) -> dict[str, Any]:
     attempts, last = history.read(run), history.last_sign(run)
     hours = dict.fromkeys(("train", "evaluate"), 0.0)
     for attempt in attempts:
-        hours[attempt.command] += attempt.gpu_hours(last)
-    return {"run": standing.handle(run, site), "name": run.folder.parent.name, "attempts": len(attempts), **hours}
+        if attempt.command in hours:
+            hours[attempt.command] += attempt.gpu_hours(last)
+    return {"run": runs.handle(run, site), "name": run.folder.parent.name, "attempts": len(attempts), **hours}
 
 
 def _usage_table(records: Sequence[dict[str, Any]]) -> str:

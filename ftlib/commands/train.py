@@ -29,8 +29,9 @@ def main(argv: list[str]) -> int:
     use_pinned_code(run, site, ["train", *argv])
     from ftlib.training.fit import fit
 
+    seen = history.last_sign(run)
     try:
-        with unwinding(), ownership.owned(run.folder), history.endings(run, "train"):
+        with unwinding(), ownership.owned(run.folder), history.endings(run, "train", seen):
             tell_host("run", str(run.folder))
             fit(experiment, run, site)
     except Diverged as error:

@@ -11,7 +11,7 @@ from typing import Any
 from ftlib import files
 from ftlib.config import Config
 from ftlib.config_file import load_experiment
-from ftlib.runs import Run
+from ftlib.runs import Run, handle
 from ftlib.site import Site
 
 BEFORE, AFTER = "before", "after"
@@ -119,7 +119,7 @@ def collect(run: Run, site: Site) -> RunRecord:
     experiment = load_experiment(run.config_file, [], site)
     return RunRecord(
         folder=run.folder,
-        handle=_handle(run, site),
+        handle=handle(run, site),
         config=experiment.config,
         config_text=run.config_file.read_text(encoding="utf-8"),
         identity=experiment.identity,
@@ -130,11 +130,6 @@ def collect(run: Run, site: Site) -> RunRecord:
         environments=_optional_json(run.environment) or [],
         splits=_read_splits(run.folder / "eval", experiment.config.data.source),
     )
-
-
-def _handle(run: Run, site: Site) -> str:
-    inside = run.folder.is_relative_to(site.runs)
-    return str(run.folder.relative_to(site.runs) if inside else run.folder)
 
 
 def _optional_json(path: Path) -> Any:

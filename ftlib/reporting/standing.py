@@ -18,12 +18,12 @@ from typing import Any
 from ftlib import files, history
 from ftlib.history import Attempt
 from ftlib.ownership import living_owner
-from ftlib.runs import Run, host_name, process_start
+from ftlib.runs import Run, handle, host_name, process_start
 from ftlib.site import Site
 from ftlib.submission import slurm
 from ftlib.submission.slurm import Job
 
-_TAIL_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 13
 _RECENT_STEPS = 20
 _EVALUATION_PULSE = 600
 """An evaluation that wrote no answer for so many seconds is taken for dead where Slurm cannot be asked."""
@@ -76,12 +76,6 @@ def storage_time(folder: Path) -> float:
     return time.time()
 
 
-def handle(run: Run, site: Site) -> str:
-    """How commands name a run."""
-    inside = run.folder.is_relative_to(site.runs)
-    return str(run.folder.relative_to(site.runs) if inside else run.folder)
-
-
 def jobs_of(events: Events) -> list[str]:
     """The Slurm jobs that a run was given to, oldest first."""
     jobs = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
@@ -120,7 +114,7 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing
         total=total,
         seconds_per_step=pace,
         eta=left,
-        loss=steps[-1].get("loss") if steps else None,
+        loss=next((record["loss"] for record in reversed(steps) if "loss" in record), None),
         node=attempts[-1].host if attempts else "",
         job=number,
     )
@@ -144,13 +138,13 @@ def _state(run: Run, events: Events, now: float, job: slurm.Attempt | None) -> t
     attempts = history.attempts_in(events)
     evaluation = attempts[-1] if attempts and attempts[-1].command == "evaluate" else None
     if living_owner(run.folder, now):
-        return "running", _interruptions(attempts)
+        return "running", _interruptions(events, attempts)
     lives = job.state in slurm.RUNNING if job else now - history.last_sign(run) < _EVALUATION_PULSE
     if evaluation and evaluation.ended is None and lives:
         return "evaluating", ""
     if job and job.state in slurm.WAITING:
         why = f"waits for {job.reason}" if job.reason else ""
-        return "queued", "; ".join(filter(None, [_interruptions(attempts), why]))
+        return "queued", "; ".join(filter(None, [_interruptions(events, attempts), why]))
     cancelled = _cancelled(events, job)
     if run.done.exists():
         return "done", _after_training(evaluation, cancelled)
@@ -205,10 +199,11 @@ def _cancelled(events: Events, job: slurm.Attempt | None) -> str:
     return by
 
 
-def _interruptions(attempts: Sequence[Attempt]) -> str:
-    """How often a signal or a death interrupted training so far."""
+def _interruptions(events: Events, attempts: Sequence[Attempt]) -> str:
+    """How often a signal, a death or a divergence interrupted training so far."""
     words = [_SIGNALS.get(one.reason, one.reason) for one in attempts if one.ending == "preempted"]
     words += ["killed" for one in attempts if one.ending in ("killed", "lost")]
+    words += ["diverged" for event in events if event["event"] == "restart"]
     return ", ".join(f"{word} {words.count(word)} times".replace(" 1 times", " once") for word in dict.fromkeys(words))
 
 

@@ -64,6 +64,21 @@ def signal_number() -> int:
     return signal.Signals[name].value if name else 0
 
 
+def space_needed(model: torch.nn.Module, optimizer: str, whole: bool, checkpoints: int) -> int:
+    """The least number of bytes that so many checkpoints and the result will take.
+
+    A checkpoint holds the trainable weights and, for the Adam family, two moments of the same type for each of them.
+
+    Args:
+        optimizer: training.optim.
+        whole: the result is a whole model, not an adapter.
+    """
+    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    everything = sum(p.numel() * p.element_size() for p in model.parameters())
+    moments = 2 if "adam" in optimizer and "bit" not in optimizer else 0
+    return checkpoints * trainable * (1 + moments) + (everything if whole else trainable)
+
+
 class CheckpointDue(TrainerCallback):
     """Asks the Trainer to save when enough steps or minutes have passed or valid is to be asked.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from ftlib import console, files, history, preemption, runs
+from ftlib import console, disk, files, history, preemption, runs
 from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
@@ -30,7 +30,7 @@ from ftlib.site import Site
 from ftlib.training import arguments, legs, ranks
 from ftlib.training.attempts import facts_of, goes_on, next_attempt
 from ftlib.training.batching import Draw, TrainingRows
-from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number
+from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number, space_needed
 from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import fit_rows, try_images
 from ftlib.training.legs import Leg, Place
@@ -224,6 +224,16 @@ def _device() -> str:
     return f"the CPU, although Slurm gave GPU {given}: torch sees none" if given else "the CPU"
 
 
+def _require_space(job: _Job, trainer: AnswerTrainer, steps: int) -> None:
+    """Refuse to begin what the storage has no room for: checkpoints that are not there yet, and the result."""
+    config = job.config
+    kept = config.checkpoint.keep + bool(config.checkpoint.best) + 1  # a new one is whole before an old one goes
+    missing = kept - len(runs.list_checkpoints(trainer.checkpoints))
+    ahead = min(missing, -(-steps // config.checkpoint.steps))  # rounded up
+    whole = job.run.result(config.adapter.method).name == "model"
+    disk.require_space(job.run.folder, space_needed(trainer.model, trainer.args.optim.value, whole, ahead))
+
+
 def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
     if console.speaks():
         files.append_jsonl(run.metrics, record)
@@ -242,6 +252,8 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
             trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
     trainer.on_checkpoint = lambda reached: _on_checkpoint(job, trainer, reached)
     total = place.leg.offset + trainer.total_steps
+    if console.speaks():
+        _require_space(job, trainer, total - place.step)
     job.run.note("training", total=total)
     with console.progress("step", total, start=place.step) as update, preemption.graceful():
         trainer.on_step = lambda record: _log_step(job.run, record, update)

@@ -163,7 +163,7 @@ def test_incomplete_models(
     assert ftlib("prepare", config)[0] == 0
     refused(ftlib("train", config), message)
     refused(ftlib("evaluate", config, "--before"), message)
-    assert not list((store / "runs").rglob("owner*"))
+    assert not list((store / "runs").rglob("owner.*"))
 
 
 def test_models_that_are_not_there(store: Path, write_config: WriteConfig, ftlib: Ftlib, tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ def test_whole_runs_by_name_or_age_never_what_waits(ftlib: Ftlib, slurm: Path, s
     waiting = make(store, "c", {**START, "job": "9"})
     (slurm / "sacct.txt").write_text("9|PENDING|0:0|Priority||0\n")
     past = time.time() - 40 * 86400
-    os.utime(old.history, (past, past))
-    os.utime(waiting.history, (past, past))
+    for path in (old.history, old.config_file, waiting.history, waiting.config_file):
+        os.utime(path, (past, past))
     assert ftlib("clean", "--runs", "--yes")[0] == 2
     assert new.folder.exists()
     error = ftlib("clean", "--runs", "--older-than", "30", "--yes")[2]

@@ -88,3 +88,29 @@ def test_a_store_that_cannot_be_written(ftlib: Ftlib, tmp_path: Path, monkeypatc
     monkeypatch.setenv("FTLIB_STORE", str(tmp_path / "file"))
     code, output, _ = ftlib("doctor")
     assert code == 1 and "FAIL  store:" in output
+
+
+def test_slurm_would_take_the_job_or_says_why_not(
+    ftlib: Ftlib, tmp_path: Path, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "bin", "sinfo", "echo low")
+    program(tmp_path / "bin", "sacct", "exit 1")
+    asked = tmp_path / "asked"
+    program(tmp_path / "bin", "sbatch", f"echo \"$SBATCH_ACCOUNT $@\" >> '{asked}'; echo 'sbatch: Job 5 to start' >&2")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "physics")
+    output = ftlib("doctor", write_config(replace=("seed: 3", "seed: 3\njob: {gpus: 0, mem: 3G, time: '90'}")))[1]
+    assert "ok    job: Job 5 to start" in output and "ok    config's job: Job 5 to start" in output
+    assert "note  accounting: sacct does not answer" in output
+    first, second = asked.read_text().splitlines()
+    assert first == "physics --test-only --wrap true"
+    assert second.startswith("physics --test-only --time=90 --nodes=1") and "--mem=3G --account=physics" in second
+    program(tmp_path / "bin", "sbatch", "echo 'allocation failure: Invalid partition name specified' >&2; exit 1")
+    code, output, _ = ftlib("doctor")
+    assert code == 1 and "FAIL  job: Slurm refuses it: allocation failure: Invalid partition" in output
+
+
+def test_a_token_in_the_environment(ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    code, output, error = ftlib("doctor")
+    assert code == 0 and "note  HF_TOKEN: is set in the environment" in output
+    assert "hf_secret" not in output + error

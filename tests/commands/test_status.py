@@ -11,11 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from ftlib import files
+from ftlib import files, runs
+from ftlib.config_file import load_experiment
 from ftlib.runs import Run
+from ftlib.site import find_site
 from tests.conftest import read_lines, start_ftlib
 
 Ftlib = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has."""
+    monkeypatch.setenv("PATH", "/nowhere")
 
 
 def make(store: Path, monkeypatch: pytest.MonkeyPatch, name: str, identity: str, *events: dict[str, object]) -> Run:
@@ -75,6 +83,23 @@ def test_a_real_run_from_mistake_to_scores(
     assert ftlib("logs", "tiny", "-n", "100000")[:2] == (0, log.read_text())
     (run,) = (store / "runs").glob("*/tiny/*")
     assert [event["event"] for event in read_lines(run / "history.jsonl")][-3:] == ["done", "evaluating", "evaluated"]
+
+
+def test_what_keeps_a_submitted_run_from_its_training(
+    ftlib: Ftlib, store: Path, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(base=str(tmp_path / "no model"), root=str(tmp_path / "no data"))
+    assert ftlib("prepare", config)[0] == 2 and not (store / "runs").exists()
+    site = find_site()
+    run = runs.open_run(load_experiment(config, [], site), site)
+    run.note("submitted", job="7", executor="slurm", log=None)
+    assert ftlib("prepare", config)[0] == 2 and len(read_lines(run.history)) == 1
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for command, reason in (("prepare", "no data"), ("stage", "no model: no such folder")):
+        assert ftlib(command, config)[0] == 2
+        (record,) = json.loads(ftlib("status", "--json")[1])
+        assert record["state"] == "failed" and reason in record["reason"]
+    assert ftlib("status", "--usage")[0] == 0
 
 
 def test_logs_follow_what_is_added_and_the_next_submission(

@@ -70,6 +70,10 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         ([START, {"event": "diverged", "reason": "step 3: loss nan"}], None, "diverged", "step 3: loss nan"),
         ([START, {"event": "killed", "command": "train", "reason": "out of memory"}], None,
          "failed", "killed: out of memory"),
+        ([START, {"event": "diverged", "reason": "x"}, {"event": "restart"}], job("PENDING"),
+         "queued", "diverged once"),
+        ([START, {"event": "diverged", "reason": "x"}, {"event": "restart"}, {"event": "failed", "reason": "y"}], None,
+         "failed", "y"),
         ([START], None, "died", "ended without a word; run or submit it again and it goes on"),
         ([START], job("NODE_FAIL"), "died", "node failure"),
         ([START], job("TIMEOUT"), "died", "time limit"),
@@ -125,7 +129,7 @@ def test_a_heartbeat_that_stopped_is_no_life(run: Run, site: Site) -> None:
 def test_a_long_log_is_read_from_its_end(run: Run, site: Site) -> None:
     lines = [json.dumps({"step": step, "loss": 0.5, "seconds": 1.0}) for step in range(1, 9001)]
     files.write_text(run.metrics, "\n".join(lines) + '\n{"step": 9001, "lo')
-    assert run.metrics.stat().st_size > 1 << 17
+    assert run.metrics.stat().st_size > 1 << 17  # many times what is read
     assert standing(run, site).step == 9000
 
 
@@ -134,6 +138,7 @@ def test_runs_by_name_and_all(run: Run, site: Site) -> None:
     files.write_text(other.config_file, "")
     third = Run(site.runs / "x" / "abc")
     files.write_text(third.config_file, "")
+    files.write_text(site.runs / ".jobs" / "12" / "config.yaml", "")  # a job's own copy
     assert find_runs([], site) == [run, other, third]
     assert find_runs(["digits", "digits/abc"], site) == [run, other]
     assert find_runs([str(third.folder)], site) == [third]

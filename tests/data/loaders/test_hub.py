@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ftlib import files
 from ftlib.data.examples import Example
 from ftlib.data.loaders import hub
 from ftlib.errors import UserError
@@ -134,6 +135,18 @@ def test_a_dataset_of_the_hub_from_the_cache(tmp_path: Path, datasets: Any) -> N
     with pytest.raises(UserError, match="dataset some/other: cannot be read") as caught:
         read(hub.examples, data(tmp_path, file="some/other"))
     assert "ftlib stage CONFIG" in caught.value.remedy
+
+
+def test_a_staged_dataset_is_read_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables go to a folder of this process: not to the store, which may be read-only, nor to a shared cache."""
+    monkeypatch.setenv("FTLIB_STORE", str(tmp_path / "store"))
+    folder = tmp_path / "store" / "hf" / "hub" / "datasets--some--rows"
+    with files.publish_folder(folder / "snapshots" / ("c" * 40)) as temporary:
+        jsonl(temporary / "train.jsonl", {"instruction": "Add.", "output": "3"})
+    files.write_text(folder / "refs" / "main", "c" * 40)
+    (row,), _ = read(hub.examples, data(tmp_path, file="some/rows"))
+    assert (row.id, row.suffix) == ("train-1", "3")
+    assert not list((tmp_path / "cache").rglob("*.arrow")) and not list((tmp_path / "store").rglob("*.arrow"))
 
 
 def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

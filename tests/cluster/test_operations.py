@@ -1,0 +1,61 @@
+"""status, logs, cancel and doctor on a real Slurm, from a login environment without torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.conftest import USER, Cluster
+
+SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
+
+
+def status(cluster: Cluster, name: str, runs: Path) -> dict[str, Any]:
+    done = cluster.ftlib(f"status {name} --json", FTLIB_RUNS=runs)
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)
+    return dict(record)
+
+
+def test_a_run_is_watched_and_cancelled_by_name(cluster: Cluster) -> None:
+    runs = cluster.home / "operated"
+    what = f"configs/digits.yaml name=watched training.num_train_epochs=24 checkpoint.steps=40 {SMALL}"
+    (job,) = cluster.submit(what, FTLIB_RUNS=runs)
+    cluster.wait_until(lambda: cluster.steps("watched", runs) >= 30, "training to begin", 400)
+    found = status(cluster, "watched", runs)
+    assert (found["state"], found["total"], found["job"]) == ("running", 888, job)
+    assert found["step"] >= 30 and found["node"] in ("n1", "n2") and found["eta"] > 0
+    log = cluster.ftlib("logs watched -n 100000", FTLIB_RUNS=runs)
+    assert log.returncode == 0 and "step: " in log.stdout
+    done = cluster.ftlib("cancel watched", FTLIB_RUNS=runs)
+    assert done.returncode == 0 and f"cancelled job {job}" in done.stderr
+    assert cluster.wait(job).startswith("CANCELLED")
+    time.sleep(20)
+    assert cluster.state(job).startswith("CANCELLED")
+    found = status(cluster, "watched", runs)
+    assert (found["state"], found["reason"]) in (("cancelled", "by scancel"), ("cancelled", f"by {USER}"))
+    again = cluster.ftlib(f"submit {what} --dry-run", FTLIB_RUNS=runs)
+    assert "1 missing" in again.stderr, "what was cancelled can be submitted again"
+
+
+def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
+    runs = cluster.home / "mistaken"
+    wrong = f"configs/digits.yaml name=mistaken data.source=jsonl data.root={cluster.home}/nowhere {SMALL}"
+    (job,) = cluster.submit(wrong, FTLIB_RUNS=runs)
+    assert cluster.wait(job) == "FAILED"
+    found = status(cluster, "mistaken", runs)
+    assert found["state"] == "failed" and "nowhere" in found["reason"]
+
+
+def test_doctor_in_a_job_finds_the_gpu_that_is_none(cluster: Cluster) -> None:
+    """The cluster's GPUs are stand-ins and the image's torch is for the CPU."""
+    job = cluster.sbatch("--time=10 jobs/doctor.sbatch")
+    assert cluster.wait(job) == "FAILED"
+    log = cluster.log(job)
+    assert "FAIL  GPU: Slurm gave 1, torch sees 0" in log
+    assert f"ok    Slurm: inside job {job}, partition low, node n" in log
+    assert "store clock: agrees" in log and "MB/s written" in log
+    login = cluster.ftlib("doctor")
+    assert "ok    job: " in login.stdout, login.stdout + login.stderr

@@ -1,0 +1,58 @@
+"""Is there room? On a small file system of our own where this machine lets us make one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ftlib import disk
+from ftlib.errors import UserError
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_what_fits_and_what_does_not(small: Path) -> None:
+    disk.require_space(small / "not" / "there yet", 7_000_000)
+    with pytest.raises(UserError, match=r"0\.0 GB are needed and only 0\.0 GB are free") as caught:
+        disk.require_space(small / "not" / "there yet", 9_000_000)
+    assert "nothing has been written yet" in caught.value.remedy
+    assert not list(small.iterdir())
+
+
+def test_a_limit_that_free_space_does_not_show(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a quota: the system call meets it."""
+    usage = type("Usage", (), {"free": 10**12})
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage)
+    disk.require_space(small, 7_000_000)
+    with pytest.raises(UserError, match="a quota leaves less"):
+        disk.require_space(small, 9_000_000)
+    assert not list(small.iterdir())
+
+
+def test_where_nothing_can_be_reserved_free_space_has_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk.ctypes, "CDLL", lambda *arguments, **options: object())
+    disk.require_space(tmp_path, 1000)
+    free = os.statvfs(tmp_path)
+    with pytest.raises(UserError, match="are free"):
+        disk.require_space(tmp_path, 2 * free.f_blocks * free.f_frsize)
+    assert ctypes is disk.ctypes
+
+
+def test_nothing_needs_no_room(small: Path) -> None:
+    (small / "full").write_bytes(b"x" * 8 * 1024 * 1024)
+    disk.require_space(small, 0)
