@@ -7,10 +7,11 @@ list of `Attempt`, from which `ftlib status` tells what became of a run and what
 |---|---|---|
 | start, evaluating | train, evaluate | job, host, GPUs, log file |
 | done, evaluated | the same | seconds |
-| preempted, diverged, failed | either; failed also of stage and prepare in the run's job | why |
+| preempted, failed | either; failed also of stage and prepare in the run's job | why |
+| diverged, restart | train | why; that the same process begins anew |
+| gave up | train | that it diverged more often than guard.restarts allows |
 | killed | either, by jobs/run.sh | signal, or out of memory |
 | lost | either, at its next start | that nobody heard its end |
-| restart | train, after it diverged | that the same process begins anew |
 | cancelled | `ftlib cancel` | by whom |
 """
 
@@ -33,8 +34,16 @@ from ftlib.runs import Run, job_number
 _BEGINNINGS = {"train": "start", "evaluate": "evaluating"}
 """Command → the event that begins an attempt of it."""
 
-_ENDINGS = ("done", "evaluated", "preempted", "diverged", "failed", "killed", "lost")
-"""Events that end an attempt."""
+_ENDINGS = {
+    "done": "done",
+    "evaluated": "done",
+    "preempted": "preempted",
+    "gave up": "diverged",
+    "failed": "failed",
+    "killed": "killed",
+    "lost": "lost",
+}
+"""Events that end an attempt → how."""
 
 _FROM_OUTSIDE = ("submitted", "cancelled", "lost")
 """Events that are no sign of life."""
@@ -91,7 +100,7 @@ def endings(run: Run, command: str, seen: float) -> Iterator[None]:
         run.note("preempted", command=command, signal=str(signal))
         raise
     except Diverged as error:
-        run.note("diverged", command=command, reason=str(error))
+        run.note("gave up", command=command, reason=str(error).splitlines()[0])
         raise
     except UserError as error:
         run.note_from_any("failed", command=command, reason=error.problem)
@@ -133,8 +142,6 @@ def attempts_in(events: list[dict[str, Any]]) -> list[Attempt]:
             attempts.append(_begun(event, "train" if kind == "start" else "evaluate"))
         elif kind in _ENDINGS:
             _end(attempts, event)
-        elif kind == "restart":  # after a divergence, in the same process
-            _reopen(attempts)
     return attempts
 
 
@@ -153,7 +160,7 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
     """Close the newest open attempt of the event's command and job; an end without a beginning stands for itself."""
     command = event.get("command", "evaluate" if event["event"] == "evaluated" else "train")
     job = event.get("job") or ""
-    ending = "done" if event["event"] == "evaluated" else event["event"]
+    ending = _ENDINGS[event["event"]]
     reason = str(event.get("reason") or event.get("signal") or "")
     ended = event.get("ended", event["time"])
     for number in reversed(range(len(attempts))):
@@ -161,16 +168,8 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
         if one.command == command and one.ended is None and one.job == job:
             attempts[number] = replace(one, ended=ended, ending=ending, reason=reason)
             return
-    if ending in ("failed", "killed"):  # it ended before it could say that it began
+    if ending in ("failed", "killed", "diverged"):  # it ended before it could say that it began
         attempts.append(replace(_begun(event, command), ended=ended, ending=ending, reason=reason))
-
-
-def _reopen(attempts: list[Attempt]) -> None:
-    """The newest training did not end after all."""
-    for number in reversed(range(len(attempts))):
-        if attempts[number].command == "train":
-            attempts[number] = replace(attempts[number], ended=None, ending="", reason="")
-            return
 
 
 def last_sign(run: Run) -> float:

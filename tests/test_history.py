@@ -40,7 +40,7 @@ def write(run: Run, *events: dict[str, Any]) -> None:
     ("error", "ending", "reason"),
     [
         (Preempted("SIGTERM"), "preempted", "SIGTERM"),
-        (Diverged("step 3: loss nan"), "diverged", "step 3: loss nan"),
+        (Diverged("in every attempt\n  attempt 0"), "diverged", "in every attempt"),
         (UserError("no such split", "Mend it."), "failed", "no such split"),
         (ValueError("a\nb"), "failed", "ValueError: a"),
     ],

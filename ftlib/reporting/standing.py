@@ -152,7 +152,7 @@ def _state(run: Run, events: Events, now: float, job: slurm.Attempt | None) -> t
         return "cancelled", cancelled
     if job and job.state in slurm.RUNNING:
         return "running", "starting"
-    return _waiting_here(events) or _ended(attempts, job)
+    return _waiting_here(events) or _ended(events, attempts, job)
 
 
 def _waiting_here(events: Events) -> tuple[str, str] | None:
@@ -171,14 +171,17 @@ def _after_training(evaluation: Attempt | None, cancelled: str) -> str:
     return f"evaluation cancelled {cancelled}" if cancelled else "evaluation not finished"
 
 
-def _ended(attempts: Sequence[Attempt], job: slurm.Attempt | None) -> tuple[str, str]:
+def _ended(events: Events, attempts: Sequence[Attempt], job: slurm.Attempt | None) -> tuple[str, str]:
     """Of a run that neither lives nor waits nor is done."""
     said = _SLURM_WORDS.get(job.state, "") if job else ""
     if not attempts:
         return ("failed", said or "its job ended before training began") if job else ("not started", "")
     last = attempts[-1]
-    if last.ending in ("diverged", "failed"):
-        return last.ending, last.reason
+    if last.ending == "diverged":
+        reasons = [event["reason"] for event in events if event["event"] == "diverged"]
+        return "diverged", f"in every attempt ({len(reasons)}), at last: {reasons[-1]}"
+    if last.ending == "failed":
+        return "failed", last.reason
     if last.ending == "killed":
         return "failed", said or f"killed: {last.reason}"
     if last.ending == "preempted":
@@ -203,7 +206,7 @@ def _interruptions(events: Events, attempts: Sequence[Attempt]) -> str:
     """How often a signal, a death or a divergence interrupted training so far."""
     words = [_SIGNALS.get(one.reason, one.reason) for one in attempts if one.ending == "preempted"]
     words += ["killed" for one in attempts if one.ending in ("killed", "lost")]
-    words += ["diverged" for event in events if event["event"] == "restart"]
+    words += ["diverged" for event in events if event["event"] == "diverged"]
     return ", ".join(f"{word} {words.count(word)} times".replace(" 1 times", " once") for word in dict.fromkeys(words))
 
 

@@ -18,7 +18,7 @@ FAILED = "failed"
 MISSING = "missing"
 """No result, and nothing is making one: never begun, or cancelled, preempted or lost on the way."""
 
-_OWN_FAULTS = ("diverged", "failed", "killed")
+_OWN_FAULTS = ("gave up", "failed", "killed")
 """Last events of a history after which running the same again hardly helps."""
 
 

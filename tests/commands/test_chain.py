@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(store: Path, write_config: Call
     assert "training diverged at step" in error and "Traceback" not in error
     (run,) = (store / "runs").glob("*/tiny/*")
     assert not (run / "DONE").exists() and not (run / "model").exists()
-    assert read_lines(run / "history.jsonl")[-1]["event"] == "diverged"
+    assert read_lines(run / "history.jsonl")[-1]["event"] == "gave up"
 
 
 def test_the_config_of_the_readme_is_valid(store: Path, tmp_path: Path, ftlib: Ftlib) -> None:

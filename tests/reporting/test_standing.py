@@ -67,7 +67,8 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         ([START, TRAINING, {"event": "done", "step": 40}], None, "done", ""),
         ([START, {"event": "failed", "reason": "out of GPU memory: x"}], None, "failed", "out of GPU memory: x"),
         ([{"event": "failed", "command": "train", "reason": "not prepared"}], None, "failed", "not prepared"),
-        ([START, {"event": "diverged", "reason": "step 3: loss nan"}], None, "diverged", "step 3: loss nan"),
+        ([START, {"event": "diverged", "reason": "loss nan"}, {"event": "gave up"}], None,
+         "diverged", "in every attempt (1), at last: loss nan"),
         ([START, {"event": "killed", "command": "train", "reason": "out of memory"}], None,
          "failed", "killed: out of memory"),
         ([START, {"event": "diverged", "reason": "x"}, {"event": "restart"}], job("PENDING"),
@@ -86,8 +87,10 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
          "cancelled", "by scancel"),
         ([START, {"event": "cancelled", "by": "ann"}, {"event": "preempted", "signal": "SIGTERM"}], None,
          "cancelled", "by ann"),
-        ([START, {"event": "cancelled", "by": "ann"}, START, {"event": "diverged", "reason": "x"}], None,
-         "diverged", "x"),
+        ([START, {"event": "diverged", "reason": "x"}], None, "died",
+         "ended without a word; run or submit it again and it goes on"),
+        ([START, {"event": "cancelled", "by": "ann"}, START, {"event": "failed", "reason": "x"}], None,
+         "failed", "x"),
     ],
 )  # fmt: skip
 def test_states(run: Run, site: Site, events: list[dict[str, Any]], known: Job | None, state: str, reason: str) -> None:
