@@ -15,6 +15,7 @@ from ftlib.config_file import load_experiment
 from ftlib.errors import UserError
 from ftlib.site import Site
 from ftlib.training import arguments
+from ftlib.training.legs import Leg
 
 
 def config(path: Path, *overrides: str) -> Config:
@@ -33,7 +34,7 @@ def test_the_hand_kept_rules_name_real_fields() -> None:
 
 
 def test_values_reach_the_trainer(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    built = arguments.build(config(write_config(), "training.weight_decay=0.25", "training.optim=sgd"), tmp_path)
+    built = arguments.build(config(write_config(), "training.weight_decay=0.25", "training.optim=sgd"), tmp_path, Leg())
     assert (built.weight_decay, built.optim, built.seed, built.max_steps) == (0.25, "sgd", 3, 12)
     assert not built.logging_nan_inf_filter
 
@@ -41,7 +42,9 @@ def test_values_reach_the_trainer(write_config: Callable[..., Path], tmp_path: P
 def test_what_transformers_refuses_is_the_users_mistake(write_config: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="transformers refuses these settings"):
         arguments.build(
-            config(write_config(), "training.use_cpu=true", "training.fp16=false", "training.tf32=true"), tmp_path
+            config(write_config(), "training.use_cpu=true", "training.fp16=false", "training.tf32=true"),
+            tmp_path,
+            Leg(),
         )
 
 
@@ -58,7 +61,7 @@ def test_what_a_cpu_lacks(
     write_config: Callable[..., Path], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        arguments.build(config(write_config(), *overrides), tmp_path)
+        arguments.build(config(write_config(), *overrides), tmp_path, Leg())
 
 
 @pytest.mark.parametrize("override", ["training.bf16=true", "model.dtype=bfloat16"])
@@ -69,7 +72,7 @@ def test_an_older_gpu_never_gets_another_type_of_numbers_silently(
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
     with pytest.raises(UserError, match=r"Tesla T4 cannot compute in bfloat16[^$]*training\.fp16: true instead"):
-        arguments.build(config(write_config(), override), tmp_path)
+        arguments.build(config(write_config(), override), tmp_path, Leg())
 
 
 def test_one_process_uses_one_gpu(
@@ -86,7 +89,7 @@ def test_one_process_uses_one_gpu(
             return device
 
     monkeypatch.setattr(arguments, "TrainingArguments", OnTwoGpus)
-    built = arguments.build(config(write_config()), tmp_path)
+    built = arguments.build(config(write_config()), tmp_path, Leg())
     assert (built.n_gpu, built.train_batch_size) == (1, built.per_device_train_batch_size)
     assert "of 2 GPUs in sight one is used" in capsys.readouterr().err
 
@@ -97,5 +100,5 @@ def test_accumulation_keeps_the_effective_batch_on_any_number_of_ranks(
 ) -> None:
     """Eight rows: two at once, twice, on two GPUs."""
     monkeypatch.setattr("ftlib.console.ranks", lambda: (0, ranks))
-    built = arguments.build(config(write_config(), "job.gpus=2"), tmp_path)
+    built = arguments.build(config(write_config(), "job.gpus=2"), tmp_path, Leg())
     assert built.gradient_accumulation_steps == accumulation

@@ -18,7 +18,7 @@ from ftlib.models.rows import Row
 from ftlib.models.tiny import tiny_model, tiny_processor
 from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
 from ftlib.training import arguments
-from ftlib.training.batching import EffectiveBatches, TrainingRows
+from ftlib.training.batching import Draw, EffectiveBatches, TrainingRows
 from ftlib.training.lengths import SHAPES, FewShapes, row_lengths
 from ftlib.training.loss import Average, answer_loss, count_items
 
@@ -43,12 +43,14 @@ def rows_of(inputs: Inputs, images: bool, count: int = 12) -> tuple[list[Example
 def test_cutting_by_length_changes_no_step() -> None:
     lengths = [random.Random(row).randint(1, 50) for row in range(23)]
 
+    draw = Draw([23], [1.0], 0)
+
     def steps(**settings: object) -> list[set[int]]:
-        micro = list(EffectiveBatches(23, effective=8, micro=2, seed=0, drop_last=False, **settings))  # type: ignore[arg-type]
+        micro = list(EffectiveBatches(draw, effective=8, micro=2, seed=0, drop_last=False, **settings))  # type: ignore[arg-type]
         return [set().union(*map(set, micro[start : start + 4])) for start in range(0, len(micro), 4)]
 
     assert steps(lengths=lengths) == steps()
-    first = list(EffectiveBatches(23, effective=8, micro=2, seed=0, drop_last=False, lengths=lengths))[:4]
+    first = list(EffectiveBatches(draw, effective=8, micro=2, seed=0, drop_last=False, lengths=lengths))[:4]
     seen = [lengths[row] for batch in first for row in batch]
     assert seen == sorted(seen, reverse=True)
 
@@ -60,7 +62,7 @@ def test_lengths_are_those_of_the_rows(name: str, tmp_path: Path) -> None:
     kept = [5, 3, 11]
     found = row_lengths(examples, kept, TEMPLATE, inputs)
     assert found == [(len(rows[place].ids), rows[place].n_answer) for place in kept]
-    assert TrainingRows(examples, tmp_path, TEMPLATE, inputs, kept).lengths() == found
+    assert TrainingRows(examples, tmp_path, TEMPLATE, inputs, kept, Draw([len(kept)], [1.0], 0)).lengths() == found
 
 
 @pytest.mark.parametrize("average", ["token", "example"])
@@ -77,7 +79,9 @@ def test_bucketed_is_unbucketed(name: str, average: Average) -> None:
     lengths = [(len(row.ids), row.n_answer) for row in rows]
     collate = FewShapes(inputs, lengths)
     items = count_items(whole["labels"], average)
-    batches = EffectiveBatches(12, 12, 3, 0, drop_last=False, lengths=[tokens for tokens, _ in lengths])
+    batches = EffectiveBatches(
+        Draw([12], [1.0], 0), 12, 3, 0, drop_last=False, lengths=[tokens for tokens, _ in lengths]
+    )
     losses, shapes = [], set()
     for places in batches:
         batch = collate([rows[place] for place in places])
