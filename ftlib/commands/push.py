@@ -6,8 +6,9 @@ The repository is private unless --public is said.
 from __future__ import annotations
 
 from ftlib import command_line, pushing, runs
+from ftlib.config_file import load_experiment
 from ftlib.errors import UserError
-from ftlib.reporting.collect import collect
+from ftlib.reporting.card import write_card
 from ftlib.site import find_site
 
 
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> int:
     run = runs.find_run(parsed.run, site)
     if not run.done.exists():
         raise UserError(f"{run.folder}: not trained yet", "Run `ftlib train` first.")
-    record = collect(run, site)
-    folder = run.result(record.config.adapter.method)
-    print(pushing.push(record, folder, parsed.to or record.config.name, private=not parsed.public))
+    config = load_experiment(run.config_file, [], site).config
+    write_card(run, config)
+    message = f"ftlib run {runs.handle(run, site)}"
+    print(pushing.push(run.result(config.adapter.method), parsed.to or config.name, not parsed.public, message))
     return 0

@@ -14,7 +14,6 @@ from ftlib import command_line, console, history, runs
 from ftlib.reporting import standing
 from ftlib.reporting.standing import Standing
 from ftlib.site import Site, find_site
-from ftlib.submission.slurm import Slurm, Unreachable
 
 
 def main(argv: list[str]) -> int:
@@ -38,11 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def _standings(chosen: Sequence[runs.Run], site: Site, now: float) -> list[dict[str, Any]]:
-    try:
-        jobs = Slurm().jobs([job for run in chosen for job in standing.open_jobs(run)])
-    except Unreachable as error:
-        console.say(f"Slurm cannot be asked ({error}); this is what the run folders know")
-        jobs = {}
+    jobs = standing.ask_slurm(chosen)
     return [dataclasses.asdict(standing.stand(run, site, now, jobs)) for run in chosen]
 
 

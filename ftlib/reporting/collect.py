@@ -1,9 +1,10 @@
-"""Read a run folder, finished or not, into one record; nothing is written and no model is loaded."""
+"""Read a run folder, finished or not, into one record; no model is loaded."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from ftlib import files
 from ftlib.config import Config
 from ftlib.config_file import load_experiment
-from ftlib.runs import Run, handle
+from ftlib.reporting.standing import Standing, stand, storage_time
+from ftlib.runs import Run
 from ftlib.site import Site
+from ftlib.submission.slurm import Job
 
 BEFORE, AFTER = "before", "after"
 _SPLITS = ("test", "valid", "train")
@@ -71,7 +74,7 @@ class RunRecord:
 
     Attributes:
         folder: the run folder.
-        handle: how commands name the run.
+        standing: how far the run is.
         config_text: config.yaml as it is.
         done: the DONE marker's content; None while the run is not finished.
         data: data.json; None before training has begun.
@@ -81,7 +84,7 @@ class RunRecord:
     """
 
     folder: Path
-    handle: str
+    standing: Standing
     config: Config
     config_text: str
     identity: str
@@ -91,6 +94,11 @@ class RunRecord:
     history: list[dict[str, Any]]
     environments: list[dict[str, Any]]
     splits: list[SplitRecord]
+
+    @property
+    def handle(self) -> str:
+        """How commands name the run."""
+        return self.standing.run
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -110,8 +118,11 @@ class RunRecord:
         return [(float(step), float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
 
 
-def collect(run: Run, site: Site) -> RunRecord:
+def collect(run: Run, site: Site, jobs: Mapping[str, Job]) -> RunRecord:
     """Read a run folder.
+
+    Args:
+        jobs: what Slurm says of the runs' jobs, from `standing.ask_slurm`.
 
     Raises:
         UserError: its config is faulty, or a file in it is damaged.
@@ -119,7 +130,7 @@ def collect(run: Run, site: Site) -> RunRecord:
     experiment = load_experiment(run.config_file, [], site)
     return RunRecord(
         folder=run.folder,
-        handle=handle(run, site),
+        standing=stand(run, site, storage_time(site.runs), jobs),
         config=experiment.config,
         config_text=run.config_file.read_text(encoding="utf-8"),
         identity=experiment.identity,

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlib import files, history
+from ftlib import console, files, history
 from ftlib.history import Attempt
 from ftlib.ownership import living_owner
 from ftlib.runs import Run, handle, host_name, process_start
 from ftlib.site import Site
 from ftlib.submission import slurm
-from ftlib.submission.slurm import Job
+from ftlib.submission.slurm import Job, Slurm, Unreachable
 
 _TAIL_BYTES = 1 << 13
 _RECENT_STEPS = 20
@@ -85,8 +85,17 @@ def jobs_of(events: Events) -> list[str]:
 def open_jobs(run: Run) -> list[str]:
     """The jobs that Slurm has to be asked about to know how a run stands: none if it has ended well."""
     events = files.read_jsonl_log(run.history)
-    finished = run.done.exists() and events[-1]["event"] in ("done", "evaluated")
+    finished = run.done.exists() and events and events[-1]["event"] in ("done", "evaluated")
     return [] if finished else jobs_of(events)
+
+
+def ask_slurm(chosen: Sequence[Run]) -> dict[str, Job]:
+    """What Slurm says of the jobs of runs that are not over; nothing, and a word to the user, if it does not answer."""
+    try:
+        return Slurm().jobs([job for run in chosen for job in open_jobs(run)])
+    except Unreachable as error:
+        console.say(f"Slurm cannot be asked ({error}); this is what the run folders know")
+        return {}
 
 
 def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing:

@@ -7,32 +7,35 @@ from typing import Any
 
 from ftlib.reporting.collect import RunRecord
 
+_AT_WORK = ("queued", "running", "evaluating")
 _TOLD = {"preempted": "preempted", "diverged": "diverged"}
 
 
 def state(record: RunRecord) -> tuple[str, str]:
-    """How far the run is: a word or two, and a sentence."""
-    if record.done:
-        return "finished", _finish(record.done, record.divergences)
+    """How far the run is: a word or two, as `ftlib status` says them, and a sentence."""
+    word, reason = record.standing.state, record.standing.reason
     go_on = f"ftlib train {record.folder / 'config.yaml'}"
-    if not record.starts:
-        return "not started", f"train it with: {go_on}"
-    logged = f"last logged step {record.metrics[-1]['step']:,}" if record.metrics else "no step logged yet"
-    failed = record.divergences
-    if len(failed) > record.config.guard.restarts:
-        return "diverged", f"in every attempt ({len(failed)}), at last: {failed[-1]['reason']}; no result was written"
-    again = f"diverged {_times(len(failed))}, now attempt {len(failed)}, " if failed else ""
-    return "not finished yet", f"{again}{logged}; go on with: {go_on}"
+    if record.done:
+        parts = [*_finish(record.done, record.divergences), reason]
+    elif word == "not started":
+        parts = [f"train it with: {go_on}"]
+    elif word == "diverged":
+        parts = [reason, "no result was written"]
+    else:
+        step = record.metrics[-1]["step"] if record.metrics else None
+        logged = "no step logged yet" if step is None else f"last logged step {step:,}"
+        parts = [reason, logged, *([] if word in _AT_WORK else [f"go on with: {go_on}"])]
+    return word, "; ".join(filter(None, parts))
 
 
-def _finish(done: dict[str, Any], failed: list[dict[str, Any]]) -> str:
+def _finish(done: dict[str, Any], failed: list[dict[str, Any]]) -> list[str]:
     parts = [f"{done['step']:,} steps"]
     if best := done.get("best"):
         value = "undefined" if best["value"] is None else f"{best['value']:.4g}"
         parts.append(f"the result is of step {best['step']:,}, {best['metric']} on valid {value}")
     if failed:
         parts.append(f"attempt {len(failed)}: training had diverged {_times(len(failed))} before")
-    return "; ".join(parts)
+    return parts
 
 
 def happened(record: RunRecord) -> str:

@@ -57,7 +57,7 @@ def test_adapter_and_card(ftlib: Ftlib, run: Run, remote: Path, tmp_path: Path) 
     card = (pushed / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["base_model"] == "google/paligemma-3b-pt-224" and head["library_name"] == "peft"
-    assert "| jsonl | valid | accuracy | 0.5000 | 0.7500 |" in card and "- steps: 30" in card
+    assert "| jsonl | valid | accuracy | 0.7500 |" in card and "1,234 rows, fingerprint `feed0001`" in card
     assert str(tmp_path) not in card
     assert TOKEN not in output + error + card
     assert not [path for path in run.folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]

@@ -35,7 +35,7 @@ def run(site: Site, tmp_path: Path) -> Run:
 @pytest.fixture
 def page(site: Site) -> Callable[[Run], str]:
     """Makes the page of a run."""
-    return lambda run: render(collect(run, site), made=0.0)
+    return lambda run: render(collect(run, site, {}), made=0.0)
 
 
 @pytest.fixture

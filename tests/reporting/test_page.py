@@ -64,7 +64,7 @@ def test_page_needs_nothing_but_itself(finished: Run, page: Page) -> None:
 def test_headline_scores_and_state(finished: Run, page: Page) -> None:
     made = page(finished)
     assert "valid accuracy 0.500 → 0.750 (n = 4)" in text_of(made)
-    assert re.search(r"finished\s+30 steps", text_of(made))
+    assert re.search(r"done\s+30 steps", text_of(made))
     assert finished.folder.name in made
     assert "0.301–0.954" in made  # Wilson's interval of 3 of 4
     assert "0.750, 95 % interval 0.301 to 0.954" in made
@@ -179,7 +179,7 @@ def test_a_run_that_is_not_finished(run: Run, page: Page) -> None:
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "los')
     text = text_of(page(run))
-    assert "not finished yet" in text
+    assert "died ended without a word" in text
     assert f"last logged step 7; go on with: ftlib train {run.config_file}" in text
     assert "valid accuracy 0.500 before training (n = 4)" in text
     assert "no scores after training, since this run is not finished" in text
@@ -196,13 +196,14 @@ def test_a_run_that_diverged_in_every_attempt(run: Run, page: Page) -> None:
     train(run, steps=5)
     for attempt in range(4):
         run.note("diverged", attempt=attempt, step=6, reason=f"loss nan ({attempt})")
+    run.note("gave up", command="train")
     assert "diverged in every attempt (4), at last: loss nan (3); no result was written" in text_of(page(run))
 
 
 def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
     train(run, steps=5)
     run.note("diverged", attempt=0, step=5, reason="loss 101 is above 100")
-    assert "not finished yet diverged once, now attempt 1, last logged step 5; go on with" in text_of(page(run))
+    assert "died ended without a word; run or submit it again and it goes on; last logged step 5" in text_of(page(run))
     run.note("restart", attempt=1, step=0, seed=99, learning_rate=1e-4)
     run.note("start", attempt=1, step=3)
     for step in range(1, 9):

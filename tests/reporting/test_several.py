@@ -33,6 +33,7 @@ def _member(site: Site, folder: Path, valid: int | None, test: int, **fields: ob
     train(run)
     if valid is None:
         run.note("diverged", reason="step 31: loss nan")
+        run.note("gave up", command="train")
         return run
     finish(run)
     for split, right in (("valid", valid), ("test", test)):
@@ -57,7 +58,7 @@ def sweep(site: Site, tmp_path: Path) -> list[Run]:
 
 @pytest.fixture
 def records(sweep: list[Run], site: Site) -> list[RunRecord]:
-    return [collect(run, site) for run in sweep]
+    return [collect(run, site, {}) for run in sweep]
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 23, 100])
@@ -92,7 +93,7 @@ def test_jobs_and_intervals_of_saving_are_no_settings(site: Site, tmp_path: Path
         _member(site, tmp_path, 5, 5, seed=0, job__mem="8G"),
         _member(site, tmp_path, 5, 5, seed=1, job__mem="16G", checkpoint__steps=7),
     ]
-    (setting,) = group_settings([collect(run, site) for run in runs])
+    (setting,) = group_settings([collect(run, site, {}) for run in runs])
     assert (len(setting.runs), setting.values) == (2, {})
 
 
@@ -102,10 +103,10 @@ def test_the_page(sweep: list[Run], ftlib: Ftlib) -> None:
     assert (code, path.name, path.parent) == (0, "report.html", sweep[0].folder.parent)
     page = path.read_text(encoding="utf-8")
     assert "Best on valid: learning_rate=0.001 – accuracy 0.800 ± 0.100; test 0.500 ± 0.000" in page
-    assert "6 runs: 5 finished, 1 diverged." in page
+    assert "6 runs: 5 done, 1 diverged." in page
     assert "2 of 3" in page  # seeds with a score
     assert page.count('<polyline points="') == 6
-    best = collect(sweep[1], Site(store=Path(), runs=sweep[1].folder.parent.parent))
+    best = collect(sweep[1], Site(store=Path(), runs=sweep[1].folder.parent.parent), {})
     assert f"<code>{best.handle}</code>" in page and "seed: 1" in page
     assert "<script" not in page
 
@@ -142,7 +143,7 @@ def test_several_runs_named_one_by_one(sweep: list[Run], ftlib: Ftlib, tmp_path:
     page = tmp_path / "two.html"
     code, _, _ = ftlib("report", sweep[0].folder, sweep[3].folder, sweep[0].folder, "-o", page)
     assert code == 0
-    assert "2 runs: 2 finished." in page.read_text()
+    assert "2 runs: 2 done." in page.read_text()
 
 
 def test_scores_on_other_datasets_stand_side_by_side(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
