@@ -15,7 +15,6 @@ import fnmatch
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 from ftlib import console, disk, files, hub
 from ftlib.config import Model
 from ftlib.errors import UserError
-from ftlib.ownership import Occupied, owned
+from ftlib.once import made_once
 from ftlib.site import Site, site_settings
 
 _BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -34,8 +33,6 @@ _WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
 )
 """The names that transformers loads weights by, one form of them after the other; the first that is there is enough."""
-
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,15 @@ def _stage(repository: hub.Repository, site: Site) -> Path:
     target = hub.cache_folder(repository, site) / "snapshots" / remote.commit
     work = site.store / "hf" / "staging" / f"{target.parent.parent.name}-{remote.commit}"
     wanted = _wanted_of_model(repository, remote) if repository.kind == "model" else _wanted_of_dataset(remote)
-    said = False
-    while not files.is_complete(target):
-        try:
-            with files.storage_errors(work):
-                work.mkdir(parents=True, exist_ok=True)
-            with owned(work):
-                _bring(repository, remote, wanted, work / "files", target, site)
-        except Occupied as other:
-            if not said:
-                console.say(f"waiting for another process that is bringing it: {other.problem}")
-            said = True
-            time.sleep(_POLL_SECONDS)
+
+    def look() -> Path | None:
+        return target if files.is_complete(target) else None
+
+    def bring() -> Path:
+        _bring(repository, remote, wanted, work / "files", target, site)
+        return target
+
+    made_once(work, look, bring, f"{repository.kind} {repository.name}")
     if not hub.is_commit(repository.revision):
         files.write_text(hub.cache_folder(repository, site) / "refs" / (repository.revision or "main"), remote.commit)
     return target
@@ -156,8 +150,6 @@ def _bring(
     repository: hub.Repository, remote: Remote, wanted: list[str], folder: Path, target: Path, site: Site
 ) -> None:
     """Fill the working folder, which this process owns, and publish it."""
-    if files.is_complete(target):  # by the one who owned it before
-        return
     size = sum(remote.sizes[name] for name in wanted)
     there = sum((folder / name).stat().st_size for name in wanted if (folder / name).is_file())
     disk.require_space(site.store, size - there)

@@ -59,7 +59,8 @@ def address(repository: Path) -> Iterator[str]:
             path = self.path.partition("?")[0]
             names = sorted(file.name for file in repository.iterdir())
             if path.startswith("/api/models/someone/model/tree"):
-                listed = [{"type": "file", "path": name, "size": 1, "oid": COMMIT} for name in names]
+                sizes = {name: (repository / name).stat().st_size for name in names}
+                listed = [{"type": "file", "path": name, "size": sizes[name], "oid": COMMIT} for name in names]
                 self.reply(json.dumps(listed).encode())
             elif path.startswith("/api/models/someone/model"):
                 info = {"id": "someone/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlib import files, hub, ownership, staging
+from ftlib import files, hub, once, ownership, staging
 from ftlib.config import Model
 from ftlib.errors import UserError
 from ftlib.site import Site
@@ -120,7 +120,7 @@ def _race(site: Site, results: multiprocessing.Queue[str]) -> None:
 def test_sixteen_race_without_locks(remote: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.hf_api  # noqa: F401  (once, before there are sixteen)
 
-    monkeypatch.setattr(staging, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(once, "POLL_SECONDS", 0.1)
     results: multiprocessing.Queue[str] = multiprocessing.Queue()
     racers = [multiprocessing.Process(target=_race, args=(site, results)) for _ in range(16)]
     for racer in racers:

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ftlib import console, files
 from ftlib.config import Config
 from ftlib.config_data import CHAT
@@ -27,16 +25,16 @@ from ftlib.data.prepared import Prepared
 from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
 from ftlib.evaluation.asking import Answer, ask, wait_for, working_folder
-from ftlib.evaluation.choosing import Threshold, choose, choose_threshold, precision_recall, probabilities
+from ftlib.evaluation.choosing import Threshold
 from ftlib.evaluation.masks import with_masks
-from ftlib.evaluation.once import made_once
+from ftlib.evaluation.records import make_records
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
 from ftlib.models.mask_decoder import MaskCodec
+from ftlib.once import made_once
 from ftlib.tasks import TASKS, Record, by_dataset
 
-CURVE_POINTS = 200
 _LATER = ("threshold", "positive", "min_precision", "mask_decoder")
 """Settings that look at answers which are there already."""
 
@@ -104,7 +102,7 @@ def publish_scores(
     """
     rows, settings = asked.prepared.rows(split), settings_of(asked, split, threshold)
     codec = _mask_codec(asked.config)
-    records, found = _records(asked, rows, answers, split, threshold)
+    records, found = make_records(asked.config, asked.prepared.labels, rows, answers, split, threshold)
     if codec:
         records = with_masks(records, codec)
     scores = _scores(asked, records, settings, _overlap(rows, asked.trained_on)) | found
@@ -223,53 +221,6 @@ def _answers(asked: Asked, rows: Sequence[Example], partial: Path, label: str) -
     prompts = [prompt_of(row, templates) for row in rows]
     labels, root = asked.prepared.labels, asked.prepared.root
     return ask(asked.subject, asked.config.evaluation, labels, rows, prompts, root, partial, label)
-
-
-def _records(
-    asked: Asked, rows: Sequence[Example], answers: Sequence[Answer], split: str, threshold: Threshold | None
-) -> tuple[list[Record], dict[str, Any]]:
-    """The lines of predictions.jsonl but for their scores, and what scores.json says of a threshold."""
-    if asked.config.evaluation.decode == "generate":
-        return [
-            _record(row, asked.config, answer["text"], answer) for row, answer in zip(rows, answers, strict=True)
-        ], {}
-    evaluation, labels = asked.config.evaluation, asked.prepared.labels
-    shares = probabilities([answer["likelihoods"] for answer in answers])
-    found: dict[str, Any] = {}
-    if evaluation.positive is not None:
-        scores = shares[:, labels.index(evaluation.positive)]
-        truth = np.array([row.suffix == evaluation.positive for row in rows])
-        threshold = threshold or choose_threshold(scores, truth, evaluation.min_precision, split)
-        found = {"threshold": threshold.as_json(), "precision_recall": _curve(scores, truth)}
-    records = []
-    texts = choose(shares, labels, evaluation.positive, threshold)
-    for row, text, answer, row_shares in zip(rows, texts, answers, shares, strict=True):
-        likely = {label: round(float(share), 12) for label, share in zip(labels, row_shares, strict=True)}
-        records.append(_record(row, asked.config, text, answer) | {"probabilities": likely})
-    return records, found
-
-
-def _curve(scores: Any, truth: Any) -> dict[str, list[float]] | None:
-    """At most 200 points of the precision/recall curve; none without a row that has the positive label."""
-    if not truth.any():
-        return None
-    columns = precision_recall(scores, truth)
-    places = np.unique(np.linspace(0, len(columns[0]) - 1, CURVE_POINTS).round().astype(int))
-    names = ("threshold", "precision", "recall")
-    return {name: [round(float(x), 6) for x in column[places]] for name, column in zip(names, columns, strict=True)}
-
-
-def _record(row: Example, config: Config, text: str, answer: Answer) -> Record:
-    return {
-        "id": row.id,
-        "image": row.image,
-        "prompt": prompt_of(row, config.data.templates),
-        "prediction": TASKS[config.task].parse(text),
-        "references": list(row.references) or [row.suffix],
-        **({"facts": row.facts} if row.facts else {}),
-        **({"dataset": row.dataset} if row.dataset else {}),
-        **({"cut": True} if answer.get("cut") else {}),
-    }
 
 
 def _scores(

@@ -77,7 +77,8 @@ def runs_table(settings: Sequence[Setting]) -> Table:
 def _run_row(setting: Setting, run: RunRecord) -> list[str]:
     step = f"{run.metrics[-1]['step']:,}" if run.metrics else NONE
     scores = [NONE if (score := own_score(run, split)) is None else f"{score:.3f}" for split in (CHOICE, REPORT)]
-    return [run.handle, setting.name, str(run.config.seed), state(run)[0], step, *scores, happened(run)]
+    told = "; ".join(filter(None, (happened(run), " ".join(run.standing.reason.split()))))
+    return [run.handle, setting.name, str(run.config.seed), state(run)[0], step, *scores, told]
 
 
 def cross_table(settings: Sequence[Setting]) -> Table | None:

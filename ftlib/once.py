@@ -1,4 +1,4 @@
-"""What several runs need and one of them makes, such as the base model's answers in a sweep."""
+"""What several processes need and one of them makes: the base model's answers in a sweep, a model in the store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ftlib import console
+from ftlib import console, files
 from ftlib.ownership import Occupied, owned, owned_by_this_job
 
 T = TypeVar("T")
@@ -15,7 +15,7 @@ POLL_SECONDS = 2.0
 
 
 def made_once(place: Path, look: Callable[[], T | None], make: Callable[[], T | None], label: str) -> T | None:
-    """What `look` finds, or what `make` makes while no other living job is making it.
+    """What `look` finds, or what `make` makes while no other living process is making it.
 
     Waiting is never slower than making it again, since the other began earlier; if the other dies, we go on with what
     it left. The tasks of one job make it together.
@@ -24,7 +24,8 @@ def made_once(place: Path, look: Callable[[], T | None], make: Callable[[], T | 
         place: a folder for the owner's note.
         label: for messages.
     """
-    place.mkdir(parents=True, exist_ok=True)
+    with files.storage_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
     told = False
     while not (found := look()):
         if not console.speaks():
@@ -36,7 +37,7 @@ def made_once(place: Path, look: Callable[[], T | None], make: Callable[[], T | 
                     return look() or make()
             except Occupied:
                 if not told:
-                    console.say(f"{label}: another run is at work on it; waiting for what it finds")
+                    console.say(f"{label}: another process is at work on it; waiting")
                 told = True
         time.sleep(POLL_SECONDS)
     return found

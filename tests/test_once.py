@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ftlib import files
-from ftlib.evaluation import answers, once
-from ftlib.evaluation.once import made_once
+from ftlib import files, once
+from ftlib.evaluation import answers
+from ftlib.once import made_once
 from tests.conftest import read_lines
 
 HOLD = "import sys, time; from pathlib import Path; from ftlib.ownership import owned\n"
@@ -47,7 +47,7 @@ def test_while_another_makes_it_we_wait(tmp_path: Path, quick: None, capsys: pyt
     look = lambda: result.read_text() if result.exists() else None  # noqa: E731
     found = made_once(tmp_path, look, lambda: pytest.fail("made twice"), "base on valid")
     assert found == "theirs"
-    assert capsys.readouterr().err.count("base on valid: another run is at work on it; waiting") == 1
+    assert capsys.readouterr().err.count("base on valid: another process is at work on it; waiting") == 1
     other.kill()
     other.wait()
 
@@ -66,8 +66,8 @@ def test_when_the_other_dies_we_go_on(tmp_path: Path, quick: None) -> None:
 def test_tasks_of_one_job_make_it_together(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another task waits until its own job has the place, then takes its share."""
     monkeypatch.setenv("SLURM_JOB_ID", "9")
-    monkeypatch.setenv("SLURM_PROCID", "1")
     foreign = hold(tmp_path, 60)
+    monkeypatch.setenv("SLURM_PROCID", "1")
     owner = tmp_path / "owner.json"
     note = files.read_json(owner)
     files.write_json(owner, {**note, "job": "8"})
