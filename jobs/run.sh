@@ -144,7 +144,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     shift
     rm -f "$job_tmp"/notes/*
     # A task for each GPU trains and evaluates; everything else is one process's work.
-    if [[ $command != train && $command != evaluate ]]; then tasks=(--ntasks=1 --ntasks-per-node=1); fi
+    if [[ $command != train && $command != evaluate ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
     # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
     srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
         "${container[@]}" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
@@ -177,9 +177,20 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     exit "$code"
 }
 
+# Ranks meet at the first node. The container binds the job's temporary folder, so every node needs one; what is noted in
+# those of other nodes (how a rank there failed) this script does not see: it then goes by what srun answers.
+spread_over_nodes() {
+    local each=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1) first
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST") && [[ -n $first ]] || fail "scontrol does not name this job's nodes"
+    to_container MASTER_ADDR "${first%%$'\n'*}"
+    "${each[@]}" mkdir -p "$job_tmp/tmp" "$job_tmp/notes" || fail "$job_tmp cannot be made on every node"
+    trap 'timeout 30 '"${each[*]}"' rm -rf "$job_tmp"; rm -rf "$job_tmp"' EXIT
+}
+
 enter_job() {
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
     enter_container
+    if (( ${SLURM_JOB_NUM_NODES:-1} > 1 )); then spread_over_nodes; fi
     if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
 }
 

@@ -127,6 +127,7 @@ def test_saved_config_loads_to_the_same_identity(write_config: Callable[..., Pat
         ["training.gradient_checkpointing=true", "training.dataloader_num_workers=3"],
         ["model.attention=eager"],
         ["job.gpus=2", "training.gradient_accumulation_steps=1"],
+        ["job.nodes=2", "training.gradient_accumulation_steps=1"],
     ],
 )
 def test_what_cannot_change_the_result_keeps_the_identity(
@@ -148,6 +149,7 @@ def test_what_cannot_change_the_result_keeps_the_identity(
         "loss.average=example",
         "loss.label_smoothing=0.1",
         "job.gpus=2",
+        "job.nodes=2",
         "model.dtype=bfloat16",
         "model.final_softcap=on",
         "guard.above=1.0",

@@ -89,7 +89,7 @@ source jobs/run.sh
 job_tmp='{tmp}' container=(enter) usr1=0 term=0
 mkdir -p "$job_tmp/notes"
 srun() {{ {srun}; }}
-run_step {command} CONFIG
+run_step {command} ftlib {command} CONFIG
 """
 
 
@@ -99,7 +99,7 @@ run_step {command} CONFIG
 def test_only_training_and_evaluation_run_on_every_gpu(tmp_path: Path, command: str, alone: bool) -> None:
     done = bash(STEP.format(tmp=tmp_path, srun='echo "$@"', command=command))
     assert done.returncode == 0 and f"ftlib {command} CONFIG" in done.stdout
-    assert done.stdout.startswith("--ntasks=1 --ntasks-per-node=1 ") == alone
+    assert done.stdout.startswith("--nodes=1 --ntasks=1 --ntasks-per-node=1 ") == alone
 
 
 def test_the_first_failing_task_gives_the_reason(tmp_path: Path) -> None:
@@ -176,3 +176,33 @@ def test_a_job_without_the_submitters_environment(machine: dict[str, str], tmp_p
     done = bash(f"exec 2> '{log}'; source jobs/run.sh; usr1=0 term=0; run_job doctor", **machine, **job)
     environment = (tmp_path / "environment").read_text().splitlines()
     assert f"APPTAINERENV_FTLIB_LOG={log}" in environment and "APPTAINERENV_HF_HUB_OFFLINE=1" in environment
+
+
+def test_ranks_of_two_nodes_meet_at_the_first_and_each_has_the_temporary_folder(
+    machine: dict[str, str], tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    for name, text in {
+        "scontrol": "[[ $* == 'show hostnames n[7,9]' ]] && printf 'n7\\nn9\\n'",
+        "srun": f'echo "$*" >> {calls}; while [[ $1 == -* ]]; do shift; done; exec "$@"',
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[7,9]"}
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job train", **machine, **job)
+    assert done.returncode == 0, done.stderr
+    assert "APPTAINERENV_MASTER_ADDR=n7" in (tmp_path / "environment").read_text().splitlines()
+    begin, train, end = calls.read_text().splitlines()
+    everywhere = "--nodes=2 --ntasks=2 --ntasks-per-node=1 "
+    assert begin.startswith(f"{everywhere}mkdir -p /") and end.startswith(f"{everywhere}rm -rf /")
+    assert train.startswith("--kill-on-bad-exit=1 "), "a task for each GPU of every node"
+    folder = Path(end.split()[-1])
+    assert f"{folder}/notes" in begin.split() and not folder.exists()
+
+
+def test_nodes_without_names_are_refused(machine: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/bash\nexit 1\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[7,9]"}
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job train", **machine, **job)
+    assert done.returncode == 2 and "does not name this job's nodes" in done.stderr

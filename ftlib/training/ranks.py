@@ -1,6 +1,6 @@
-"""Several GPUs of one node: a process for each, started by Slurm as the tasks of a step, joined by torch.distributed.
+"""Several GPUs, of one node or more: a process for each, started by Slurm as the tasks of a step.
 
-Alone, everything here does nothing. Every function must be called by all ranks, or by none.
+They are joined by torch.distributed. Alone, everything here does nothing. Every function must be called by all ranks, or by none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from ftlib import console
+from ftlib.errors import UserError
 from ftlib.models.loading import device
 
 T = TypeVar("T")
@@ -24,13 +25,20 @@ def join(timeout: float) -> None:
     """Enter the group of this job's ranks, if there are several.
 
     The variables that torch and accelerate look for follow from Slurm's; MASTER_ADDR and MASTER_PORT may be set.
+    jobs/run.sh names the first of several nodes as MASTER_ADDR.
 
     Args:
         timeout: seconds until a rank that waits for another in vain fails.
+
+    Raises:
+        UserError: several nodes, and no word of where they meet.
     """
     rank, world = console.ranks()
     if world == 1 or distributed.is_initialized():
         return
+    if int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1 and "MASTER_ADDR" not in os.environ:
+        problem = "this step is on several nodes, and MASTER_ADDR is not set"
+        raise UserError(problem, "Start it by ftlib submit or jobs/train.sbatch, or set MASTER_ADDR to the first node.")
     here = device()
     job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(here.index or 0))

@@ -98,7 +98,8 @@ def test_one_process_uses_one_gpu(
 def test_accumulation_keeps_the_effective_batch_on_any_number_of_ranks(
     write_config: Callable[..., Path], tmp_path: Path, ranks: int, accumulation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight rows: two at once, twice, on two GPUs."""
+    """Eight rows: two at once, twice, on two GPUs of one node, or on two nodes."""
     monkeypatch.setattr("ftlib.console.ranks", lambda: (0, ranks))
-    built = arguments.build(config(write_config(), "job.gpus=2"), tmp_path, Leg())
-    assert built.gradient_accumulation_steps == accumulation
+    for job in (["job.gpus=2"], ["job.gpus=1", "job.nodes=2"], ["job.gpus=0", "job.nodes=2"]):
+        built = arguments.build(config(write_config(), *job), tmp_path, Leg())
+        assert built.gradient_accumulation_steps == accumulation

@@ -15,7 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 from ftlib import files, runs
+from ftlib.errors import UserError
 from ftlib.runs import Run
+from ftlib.training import ranks
 from tests.conftest import FULL, start_ftlib
 from tests.training.test_resume import outcome, run_of
 
@@ -148,3 +150,11 @@ def test_the_first_rank_to_fail_tells_the_host_why(config: Path, tmp_path: Path)
     assert (tmp_path / "notes" / "failed").read_text() == "2"
     crashed = start_ftlib("train", "--nonsense", FTLIB_JOB_TMP=str(tmp_path / "notes"))
     assert crashed.wait() == 2 and (tmp_path / "notes" / "failed").read_text() == "2"
+
+
+def test_several_nodes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="several nodes, and MASTER_ADDR is not set"):
+        ranks.join(1)
