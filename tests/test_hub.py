@@ -171,3 +171,15 @@ def test_a_repository_without_weights(model: Path, repository: Path, stage: Stag
     (repository / "model.onnx").write_bytes(b"another form")
     done = stage()
     assert done.returncode == 2 and "no weights in it" in done.stderr
+
+
+def test_a_folder_of_ones_own_stays_where_it_is(model: Path, stage: Stage, tmp_path: Path, store: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("someone/model", str(model)))
+    done = stage()
+    assert done.returncode == 0, done.stderr
+    assert f"model {model}: {model} (a folder of your own: nothing to bring)" in done.stderr
+    assert not (store / "hf").exists()
+    config.write_text(config.read_text().replace(str(model), str(tmp_path / "none")))
+    done = stage()
+    assert done.returncode == 2 and f"{tmp_path / 'none'}: no such folder" in done.stderr

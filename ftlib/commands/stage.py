@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     with files.shared_with_group(), history.before_training(run_of(experiment, site), "stage"):
         for part in config.data.datasets.values():  # first: with a model, the hub is switched off
             console.say(f"dataset {part.source}: {_stage_data(part, site)}")
-        console.say(f"model {config.model.base}: {_stage_model(config, site)}")
+        own = " (a folder of your own: nothing to bring)" if hub.looks_local(config.model.base) else ""
+        console.say(f"model {config.model.base}: {_stage_model(config, site)}{own}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Several GPUs, of one node or more: a process for each, started by Slurm as the tasks of a step.
 
-They are joined by torch.distributed. Alone, everything here does nothing. Every function must be called by all ranks, or by none.
+They are joined by torch.distributed. Alone, everything here does nothing. Every function must be called by all ranks,
+or by none.
 """
 
 from __future__ import annotations
