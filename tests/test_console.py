@@ -25,7 +25,7 @@ def test_a_log_file_gets_lines_now_and_then(
 
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("SLURM_PROCID", "1")
     console.say("hello")
     with console.progress("step", 1) as update:
         update(1, "")

@@ -71,6 +71,7 @@ def write_wandb(record: RunRecord, project: str) -> Path:
         run.log({f"train/{name}": curve[step] for name, curve in curves.items() if step in curve}, step=int(step))
     run.summary.update({name: value for name, _, value in _scores(record)})
     run.finish()
+    wandb.teardown()  # only then all of it is in the file
     return Path(run.dir).parent
 
 

@@ -142,7 +142,9 @@ def test_segment(
     assert code == 2 and "nowhere.npz: no such file" in error
     np.savez(tmp_path / "full.npz", **full_mask_arrays())
     answered(BOX + SEGMENTS)
-    code, output, error = ftlib("evaluate", "tiny", f"evaluation.mask_decoder={tmp_path}/full.npz", "--json")
+    decoder = f"evaluation.mask_decoder={tmp_path}/full.npz"
+    assert ftlib("prepare", path, decoder)[0] == 0
+    code, output, error = ftlib("evaluate", "tiny", decoder, "--json")
     assert code == 0, error
     (scores,) = json.loads(output)
     assert scores["value"] == 1.0, "the whole box, edges rounded down"

@@ -65,17 +65,18 @@ def trained(config: Path, ftlib: Ftlib) -> Path:
     return Path(output.strip().splitlines()[-1])
 
 
-def plain_answers(base: Path, adapter: Path, prompts: list[str]) -> list[str]:
-    """Greedy answers as a user without ftlib would get them, one by one."""
+def plain_answers(base: Path, adapter: Path, prompts: list[str], end: str = "") -> list[str]:
+    """Greedy answers as a user without ftlib would get them, one by one; `end` is a token that ends a turn."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    ends = [tokenizer.eos_token_id, *tokenizer(end, add_special_tokens=False)["input_ids"]]
     found = []
     for prompt in prompts:
         batch = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        ids = model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        ids = model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=ends[0], eos_token_id=ends)
         found.append(tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True).strip())
     return found
 
@@ -225,7 +226,7 @@ def test_a_conversation_is_remembered_until_reset(
     def follow(question: str) -> str:
         turns.append({"role": "user", "content": question})
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        (answer,) = plain_answers(base, adapter, [text])
+        (answer,) = plain_answers(base, adapter, [text], end="<|im_end|>")
         turns.append({"role": "assistant", "content": answer})
         return answer
 

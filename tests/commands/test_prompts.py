@@ -156,11 +156,11 @@ def test_model_and_images_are_loaded_once_for_all_prompts(
         monkeypatch.setattr(module, name, call)
 
     counted(asking, "open_image")
-    counted(subject, "load_weights")
+    counted(subject, "load_model")
     config = write_config(replace=("batch_size: 8}", 'batch_size: 8, prompts: ["which {prefix}", "{prefix}?"]}'))
     assert ftlib("prepare", config)[0] == 0
     code, output, error = ftlib("prompts", config, "--json")
     assert code == 0, error
     assert [one["n"] for one in json.loads(output)] == [12, 12, 12]
-    assert calls["load_weights"] == 1
+    assert calls["load_model"] == 1
     assert 12 <= calls["open_image"] <= 12 + 12 // 2  # eight rows a batch: some images' three questions fall into two

@@ -207,7 +207,7 @@ def test_a_referred_box_is_right_from_half_on() -> None:
         rows.append({"id": str(number), "image": "a", "references": [], "prediction": text, "facts": facts})
     found = TASKS["refer"].measure(rows, [], None)
     assert found.rows == [1, 1, 0] and found.invalid == 0
-    assert list(found.sample.groups) == [5]
+    assert list(found.sample.groups) == [(None, 5)], "of no dataset of a mixture, image 5"
 
 
 def test_a_referred_box_from_the_expected_answer_and_answers_that_are_none() -> None:

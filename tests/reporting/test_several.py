@@ -28,7 +28,7 @@ def _member(site: Site, folder: Path, valid: int | None, test: int, **fields: ob
     """A run with so many right answers out of ten on valid (None: it never finished) and on test."""
     path = folder / "sweep.yaml"
     path.write_text(CONFIG, encoding="utf-8")
-    overrides = [f"{key.replace('__', '.')}={value}" for key, value in fields.items()]
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in fields.items()] + ["guard.restarts=0"]
     run = open_run(load_experiment(path, overrides, site), site)
     train(run)
     if valid is None:
