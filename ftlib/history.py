@@ -28,7 +28,7 @@ from typing import Any
 
 from ftlib import console, files
 from ftlib.errors import Diverged, UserError
-from ftlib.preemption import Preempted
+from ftlib.preemption import Preempted, first_to
 from ftlib.runs import Run, job_number
 
 _BEGINNINGS = {"train": "start", "evaluate": "evaluating"}
@@ -87,7 +87,7 @@ def begin(run: Run, command: str, **details: Any) -> None:
 def endings(run: Run, command: str, seen: float) -> Iterator[None]:
     """Note how what is done inside ends, if it does not end well; first, that earlier starts died unheard.
 
-    A failure is noted by the process that met it, everything else by the first one of a job only.
+    A failure is noted by the first process that met one, everything else by the first process of a job.
 
     Args:
         seen: the run's last sign of life before this process gave one.
@@ -103,12 +103,18 @@ def endings(run: Run, command: str, seen: float) -> Iterator[None]:
         run.note("gave up", command=command, reason=str(error).splitlines()[0])
         raise
     except UserError as error:
-        run.note_from_any("failed", command=command, reason=error.problem)
+        _note_failure(run, command, error.problem)
         raise
     except Exception as error:
         first = (str(error).strip() or "no message").splitlines()[0]
-        run.note_from_any("failed", command=command, reason=f"{type(error).__name__}: {first}")
+        _note_failure(run, command, f"{type(error).__name__}: {first}")
         raise
+
+
+def _note_failure(run: Run, command: str, reason: str) -> None:
+    """Of several ranks that fail the first one tells why, whichever that is."""
+    if first_to("told"):
+        run.note_from_any("failed", command=command, reason=reason)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ it only leaves a note, for work that must reach a boundary first.
 
 The host script (`jobs/run.sh`) gives a folder in FTLIB_JOB_TMP; there it learns that handlers stand (`ready`), which
 signal ended the command (`signal`), which run is at work (`run`), that a checkpoint was written (`checkpointed`), and
-how the first of several ranks failed (`failed`).
+how the first of several ranks failed (`failed`); ranks see there that one has told the run's history why (`told`).
 """
 
 from __future__ import annotations
@@ -100,6 +100,18 @@ def tell_failure(code: int) -> None:
     if folder:
         with contextlib.suppress(OSError), (Path(folder) / "failed").open("x") as note:
             note.write(str(code))
+
+
+def first_to(name: str) -> bool:
+    """Leave a note that only one rank may leave; whether we did. Without a host script, always."""
+    folder = os.environ.get("FTLIB_JOB_TMP")
+    if folder:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                (Path(folder) / name).open("x").close()
+            except FileExistsError:
+                return False
+    return True
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

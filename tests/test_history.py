@@ -71,6 +71,12 @@ def test_of_many_processes_the_first_one_tells_of_a_signal_and_each_of_its_failu
     with pytest.raises(UserError), history.endings(run, "train", 0.0):
         raise UserError("out of GPU memory")
     assert history.read(run)[0].reason == "out of GPU memory"
+    monkeypatch.setenv("FTLIB_JOB_TMP", str(run.folder))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        with pytest.raises(UserError), history.endings(run, "train", 0.0):
+            raise UserError(f"no such file, says {rank}")
+    assert [one.reason for one in history.read(run)] == ["out of GPU memory", "no such file, says 1"]
 
 
 def test_commands_and_jobs_are_kept_apart(run: Run) -> None:
