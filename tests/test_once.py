@@ -100,3 +100,5 @@ def test_runs_that_differ_in_training_only_share_their_base_models_scores(
     assert len(asked) == 2, "another prompt is another question"
     assert ftlib("evaluate", config, "seed=1", "training.learning_rate=1e-3", "--before")[0] == 0
     assert len(asked) == 2
+    assert ftlib("evaluate", config, "model.dtype=bfloat16", "--before")[0] == 0
+    assert len(asked) == 3, "in another type of numbers it is another model"

@@ -116,7 +116,8 @@ def _shared_scores(
     asked: Asked, shared: Path, split: str, folder: Path, threshold: Threshold | None, settings: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Evaluate in the shared folder, or take what is there; `folder` becomes a copy."""
-    common = shared / files.fingerprint(settings)[:16]
+    decisive = [settings, asked.subject.config.model.model_dump(), asked.prepared.labels]
+    common = shared / files.fingerprint(decisive)[:16]
     place, alone = common / "evaluation", replace(asked, shared=None)
     label = f"{asked.subject.name} on {split}"
     scores = made_once(
