@@ -17,7 +17,7 @@ from ftlib.reporting.collect import RunRecord, collect
 from ftlib.reporting.exports import markdown, score_lines
 from ftlib.reporting.page import render
 from ftlib.reporting.several import render_several
-from ftlib.reporting.standing import ask_slurm
+from ftlib.reporting.standing import standings_of
 from ftlib.reporting.trackers import write_tensorboard, write_wandb
 from ftlib.site import find_site
 
@@ -38,8 +38,9 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     found = runs.find_runs(parsed.runs, site)
-    jobs = ask_slurm(found)
-    records = [collect(run, site, jobs) for run in console.tracked(found, "reading runs")]
+    standings = standings_of(found, site)
+    pairs = zip(console.tracked(found, "reading runs"), standings, strict=True)
+    records = [collect(run, site, standing) for run, standing in pairs]
     path = parsed.output or (found[0].report if len(found) == 1 else found[0].folder.parent / "report.html")
     _write(path, records)
     print(path)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftlib import command_line, console, history, runs
-from ftlib.reporting import standing
-from ftlib.reporting.standing import Standing
+from ftlib.reporting.standing import Standing, standings_of
 from ftlib.site import Site, find_site
 
 
@@ -27,18 +26,15 @@ def main(argv: list[str]) -> int:
     chosen = runs.find_runs(parsed.runs, site)
     if not chosen:
         console.say(f"no runs in {site.runs}")
-    now = standing.storage_time(site.runs)
-    records = [_usage(run, site) for run in chosen] if parsed.usage else _standings(chosen, site, now)
+    if parsed.usage:
+        records = [_usage(run, site) for run in chosen]
+    else:
+        records = [dataclasses.asdict(one) for one in standings_of(chosen, site)]
     if parsed.json:
         print(json.dumps(records, ensure_ascii=False, indent=1))
     elif chosen:
         print(_usage_table(records) if parsed.usage else _table(records))
     return 0
-
-
-def _standings(chosen: Sequence[runs.Run], site: Site, now: float) -> list[dict[str, Any]]:
-    jobs = standing.ask_slurm(chosen)
-    return [dataclasses.asdict(standing.stand(run, site, now, jobs)) for run in chosen]
 
 
 def _table(records: Sequence[dict[str, Any]]) -> str:

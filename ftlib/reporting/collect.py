@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 from ftlib import files
 from ftlib.config import Config
 from ftlib.config_file import load_experiment
-from ftlib.reporting.standing import Standing, stand, storage_time
+from ftlib.reporting.standing import Standing
 from ftlib.runs import Run
 from ftlib.site import Site
-from ftlib.submission.slurm import Job
 
 BEFORE, AFTER = "before", "after"
 _SPLITS = ("test", "valid", "train")
@@ -118,11 +116,11 @@ class RunRecord:
         return [(float(step), float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
 
 
-def collect(run: Run, site: Site, jobs: Mapping[str, Job]) -> RunRecord:
+def collect(run: Run, site: Site, standing: Standing) -> RunRecord:
     """Read a run folder.
 
     Args:
-        jobs: what Slurm says of the runs' jobs, from `standing.ask_slurm`.
+        standing: of this run, from `standing.standings_of`.
 
     Raises:
         UserError: its config is faulty, or a file in it is damaged.
@@ -130,7 +128,7 @@ def collect(run: Run, site: Site, jobs: Mapping[str, Job]) -> RunRecord:
     experiment = load_experiment(run.config_file, [], site)
     return RunRecord(
         folder=run.folder,
-        standing=stand(run, site, storage_time(site.runs), jobs),
+        standing=standing,
         config=experiment.config,
         config_text=run.config_file.read_text(encoding="utf-8"),
         identity=experiment.identity,

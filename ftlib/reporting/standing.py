@@ -89,13 +89,15 @@ def open_jobs(run: Run) -> list[str]:
     return [] if finished else jobs_of(events)
 
 
-def ask_slurm(chosen: Sequence[Run]) -> dict[str, Job]:
-    """What Slurm says of the jobs of runs that are not over; nothing, and a word to the user, if it does not answer."""
+def standings_of(chosen: Sequence[Run], site: Site) -> list[Standing]:
+    """How runs stand, in their order; if Slurm does not answer, by what the run folders know, and the user is told."""
+    now = storage_time(site.runs)
     try:
-        return Slurm().jobs([job for run in chosen for job in open_jobs(run)])
+        jobs = Slurm().jobs([job for run in chosen for job in open_jobs(run)])
     except Unreachable as error:
         console.say(f"Slurm cannot be asked ({error}); this is what the run folders know")
-        return {}
+        jobs = {}
+    return [stand(run, site, now, jobs) for run in chosen]
 
 
 def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing:

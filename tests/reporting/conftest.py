@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ftlib.reporting.collect import collect
 from ftlib.reporting.page import render
 from ftlib.runs import Run
 from ftlib.site import Site
-from tests.reporting.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, PNG, evaluate, finish, new_run, train
+from tests.reporting.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, PNG, evaluate, finish, new_run, record_of, train
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def run(site: Site, tmp_path: Path) -> Run:
 @pytest.fixture
 def page(site: Site) -> Callable[[Run], str]:
     """Makes the page of a run."""
-    return lambda run: render(collect(run, site, {}), made=0.0)
+    return lambda run: render(record_of(run, site), made=0.0)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from ftlib.config_file import load_experiment
 from ftlib.metrics import classification
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
+from ftlib.reporting.collect import RunRecord, collect
+from ftlib.reporting.standing import standings_of
 from ftlib.runs import Run
 from ftlib.site import Site
 
@@ -43,6 +45,11 @@ def new_run(site: Site, folder: Path, config: str) -> Run:
     path = folder / "experiment.yaml"
     path.write_text(config, encoding="utf-8")
     return runs.open_run(load_experiment(path, [], site), site)
+
+
+def record_of(run: Run, site: Site) -> RunRecord:
+    """What a report of the run begins with."""
+    return collect(run, site, *standings_of([run], site))
 
 
 def train(run: Run, steps: int = 30, resumed_at: int = 0) -> None:

@@ -12,13 +12,13 @@ import pytest
 from scipy.stats import t as student
 
 from ftlib.config_file import load_experiment
-from ftlib.reporting.collect import RunRecord, collect
+from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.seeds import spread_of, student_quantile
 from ftlib.reporting.settings import group_settings
 from ftlib.reporting.tables import Table
 from ftlib.runs import Run, open_run
 from ftlib.site import Site
-from tests.reporting.fake_runs import CONFIG, evaluate, finish, row, train
+from tests.reporting.fake_runs import CONFIG, evaluate, finish, record_of, row, train
 
 Ftlib = Callable[..., tuple[int, str, str]]
 EVIL = "<script>alert(1)</script>"
@@ -58,7 +58,7 @@ def sweep(site: Site, tmp_path: Path) -> list[Run]:
 
 @pytest.fixture
 def records(sweep: list[Run], site: Site) -> list[RunRecord]:
-    return [collect(run, site, {}) for run in sweep]
+    return [record_of(run, site) for run in sweep]
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 23, 100])
@@ -93,7 +93,7 @@ def test_jobs_and_intervals_of_saving_are_no_settings(site: Site, tmp_path: Path
         _member(site, tmp_path, 5, 5, seed=0, job__mem="8G"),
         _member(site, tmp_path, 5, 5, seed=1, job__mem="16G", checkpoint__steps=7),
     ]
-    (setting,) = group_settings([collect(run, site, {}) for run in runs])
+    (setting,) = group_settings([record_of(run, site) for run in runs])
     assert (len(setting.runs), setting.values) == (2, {})
 
 
@@ -107,7 +107,7 @@ def test_the_page(sweep: list[Run], ftlib: Ftlib) -> None:
     assert "diverged once; in every attempt (1), at last: step 31: loss nan" in page
     assert "2 of 3" in page  # seeds with a score
     assert page.count('<polyline points="') == 6
-    best = collect(sweep[1], Site(store=Path(), runs=sweep[1].folder.parent.parent), {})
+    best = record_of(sweep[1], Site(store=Path(), runs=sweep[1].folder.parent.parent))
     assert f"<code>{best.handle}</code>" in page and "seed: 1" in page
     assert "<script" not in page
 
