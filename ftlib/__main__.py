@@ -24,7 +24,7 @@ COMMANDS = {
     "merge": "merge fine-tuned models or adapters into one",
     "predict": "one answer to one question",
     "chat": "an interactive session with a trained run",
-    "report": "one self-contained HTML page about a run",
+    "report": "one self-contained HTML page about a run, or of several",
     "submit": "send a training job to Slurm, or run it here",
     "doctor": "check this machine and say what to do",
     "schema": "JSON Schema of the config, for editors",

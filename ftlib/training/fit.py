@@ -33,6 +33,7 @@ from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number
 from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import fit_rows, try_images
+from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
 from ftlib.training.sizing import note_halved, sized_to_gpu
 from ftlib.training.trainer import AnswerTrainer
@@ -59,6 +60,7 @@ class _Job:
     start: Path | None
     rows: TrainingRows
     examiner: Examiner
+    halving: Halving
 
     @property
     def config(self) -> Config:
@@ -111,16 +113,23 @@ def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _J
     examiner = Examiner(config, run, prepared, base)
     examiner.require()
     start = find_start(config, run, site)
-    job = _Job(experiment, run, base, start, _rows(config, run, prepared, base), examiner)
-    if FAMILIES[config.model.family].images and console.speaks():
+    halving = Halving(partial(note_halved, run))
+    job = _Job(experiment, run, base, start, _rows(config, run, prepared, base), examiner, halving)
+    if FAMILIES[config.model.family].images:
         _try_images(job, prepared)
     return job
 
 
 def _try_images(job: _Job, prepared: Prepared) -> None:
-    """Once in a run's life, before its first step: all images that it will look at."""
-    if any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
-        return
+    """Once in a run's life, before its first step: all images that it will look at. One process does, the rest wait."""
+    while not any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
+        if console.speaks():
+            _try_all_images(job, prepared)
+        else:
+            time.sleep(2)
+
+
+def _try_all_images(job: _Job, prepared: Prepared) -> None:
     rows = itertools.chain.from_iterable(prepared.rows(split) for split in ["train", *job.examiner.splits])
     job.run.note("images tried", count=try_images(rows, prepared.root, job.rows.inputs))
 
@@ -189,7 +198,7 @@ def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
     trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
-    trainer.halving.on_halved = partial(note_halved, job.run)
+    trainer.halving = job.halving
     return trainer
 
 
