@@ -24,7 +24,7 @@ COMMANDS = {
     "merge": "merge fine-tuned models or adapters into one",
     "predict": "one answer to one question",
     "chat": "an interactive session with a trained run",
-    "report": "one self-contained HTML page about a run",
+    "report": "one self-contained HTML page about a run, or of several",
     "submit": "send a training job to Slurm, or run it here",
     "status": "what runs, what died and why; what it cost",
     "logs": "the end of a run's log",

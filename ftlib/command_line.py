@@ -30,6 +30,18 @@ def add_config(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_new_tokens(command: argparse.ArgumentParser) -> None:
+    """--max-new-tokens N"""
+    told = "default: evaluation.max_new_tokens"
+    command.add_argument("--max-new-tokens", metavar="N", type=_positive, help=told)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
+
+
 def load(arguments: argparse.Namespace, site: Site) -> Experiment:
     """The experiment that CONFIG and KEY=VALUE name."""
     return load_experiment(arguments.config, arguments.overrides, site)

@@ -248,6 +248,11 @@ class Config(Section):
         return self.micro_batch * int(self.training.get("gradient_accumulation_steps", 1)) * self.job.tasks
 
     @property
+    def rows_per_gpu(self) -> int:
+        """Rows of an optimizer step that one GPU computes."""
+        return self.effective_batch // self.job.tasks
+
+    @property
     def micro_batch(self) -> int:
         """Rows that go through the model at once."""
         return int(self.training.get("per_device_train_batch_size", 8))

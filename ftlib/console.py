@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int, start: int = 0) -> Iterator[Update]:
-    """Show how far a task of `total` units is.
+    """Show how far a task of `total` units is; 0: nobody knows how many there will be.
 
     Yields:
         A function to call after each unit with (finished units, text).
@@ -91,14 +91,15 @@ def _new_bars() -> Progress:
 def _lines(label: str, total: int) -> Update:
     """Print the first, the last, about `LINES_PER_TASK` between them if they take long, and one at least every 30 s."""
     every = max(1, total // LINES_PER_TASK)
+    of = f"/{total}" if total else ""
     last = time.monotonic() - SECONDS_BETWEEN_LINES
 
     def update(done: int, text: str) -> None:
         nonlocal last
         quiet = time.monotonic() - last
-        if done >= total or quiet >= SECONDS_BETWEEN_LINES or (done % every == 0 and quiet >= 1):
+        if (total and done >= total) or quiet >= SECONDS_BETWEEN_LINES or (total and done % every == 0 and quiet >= 1):
             last = time.monotonic()
-            say(f"{label}: {done}/{total}   {text}".rstrip())
+            say(f"{label}: {done}{of}   {text}".rstrip())
 
     return update
 

@@ -54,12 +54,14 @@ def requested() -> str | None:
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """Inside, a signal raises.
+    """Inside, a signal raises; so does one that was noted before.
 
     Raises:
         Preempted: a signal came.
     """
     with _answering("raise"):
+        if _requested:
+            raise Preempted(_requested)
         yield
 
 

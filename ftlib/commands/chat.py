@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     """`ftlib chat RUN [--max-new-tokens N]`"""
     command = command_line.parser("chat", __doc__)
     command.add_argument("run", metavar="RUN", help="run folder or its name")
-    command.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
+    command_line.add_max_new_tokens(command)
     parsed = command.parse_args(argv)
     from ftlib.evaluation.questions import Question, open_trained, remembers
 

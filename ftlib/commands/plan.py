@@ -67,6 +67,6 @@ def _largest(plan: Plan, checkpointing: bool) -> str:
     cut = plan.largest[checkpointing]
     if cut is None:
         return f"{how}: not even a micro-batch of 1 fits"
-    accumulation = plan.config.effective_batch // cut.micro_batch
+    accumulation = plan.config.rows_per_gpu // cut.micro_batch
     sizes = f"per_device_train_batch_size: {cut.micro_batch}, gradient_accumulation_steps: {accumulation}"
     return f"{how}: at most {sizes} ({gib(cut.need.total)})"

@@ -50,6 +50,7 @@ def _draw(target: Path, image: Path, answer: str, mask_decoder: str | None) -> N
 
     masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
     with files.storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         draw(open_image(image), answer, masks).save(target, format="PNG")
     console.say(f"drawn: {target}")
 
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--image", metavar="F", type=Path, help="image file, for PaliGemma")
     command.add_argument("--context", metavar="F|TEXT", default="", help="text, or a text file, for causal models")
     command.add_argument("--file", metavar="F", type=Path, help="JSONL file of questions")
-    command.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
+    command_line.add_max_new_tokens(command)
     command.add_argument("--draw", metavar="F", type=Path, help="write a PNG with the answer's boxes and masks")
     command.add_argument("--json", action="store_true", help="print questions and answers as JSON")
     return command

@@ -73,7 +73,10 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     if asked.shared:
         return _shared_scores(asked, asked.shared, split, folder, threshold, settings)
     rows = asked.prepared.rows(split)
-    partial = working_folder(folder.with_name(f"{folder.name}.partial"), questions_of(settings))
+    place = folder.with_name(f"{folder.name}.partial")
+    partial = working_folder(place, questions_of(settings), lambda: bool(finished(folder, settings)))
+    if console.ranks()[0] and finished(folder, settings):
+        return None  # the first process needed no help
     answers = _answers(asked, rows, partial, f"{asked.subject.name} on {split}")
     if answers is None:
         return None

@@ -147,8 +147,11 @@ def _cuts(subject: Subject, settings: Evaluation, labels: Sequence[str], rows: S
     return [{"cut": True} if len(row.ids) + room > subject.inputs.limit else {} for row in rows]
 
 
-def working_folder(folder: Path, questions: dict[str, Any]) -> Path:
+def working_folder(folder: Path, questions: dict[str, Any], over: Callable[[], bool] = lambda: False) -> Path:
     """Where answers to these questions are kept until all are there; answers to other questions are thrown away.
+
+    Args:
+        over: says whether another process has answered and scored everything, and the folder is gone for good.
 
     Raises:
         RuntimeError: see `wait_for`.
@@ -159,8 +162,15 @@ def working_folder(folder: Path, questions: dict[str, Any]) -> Path:
             shutil.rmtree(folder)
         if not folder.exists():
             files.write_json(note, questions)
-    wait_for(lambda: note.exists() and files.read_json(note) == questions, str(folder))
+    wait_for(lambda: _has(note, questions) or over(), str(folder))
     return folder
+
+
+def _has(note: Path, questions: dict[str, Any]) -> bool:
+    try:
+        return bool(files.read_json(note) == questions)
+    except FileNotFoundError:  # removed as soon as everything is answered
+        return False
 
 
 def wait_for(look: Callable[[], T | None], what: str) -> T:

@@ -42,7 +42,7 @@ class Cut:
         training = {
             **config.training,
             "per_device_train_batch_size": self.micro_batch,
-            "gradient_accumulation_steps": config.effective_batch // self.micro_batch,
+            "gradient_accumulation_steps": config.rows_per_gpu // self.micro_batch,
             "gradient_checkpointing": self.checkpointing,
         }
         return config.model_copy(update={"training": training})
@@ -80,7 +80,7 @@ def longest_rows(config: Config, site: Site, folder: Path, model: torch.nn.Modul
         return _assumed(config, model), False
     inputs = FAMILIES[config.model.family].load_inputs(folder, config)
     examples = prepared.rows("train")
-    texts = [prompt_of(row, config.data.prompt) for row in examples]
+    texts = [prompt_of(row, config.data.templates) for row in examples]
     lengths = inputs.lengths(texts, [row.suffix for row in examples])
     return _longest(config, lengths, inputs.limit), True
 
@@ -114,14 +114,14 @@ def largest_cut(
 ) -> Cut | None:
     """The cut with the largest micro-batch that fits; None: not even a single row does.
 
-    Micro-batches divide the effective batch, so that it stays what it is.
+    Micro-batches divide a GPU's share of the effective batch, so that it stays what it is.
 
     Args:
         capacity: bytes of the GPU.
         at_most: no larger micro-batch.
     """
-    effective = config.effective_batch
-    sizes = [size for size in range(1, min(effective, at_most or effective) + 1) if effective % size == 0]
+    share = config.rows_per_gpu
+    sizes = [size for size in range(1, min(share, at_most or share) + 1) if share % size == 0]
     best, low, high = None, 0, len(sizes)
     while low < high:
         middle = (low + high) // 2

@@ -30,6 +30,7 @@ from ftlib.memory.counting import Allocations, GpuKernels
 from ftlib.memory.optimizers import state_bytes
 from ftlib.memory.quantized import quantize_shapes
 from ftlib.models.adapters import prepare_for_training
+from ftlib.models.attention import attend_everywhere, implementation_of
 from ftlib.models.families import FAMILIES
 from ftlib.training.loss import answer_loss
 
@@ -82,8 +83,11 @@ def build_shapes(folder: Path, config: Config) -> torch.nn.Module:
     build = getattr(kind, "_from_config", None) or kind.from_config
     try:
         shapes = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if not FAMILIES[config.model.family].local_attention:
+            attend_everywhere(shapes)
+        asked = implementation_of(shapes, config.model.attention)
         with torch.device("meta"), no_init_weights():
-            model = build(shapes, dtype=getattr(torch, config.model.dtype))
+            model = build(shapes, dtype=getattr(torch, config.model.dtype), attn_implementation=asked)
             model.tie_weights()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: no model can be built from its config.json: {str(error).splitlines()[0]}") from None
@@ -108,7 +112,7 @@ def need(model: torch.nn.Module, config: Config, rows: Rows, micro_batch: int, c
     if checkpointing:
         recompute = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), kernels)}
         model.gradient_checkpointing_enable(recompute)  # type: ignore[operator]
-    passes = 2 if config.effective_batch > micro_batch else 1
+    passes = 2 if config.rows_per_gpu > micro_batch else 1
     with Allocations(model, model.config.get_text_config().vocab_size) as counted:  # type: ignore[union-attr, operator]
         for _ in range(passes):
             with torch.device("meta"), kernels:

@@ -58,7 +58,7 @@ class Plan:
     def _cut_facts(self, cut: Cut | None) -> dict[str, int] | None:
         if cut is None:
             return None
-        accumulation = self.config.effective_batch // cut.micro_batch
+        accumulation = self.config.rows_per_gpu // cut.micro_batch
         return {"micro_batch": cut.micro_batch, "accumulation": accumulation, "total": cut.need.total}
 
 

@@ -47,6 +47,13 @@ def choose_implementation(config: PreTrainedConfig, attention: Attention) -> str
         raise UserError(problem, "Take auto, eager or flex.")
     if attention == "flex" and not torch.cuda.is_available():
         raise UserError("model.attention: flex runs on a GPU, and torch sees none here", _OTHERWISE)
+    return implementation_of(config, attention)
+
+
+def implementation_of(config: PreTrainedConfig, attention: Attention) -> str | dict[str, str | None] | None:
+    """`choose_implementation` for a model that is counted, not run: nothing is refused."""
+    text = config.get_text_config()
+    cap = getattr(text, "attn_logit_softcapping", None)
     name = ("eager" if cap else None) if attention == "auto" else _NAMES[attention]
     if text is config or name is None:
         return name

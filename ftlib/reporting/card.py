@@ -27,7 +27,7 @@ def write_card(run: Run, config: Config) -> None:
 
     It is no part of what the result's marker names, so that it can be written anew after each evaluation.
     """
-    sections = (_front(config), _method(config), _data(run, config), _scores(run), _loading(config))
+    sections = (_front(config), _method(run, config), _data(run, config), _scores(run), _loading(config))
     files.write_text(run.result(config.adapter.method) / "README.md", "\n\n".join(filter(None, sections)) + "\n")
 
 
@@ -52,17 +52,28 @@ def _front(config: Config) -> str:
     return "\n".join([*head, "---", "", title])
 
 
-def _method(config: Config) -> str:
+def _method(run: Run, config: Config) -> str:
     facts: dict[str, Any] = {name: config.training[name] for name in _SHOWN if name in config.training}
-    facts |= {
-        "rows a step": config.effective_batch,
-        "loss averaged over": f"{config.loss.average}s",
-        "seed": config.seed,
-    }
+    facts |= {"rows a step": config.effective_batch, "loss averaged over": f"{config.loss.average}s"}
+    facts |= _course(run, config)
     if config.loss.label_smoothing:
         facts["label smoothing"] = config.loss.label_smoothing
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     return "\n".join(["## Training", "", _what_trained(config), "", *lines])
+
+
+def _course(run: Run, config: Config) -> dict[str, Any]:
+    """Seed and learning rate of the attempt that made the weights, and what else happened to them."""
+    told = [line for line in files.read_jsonl_log(run.history) if "learning_rate" in line]
+    last = told[-1] if told else {"seed": config.seed}
+    facts = {name: last[name] for name in ("learning_rate", "seed") if name in last}
+    if last.get("attempt"):
+        facts["attempts that diverged before"] = last["attempt"]
+    if run.warm_start.exists():
+        facts["began with the weights of"] = f"another run, {files.read_json(run.warm_start)['sha256'][:16]}"
+    if run.done.exists() and (best := files.read_json(run.done).get("best")):
+        facts["chosen on valid"] = f"step {best['step']}, {best['metric']} {best['value']}"
+    return facts
 
 
 def _what_trained(config: Config) -> str:
@@ -87,7 +98,9 @@ def _data(run: Run, config: Config) -> str:
     lines = [
         f"- {name}: {split['rows']:,} rows, fingerprint `{split['fingerprint']}`" for name, split in splits.items()
     ]
-    return "\n".join(["## Data", "", f"Source `{config.data.source}`, asked as `{config.data.prompt}`.", "", *lines])
+    sources = [f"- `{part.name}` ({part.source}), weight {part.weight:g}" for part in config.data.parts]
+    source = f"Source `{config.data.source}`, asked as `{config.data.prompt}`."
+    return "\n".join(["## Data", "", source, *sources, "", *lines])
 
 
 def _scores(run: Run) -> str:

@@ -34,7 +34,9 @@ def _data(record: RunRecord) -> Node:
     splits = record.data["splits"].items()
     rows = [[split, f"{entry['rows']:,}", tag("code", entry["fingerprint"])] for split, entry in splits]
     rule = ", ".join(f"{key} {value}" for key, value in record.data["rule"].items() if value is not None)
-    source = note(f"Source {record.data['source']}, {len(record.data['labels'])} different answers. Split by: {rule}.")
+    labels = record.data["labels"]  # a dataset of very many has no list of them
+    answers = "very many" if labels is None else f"{len(labels):,}"
+    source = note(f"Source {record.data['source']}, {answers} different answers. Split by: {rule}.")
     return group(title, table("data", "lrl", headers, rows), source)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ftlib.config import Config, identity_fields
 from ftlib.reporting.collect import AFTER, RunRecord
 from ftlib.reporting.seeds import Spread, spread_of
 
@@ -14,7 +15,8 @@ CHOICE, REPORT = "valid", "test"
 """The split that a setting is chosen on, and the one that it is reported on."""
 
 _SEED = "seed"
-_NO_SETTING = ("job", "checkpoint")
+_SAME_SCORES = ("splits", "before", "batch_size", "prompts")
+"""What `evaluation` says beside how answers are found and judged."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,20 @@ def own_score(record: RunRecord, split: str, when: str = AFTER) -> float | None:
 
 def group_settings(records: Sequence[RunRecord]) -> list[Setting]:
     """Settings, best on valid first; those without a score there come last, by name. Test has no say."""
-    flat = [dict(_flatten(record.config.model_dump())) for record in records]
+    flat = [dict(_flatten(_telling(record.config))) for record in records]
     keys = varied_keys(flat)
     members: dict[tuple[str, ...], list[RunRecord]] = {}
     for record, fields in zip(records, flat, strict=True):
         members.setdefault(tuple(fields.get(key, "–") for key in keys), []).append(record)
     settings = [_setting(dict(zip(keys, values, strict=True)), runs) for values, runs in members.items()]
     return sorted(settings, key=_rank)
+
+
+def _telling(config: Config) -> dict[str, Any]:
+    """The fields that a score depends on: those that name the run, and how it was asked."""
+    raw = config.model_dump()
+    asked = {key: value for key, value in raw["evaluation"].items() if key not in _SAME_SCORES}
+    return {"name": config.name, **identity_fields(raw), "evaluation": asked}
 
 
 def varied_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -82,8 +91,6 @@ def _rank(setting: Setting) -> tuple[str, bool, float, str]:
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in fields.items():
-        if not prefix and key in _NO_SETTING:
-            continue
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:

@@ -67,7 +67,12 @@ def best_sentence(settings: Sequence[Setting]) -> str:
 
 def best_run(settings: Sequence[Setting]) -> RunRecord:
     """Of the best setting, the run that valid puts first."""
-    return max(settings[0].runs, key=lambda run: own_score(run, CHOICE) or -math.inf)
+    return max(settings[0].runs, key=_chosen_by)
+
+
+def _chosen_by(run: RunRecord) -> float:
+    score = own_score(run, CHOICE)
+    return -math.inf if score is None else score
 
 
 def _curves(settings: Sequence[Setting]) -> Node:

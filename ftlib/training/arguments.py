@@ -50,6 +50,7 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
     _check_numbers(config)
     if any((config.training.get(name) or {}).get("use_reentrant") for name in _RECOMPUTING):
         raise UserError("training: use_reentrant: true trains nothing where inputs are frozen", "Leave it out.")
+    _check_loading(config)
     _, world = console.ranks()
     own = {
         "gradient_accumulation_steps": micro_batches(config.effective_batch, config.micro_batch, world),
@@ -78,6 +79,13 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
         console.say(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
         built._n_gpu = 1  # transformers would spread every micro-batch over them, and average their losses wrongly
     return built
+
+
+def _check_loading(config: Config) -> None:
+    workers = config.training.get("dataloader_num_workers", _workers(config).get("dataloader_num_workers", 0))
+    for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
+        if config.training.get(name) and not workers:
+            raise UserError(f"training.{name} is for workers, and there are none", "Set dataloader_num_workers too.")
 
 
 def learning_rate(config: Config, leg: Leg) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ftlib import files
+from ftlib import console, files
 from ftlib.config import Config
 from ftlib.errors import Diverged
 from ftlib.runs import Run
@@ -57,3 +57,13 @@ def goes_on(examiner: Examiner, model: torch.nn.Module, place: Place) -> bool:
     if (place.leg.attempt, number) not in [(line["attempt"], line["round"]) for line in told]:
         run.note("round", step=place.step, **facts_of(config, place.leg), **found)
     return follows and not found.get("converged", False)
+
+
+def tell_ranks(place: Place) -> None:
+    """Say so if a checkpoint was written by another number of processes."""
+    written_by = len(list(place.checkpoint.glob("rng_state*"))) if place.checkpoint else 0
+    if place.checkpoint and written_by != console.ranks()[1]:
+        console.say(
+            f"the checkpoint is of {written_by} processes, now there are {console.ranks()[1]}: the same batches,"
+        )
+        console.say("but random states, which dropout depends on, begin anew")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ftlib import console, files, preemption
-from ftlib.config import Config, Split
+from ftlib.config import Attention, Config, Split
 from ftlib.data.prepared import Prepared
 from ftlib.errors import UserError
 from ftlib.evaluation.answers import Asked, require_settings, scores_everywhere
@@ -143,7 +143,7 @@ class Examiner:
         config = self.config.model_copy(update={"evaluation": evaluation})
         subject = Subject(f"attempt {attempt}, step {step}", self.base, config, place.checkpoint, loaded=model)
         folder = self.run.evaluation(config.data.source, split, f"attempt-{attempt}-step-{step}")
-        with undisturbed(model), preemption.unwinding():
+        with undisturbed(model), rounded(model, config), preemption.unwinding():
             return scores_everywhere(Asked(subject, config, self.prepared), split, folder)
 
 
@@ -171,6 +171,22 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
         if mixed is not None:
             model.forward = mixed
+
+
+@contextlib.contextmanager
+def rounded(model: torch.nn.Module, config: Config) -> Iterator[None]:
+    """Inside, weights that train in float32 among 16-bit ones have the others' type, as when they are loaded later."""
+    dtype = getattr(torch, config.model.dtype)
+    exact = {}
+    if isinstance(config.adapter, Attention):
+        exact = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    for parameter, data in exact.items():
+        parameter.data = data.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in exact.items():
+            parameter.data = data
 
 
 def _order(line: dict[str, Any]) -> float:

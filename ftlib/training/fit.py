@@ -28,11 +28,12 @@ from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.training import arguments, legs, ranks
-from ftlib.training.attempts import facts_of, goes_on, next_attempt
+from ftlib.training.attempts import facts_of, goes_on, next_attempt, tell_ranks
 from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number, space_needed
 from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import fit_rows, try_images
+from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
 from ftlib.training.sizing import note_halved, sized_to_gpu
 from ftlib.training.trainer import AnswerTrainer
@@ -59,6 +60,7 @@ class _Job:
     start: Path | None
     rows: TrainingRows
     examiner: Examiner
+    halving: Halving
 
     @property
     def config(self) -> Config:
@@ -111,16 +113,23 @@ def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _J
     examiner = Examiner(config, run, prepared, base)
     examiner.require()
     start = find_start(config, run, site)
-    job = _Job(experiment, run, base, start, _rows(config, run, prepared, base), examiner)
-    if FAMILIES[config.model.family].images and console.speaks():
+    halving = Halving(partial(note_halved, run))
+    job = _Job(experiment, run, base, start, _rows(config, run, prepared, base), examiner, halving)
+    if FAMILIES[config.model.family].images:
         _try_images(job, prepared)
     return job
 
 
 def _try_images(job: _Job, prepared: Prepared) -> None:
-    """Once in a run's life, before its first step: all images that it will look at."""
-    if any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
-        return
+    """Once in a run's life, before its first step: all images that it will look at. One process does, the rest wait."""
+    while not any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
+        if console.speaks():
+            _try_all_images(job, prepared)
+        else:
+            time.sleep(2)
+
+
+def _try_all_images(job: _Job, prepared: Prepared) -> None:
     rows = itertools.chain.from_iterable(prepared.rows(split) for split in ["train", *job.examiner.splits])
     job.run.note("images tried", count=try_images(rows, prepared.root, job.rows.inputs))
 
@@ -128,7 +137,7 @@ def _try_images(job: _Job, prepared: Prepared) -> None:
 def _attempt(job: _Job, place: Place) -> bool:
     """Train an attempt from a place in it through its rounds and publish the result; False if it diverged."""
     place = ranks.share(_cut_off(job, place) if console.speaks() else place)
-    _tell_ranks(place)
+    tell_ranks(place)
     while True:
         trainer = _trainer(job, place.leg)
         try:
@@ -145,16 +154,6 @@ def _attempt(job: _Job, place: Place) -> bool:
             return True
         place = place.next_round()
         del trainer
-
-
-def _tell_ranks(place: Place) -> None:
-    """Say so if a checkpoint was written by another number of processes."""
-    written_by = len(list(place.checkpoint.glob("rng_state*"))) if place.checkpoint else 0
-    if place.checkpoint and written_by != console.ranks()[1]:
-        console.say(
-            f"the checkpoint is of {written_by} processes, now there are {console.ranks()[1]}: the same batches,"
-        )
-        console.say("but random states, which dropout depends on, begin anew")
 
 
 def _cut_off(job: _Job, place: Place) -> Place:
@@ -189,7 +188,7 @@ def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
     trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
-    trainer.halving.on_halved = partial(note_halved, job.run)
+    trainer.halving = job.halving
     return trainer
 
 

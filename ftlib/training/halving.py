@@ -21,12 +21,13 @@ Compute = Callable[[dict[str, Tensor]], Tensor]
 class Halving:
     """Computes the micro-batches of optimizer steps, in smaller pieces once memory was too small.
 
-    Set `on_halved` to be told the new number of rows at once.
+    Args:
+        on_halved: is told the new number of rows at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_halved: Callable[[int], None] = lambda size: None) -> None:
         self.size: int | None = None
-        self.on_halved: Callable[[int], None] = lambda size: None
+        self.on_halved = on_halved
         self._step = -1
         self._seen: list[dict[str, Tensor]] = []
         self._random: list[Tensor] = []

@@ -8,6 +8,7 @@ import torch
 
 from ftlib import console, files
 from ftlib.config_file import Experiment
+from ftlib.errors import UserError
 from ftlib.hub import find_model
 from ftlib.memory.cuts import choose_cut, gib, gpu_bytes, longest_rows
 from ftlib.memory.need import build_shapes
@@ -25,9 +26,11 @@ def sized_to_gpu(experiment: Experiment, run: Run, site: Site) -> Experiment:
     experiment as it is.
 
     Raises:
-        UserError: not even a single row fits.
+        UserError: not even a single row fits, or there are several GPUs.
     """
     config, capacity = experiment.config, gpu_bytes()
+    if config.batch.auto and console.ranks()[1] > 1:
+        raise UserError("batch.auto is for one GPU, and this job has several tasks", "Set it to false.")
     if not config.batch.auto or capacity is None:
         return experiment
     folder = find_model(config.model, site)

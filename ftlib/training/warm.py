@@ -34,7 +34,10 @@ def find_start(config: Config, run: Run, site: Site) -> Path | None:
     else:
         folder = _result(config.warm_start, run, site)
     _check_kind(folder, isinstance(config.adapter, Lora))
-    weights = {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    if isinstance(config.adapter, Lora):
+        _check_base(folder, config)
+    found = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    weights = {path.name: files.sha256(path) for path in sorted(found)}
     noted = {"folder": str(folder), "sha256": files.fingerprint(weights)}
     if before and before["sha256"] != noted["sha256"]:
         problem = f"warm_start: the weights in {folder} have changed since this run began"
@@ -54,6 +57,16 @@ def _result(text: str, run: Run, site: Site) -> Path:
     if not other.done.exists():
         raise UserError(f"warm_start: {other.folder}: not trained to its end yet", "Run `ftlib train` for it first.")
     return other.folder / str(files.read_json(other.done)["result"])
+
+
+def _check_base(folder: Path, config: Config) -> None:
+    """An adapter of equal shape over another base would be loaded without a word."""
+    facts = files.read_json(folder / "adapter_config.json")
+    trained_on = (facts.get("base_model_name_or_path"), facts.get("revision"))
+    if trained_on != (config.model.base, config.model.revision):
+        name, revision = trained_on
+        problem = f"warm_start: {folder} was trained over {name}{f' at {revision}' if revision else ''}"
+        raise UserError(f"{problem}, not over this config's model.base and revision", "Begin from its own base.")
 
 
 def _check_kind(folder: Path, wants_adapter: bool) -> None:

@@ -45,6 +45,24 @@ def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib)
     assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: name one" in error
 
 
+def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:
+    """Two GPUs × 2 × 4 are 16 rows a step, 8 of them on each."""
+    _, out, _ = ftlib("plan", config, "--json", "--gpu", "4GiB", "job.gpus=2")
+    facts = json.loads(out)
+    largest = facts["largest"]["no_checkpointing"]
+    assert (facts["effective_batch"], largest["micro_batch"], largest["accumulation"]) == (16, 8, 1)
+
+
+def test_parts_are_asked_by_their_own_prompts(config: Path, ftlib: Ftlib, shared: Path) -> None:
+    part = f"{{name: digits, source: jsonl, root: {shared / 'data'}, prompt: '{{prefix}}'}}"
+    data = f"data={{source: mixture, root: {shared}, prompt: 'answer {{question}}', parts: [{part}]}}"
+    code, _, error = ftlib("prepare", config, data)
+    assert code == 0, error
+    code, out, error = ftlib("plan", config, data, "--json")
+    assert code == 0, error
+    assert json.loads(out)["rows"] == {"tokens": 28, "answer": 2, "assumed": False}
+
+
 def test_what_does_not_fit_ends_with_1(config: Path, ftlib: Ftlib) -> None:
     code, out, error = ftlib("plan", config, "--gpu", "600MiB")
     assert code == 1 and out == ""

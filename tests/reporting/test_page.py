@@ -247,3 +247,8 @@ def test_a_task_without_a_confusion_matrix(run: Run, page: Page, value: float) -
 def test_missing_image_leaves_a_placeholder(finished: Run, page: Page, site: Site) -> None:
     (site.store / "datasets" / "pets" / "images" / "a.png").unlink()
     assert "images/a.png: this image file is missing" in page(finished)
+
+
+def test_a_dataset_of_very_many_answers_has_no_list_of_them(run: Run, page: Callable[[Run], str]) -> None:
+    train(run, labels=None)
+    assert "very many different answers" in page(run)

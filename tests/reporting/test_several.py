@@ -97,6 +97,17 @@ def test_jobs_and_intervals_of_saving_are_no_settings(site: Site, tmp_path: Path
     assert (len(setting.runs), setting.values) == (2, {})
 
 
+def test_how_a_batch_is_cut_is_no_setting_but_the_best_checkpoint_is(site: Site, tmp_path: Path) -> None:
+    cut = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 2}
+    runs = [
+        _member(site, tmp_path, 5, 5, seed=0),
+        _member(site, tmp_path, 5, 5, seed=1, batch__auto="true", **cut),
+        _member(site, tmp_path, 5, 5, seed=2, checkpoint__best="{metric: accuracy, every: 5}"),
+    ]
+    settings = group_settings([record_of(run, site) for run in runs])
+    assert sorted(len(setting.runs) for setting in settings) == [1, 2]
+
+
 def test_the_page(sweep: list[Run], ftlib: Ftlib) -> None:
     code, out, _ = ftlib("report", "pets")
     path = Path(out.strip())

@@ -18,7 +18,7 @@ from ftlib import files
 from ftlib.runs import Run
 from ftlib.training.examiner import undisturbed
 from ftlib.training.legs import Leg
-from tests.conftest import LORA
+from tests.conftest import LORA, read_lines
 from tests.training.test_guards import events, lines
 from tests.training.test_resume import run_of
 
@@ -98,6 +98,26 @@ def test_asking_in_between_changes_no_loss_and_the_best_becomes_the_result(
     weights = load_file(run.checkpoints() / f"checkpoint-{best}" / "trainable.safetensors")
     result = published(run)
     assert set(result) == set(weights) and all(weights[name].equal(result[name]) for name in weights)
+
+
+def test_float32_weights_among_16_bit_ones_are_asked_as_they_are_after_training(
+    store: Path, write_config: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on in float32: at the end, asked in training and asked afterwards is the same."""
+    monkeypatch.setenv("FTLIB_RUNS", "")
+    config = write_config("{method: attention}")
+    mixed = ["model.dtype=bfloat16", "training.bf16=true", "training.use_cpu=true"]
+    best = "checkpoint.best={metric: accuracy, every: 12}"
+    assert ftlib("prepare", config)[0] == 0
+    run = run_of(config, tmp_path / "runs", *mixed, best)
+    code, _, error = ftlib("train", config, *mixed, best)
+    assert code == 0, error
+    code, _, error = ftlib("evaluate", run.folder, "evaluation.before=false")
+    assert code == 0, error
+    asked = [read_lines(path) for path in run.folder.glob("eval/jsonl/valid/*/predictions.jsonl")]
+    assert len(asked) == 2 and asked[0] == asked[1]
+    weights = load_file(run.checkpoints() / "checkpoint-12" / "trainable.safetensors")
+    assert any(not weight.equal(weight.bfloat16().float()) for weight in weights.values())
 
 
 def test_the_best_may_be_long_gone_by(config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch) -> None:

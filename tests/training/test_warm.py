@@ -78,6 +78,12 @@ def test_the_weights_that_a_run_began_with_must_stay(
         find_start(*start_of(config, f"warm_start={asked[1].folder}"))
 
 
+def test_an_adapter_of_another_base_is_refused(store: Path, write_config: Callable[..., Path], ftlib: Ftlib) -> None:
+    config, first = trained(write_config, ftlib, LORA)
+    with pytest.raises(UserError, match=r"was trained over .*, not over this config's model\.base"):
+        find_start(*start_of(config, f"warm_start={first.folder}", "model.base=google/paligemma-3b-mix-224"))
+
+
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [(FULL, LORA, "is a whole model.*\n.*model.base"), (LORA, FULL, "is an adapter.*\n.*ftlib merge")],
