@@ -1,7 +1,7 @@
 """What happened to a run: history.jsonl, a line for each start and end of a command that works on it.
 
-Written as it happens by `attempt` (and by jobs/run.sh, which alone learns that a command was killed); read back as a
-list of `Attempt`, from which `ftlib status` tells what became of a run and what it cost.
+Written as it happens by `begin` and `endings` (and by jobs/run.sh, which alone learns that a command was killed); read
+back as a list of `Attempt`, from which `ftlib status` tells what became of a run and what it cost.
 
 | event | of | tells |
 |---|---|---|
