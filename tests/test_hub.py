@@ -170,3 +170,12 @@ def test_a_repository_without_weights(model: Path, repository: Path, stage: Stag
     (repository / "model.onnx").write_bytes(b"another form")
     done = stage()
     assert done.returncode == 2 and "no weights in it" in done.stderr
+
+
+def test_a_base_in_a_folder_needs_no_staging(
+    model: Path, write_config: Callable[..., Path], store: Path, ftlib: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, error = ftlib("stage", write_config(base=str(model)))
+    assert code == 0 and str(model) in error
+    code, _, error = ftlib("stage", write_config(base=str(model / "nowhere")))
+    assert code == 2 and "no such folder" in error

@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
 
 
 def _stage_model(config: Config, site: Site) -> Path:
+    if hub.looks_local(config.model.base) and not hub.is_embedded(config.model):
+        return hub.find_model(config.model, site)  # nothing to bring
     if not hub.is_embedded(config.model):
         return hub.stage_hub_model(config.model, site)
     folder = hub.embedded_folder(config.model, site)
