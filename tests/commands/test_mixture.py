@@ -89,9 +89,8 @@ def test_a_mixture_through_the_chain(config: Path, ftlib: Ftlib, monkeypatch: py
     assert "test words" in (run / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["opencalm_3b", "opencalm_7b"])
-def test_opencalm_learns_from_both_sets(name: str, tmp_path: Path, store: Path, ftlib: Ftlib) -> None:
-    """The two releases' own fields; a translation without an answer is left out."""
+def instruction_sets(root: Path) -> Path:
+    """The two releases' own fields; one translation has no answer."""
     preferred = [
         {"instruction": f"{n}とは何ですか", "input": "", "output": f"数{n}です", "index": str(n), "ng_translation": "0"}
         for n in range(70)
@@ -102,12 +101,27 @@ def test_opencalm_learns_from_both_sets(name: str, tmp_path: Path, store: Path, 
         for n in range(40)
     ]
     for file, rows in (("hh-rlhf-49k-ja.json", preferred), ("databricks-dolly-15k-ja.json", dolly)):
-        (tmp_path / file).write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+        (root / file).write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+    return root
+
+
+SMALL = ["model.dtype=float32", "training.max_steps=2", "training.fp16=false", "evaluation.max_new_tokens=4"]
+
+
+@pytest.mark.parametrize("name", ["opencalm_3b", "opencalm_7b"])
+def test_opencalm_learns_from_both_sets(name: str, tmp_path: Path, store: Path, ftlib: Ftlib) -> None:
+    instruction_sets(tmp_path)
     config = REPOSITORY / "configs" / f"{name}.yaml"
-    small = [f"model.base={save('gpt_neox', tmp_path / 'base')}", "model.dtype=float32", f"data.root={tmp_path}"]
+    small = [f"model.base={save('gpt_neox', tmp_path / 'base')}", f"data.root={tmp_path}", *SMALL]
     code, output, error = ftlib("prepare", config, *small)
     assert code == 0 and "hh-rlhf-49k-ja.json: record 8: field output: is empty" in error, error
     found = json.loads((Path(output.strip()) / "data.json").read_text())
     assert found["bad"] == 1 and found["splits"]["train"]["parts"] == {"hh_rlhf_49k": 65, "dolly_15k": 38}
-    code, _, error = ftlib("train", config, *small, "training.max_steps=2", "training.fp16=false")
+    code, _, error = ftlib("train", config, *small)
     assert code == 0, error
+    code, output, error = ftlib("evaluate", name, "--json", "evaluation.before=false")
+    assert code == 0, error
+    (scores,) = json.loads(output)
+    assert scores["n"] == 3 and scores["parts"].keys() == {"hh_rlhf_49k", "dolly_15k"}
+    code, output, _ = ftlib("predict", name, "--prompt", "1とは何ですか", "--context", "文脈")
+    assert code == 0 and "without context" in output and "with context" in output
