@@ -28,8 +28,8 @@ def captions(root: Path) -> Path:
 
 @pytest.fixture
 def place(cluster: Cluster) -> Path:
-    """A folder of the user's."""
-    folder = cluster.home / "releases"
+    """A folder in the store, which the container sees."""
+    folder = cluster.store / "releases"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
