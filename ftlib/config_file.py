@@ -62,9 +62,7 @@ def load_experiment(
     Raises:
         UserError: every fault found, one a line.
     """
-    data, lines = _read(path)
-    places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
-    _override(data, overrides, places)
+    data, places = _read_with(path, overrides)
     faults: list[tuple[yaml_core.Path, str]] = []
     movable = _expand(data, (), {**environment, "store": "${store}"}, faults)
     expanded = _expand(movable, (), {"store": str(site.store)}, [])
@@ -83,9 +81,7 @@ def load_section(
     Raises:
         UserError: every fault found, one a line.
     """
-    data, lines = _read(path)
-    places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
-    _override(data, overrides, places)
+    data, places = _read_with(path, overrides)
     faults: list[tuple[yaml_core.Path, str]] = []
     return _validate(
         schema, _expand(data, (), {**environment, "store": str(site.store)}, faults), faults, places, str(path)
@@ -99,6 +95,14 @@ def check_section(schema: type[S], data: dict[str, Any]) -> S:
         UserError: every fault found, one a line.
     """
     return _validate(schema, data, [], {}, _COMMAND_LINE)
+
+
+def _read_with(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[yaml_core.Path, str]]:
+    """A file's content with the overrides in it, and where each key stands."""
+    data, lines = _read(path)
+    places: dict[yaml_core.Path, str] = {key: f"{path}:{line}" for key, line in lines.items()}
+    _override(data, overrides, places)
+    return data, places
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[yaml_core.Path, int]]:
