@@ -40,6 +40,39 @@ FULL = "{method: full, freeze: [projector]}"
 LORA = "{method: lora, r: 4, alpha: 8, dropout: 0.1, freeze: []}"
 
 
+COUNTS_AND_DIES = """
+import os, signal, sys
+from ftlib.evaluation.subject import Subject
+plain, log, deadly = Subject.answer, sys.argv[1], int(sys.argv[2])
+calls = 0
+def answer(self, rows, settings):
+    global calls
+    calls += 1
+    found = plain(self, rows, settings)
+    with open(log, "a") as file:
+        file.write(f"{len(rows)}\\n")
+    if calls == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+Subject.answer = answer
+from ftlib.__main__ import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def counts_and_dies(log: Path, deadly: int, *command: object) -> list[str]:
+    """A command line of ftlib that logs the number of rows of each batch and dies after a given one (0: never)."""
+    return [sys.executable, "-c", COUNTS_AND_DIES, str(log), str(deadly), *map(str, command)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share one process, and so do all of the cluster, which is one and has one user's home."""
+    for item in items:
+        group = "cluster" if item.path.parent.name == "cluster" else item.path.relative_to(REPOSITORY)
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model/` (tiny, with dropout, so that random states matter) and `data/` (60 real digits)."""

@@ -115,17 +115,9 @@ def line_chart(
     values = [value for _, value in points]
     y = _value_scale(values, height - _BOTTOM, _TOP, log=noisy and wants_log(values))
     shown = [mark for mark in marks if x.low <= mark <= x.high]
-    return tag(
-        "svg",
-        tag("title", title),
-        _horizontal_axis(x, height),
-        _vertical_axis(y, width),
-        *[_mark(x(mark), height) for mark in shown],
-        *_curves([(x(step), y(value)) for step, value in points], noisy),
-        viewBox=f"0 0 {width} {height}",
-        class_="chart",
-        role="img",
-    )
+    marked = [_mark(x(mark), height) for mark in shown]
+    curves = _curves([(x(step), y(value)) for step, value in points], noisy)
+    return _svg(title, width, height, _horizontal_axis(x, height), _vertical_axis(y, width), *marked, *curves)
 
 
 def unit_chart(title: str, points: Sequence[Point], width: int, height: int) -> Node:
@@ -137,16 +129,8 @@ def unit_chart(title: str, points: Sequence[Point], width: int, height: int) -> 
     x = Scale(0, 1, _LEFT, width - _RIGHT)
     y = Scale(0, 1, height - _BOTTOM, _TOP)
     labels = [_text(tick_label(tick, 1), x(tick), height - _BOTTOM + 20, "middle") for tick in (0, 0.5, 1)]
-    return tag(
-        "svg",
-        tag("title", title),
-        *labels,
-        _vertical_axis(y, width),
-        *_curves([(x(one), y(other)) for one, other in points], noisy=False),
-        viewBox=f"0 0 {width} {height}",
-        class_="chart",
-        role="img",
-    )
+    curves = _curves([(x(one), y(other)) for one, other in points], noisy=False)
+    return _svg(title, width, height, *labels, _vertical_axis(y, width), *curves)
 
 
 def overlay_chart(title: str, curves: Sequence[tuple[int, Sequence[Point]]], width: int, height: int) -> Node:
@@ -163,16 +147,12 @@ def overlay_chart(title: str, curves: Sequence[tuple[int, Sequence[Point]]], wid
     for colour, steps, line in means:
         places = [(x(step), y(value)) for step, value in zip(steps, line, strict=True)]
         lines.append(_polyline(places, f"of-{colour}", OVERLAY_POINTS))
-    return tag(
-        "svg",
-        tag("title", title),
-        _horizontal_axis(x, height),
-        _vertical_axis(y, width),
-        *lines,
-        viewBox=f"0 0 {width} {height}",
-        class_="chart",
-        role="img",
-    )
+    return _svg(title, width, height, _horizontal_axis(x, height), _vertical_axis(y, width), *lines)
+
+
+def _svg(title: str, width: int, height: int, *parts: Node) -> Node:
+    box = f"0 0 {width} {height}"
+    return tag("svg", tag("title", title), *parts, viewBox=box, class_="chart", role="img")
 
 
 def _step_scale(steps: Sequence[float], start: float, end: float) -> Scale:

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from ftlib.data.examples import write_records
 from ftlib.models.causal import CausalInputs
 from ftlib.models.rows import forward_arguments
 from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
-from tests.conftest import read_lines
+from tests.conftest import counts_and_dies, read_lines
 
 Ftlib = Callable[..., tuple[int, str, str]]
 
@@ -31,25 +30,6 @@ model: {family: causal, base: BASE}
 adapter: {method: lora, targets: [attention]}
 data: {source: instructions, root: ROOT, prompt: "bad {prefix}", split: {valid: 24, test: 1}}
 evaluation: {max_new_tokens: 3, batch_size: 10, prompts: ["ugly {prefix}", "good {prefix}"]}
-"""
-
-COUNTS_AND_DIES = """
-import os, signal, sys
-from ftlib.evaluation.subject import Subject
-plain, log, deadly = Subject.answer, sys.argv[1], int(sys.argv[2])
-calls = 0
-def answer(self, rows, settings):
-    global calls
-    calls += 1
-    found = plain(self, rows, settings)
-    with open(log, "a") as file:
-        file.write(f"{len(rows)}\\n")
-    if calls == deadly:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return found
-Subject.answer = answer
-from ftlib.__main__ import main
-sys.exit(main(["prompts", *sys.argv[3:]]))
 """
 
 
@@ -108,7 +88,7 @@ def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: 
     def run(deadly: int, *more: str) -> tuple[int, str, int]:
         log = tmp_path / "asked"
         log.unlink(missing_ok=True)
-        command = [sys.executable, "-c", COUNTS_AND_DIES, str(log), str(deadly), str(config), "--json", *more]
+        command = counts_and_dies(log, deadly, "prompts", config, "--json", *more)
         done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, sum(map(int, log.read_text().split())) if log.exists() else 0
 

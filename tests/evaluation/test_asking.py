@@ -7,35 +7,15 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ftlib.evaluation.asking import batches_by_image
-from tests.conftest import FULL, read_lines
+from tests.conftest import FULL, counts_and_dies, read_lines
 
 Ftlib = Callable[..., tuple[int, str, str]]
-
-COUNTS_AND_DIES = """
-import os, signal, sys
-from ftlib.evaluation.subject import Subject
-plain, log, deadly = Subject.answer, sys.argv[1], int(sys.argv[2])
-calls = 0
-def answer(self, rows, settings):
-    global calls
-    calls += 1
-    found = plain(self, rows, settings)
-    with open(log, "a") as file:
-        file.write(f"{len(rows)}\\n")
-    if calls == deadly:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return found
-Subject.answer = answer
-from ftlib.__main__ import main
-sys.exit(main(["evaluate", *sys.argv[3:]]))
-"""
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -77,7 +57,7 @@ def test_killed_at_any_moment_it_goes_on(
     log = tmp_path / "asked"
 
     def start(deadly: int) -> int:
-        command = [sys.executable, "-c", COUNTS_AND_DIES, str(log), str(deadly), *arguments]
+        command = counts_and_dies(log, deadly, "evaluate", *arguments)
         return subprocess.run(command, capture_output=True, env=os.environ).returncode
 
     draw = random.Random(11)
@@ -106,7 +86,7 @@ def test_answers_to_other_questions_are_not_taken_over(
     store: Path, write_config: Callable[..., Path], ftlib: Ftlib, tmp_path: Path
 ) -> None:
     trained(write_config, ftlib)
-    command = [sys.executable, "-c", COUNTS_AND_DIES, str(tmp_path / "asked"), "1", "tiny", "--split", "train"]
+    command = counts_and_dies(tmp_path / "asked", 1, "evaluate", "tiny", "--split", "train")
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     code, output, _ = ftlib("evaluate", "tiny", "evaluation.max_new_tokens=1", "--split", "train", "--json")
     assert code == 0
@@ -129,7 +109,7 @@ def test_several_tasks_share_the_rows(
     tasks = []
     for rank, log in enumerate(logs):
         slurm = {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2"}
-        command = [sys.executable, "-c", COUNTS_AND_DIES, str(log), "0", "tiny", "--split", "train"]
+        command = counts_and_dies(log, 0, "evaluate", "tiny", "--split", "train")
         tasks.append(subprocess.Popen(command, env={**os.environ, **slurm}))
     assert [task.wait(timeout=240) for task in tasks] == [0, 0]
     asked = [sum(map(int, log.read_text().split())) for log in logs]
