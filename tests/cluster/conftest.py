@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,3 +162,26 @@ def _problem() -> str | None:
 def history(run: Path) -> list[dict[str, object]]:
     """What happened to a run."""
     return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def members(runs: Path, name: str) -> list[Path]:
+    """The run folders of a name."""
+    return sorted(path.parent for path in (runs / name).glob("*/config.yaml"))
+
+
+def weights(run: Path) -> bytes:
+    """The file of a full result."""
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step → loss."""
+    return {one["step"]: one["loss"] for one in files.read_jsonl_log(run / "metrics.jsonl") if "loss" in one}
+
+
+def status(cluster: Cluster, name: str, runs: Path) -> dict[str, Any]:
+    """What `ftlib status` says of the only run of a name."""
+    done = cluster.ftlib(f"status {name} --json", FTLIB_RUNS=runs)
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)
+    return dict(record)

@@ -11,20 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ftlib import files
-from tests.cluster.conftest import STATE, Cluster, history
+from tests.cluster.conftest import STATE, Cluster, history, losses, weights
 from tests.conftest import REPOSITORY
 
 LONG = "configs/digits.yaml name=long training.num_train_epochs=24 checkpoint.steps=40"
 """A run of 888 steps (37 an epoch), long enough to be interrupted several times."""
-
-
-def weights(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(record["step"], record["loss"]) for record in files.read_jsonl_log(run / "metrics.jsonl")]
 
 
 def test_the_words_of_the_user(cluster: Cluster) -> None:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Any
 
-from tests.cluster.conftest import USER, Cluster
+from tests.cluster.conftest import USER, Cluster, status
 
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
-
-
-def status(cluster: Cluster, name: str, runs: Path) -> dict[str, Any]:
-    done = cluster.ftlib(f"status {name} --json", FTLIB_RUNS=runs)
-    assert done.returncode == 0, done.stderr
-    (record,) = json.loads(done.stdout)
-    return dict(record)
 
 
 def test_a_run_is_watched_and_cancelled_by_name(cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ftlib import files
-from tests.cluster.conftest import Cluster, history
+from tests.cluster.conftest import Cluster, history, members, weights
 
 SWEEP = "'sweep.seed=[0,1]' 'sweep.data.prompt=[\"{prefix}\",\"say it: {prefix}\"]' 'sweep.data.split.seed=[0,1]'"
 SHORT = "training.num_train_epochs=2 checkpoint.steps=20 evaluation.splits='[valid]'"
@@ -18,18 +18,10 @@ SHORT = "training.num_train_epochs=2 checkpoint.steps=20 evaluation.splits='[val
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
 
 
-def members(runs: Path, name: str) -> list[Path]:
-    return sorted(path.parent for path in (runs / name).glob("*/config.yaml"))
-
-
 def wait_for_all(cluster: Cluster, runs: Path, name: str, count: int, seconds: float = 1500) -> None:
     """Until every run of a sweep has its scores."""
     whole = lambda: sum(files.is_complete(run / "eval/digits/valid/after") for run in members(runs, name))  # noqa: E731
     cluster.wait_until(lambda: whole() == count, f"{count} runs of {name}", seconds)
-
-
-def weights(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
 
 
 def output(cluster: Cluster, name: str) -> str:
