@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
 
 test: $(VENV)/.test $(LOWEST)/.done
-	FTLIB_LOWEST_TRANSFORMERS=$(abspath $(LOWEST)) $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder --durations 15
+	FTLIB_LOWEST_TRANSFORMERS=$(abspath $(LOWEST)) $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 
 cluster:
 	tests/cluster/up.sh

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from ftlib.__main__ import main
 
@@ -65,12 +66,16 @@ def counts_and_dies(log: Path, deadly: int, *command: object) -> list[str]:
     return [sys.executable, "-c", COUNTS_AND_DIES, str(log), str(deadly), *map(str, command)]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Scheduling(LoadFileScheduling):
     """A file's tests share one process, and so do all of the cluster, which is one and has one user's home."""
-    for item in items:
-        group = "cluster" if item.path.parent.name == "cluster" else item.path.relative_to(REPOSITORY)
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "cluster" if nodeid.startswith("tests/cluster/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
+    """What hands the tests to the processes."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,18 @@ class Unavailable(Exception):
     """Why a metric cannot be computed here."""
 
 
+def missing(metric: str) -> str | None:
+    """What METEOR or SPICE lacks here; None: nothing, or the metric is another one."""
+    find = {"METEOR": _meteor_jar, "SPICE": _spice_jar}.get(metric)
+    try:
+        if find is not None:
+            find()
+            _program()
+    except Unavailable as reason:
+        return str(reason)
+    return None
+
+
 def count_meteor(totals: Totals, predictions: Sentences, references: Sequence[Sentences]) -> None:
     """Add METEOR.
 
@@ -43,7 +55,7 @@ def count_meteor(totals: Totals, predictions: Sentences, references: Sequence[Se
     Raises:
         Unavailable: no Java, no pycocoevalcap, or the program failed.
     """
-    jar = _package_file("meteor", "meteor-1.5.jar")
+    jar = _meteor_jar()
     asked = "".join(
         " ||| ".join(["SCORE", *map(_plain, captions), _plain(prediction)]) + "\n"
         for prediction, captions in zip(predictions, references, strict=True)
@@ -98,10 +110,7 @@ def count_spice(totals: Totals, predictions: Sentences, references: Sequence[Sen
     Raises:
         Unavailable: no Java, no pycocoevalcap, no CoreNLP, or the program failed.
     """
-    jar = _package_file("spice", "spice-1.0.jar")
-    for name in _CORENLP:
-        if not (jar.parent / "lib" / name).is_file():
-            raise Unavailable(f"{name} is not in {jar.parent / 'lib'}")
+    jar = _spice_jar()
     images = [
         {"image_id": image, "test": " ".join(predictions[image]), "refs": [" ".join(one) for one in references[image]]}
         for image in range(len(predictions))
@@ -114,6 +123,18 @@ def count_spice(totals: Totals, predictions: Sentences, references: Sequence[Sen
             raise Unavailable("SPICE left no scores")
         scores = {one["image_id"]: one["scores"]["All"]["f"] for one in json.loads(answered.read_text("utf-8"))}
     totals.ratio("SPICE", [float(scores[image]) for image in range(len(predictions))])
+
+
+def _meteor_jar() -> Path:
+    return _package_file("meteor", "meteor-1.5.jar")
+
+
+def _spice_jar() -> Path:
+    jar = _package_file("spice", "spice-1.0.jar")
+    for name in _CORENLP:
+        if not (jar.parent / "lib" / name).is_file():
+            raise Unavailable(f"{name} is not in {jar.parent / 'lib'}")
+    return jar
 
 
 def _package_file(folder: str, name: str) -> Path:
@@ -132,12 +153,16 @@ def _java(arguments: list[str], given: str) -> str:
     Raises:
         Unavailable: no Java, or the program failed.
     """
-    program = shutil.which("java")
-    if program is None:
-        raise Unavailable("Java is not installed")
-    command = [program, "-Dfile.encoding=UTF-8", *arguments]
+    command = [_program(), "-Dfile.encoding=UTF-8", *arguments]
     done = subprocess.run(command, input=given, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise Unavailable(f"Java failed: {said[0]}")
     return done.stdout
+
+
+def _program() -> str:
+    program = shutil.which("java")
+    if program is None:
+        raise Unavailable("Java is not installed")
+    return program

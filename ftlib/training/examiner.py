@@ -24,6 +24,7 @@ from ftlib.data.prepared import Prepared
 from ftlib.errors import UserError
 from ftlib.evaluation.answers import Asked, require_settings, scores_everywhere
 from ftlib.evaluation.subject import Subject
+from ftlib.metrics import captions_java
 from ftlib.metrics.summary import number
 from ftlib.runs import Run
 from ftlib.tasks import TASKS
@@ -79,6 +80,8 @@ class Examiner:
             return f"task {self.config.task} has no metric {metric!r}", f"It has {', '.join(known)}."
         if self.config.task == "classify" and name in _OF_POSITIVE and self.config.evaluation.positive is None:
             return f"{name} is of one answer against the others", "Name it in evaluation.positive."
+        if lacking := captions_java.missing(name):
+            return f"{name} cannot be computed here: {lacking}", "Install it, or take another metric, such as CIDEr-D."
         if not len(self.prepared.rows(split)):
             return f"there are no rows in {split}", "See data.split."
         return None

@@ -272,3 +272,13 @@ def test_what_could_not_be_asked_is_found_before_training(
     run_of(rewrite(config, ("  learning_rate: 1.0e-2\n", "")), tmp_path / "runs")
     code, _, error = ftlib("train", config, *extra)
     assert code == 2 and message in error
+
+
+def test_a_metric_that_needs_java_is_asked_for_before_training(
+    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    caption = rewrite(config, ("task: classify", "task: caption"))
+    assert ftlib("prepare", caption)[0] == 0
+    code, _, error = ftlib("train", caption, "checkpoint.best={metric: METEOR, every: 5}")
+    assert code == 2 and "checkpoint.best: METEOR cannot be computed here: Java is not installed" in error
