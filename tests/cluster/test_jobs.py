@@ -49,6 +49,8 @@ def test_the_words_of_the_user(cluster: Cluster) -> None:
     assert (wrapped.returncode, wrapped.stdout.strip()) == (0, "0"), wrapped.stderr
     assert cluster.shell("jobs/run.sh ftlib prepare configs/digits.yaml").returncode == 0
     assert cluster.shell("jobs/run.sh ftlib report digits").returncode == 0
+    planned = cluster.shell("jobs/run.sh ftlib plan configs/digits.yaml --gpu 12GiB --json")
+    assert planned.returncode == 0 and json.loads(planned.stdout)["fits"] is True, planned.stderr
 
 
 @pytest.mark.parametrize(("times", "epochs"), [(3, 24), pytest.param(20, 80, marks=pytest.mark.long)])

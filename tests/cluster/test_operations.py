@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
+from pathlib import Path
 
-from tests.cluster.conftest import USER, Cluster, status
+from tests.cluster.conftest import FINISHED, USER, Cluster, status
 
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
 
@@ -49,3 +52,25 @@ def test_doctor_in_a_job_finds_the_gpu_that_is_none(cluster: Cluster) -> None:
     assert "store clock: agrees" in log and "MB/s written" in log
     login = cluster.ftlib("doctor")
     assert "ok    job: " in login.stdout, login.stdout + login.stderr
+
+
+def test_a_token_in_the_environment_is_in_no_file_and_no_process_list(cluster: Cluster) -> None:
+    """The job's script, its logs, the run folder and its report; the command lines of all processes, all the time."""
+    runs = cluster.home / "secret"
+    token = "hf_planted0123456789secret"
+    what = f"configs/digits.yaml name=secret training.num_train_epochs=1 {SMALL}"
+    (job,) = cluster.submit(what, FTLIB_RUNS=runs, HF_TOKEN=token)
+    seen: set[bytes] = set()
+    script = subprocess.run(["scontrol", "write", "batch_script", job, "-"], capture_output=True).stdout
+    while not cluster.state(job).startswith(FINISHED):
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                seen.add(process.read_bytes())
+        time.sleep(0.3)
+    assert cluster.state(job) == "COMPLETED"
+    assert cluster.ftlib("report secret", FTLIB_RUNS=runs, HF_TOKEN=token).returncode == 0
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True).stdout
+    written = [path for path in (*runs.rglob("*"), *(cluster.home / "ftlib/logs").rglob("*")) if path.is_file()]
+    assert any(b"submitit.core._submit" in line and b"python" in line for line in seen) and len(written) > 20
+    assert not [text for text in (*seen, script, shown) if token.encode() in text]
+    assert not [path for path in written if token.encode() in path.read_bytes()]
