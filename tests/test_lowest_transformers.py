@@ -33,6 +33,7 @@ def test_gates_hold_on_the_lowest_supported_transformers() -> None:
         "gates",
         "-p",
         "no:cacheprovider",
+        "tests/memory",
         "tests/models",
         "tests/training",
     ]

@@ -16,9 +16,11 @@ from ftlib.config import Config
 from ftlib.memory.counting import Allocations, GpuKernels
 from ftlib.memory.need import Rows, build_shapes, empty_batch, need
 from ftlib.models.adapters import prepare_for_training
+from ftlib.models.attention import attend_everywhere, choose_implementation
 from ftlib.models.families import FAMILIES
 from ftlib.training.loss import answer_loss
 
+pytestmark = pytest.mark.gates
 LORA = {"method": "lora", "r": 8}
 FULL = {"method": "full"}
 
@@ -44,8 +46,9 @@ def paligemma(size: int, **text: Any) -> PaliGemmaConfig:
     )  # fmt: skip
 
 
-def small_paligemma(size: int) -> PaliGemmaConfig:
-    shapes = paligemma(size, hidden_size=128, intermediate_size=512, num_hidden_layers=3, head_dim=32, vocab_size=2048)
+def small_paligemma(size: int, text: str = "gemma") -> PaliGemmaConfig:
+    widths = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "head_dim": 32, "vocab_size": 2048}
+    shapes = paligemma(size, model_type=text, **widths)
     for name, value in {
         "hidden_size": 96,
         "intermediate_size": 256,
@@ -91,6 +94,8 @@ CASES = [
     ("paligemma-224", LORA, False),
     ("paligemma-224", FULL, True),
     ("paligemma-448", LORA, False),
+    ("paligemma2-224", LORA, False),
+    ("paligemma2-224", LORA, True),
     ("causal", LORA, True),
     ("causal", FULL, False),
 ]
@@ -109,8 +114,9 @@ def test_a_step_needs_what_the_cpu_really_allocates(
              max_position_embeddings=512).save_pretrained(tmp_path)  # fmt: skip
         rows = Rows(300, 200)
     else:
-        size = int(shapes.removeprefix("paligemma-"))
-        small_paligemma(size).save_pretrained(tmp_path)
+        family, pixels = shapes.split("-")
+        size = int(pixels)
+        small_paligemma(size, "gemma2" if family == "paligemma2" else "gemma").save_pretrained(tmp_path)
         rows = Rows((size // 14) ** 2 + 36, 17)
     chosen = config("causal" if causal else "paligemma", adapter, dtype="float32")
     empty, model = build_shapes(tmp_path, chosen), real_model(tmp_path, chosen)
@@ -136,7 +142,9 @@ def kept_on_shapes(model: torch.nn.Module, rows: Rows) -> int:
 def real_model(folder: Path, chosen: Config) -> torch.nn.Module:
     kind = FAMILIES[chosen.model.family].model_class
     build = getattr(kind, "_from_config", None) or kind.from_config
-    plain = build(AutoConfig.from_pretrained(folder))
+    shapes = AutoConfig.from_pretrained(folder)
+    attend_everywhere(shapes)
+    plain = build(shapes, attn_implementation=choose_implementation(shapes, "auto"))
     return prepare_for_training(plain, chosen.adapter, "base", chosen.model.family).train()
 
 
