@@ -34,12 +34,16 @@ def require_space(folder: Path, size: int) -> None:
     limit = None
     free = shutil.disk_usage(place).free
     if free < size:
-        limit = f"only {free / 1e9:.1f} GB are free"
+        limit = f"only {_amount(free)} are free"
     elif not _can_reserve(place, size):
         limit = "a quota leaves less"
     if limit:
         remedy = "Free some space (`ftlib clean`) or raise the quota; nothing has been written yet."
-        raise UserError(f"{folder}: {size / 1e9:.1f} GB are needed and {limit}", remedy)
+        raise UserError(f"{folder}: {_amount(size)} are needed and {limit}", remedy)
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _can_reserve(place: Path, size: int) -> bool:

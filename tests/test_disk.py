@@ -28,7 +28,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 def test_what_fits_and_what_does_not(small: Path) -> None:
     disk.require_space(small / "not" / "there yet", 7_000_000)
-    with pytest.raises(UserError, match=r"0\.0 GB are needed and only 0\.0 GB are free") as caught:
+    with pytest.raises(UserError, match=r"9\.0 MB are needed and only 8\.4 MB are free") as caught:
         disk.require_space(small / "not" / "there yet", 9_000_000)
     assert "nothing has been written yet" in caught.value.remedy
     assert not list(small.iterdir())

@@ -172,7 +172,7 @@ def test_models_that_are_not_there(store: Path, write_config: WriteConfig, ftlib
     refused(ftlib("train", config), "ftlib/tiny-paligemma is not in the store", "ftlib stage CONFIG")
     refused(
         ftlib("train", write_config(base="google/paligemma-3b-pt-224")),
-        "is not in the shared cache",
+        "is not in the store",
         "ftlib stage CONFIG",
     )
     refused(ftlib("train", write_config(base=str(tmp_path / "none"))), "no such folder")
@@ -219,14 +219,27 @@ def in_small_store(size: str, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*namespace, "sh", "-c", script], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("size", "command"), [("12m", "train"), ("8k", "prepare")])
-def test_no_space_left(store: Path, write_config: WriteConfig, size: str, command: str) -> None:
-    """12 MB hold the prepared data and no checkpoint; 8 kB not even the data."""
+FILL = """(until ls "$FTLIB_STORE"/runs/*/*/*/checkpoints/attempt-0/*/COMPLETE.json; do sleep 0.1; done > "$FTLIB_STORE"/seen 2>&1
+cat /dev/zero > "$FTLIB_STORE"/filler 2> /dev/null || true) & """
+"""Takes all the room as soon as there is a checkpoint."""
+
+
+@pytest.mark.parametrize(
+    ("size", "before_training", "message"),
+    [
+        ("8k", "", "no space left"),
+        ("12m", "", r"[1-9][\d.]* MB are needed and only [1-9][\d.]* MB are free"),
+        ("60m", FILL, "no space left"),
+    ],
+)
+def test_no_space_left(store: Path, write_config: WriteConfig, size: str, before_training: str, message: str) -> None:
+    """8 kB do not even hold the prepared data, 12 MB no checkpoint; in 60 MB it gets tight while training."""
     config = write_config(FULL)
-    done = in_small_store(size, f"ftlib prepare {config}; ftlib train {config}; echo unreachable")
+    train = f"{before_training}ftlib train {config} training.max_steps=1000"
+    done = in_small_store(size, f"ftlib prepare {config}; {train}; echo unreachable")
     assert done.returncode == 2, done.stderr
-    assert "no space left" in done.stderr and "Traceback" not in done.stderr
-    assert ("parameters train" in done.stderr) == (command == "train")
+    assert re.search(message, done.stderr) and "Traceback" not in done.stderr
+    assert ("step: " in done.stderr) == bool(before_training)
 
 
 def test_a_read_only_store(store: Path, write_config: WriteConfig) -> None:
