@@ -46,6 +46,13 @@ def test_two_seeds_two_prompts_two_splits(cluster: Cluster) -> None:
 
     again = cluster.ftlib(f"submit {what}", FTLIB_RUNS=runs)
     assert (again.returncode, again.stdout) == (0, "") and "8 runs: 8 finished" in again.stderr
+
+    two, merged = " ".join(f"'{run}'" for run in members(runs, "eight")[:2]), cluster.store / "merged"
+    words = f"--base ftlib/tiny-paligemma --model {two} --method ties -o '{merged}'"
+    merging = cluster.sbatch(f"--time=10 jobs/merge.sbatch {words}", FTLIB_RUNS=runs)
+    assert cluster.wait(merging) == "COMPLETED", cluster.log(merging)
+    assert json.loads((merged / "merge.json").read_text())["recipe"]["method"] == "ties"
+
     subprocess.run(["rm", "-r", members(runs, "eight")[3]], check=True)
     (job,) = cluster.submit(what, FTLIB_RUNS=runs)
     wait_for_all(cluster, runs, "eight", 8)
