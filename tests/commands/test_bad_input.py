@@ -219,8 +219,8 @@ def in_small_store(size: str, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*namespace, "sh", "-c", script], capture_output=True, text=True)
 
 
-FILL = """(until ls "$FTLIB_STORE"/runs/*/*/*/checkpoints/attempt-0/*/COMPLETE.json; do sleep 0.1; done > "$FTLIB_STORE"/seen 2>&1
-cat /dev/zero > "$FTLIB_STORE"/filler 2> /dev/null || true) & """
+FILL = """(cd "$FTLIB_STORE"; until ls runs/*/*/*/checkpoints/*/*/COMPLETE.json; do sleep 0.1; done > seen 2>&1
+cat /dev/zero > filler 2> /dev/null || true) & """
 """Takes all the room as soon as there is a checkpoint."""
 
 
