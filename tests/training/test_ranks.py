@@ -6,8 +6,10 @@ Two processes with Slurm's variables, joined by gloo, stand for two tasks of a s
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -161,3 +163,22 @@ def test_several_nodes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="several nodes, and MASTER_ADDR is not set"):
         ranks.join(1)
+
+
+def test_a_rank_that_waits_in_vain_fails(config: Path, tmp_path: Path) -> None:
+    """The second rank is stopped and never answers again."""
+    long = ("training.ddp_timeout=5", "training.max_steps=4000", *ONE_BY_TWO)
+    run = run_of(config, tmp_path / "runs", *long)
+    first, second = start_two(config, *long)
+    try:
+        while len(files.read_jsonl_log(run.metrics)) < 3:
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.2)
+        second.send_signal(signal.SIGSTOP)
+        error = first.communicate(timeout=120)[1]
+        assert first.returncode == 1 and "Timed out" in error
+        last = files.read_jsonl_log(run.history)[-1]
+        assert last["event"] == "failed" and "Timed out" in last["reason"]
+    finally:
+        second.kill()
+        second.wait()
