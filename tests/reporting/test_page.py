@@ -79,9 +79,9 @@ def test_sections_stand_in_order(finished: Run, page: Page) -> None:
 
 def test_curves_and_the_mark_of_a_resumed_attempt(finished: Run, page: Page) -> None:
     made = page(finished)
-    assert made.count('class="chart"') == 3
-    assert made.count('<g class="mark">') == 3
-    assert "from a checkpoint, at step 20." in made
+    assert made.count('class="chart"') == 5
+    assert made.count('<g class="mark">') == 5
+    assert "from a checkpoint, at step 20 (resumed once)." in made
     assert "0.1333 at step 30" in made
 
 
@@ -212,13 +212,39 @@ def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
     files.append_jsonl(run.metrics, asked)
     made = page(run)
     assert "Loss over 13 steps; 0.125 at step 8" in made and "accuracy on valid over 1 steps; 0.75 at step 8" in made
-    assert "began anew (attempt 1 at 5)" in made and "from a checkpoint, at step 8." in made
+    assert (
+        "began anew (attempt 1 at 5)" in made and "from a checkpoint, at step 8 (resumed once, diverged once)." in made
+    )
     assert "reason: loss 101 is above 100" in made and "seed: 99" in made
     run.note("done", step=8, seconds=1)
     best = {"step": 4, "metric": "accuracy", "value": 0.75}
     files.write_json(run.done, {"step": 8, "result": "adapter", "threads": 1, "best": best})
     finished = "8 steps; the result is of step 4, accuracy on valid 0.75; attempt 1: training had diverged once before"
     assert finished in text_of(page(run))
+
+
+def test_speed_and_memory_are_curves_and_preemptions_are_told(run: Run, page: Page) -> None:
+    train(run, steps=12, resumed_at=5)
+    run.note("preempted", command="train", signal="SIGUSR1")
+    asked = {"step": 12, "attempt": 0, "split": "valid", "metric": "accuracy", "value": 0.5, "seconds": 900.0}
+    files.append_jsonl(run.metrics, asked)
+    made = page(run)
+    assert "Seconds a step over 12 steps; 0.25 at step 12" in made  # those of an evaluation are no step's
+    assert "GPU memory, GiB over 12 steps; 3 at step 12" in made
+    assert "taken up again from a checkpoint, at step 5 (resumed once, preempted once)." in made
+    assert made.count('class="mark"') == 5  # the evaluation's chart has one point only, and so no room for a mark
+
+
+def test_what_a_run_has_cost(run: Run, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0, 3600 * 1.5, 3600 * 2, 3600 * 2.25])
+    monkeypatch.setattr("time.time", lambda: next(times))
+    run.note("start", command="train", gpus=2, step=0, attempt=0)
+    run.note("done", command="train", step=1, seconds=5400)
+    run.note("evaluating", command="evaluate", gpus=1)
+    run.note("evaluated", seconds=900)
+    monkeypatch.undo()
+    monkeypatch.setenv("FTLIB_RUNS", str(run.folder.parent.parent))
+    assert "3.25 GPU-hours: 3.00 of training, 0.25 of evaluation." in page(run)
 
 
 def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:
