@@ -86,6 +86,11 @@ class Usage:
     train: float
     evaluate: float
 
+    @property
+    def hours(self) -> float:
+        """GPU-hours of both."""
+        return self.train + self.evaluate
+
 
 def begin(run: Run, command: str, **details: Any) -> None:
     """Note that a command starts on a run."""

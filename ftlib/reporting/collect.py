@@ -102,6 +102,11 @@ class RunRecord:
         return self.standing.run
 
     @property
+    def only_asked(self) -> bool:
+        """Whether its untrained model was evaluated, such as a merged one, and no training was ever begun."""
+        return bool(self.splits) and not self.starts and self.standing.state in ("not started", "evaluating")
+
+    @property
     def starts(self) -> list[dict[str, Any]]:
         """One event for each time that training was started."""
         return [event for event in self.history if event["event"] == "start"]

@@ -51,7 +51,7 @@ def spread_text(found: Spread | None) -> str:
 
 def effects(settings: Sequence[Setting]) -> list[Table]:
     """For each key that varies, what its values come to over everything else; for sweeps of two keys and more."""
-    keys = list(settings[0].values)
+    keys = list(settings[0].values) if settings else []
     return [_effect(key, settings) for key in keys] if len(keys) > 1 else []
 
 
@@ -68,17 +68,18 @@ def _effect(key: str, settings: Sequence[Setting]) -> Table:
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:
-    """Every run, with what became of it."""
-    headers = ["run", "setting", "seed", "state", "steps", CHOICE, REPORT, "what happened"]
+    """Every run that is trained, with what became of it."""
+    headers = ["run", "setting", "seed", "state", "steps", "GPU-h", CHOICE, REPORT, "what happened"]
     rows = [_run_row(setting, run) for setting in settings for run in setting.runs]
-    return Table("Runs", "llrlrrrl", headers, rows)
+    return Table("Runs", "llrlrrrrl", headers, rows)
 
 
 def _run_row(setting: Setting, run: RunRecord) -> list[str]:
     step = f"{run.metrics[-1]['step']:,}" if run.metrics else NONE
     scores = [NONE if (score := own_score(run, split)) is None else f"{score:.3f}" for split in (CHOICE, REPORT)]
     told = "; ".join(filter(None, (happened(run), " ".join(run.standing.reason.split()))))
-    return [run.handle, setting.name, str(run.config.seed), state(run)[0], step, *scores, told]
+    known = [run.handle, setting.name, str(run.config.seed), state(run)[0], step, f"{run.usage.hours:.2f}"]
+    return [*known, *scores, told]
 
 
 def cross_table(settings: Sequence[Setting]) -> Table | None:

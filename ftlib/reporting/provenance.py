@@ -29,8 +29,9 @@ def utc(seconds: float) -> str:
 
 def cost(records: Sequence[RunRecord]) -> str:
     """The GPU-hours of runs, in words."""
-    train, evaluate = (sum(getattr(record.usage, kind) for record in records) for kind in ("train", "evaluate"))
-    return f"{train + evaluate:.2f} GPU-hours: {train:.2f} of training, {evaluate:.2f} of evaluation"
+    train = sum(record.usage.train for record in records)
+    evaluate = sum(record.usage.evaluate for record in records)
+    return f"{train + evaluate:.2f} GPU-hours ({train:.2f} of training, {evaluate:.2f} of evaluation)"
 
 
 def _data(record: RunRecord) -> Node:

@@ -144,6 +144,8 @@ def _warnings(split: SplitRecord) -> Iterator[str]:
 
 
 def _missing(record: RunRecord) -> Iterator[list[Child]]:
+    if record.only_asked:
+        return
     trained = any(split.after for split in record.splits)
     if not trained and not record.done:
         yield ["There are no scores after training, since this run is not finished."]

@@ -66,6 +66,11 @@ def group_settings(records: Sequence[RunRecord]) -> list[Setting]:
     return sorted(settings, key=_rank)
 
 
+def trained_settings(records: Sequence[RunRecord]) -> list[Setting]:
+    """Settings of runs that are or were to be trained; those whose model was only asked compete with nobody."""
+    return group_settings([record for record in records if not record.only_asked])
+
+
 def _telling(config: Config) -> dict[str, Any]:
     """The fields that a score depends on: those that name the run, and how it was asked."""
     raw = config.model_dump()

@@ -12,8 +12,9 @@ from ftlib.reporting import charts, html
 from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.html import Node, group, note, section, tag
 from ftlib.reporting.leaderboard import cross_table, effects, leaderboards, runs_table, spread_text
-from ftlib.reporting.provenance import commands, utc
-from ftlib.reporting.settings import CHOICE, REPORT, Setting, group_settings, own_score
+from ftlib.reporting.models import models_table
+from ftlib.reporting.provenance import commands, cost, utc
+from ftlib.reporting.settings import CHOICE, REPORT, Setting, own_score, trained_settings
 from ftlib.reporting.state import state
 from ftlib.reporting.tables import Table
 
@@ -21,10 +22,12 @@ COLOURS = 8
 """Settings that get a colour of their own; the best ones. The others share a grey."""
 
 
-def tables_of(settings: Sequence[Setting]) -> list[Table]:
+def tables_of(records: Sequence[RunRecord]) -> list[Table]:
     """Everything that the page says in numbers."""
-    across = cross_table(settings)
-    return [*leaderboards(settings), *effects(settings), *([across] if across else []), runs_table(settings)]
+    settings = trained_settings(records)
+    beside = models_table(settings, [record for record in records if record.only_asked])
+    trained = [*effects(settings), cross_table(settings), runs_table(settings)] if settings else []
+    return [table for table in (*leaderboards(settings), beside, *trained) if table]
 
 
 def render_several(records: Sequence[RunRecord], made: float) -> str:
@@ -35,8 +38,8 @@ def render_several(records: Sequence[RunRecord], made: float) -> str:
         made: when, in seconds since 1970.
     """
     css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    settings = group_settings(records)
-    found = [section(table.title, table.node()) for table in tables_of(settings)]
+    settings = trained_settings(records)
+    found = [section(table.title, table.node()) for table in tables_of(records)]
     names = ", ".join(dict.fromkeys(record.config.name for record in records))
     head = tag(
         "header",
@@ -50,13 +53,23 @@ def render_several(records: Sequence[RunRecord], made: float) -> str:
 
 
 def census(records: Sequence[RunRecord]) -> str:
-    """How many runs are in which state."""
-    counts = Counter(state(record)[0] for record in records)
-    return f"{len(records)} runs: {', '.join(f'{number} {word}' for word, number in counts.most_common())}."
+    """How many runs are in which state, how many models were only asked, and what all of that has cost."""
+    counts = Counter(state(record)[0] for record in records if not record.only_asked)
+    words = ", ".join(f"{number} {word}" for word, number in counts.most_common())
+    asked = sum(record.only_asked for record in records)
+    trained = f"{counts.total()} run{'s' * (counts.total() != 1)}: {words}"
+    parts = [
+        *([trained] if counts else []),
+        *([f"{asked} only asked, without training"] if asked else []),
+        cost(records),
+    ]
+    return "; ".join(parts) + "."
 
 
 def best_sentence(settings: Sequence[Setting]) -> str:
     """The setting that valid chooses, and what test says of it."""
+    if not settings:
+        return "Models side by side, none of them trained here"
     chosen = settings[0].spread(CHOICE)
     if chosen is None:
         return f"No scores on {CHOICE} after training yet: nothing to choose by"
@@ -98,6 +111,8 @@ def _key(colour: int, name: str) -> Node:
 
 def _again(settings: Sequence[Setting]) -> Node:
     """The best run's config and the commands that make it anew."""
+    if not settings:
+        return group()
     run = best_run(settings)
     lead = note("The best setting's best run on ", CHOICE, ": ", tag("code", run.handle), ". Save as config.yaml:")
     return section("Do the best again", lead, tag("pre", run.config_text), tag("pre", "\n".join(commands(run))))

@@ -18,7 +18,7 @@ def state(record: RunRecord) -> tuple[str, str]:
     if record.done:
         parts = [*_finish(record.done, record.divergences), reason]
     elif word == "not started":
-        parts = [f"train it with: {go_on}"]
+        parts = [reason, f"train it with: {go_on}"]
     elif word == "diverged":
         parts = [reason, "no result was written"]
     else:

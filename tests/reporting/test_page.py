@@ -244,7 +244,7 @@ def test_what_a_run_has_cost(run: Run, page: Page, monkeypatch: pytest.MonkeyPat
     run.note("evaluated", seconds=900)
     monkeypatch.undo()
     monkeypatch.setenv("FTLIB_RUNS", str(run.folder.parent.parent))
-    assert "3.25 GPU-hours: 3.00 of training, 0.25 of evaluation." in page(run)
+    assert "3.25 GPU-hours (3.00 of training, 0.25 of evaluation)." in page(run)
 
 
 def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:
