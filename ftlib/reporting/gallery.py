@@ -49,12 +49,16 @@ class Gallery:
         new = self._unseen(chosen)
         self._shown.update(row["id"] for row in new)
         count = tag("span", _count(len(rows), len(new)), class_="count")
-        cards = tag("div", *[self._card(row) for row in new], class_="cards") if new else group()
+        kind = "cards" if any(row.get("image") for row in new) else "cards texts"
+        cards = tag("div", *[self._card(row) for row in new], class_=kind) if new else group()
         return group(tag("h3", title, " ", count), cards)
 
     def _card(self, row: Row) -> Node:
         right = _right(row)
-        facts = [_fact("answer", tag("strong", _answer(row["prediction"])), f"\u00a0{'✓' if right else '✗'}")]
+        bare = row.get("without_context")
+        facts = [_judged("with context" if bare else "answer", row)]
+        if bare:
+            facts.insert(0, _judged("without context", bare))
         if not right:
             facts.append(_fact("expected", _expected(row)))
         if 0 < _score(row) < 1:
@@ -65,7 +69,8 @@ class Gallery:
             facts.append(_fact("prompt", row["prompt"]))
         facts.append(_fact("id", str(row["id"])))
         shown = picture(self.root, row["image"], overlay(row)) if row.get("image") else group()
-        return tag("article", shown, tag("dl", *facts), class_="card right" if right else "card wrong")
+        kinds = ("card", "right" if right else "wrong", *(["twice"] if bare else []))
+        return tag("article", shown, tag("dl", *facts), class_=" ".join(kinds))
 
 
 def gallery_section(record: RunRecord) -> Node:
@@ -79,6 +84,8 @@ def gallery_section(record: RunRecord) -> Node:
         where = group(where, " Every row was asked: ", tag("q", gallery.prompts[0], class_="prompt"))
     drawn = any(overlay(row) for row in gallery.rows)
     legend = [note("Full lines: answered. Dashed lines: expected.")] if drawn else []
+    if any("without_context" in row for row in gallery.rows):
+        legend.append(note("Rows with a context were asked twice; the score is that of the answer with it."))
     return section("Answers", note(where), *legend, *gallery.groups())
 
 
@@ -107,6 +114,10 @@ def _count(total: int, shown: int) -> str:
 
 def _fact(name: str, *children: Child) -> Node:
     return tag("div", tag("dt", name), tag("dd", *children))
+
+
+def _judged(name: str, row: Row) -> Node:
+    return _fact(name, tag("strong", _answer(row["prediction"])), f"\u00a0{'✓' if _right(row) else '✗'}")
 
 
 def _expected(row: Row) -> Child:

@@ -15,7 +15,7 @@ CHOICE, REPORT = "valid", "test"
 """The split that a setting is chosen on, and the one that it is reported on."""
 
 _SEED = "seed"
-_SAME_SCORES = ("splits", "before", "batch_size", "prompts")
+_SAME_SCORES = ("splits", "before", "batch_size", "prompts", "without_context")
 """What `evaluation` says beside how answers are found and judged."""
 
 
