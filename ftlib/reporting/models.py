@@ -68,13 +68,11 @@ def _evaluations(
     settings: Sequence[Setting], asked: Sequence[RunRecord]
 ) -> Iterator[tuple[_Model, RunRecord, str, Evaluation]]:
     """(model, the run it was asked in, dataset, evaluation)"""
-    names = [setting.runs[0].config.name for setting in settings]
     for run in [*asked, *[run for setting in settings for run in setting.runs]]:
         yield from ((_untrained(run.config), run, one.dataset, one.before) for one in run.splits if one.before)
-    for name, setting in zip(names, settings, strict=True):
-        label = name if names.count(name) == 1 else setting.name
+    for setting in settings:
         for run in setting.runs:
-            model = _Model(_TRAINED, label, f"{run.config.adapter.method} training of {run.config.model.base}")
+            model = _Model(_TRAINED, setting.name, f"{run.config.adapter.method} training of {run.config.model.base}")
             yield from ((model, run, one.dataset, one.after) for one in run.splits if one.after)
 
 

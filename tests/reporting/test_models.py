@@ -26,7 +26,7 @@ def _answers(right: int) -> list[dict[str, object]]:
 def _asked(site: Site, folder: Path, name: str, base: object, right: int) -> Run:
     """A run whose untrained model gave so many right answers of ten, of that name's own data."""
     path = folder / "experiment.yaml"
-    path.write_text(CONFIG.replace("name: pets", f"name: {name}"), encoding="utf-8")
+    path.write_text(CONFIG.replace("name: pets", f"name: {name}").replace("/pets", f"/{name}"), encoding="utf-8")
     run = open_run(load_experiment(path, [f"model.base={base}"], site), site)
     run.note("evaluating", command="evaluate")
     evaluate(run, "valid", "before", _answers(right), settings={"fingerprint": f"rows of {name}"})
@@ -82,7 +82,9 @@ def test_one_table_of_base_parents_and_merges(merged: list[Run], ftlib: Ftlib, t
     assert rows[2][3] == "base model" and rows[3][3] == "lora training of ftlib/tiny-paligemma"
     assert rows[5][3] == f"ties of cats (weight 0.5), dogs (weight 1): base + λ · Σ wΔ {EVIL}"
     assert "2 runs: 2 done; 4 only asked, without training; 0.00 GPU-hours" in text
-    assert "Not ranked" not in text and "not started" not in text
+    assert "# Best on valid: cats – accuracy 0.900 · dogs – accuracy 0.800" in text
+    assert text.count("## Leaderboard, accuracy on ") == 2 and page.read_text().count("Save as config.yaml") == 2
+    assert "Effect of" not in text and "Not ranked" not in text and "not started" not in text
     assert "Models side by side" in page.read_text() and "<script" not in page.read_text()
     assert len(page.with_suffix(".csv").read_text().splitlines()) > 6  # every score, those of merges too
 

@@ -114,7 +114,7 @@ def test_the_page(sweep: list[Run], ftlib: Ftlib) -> None:
     assert (code, path.name, path.parent) == (0, "report.html", sweep[0].folder.parent)
     page = path.read_text(encoding="utf-8")
     assert "Best on valid: learning_rate=0.001 – accuracy 0.800 ± 0.100; test 0.500 ± 0.000" in page
-    assert "6 runs: 5 done, 1 diverged; 0.00 GPU-hours (0.00 of training, 0.00 of evaluation)." in page
+    assert "6 runs: 5 done, 1 diverged; diverged once; 0.00 GPU-hours (0.00 of training, 0.00 of evaluation)." in page
     assert "diverged once; in every attempt (1), at last: step 31: loss nan" in page
     assert "2 of 3" in page  # seeds with a score
     assert page.count('<polyline points="') == 6
