@@ -120,6 +120,25 @@ def test_answers_fall_into_groups_and_no_row_is_shown_twice(finished: Run, page:
     assert answers.count("which pet?") == 1
 
 
+def test_graded_answers_stand_by_their_scores(site: Site, tmp_path: Path, page: Page) -> None:
+    run = new_run(site, tmp_path, CONFIG.replace("task: classify", "task: caption"))
+    after = {number: number / 10 for number in range(1, 9)}
+    before = {**after, 2: 0.9, 7: 0.1, 6: 0.2}
+    for when, scores in (("before", before), ("after", after)):
+        evaluate(run, "valid", when, [row(n, f"{when} {n}", "cat", score=score) for n, score in scores.items()])
+    answers = page(run).partition("<h2>Answers")[2].partition("</section>")[0]
+    groups = [re.findall(r"row-\d", part) for part in answers.split("<h3>")[1:]]
+    assert re.findall(r"<h3>(.*?) <span", answers) == [
+        "Lowest scores",
+        "Most improved by training",
+        "Most worsened by training",
+        "Highest scores",
+    ]
+    assert groups == [["row-1", "row-2", "row-3", "row-4"], ["row-7", "row-6"], [], ["row-8", "row-5"]]
+    assert "<strong>after 7</strong>\u00a0(0.70)" in answers and "<dd>before 7\u00a0(0.10)</dd>" in answers
+    assert "✓" not in answers and "✗" not in answers
+
+
 def test_prompts_that_differ_stand_on_the_cards(run: Run, page: Page) -> None:
     evaluate(run, "valid", "after", [row(1, "cat", "cat", prompt="first?"), row(2, "dog", "dog", prompt="second?")])
     answers = text_of(page(run)).partition("Answers")[2]
