@@ -289,6 +289,18 @@ def test_a_task_without_a_confusion_matrix(run: Run, page: Page, value: float) -
     assert re.search(r"score 0\.40", text_of(made))
 
 
+def test_breakdowns_have_tables_of_their_own(run: Run, page: Page) -> None:
+    for when, share in (("before", 0.25), ("after", 0.5)):
+        found = {"value": share, "interval": [share - 0.1, share + 0.1]}
+        metrics = {"accuracy": found, "answer type: number": found, "answer type: yes/no": found}
+        evaluate(run, "valid", when, BEFORE_ROWS, metrics=metrics, tables={})
+    made = page(run)
+    titles = re.findall(r"<summary>(.*?)</summary>", made)
+    assert titles[:2] == ["All metrics on jsonl valid", "By answer type on jsonl valid"]
+    table = text_of(made.partition("By answer type on jsonl valid")[2].partition("</table>")[0])
+    assert "number 0.250 0.150–0.350 0.500 0.400–0.600 yes/no 0.250 0.150–0.350" in table
+
+
 def test_missing_image_leaves_a_placeholder(finished: Run, page: Page, site: Site) -> None:
     (site.store / "datasets" / "pets" / "images" / "a.png").unlink()
     assert "images/a.png: this image file is missing" in page(finished)
