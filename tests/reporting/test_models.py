@@ -23,11 +23,11 @@ def _answers(right: int) -> list[dict[str, object]]:
     return [row(n, "cat" if n < right else "dog", "cat") for n in range(10)]
 
 
-def _asked(site: Site, folder: Path, name: str, base: object, right: int) -> Run:
+def _asked(site: Site, folder: Path, name: str, base: object, right: int, *overrides: str) -> Run:
     """A run whose untrained model gave so many right answers of ten, of that name's own data."""
     path = folder / "experiment.yaml"
     path.write_text(CONFIG.replace("name: pets", f"name: {name}").replace("/pets", f"/{name}"), encoding="utf-8")
-    run = open_run(load_experiment(path, [f"model.base={base}"], site), site)
+    run = open_run(load_experiment(path, [f"model.base={base}", *overrides], site), site)
     run.note("evaluating", command="evaluate")
     evaluate(run, "valid", "before", _answers(right), settings={"fingerprint": f"rows of {name}"})
     run.note("evaluated", command="evaluate")
@@ -109,6 +109,14 @@ def test_merges_alone(merged: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
     one = (tmp_path / "one.html").read_text()
     assert f"Asks {tmp_path / 'half'} (ties of cats (weight 0.5), dogs (weight 1)" in one
     assert "no scores after training" not in one
+
+
+def test_several_runs_tell_one_score_of_their_base(merged: list[Run], site: Site, ftlib: Ftlib, tmp_path: Path) -> None:
+    _asked(site, tmp_path, "cats", "ftlib/tiny-paligemma", 1, "seed=1")
+    _asked(site, tmp_path, "cats", "ftlib/tiny-paligemma", 3, "model.quantization=nf4")
+    assert ftlib("report", "cats", "-o", tmp_path / "p.html")[0] == 0
+    text = (tmp_path / "p.md").read_text()
+    assert "| ftlib/tiny-paligemma | 0.100 |" in text and "| ftlib/tiny-paligemma, nf4 | 0.300 |" in text
 
 
 def test_equal_names_of_different_rows_are_told_apart(merged: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:

@@ -88,13 +88,14 @@ def test_settings_are_ranked_by_valid_alone(records: list[RunRecord]) -> None:
     assert left and (left.n, left.mean) == (2, pytest.approx(0.7))
 
 
-def test_jobs_and_intervals_of_saving_are_no_settings(site: Site, tmp_path: Path) -> None:
+def test_jobs_and_intervals_of_saving_and_a_second_question_are_no_settings(site: Site, tmp_path: Path) -> None:
     runs = [
-        _member(site, tmp_path, 5, 5, seed=0, job__mem="8G"),
-        _member(site, tmp_path, 5, 5, seed=1, job__mem="16G", checkpoint__steps=7),
+        _member(site, tmp_path, 5, 5, seed=0, job__mem="8G", task="instruct"),
+        _member(site, tmp_path, 5, 5, seed=1, job__mem="16G", checkpoint__steps=7, task="instruct"),
+        _member(site, tmp_path, 5, 5, seed=2, task="instruct", evaluation__without_context="true"),
     ]
     (setting,) = group_settings([record_of(run, site) for run in runs])
-    assert (len(setting.runs), setting.values) == (2, {})
+    assert (len(setting.runs), setting.values) == (3, {})
 
 
 def test_how_a_batch_is_cut_is_no_setting_but_the_best_checkpoint_is(site: Site, tmp_path: Path) -> None:
