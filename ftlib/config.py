@@ -104,6 +104,8 @@ class Evaluation(Section):
 
     `prompts`: what `ftlib prompts` compares with `data.prompt`.
 
+    `without_context`: of task instruct, ask every row that has a context a second time without it.
+
     `mask_decoder`: the file vae-oid.npz of PaliGemma's authors, for task segment.
     """
 
@@ -118,6 +120,7 @@ class Evaluation(Section):
     min_precision: Annotated[float, Field(gt=0, le=1)] | None = None
     prompts: list[str] = []
     mask_decoder: str | None = None
+    without_context: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -142,6 +145,8 @@ class Evaluation(Section):
             raise ValueError("generation belongs to decode: generate; choose looks at every label")
         if self.decode == "choose" and self.num_beams > 1:
             raise ValueError("num_beams belongs to decode: generate; choose looks at every label")
+        if self.decode == "choose" and self.without_context:
+            raise ValueError("without_context belongs to decode: generate; choose looks at every label")
         if self.min_precision is not None and (self.positive is None or self.decode != "choose"):
             raise ValueError("min_precision needs `positive` and `decode: choose`")
         return self
@@ -215,6 +220,8 @@ class Config(Section):
             raise ValueError("loss.on: everything and loss.packing are for model.family: causal")
         if self.model.family != "causal" and self.data.prompt == CHAT:
             raise ValueError("data.prompt: chat is for model.family: causal")
+        if self.evaluation.without_context and self.task != "instruct":
+            raise ValueError("evaluation.without_context is for task: instruct; rows of other tasks have no context")
         if self.loss.packing and self.loss.average == "example":
             raise ValueError(
                 "loss.packing: rows that share a sequence cannot be averaged one by one; set average: token"

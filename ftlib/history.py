@@ -78,6 +78,20 @@ class Attempt:
         return self.gpus * max(0.0, (self.ended or until) - self.began) / 3600
 
 
+@dataclass(frozen=True)
+class Usage:
+    """Starts of a run's commands, and the GPU-hours that its training and its evaluations took."""
+
+    attempts: int
+    train: float
+    evaluate: float
+
+    @property
+    def hours(self) -> float:
+        """GPU-hours of both."""
+        return self.train + self.evaluate
+
+
 def begin(run: Run, command: str, **details: Any) -> None:
     """Note that a command starts on a run."""
     run.note(_BEGINNINGS[command], command=command, gpus=count_gpus(), log=_log_file(), **details)
@@ -186,6 +200,16 @@ def last_sign(run: Run) -> float:
         with contextlib.suppress(FileNotFoundError):
             times.append(path.stat().st_mtime)
     return max(times, default=0.0)
+
+
+def usage(run: Run) -> Usage:
+    """What a run has cost so far; a start that died unheard counts until the run's last sign of life."""
+    attempts, last = read(run), last_sign(run)
+    hours = dict.fromkeys(("train", "evaluate"), 0.0)
+    for attempt in attempts:
+        if attempt.command in hours:
+            hours[attempt.command] += attempt.gpu_hours(last)
+    return Usage(len(attempts), **hours)
 
 
 def count_gpus() -> int:

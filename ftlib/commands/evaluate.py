@@ -122,10 +122,10 @@ def _own_rows(own: Config, run: Run, site: Site, when: str) -> Asked:
     from ftlib.evaluation import subject
     from ftlib.evaluation.answers import Asked
 
-    prepared = open_prepared(own, site)
+    prepared, bare = open_prepared(own, site), own.evaluation.without_context
     if when == "before":
-        return Asked(subject.untrained(own, site), own, prepared, shared=site.runs / ".before")
-    return Asked(subject.trained(own, run, site), own, prepared, prepared.rows("train"))
+        return Asked(subject.untrained(own, site), own, prepared, shared=site.runs / ".before", without_context=bare)
+    return Asked(subject.trained(own, run, site), own, prepared, prepared.rows("train"), without_context=bare)
 
 
 def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str, Config]]:

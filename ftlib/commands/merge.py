@@ -10,10 +10,11 @@ A model is a folder, a run or its name, or a hub name that is staged. Run it aga
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
-from ftlib import command_line
+from ftlib import command_line, console
 from ftlib.config_file import check_section, load_section
 from ftlib.errors import UserError
 from ftlib.merging.recipe import Recipe
@@ -38,7 +39,11 @@ def main(argv: list[str]) -> int:
     from ftlib.merging.merge import merge
 
     with unwinding():
-        print(merge(recipe, site))
+        output = merge(recipe, site)
+    print(output)
+    if recipe.form == "model":
+        command = shlex.join(["ftlib", "evaluate", "CONFIG", f"model.base={output}", "--before"])
+        console.say(f"to score it with the data and prompt of a config: {command}")
     return 0
 
 

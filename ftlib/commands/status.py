@@ -61,13 +61,9 @@ def _duration(seconds: float) -> str:
 
 
 def _usage(run: runs.Run, site: Site) -> dict[str, Any]:
-    """GPU-hours of every attempt of a run; one that died unheard counts until its last sign of life."""
-    attempts, last = history.read(run), history.last_sign(run)
-    hours = dict.fromkeys(("train", "evaluate"), 0.0)
-    for attempt in attempts:
-        if attempt.command in hours:
-            hours[attempt.command] += attempt.gpu_hours(last)
-    return {"run": runs.handle(run, site), "name": run.folder.parent.name, "attempts": len(attempts), **hours}
+    """What a run has cost, by `history.usage`."""
+    named = {"run": runs.handle(run, site), "name": run.folder.parent.name}
+    return named | dataclasses.asdict(history.usage(run))
 
 
 def _usage_table(records: Sequence[dict[str, Any]]) -> str:

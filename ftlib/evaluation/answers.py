@@ -3,8 +3,8 @@
 `eval/<dataset>/<split>/<before|after>/` gets predictions.jsonl (a row's id, image, prompt, prediction, references,
 score and what the metrics need of it), scores.json (see `metrics/summary.py`; settings, data, overlap with the training
 rows) and, for tasks with a challenge server, submission.json. Of a mixture scores.json has `parts`, the scores of each
-part by itself, and every part has its submission.<part>.json. While it is at work, answers lie beside it in
-`<before|after>.partial/`.
+part by itself, and every part has its submission.<part>.json; of instructions that are asked twice, see `contexts`.
+While it is at work, answers lie beside it in `<before|after>.partial/`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
 from ftlib.evaluation.asking import Answer, ask, wait_for, working_folder
 from ftlib.evaluation.choosing import Threshold
+from ftlib.evaluation.contexts import FIELD, add_bare_answers, bare_rows, paired
 from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.records import make_records
 from ftlib.evaluation.subject import Subject
@@ -47,6 +48,7 @@ class Asked:
         config: whose task, prompt and settings hold.
         trained_on: the rows that the model learned from; none for a base model.
         shared: a folder for evaluations that other runs need too: a base model's.
+        without_context: whether rows with a context are asked a second time without it.
     """
 
     subject: Subject
@@ -54,6 +56,7 @@ class Asked:
     prepared: Prepared
     trained_on: Sequence[Example] = ()
     shared: Path | None = None
+    without_context: bool = False
 
 
 def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold | None = None) -> dict[str, Any] | None:
@@ -72,12 +75,11 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
         return scores
     if asked.shared:
         return _shared_scores(asked, asked.shared, split, folder, threshold, settings)
-    rows = asked.prepared.rows(split)
     place = folder.with_name(f"{folder.name}.partial")
     partial = working_folder(place, questions_of(settings), lambda: bool(finished(folder, settings)))
     if console.ranks()[0] and finished(folder, settings):
         return None  # the first process needed no help
-    answers = _answers(asked, rows, partial, f"{asked.subject.name} on {split}")
+    answers = _answers(asked, split, partial, f"{asked.subject.name} on {split}")
     if answers is None:
         return None
     scores = publish_scores(asked, split, folder, answers, threshold)
@@ -100,12 +102,17 @@ def publish_scores(
 ) -> dict[str, Any]:
     """Score the answers to a split and write them into `folder`.
 
+    Args:
+        answers: to the rows in their order; behind them those to `bare_rows`.
+
     Returns:
         The content of scores.json.
     """
     rows, settings = asked.prepared.rows(split), settings_of(asked, split, threshold)
     codec = _mask_codec(asked.config)
-    records, found = make_records(asked.config, asked.prepared.labels, rows, answers, split, threshold)
+    own = answers[: len(rows)]
+    records, found = make_records(asked.config, asked.prepared.labels, rows, own, split, threshold)
+    add_bare_answers(records, answers[len(rows) :])
     if codec:
         records = with_masks(records, codec)
     scores = _scores(asked, records, settings, _overlap(rows, asked.trained_on)) | found
@@ -212,6 +219,7 @@ def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[s
         "mask_decoder": files.sha256(Path(evaluation.mask_decoder)) if evaluation.mask_decoder else None,
         "labels": asked.prepared.labels if evaluation.decode == "choose" else None,
         "threshold": threshold.as_json() if threshold else None,
+        **({FIELD: True} if asked.without_context else {}),
     }
 
 
@@ -220,8 +228,12 @@ def questions_of(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _LATER}
 
 
-def _answers(asked: Asked, rows: Sequence[Example], partial: Path, label: str) -> list[Answer] | None:
+def _answers(asked: Asked, split: str, partial: Path, label: str) -> list[Answer] | None:
+    """To the rows and, behind them, to those that are asked again without their context."""
+    rows: Sequence[Example] = asked.prepared.rows(split)
     templates = asked.config.data.templates
+    if asked.without_context:
+        rows = [*rows, *bare_rows(rows, templates)]
     prompts = [prompt_of(row, templates) for row in rows]
     labels, root = asked.prepared.labels, asked.prepared.root
     return ask(asked.subject, asked.config.evaluation, labels, rows, prompts, root, partial, label)
@@ -230,15 +242,17 @@ def _answers(asked: Asked, rows: Sequence[Example], partial: Path, label: str) -
 def _scores(
     asked: Asked, records: list[Record], settings: dict[str, Any], overlap: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """scores.json; every record gets its own score on the way."""
-    measured = TASKS[asked.config.task].measure(records, asked.prepared.labels, asked.config.evaluation.positive)
-    for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
-        record["score"] = score
-    scores = {**summary(measured, intervals(measured)), "settings": settings, "training_overlap": overlap}
-    if parts := by_dataset(records):
-        scores["parts"] = {name: _part_scores(asked, own) for name, own in parts.items()}
+    """scores.json."""
+    scores = {**_summary(asked, records), "settings": settings, "training_overlap": overlap}
+    twice = paired(records)
+    if parts := by_dataset(records) | twice:
+        scores["parts"] = {name: _summary(asked, own) for name, own in parts.items()}
+    for record, bare in zip(*twice.values(), strict=True):
+        record[FIELD]["score"] = bare["score"]
     if overlap and settings["split"] != "train" and (count := overlap["rows_with_trained_images"]):
         scores["remarks"].append(f"{count} of {len(records)} rows show images that the model was trained on.")
+    if asked.without_context and not twice:
+        scores["remarks"].append("No row has a context that its prompt shows: none was asked without it.")
     if cut := sum("cut" in record for record in records):
         scores["remarks"].append(
             f"{cut} of {len(records)} prompts were too long for the model; their beginnings are left out."
@@ -246,9 +260,11 @@ def _scores(
     return scores
 
 
-def _part_scores(asked: Asked, records: list[Record]) -> dict[str, Any]:
-    """What scores.json says of one part of a mixture."""
+def _summary(asked: Asked, records: list[Record]) -> dict[str, Any]:
+    """What scores.json says of all rows, or of a part of them; every record gets its own score on the way."""
     measured = TASKS[asked.config.task].measure(records, asked.prepared.labels, asked.config.evaluation.positive)
+    for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
+        record["score"] = score
     return summary(measured, intervals(measured))
 
 

@@ -78,4 +78,5 @@ def card(
 
 def record(recipe: Recipe, identity: str, **facts: Any) -> dict[str, Any]:
     """merge.json: the recipe and everything of the card, for programs."""
-    return {"identity": identity, "recipe": recipe.model_dump(by_alias=True), "resolved": recipe.resolved, **facts}
+    made = {"recipe": recipe.model_dump(by_alias=True), "resolved": recipe.resolved, "formula": formula(recipe)}
+    return {"identity": identity, **made, **facts}

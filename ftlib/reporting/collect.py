@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlib import files
+from ftlib import files, history
 from ftlib.config import Config
 from ftlib.config_file import load_experiment
+from ftlib.history import Usage
 from ftlib.reporting.standing import Standing
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -78,6 +79,7 @@ class RunRecord:
         data: data.json; None before training has begun.
         metrics, history: the rows of metrics.jsonl and history.jsonl.
         environments: environment.json; one entry for each start.
+        usage: GPU-hours, as `ftlib status --usage` counts them.
         splits: evaluated ones, the run's own dataset and the test split first.
     """
 
@@ -91,12 +93,18 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     history: list[dict[str, Any]]
     environments: list[dict[str, Any]]
+    usage: Usage
     splits: list[SplitRecord]
 
     @property
     def handle(self) -> str:
         """How commands name the run."""
         return self.standing.run
+
+    @property
+    def only_asked(self) -> bool:
+        """Whether its untrained model was evaluated, such as a merged one, and no training was ever begun."""
+        return bool(self.splits) and not self.starts and self.standing.state in ("not started", "evaluating")
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -137,6 +145,7 @@ def collect(run: Run, site: Site, standing: Standing) -> RunRecord:
         metrics=files.read_jsonl_log(run.metrics),
         history=files.read_jsonl_log(run.history),
         environments=_optional_json(run.environment) or [],
+        usage=history.usage(run),
         splits=_read_splits(run.folder / "eval", experiment.config.data.source),
     )
 

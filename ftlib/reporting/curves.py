@@ -1,4 +1,4 @@
-"""Loss, learning rate, gradient norm and scores on the way, out of metrics.jsonl; restarts out of history.jsonl.
+"""Loss, learning rate, gradient norm, speed, memory and scores on the way; where training was taken up again.
 
 Attempts that diverged stand in the same charts, one behind the other.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from ftlib.reporting import charts
 from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.html import Child, Node, note, section, tag
+from ftlib.reporting.state import happened
 
 
 def curves_section(record: RunRecord) -> Node:
@@ -19,12 +20,15 @@ def curves_section(record: RunRecord) -> Node:
     begins = attempt_begins(record)
     resumed = [begins[event["attempt"]] + event["step"] for event in record.starts if event["step"] > 0]
     marks = sorted({*resumed, *begins.values()} - {0})
+    steps = [line for line in record.metrics if "loss" in line]
     figures = [
         figure
         for figure in (
-            _figure(record.metrics, begins, "loss", "Loss", marks, large=True),
-            _figure(record.metrics, begins, "learning_rate", "Learning rate", marks),
-            _figure(record.metrics, begins, "grad_norm", "Gradient norm", marks),
+            _figure(steps, begins, "loss", "Loss", marks, large=True),
+            _figure(steps, begins, "learning_rate", "Learning rate", marks, noisy=False),
+            _figure(steps, begins, "grad_norm", "Gradient norm", marks),
+            _figure(steps, begins, "seconds", "Seconds a step", marks),
+            _figure(steps, begins, "memory_gib", "GPU memory, GiB", marks, noisy=False),
             *_score_figures(record, begins, marks),
         )
         if figure
@@ -68,7 +72,6 @@ def _figure(
         return None
     points = [(float(begins[line["attempt"]] + line["step"]), float(line[key])) for line in known]
     values = [value for _, value in points]
-    noisy = noisy and key != "learning_rate"
     log = noisy and charts.wants_log(values)
     last = f"{values[-1]:.4g} at step {known[-1]['step']:g}"
     size = (600, 330) if large else (400, 176)
@@ -82,10 +85,16 @@ def _legend(record: RunRecord, resumed: list[int], begins: dict[int, int]) -> li
     reach = charts.smooth_window(sum("loss" in line for line in record.metrics))
     if reach:
         mean = f"running mean over {2 * reach + 1} steps"
-        parts.append(note(f"By optimizer step. Loss and gradient norm: pale, each step; strong, the {mean}."))
+        parts.append(note(f"By optimizer step. Loss, gradient norm and seconds: pale, each step; strong, the {mean}."))
+    if any("memory_gib" in line for line in record.metrics):
+        parts.append(note("GPU memory: the most that was reserved since the start, on the first GPU of a job."))
     if resumed:
         steps = ", ".join(str(mark) for mark in resumed)
-        parts.append(note(f"▼ Dashed lines: training was taken up again from a checkpoint, at step {steps}."))
+        parts.append(
+            note(
+                f"▼ Dashed lines: training was taken up again from a checkpoint, at step {steps} ({happened(record)})."
+            )
+        )
     if len(begins) > 1:
         places = ", ".join(f"attempt {attempt} at {begins[attempt]}" for attempt in range(1, len(begins)))
         parts.append(

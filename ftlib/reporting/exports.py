@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftlib.reporting.collect import RunRecord
+from ftlib.reporting.provenance import cost
 from ftlib.reporting.scores import headline, metric_tables
-from ftlib.reporting.settings import group_settings
+from ftlib.reporting.settings import group_settings, trained_settings
 from ftlib.reporting.several import best_sentence, census, tables_of
 from ftlib.reporting.state import happened, state
 
@@ -19,11 +20,11 @@ _SCORE_COLUMNS = ["dataset", "split", "training", "metric", "value", "low", "hig
 def markdown(records: Sequence[RunRecord]) -> str:
     """The report's sentences and tables."""
     if len(records) > 1:
-        settings = group_settings(records)
-        parts = [f"# {best_sentence(settings)}", census(records), *[table.markdown() for table in tables_of(settings)]]
+        head = [f"# {best_sentence(trained_settings(records))}", census(records)]
+        parts = [*head, *[table.markdown() for table in tables_of(records)]]
     else:
         (record,) = records
-        told = "; ".join(text for text in (*state(record), happened(record)) if text)
+        told = "; ".join(text for text in (*state(record), happened(record), cost(records)) if text)
         tables = [table.markdown() for table in metric_tables(record)]
         parts = [f"# {record.config.name}: {headline(record)}", told, *tables]
     return "\n\n".join(parts) + "\n"

@@ -103,7 +103,7 @@ def table(label: str, align: str, headers: Iterable[Child], rows: Iterable[Seque
 
     Args:
         label: what it shows, for those who hear the page.
-        align: a letter per column: `l` for text, `r` for numbers.
+        align: a letter per column: `l` for text, `w` for text of several lines, `r` for numbers.
     """
     head = tag("tr", *[tag("th", text, scope="col", class_=align[index]) for index, text in enumerate(headers)])
     body = [_table_row(row, align) for row in rows]

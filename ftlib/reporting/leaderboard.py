@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ftlib.reporting.collect import BEFORE, RunRecord
 from ftlib.reporting.scores import NONE
 from ftlib.reporting.seeds import Spread, spread_of
-from ftlib.reporting.settings import CHOICE, REPORT, Setting, own_score
+from ftlib.reporting.settings import CHOICE, REPORT, Setting, contests, own_score
 from ftlib.reporting.state import happened, state
 from ftlib.reporting.tables import Table
 
@@ -15,17 +15,24 @@ _OVER_SEEDS = "mean ± standard deviation over the seeds; interval of that mean 
 
 
 def leaderboards(settings: Sequence[Setting]) -> list[Table]:
-    """A table per metric: settings ranked by valid, with their scores on test beside."""
-    metrics = dict.fromkeys(setting.metric for setting in settings if setting.metric)
-    return [_leaderboard(metric, [one for one in settings if one.metric == metric]) for metric in metrics]
+    """A table per metric and dataset: settings ranked by valid, with their scores on test beside."""
+    boards = [(board[0].metric, board) for board in contests(settings)]
+    several = len(boards) > 1
+    return [_leaderboard(metric, place_of(board) if several else "", board) for metric, board in boards if metric]
 
 
-def _leaderboard(metric: str, settings: Sequence[Setting]) -> Table:
+def place_of(settings: Sequence[Setting]) -> str:
+    """What the settings of a contest were trained for, by the names of their configs."""
+    return ", ".join(dict.fromkeys(run.config.name for setting in settings for run in setting.runs))
+
+
+def _leaderboard(metric: str, place: str, settings: Sequence[Setting]) -> Table:
     headers = ["setting", "seeds", CHOICE, "95 % interval", REPORT, "95 % interval", f"{CHOICE} before"]
     remark = f"{metric}: {_OVER_SEEDS}. Ranked by {CHOICE}; {REPORT} had no part in it."
     missing = [setting.name for setting in settings if setting.spread(CHOICE) is None]
     unranked = [f"Not ranked, for want of scores on {CHOICE}: {'; '.join(missing)}."] if missing else []
-    return Table(f"Leaderboard, {metric}", "lrrrrrr", headers, [_row(one) for one in settings], [remark, *unranked])
+    title = f"Leaderboard, {metric}{place and ' on '}{place}"
+    return Table(title, "lrrrrrr", headers, [_row(one) for one in settings], [remark, *unranked])
 
 
 def _row(setting: Setting) -> list[str]:
@@ -51,8 +58,12 @@ def spread_text(found: Spread | None) -> str:
 
 def effects(settings: Sequence[Setting]) -> list[Table]:
     """For each key that varies, what its values come to over everything else; for sweeps of two keys and more."""
-    keys = list(settings[0].values)
-    return [_effect(key, settings) for key in keys] if len(keys) > 1 else []
+    return [table for board in contests(settings) for table in _effects(board)]
+
+
+def _effects(board: Sequence[Setting]) -> list[Table]:
+    keys = [key for key in board[0].values if len({setting.values[key] for setting in board}) > 1]
+    return [_effect(key, board) for key in keys] if len(keys) > 1 else []
 
 
 def _effect(key: str, settings: Sequence[Setting]) -> Table:
@@ -68,17 +79,18 @@ def _effect(key: str, settings: Sequence[Setting]) -> Table:
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:
-    """Every run, with what became of it."""
-    headers = ["run", "setting", "seed", "state", "steps", CHOICE, REPORT, "what happened"]
+    """Every run that is trained, with what became of it."""
+    headers = ["run", "setting", "seed", "state", "steps", "GPU-h", CHOICE, REPORT, "what happened"]
     rows = [_run_row(setting, run) for setting in settings for run in setting.runs]
-    return Table("Runs", "llrlrrrl", headers, rows)
+    return Table("Runs", "llrlrrrrl", headers, rows)
 
 
 def _run_row(setting: Setting, run: RunRecord) -> list[str]:
     step = f"{run.metrics[-1]['step']:,}" if run.metrics else NONE
     scores = [NONE if (score := own_score(run, split)) is None else f"{score:.3f}" for split in (CHOICE, REPORT)]
     told = "; ".join(filter(None, (happened(run), " ".join(run.standing.reason.split()))))
-    return [run.handle, setting.name, str(run.config.seed), state(run)[0], step, *scores, told]
+    known = [run.handle, setting.name, str(run.config.seed), state(run)[0], step, f"{run.usage.hours:.2f}"]
+    return [*known, *scores, told]
 
 
 def cross_table(settings: Sequence[Setting]) -> Table | None:

@@ -11,6 +11,7 @@ from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.curves import curves_section
 from ftlib.reporting.gallery import gallery_section
 from ftlib.reporting.html import Node, tag
+from ftlib.reporting.models import origin_of
 from ftlib.reporting.provenance import provenance_section, utc
 from ftlib.reporting.scores import headline, scores_section
 from ftlib.reporting.state import state
@@ -40,6 +41,8 @@ def _head(record: RunRecord) -> Node:
 
 def _subject(record: RunRecord) -> Node:
     config = record.config
+    if record.only_asked:
+        return html.note(f"Asks {config.model.base} ({origin_of(config.model.base)}). Task {config.task}.")
     how = {"full": "all weights", "attention": "the attention weights"}.get(config.adapter.method)
     data = ", ".join(part.name for part in config.data.parts) or config.data.source
     trained = f"Trains {how or f'a {config.adapter.method} adapter'} of {config.model.base} on {data}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,13 +18,20 @@ _CHANGES = "+changes"
 def provenance_section(record: RunRecord) -> Node:
     """The tail of the report, for who has to believe or repeat it."""
     config = folded("Config (config.yaml)", tag("pre", record.config_text))
-    parts = [_data(record), config, _environment(record), _history(record), _again(record)]
+    parts = [_data(record), config, _environment(record), _history(record), note(f"{cost([record])}."), _again(record)]
     return section("What was done", *parts)
 
 
 def utc(seconds: float) -> str:
     """A time as ISO 8601 in UTC, to the second."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def cost(records: Sequence[RunRecord]) -> str:
+    """The GPU-hours of runs, in words."""
+    train = sum(record.usage.train for record in records)
+    evaluate = sum(record.usage.evaluate for record in records)
+    return f"{train + evaluate:.2f} GPU-hours ({train:.2f} of training, {evaluate:.2f} of evaluation)"
 
 
 def _data(record: RunRecord) -> Node:

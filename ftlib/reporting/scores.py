@@ -48,29 +48,37 @@ def _table(record: RunRecord) -> Node:
 
 def metric_tables(record: RunRecord) -> list[Table]:
     """Every metric of every split, before and after training."""
-    return [_metric_table(split) for split in record.splits]
+    return [table for split in record.splits for table in _metric_tables(split)]
 
 
-def _metric_table(split: SplitRecord) -> Table:
-    whens = [evaluation for evaluation in (split.before, split.after) if evaluation]
-    names = dict.fromkeys(name for evaluation in whens for name in evaluation.scores["metrics"])
-    headers = ["metric"]
+def _metric_tables(split: SplitRecord) -> list[Table]:
+    """The metrics of all rows, then a table for each breakdown, such as `question type: how many`."""
+    kinds: dict[str, dict[str, str]] = {"": {}}
+    for name in dict.fromkeys(name for one in split.by_when.values() for name in one.scores["metrics"]):
+        kind, colon, label = name.partition(": ")
+        kinds.setdefault(kind if colon else "", {})[name] = label or name
+    return [_metric_table(split, kind, labels) for kind, labels in kinds.items()]
+
+
+def _metric_table(split: SplitRecord, kind: str, labels: dict[str, str]) -> Table:
+    whens = list(split.by_when.values())
+    headers = [kind or "metric"]
     for evaluation in whens:
         headers += [f"{evaluation.when} training", "95 % interval"]
-    rows = [[name, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name in names]
-    title = f"All metrics on {split.dataset} {split.split}"
+    rows = [
+        [text, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name, text in labels.items()
+    ]
+    title = f"{f'By {kind}' if kind else 'All metrics'} on {split.dataset} {split.split}"
     return Table(title, "l" + "rr" * len(whens), headers, rows, [f"n = {split.latest.scores['n']}"])
 
 
 def _details(split: SplitRecord) -> Node:
-    """Every metric, if there are several; the precision/recall curve if there is one."""
-    details = _metric_table(split)
-    if len(details.rows) < 2:
+    """Every metric, if there are several; the precision/recall curve if there is one; every breakdown."""
+    whole, *breakdowns = _metric_tables(split)
+    if len(whole.rows) + len(breakdowns) < 2:
         return group()
-    curves = tag(
-        "div", *_curves([evaluation for evaluation in (split.before, split.after) if evaluation]), class_="pair"
-    )
-    return folded(details.title, details.node(), curves)
+    curves = tag("div", *_curves(list(split.by_when.values())), class_="pair")
+    return group(folded(whole.title, whole.node(), curves), *[folded(one.title, one.node()) for one in breakdowns])
 
 
 def _metric_cells(scores: dict[str, Any], name: str) -> list[str]:
@@ -144,6 +152,8 @@ def _warnings(split: SplitRecord) -> Iterator[str]:
 
 
 def _missing(record: RunRecord) -> Iterator[list[Child]]:
+    if record.only_asked:
+        return
     trained = any(split.after for split in record.splits)
     if not trained and not record.done:
         yield ["There are no scores after training, since this run is not finished."]

@@ -15,7 +15,7 @@ CHOICE, REPORT = "valid", "test"
 """The split that a setting is chosen on, and the one that it is reported on."""
 
 _SEED = "seed"
-_SAME_SCORES = ("splits", "before", "batch_size", "prompts")
+_SAME_SCORES = ("splits", "before", "batch_size", "prompts", "without_context")
 """What `evaluation` says beside how answers are found and judged."""
 
 
@@ -24,27 +24,35 @@ class Setting:
     """Runs of equal config but for the seed.
 
     Attributes:
+        name: that of its runs' config, if no other setting has it; else `values` in words.
         values: dotted key → value in words, of the keys in which the settings differ.
         metric: the main metric of its task; None before any evaluation.
         runs: its members, by seed.
     """
 
+    name: str
     values: Mapping[str, str]
     metric: str | None
     runs: Sequence[RunRecord]
 
     @property
-    def name(self) -> str:
-        """The setting in words, keys by their last part where that is clear; a lone setting has its runs' name."""
-        ends = [key.rpartition(".")[2] for key in self.values]
-        known = zip(self.values.items(), ends, strict=True)
-        words = [f"{end if ends.count(end) == 1 else key}={value}" for (key, value), end in known]
-        return ", ".join(words) or self.runs[0].config.name
+    def contest(self) -> tuple[str, ...]:
+        """The metric and the data: only settings that have both in common can be ranked."""
+        data = self.runs[0].config.data
+        return self.metric or "~", data.source, data.root, data.file, *[part.name for part in data.parts]
 
     def spread(self, split: str, when: str = AFTER) -> Spread | None:
         """Over the seeds that have a score of the run's own dataset; None if no run has."""
         scores = [score for run in self.runs if (score := own_score(run, split, when)) is not None]
         return spread_of(scores) if scores else None
+
+
+def contests(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """The settings that can be ranked with one another, in their order."""
+    found: dict[tuple[str, ...], list[Setting]] = {}
+    for setting in settings:
+        found.setdefault(setting.contest, []).append(setting)
+    return list(found.values())
 
 
 def own_score(record: RunRecord, split: str, when: str = AFTER) -> float | None:
@@ -56,14 +64,23 @@ def own_score(record: RunRecord, split: str, when: str = AFTER) -> float | None:
 
 
 def group_settings(records: Sequence[RunRecord]) -> list[Setting]:
-    """Settings, best on valid first; those without a score there come last, by name. Test has no say."""
+    """Settings by contest, best on valid first; those without a score there come last, by name. Test has no say."""
     flat = [dict(_flatten(_telling(record.config))) for record in records]
     keys = varied_keys(flat)
     members: dict[tuple[str, ...], list[RunRecord]] = {}
     for record, fields in zip(records, flat, strict=True):
         members.setdefault(tuple(fields.get(key, "–") for key in keys), []).append(record)
-    settings = [_setting(dict(zip(keys, values, strict=True)), runs) for values, runs in members.items()]
+    names = [runs[0].config.name for runs in members.values()]
+    settings = [
+        _setting(name if names.count(name) == 1 else "", dict(zip(keys, values, strict=True)), runs)
+        for name, (values, runs) in zip(names, members.items(), strict=True)
+    ]
     return sorted(settings, key=_rank)
+
+
+def trained_settings(records: Sequence[RunRecord]) -> list[Setting]:
+    """Settings of runs that are or were to be trained; those whose model was only asked compete with nobody."""
+    return group_settings([record for record in records if not record.only_asked])
 
 
 def _telling(config: Config) -> dict[str, Any]:
@@ -79,14 +96,23 @@ def varied_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in every if key != _SEED and len({fields.get(key) for fields in configs}) > 1]
 
 
-def _setting(values: dict[str, str], runs: list[RunRecord]) -> Setting:
+def _setting(name: str, values: dict[str, str], runs: list[RunRecord]) -> Setting:
     scored = [run.splits[0].latest.scores["metric"] for run in runs if run.splits]
-    return Setting(values, scored[0] if scored else None, sorted(runs, key=lambda run: run.config.seed))
+    return Setting(
+        name or _told(values), values, scored[0] if scored else None, sorted(runs, key=lambda run: run.config.seed)
+    )
 
 
-def _rank(setting: Setting) -> tuple[str, bool, float, str]:
+def _told(values: dict[str, str]) -> str:
+    """Keys by their last part where that is clear, and their values."""
+    ends = [key.rpartition(".")[2] for key in values]
+    known = zip(values.items(), ends, strict=True)
+    return ", ".join(f"{end if ends.count(end) == 1 else key}={value}" for (key, value), end in known)
+
+
+def _rank(setting: Setting) -> tuple[tuple[str, ...], bool, float, str]:
     found = setting.spread(CHOICE)
-    return setting.metric or "~", found is None, -found.mean if found else 0.0, setting.name
+    return setting.contest, found is None, -found.mean if found else 0.0, setting.name
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -12,19 +12,22 @@ from ftlib.reporting import charts, html
 from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.html import Node, group, note, section, tag
 from ftlib.reporting.leaderboard import cross_table, effects, leaderboards, runs_table, spread_text
-from ftlib.reporting.provenance import commands, utc
-from ftlib.reporting.settings import CHOICE, REPORT, Setting, group_settings, own_score
-from ftlib.reporting.state import state
+from ftlib.reporting.models import models_table
+from ftlib.reporting.provenance import commands, cost, utc
+from ftlib.reporting.settings import CHOICE, REPORT, Setting, contests, own_score, trained_settings
+from ftlib.reporting.state import happened, state
 from ftlib.reporting.tables import Table
 
 COLOURS = 8
 """Settings that get a colour of their own; the best ones. The others share a grey."""
 
 
-def tables_of(settings: Sequence[Setting]) -> list[Table]:
+def tables_of(records: Sequence[RunRecord]) -> list[Table]:
     """Everything that the page says in numbers."""
-    across = cross_table(settings)
-    return [*leaderboards(settings), *effects(settings), *([across] if across else []), runs_table(settings)]
+    settings = trained_settings(records)
+    beside = models_table(settings, [record for record in records if record.only_asked])
+    trained = [*effects(settings), cross_table(settings), runs_table(settings)] if settings else []
+    return [table for table in (*leaderboards(settings), beside, *trained) if table]
 
 
 def render_several(records: Sequence[RunRecord], made: float) -> str:
@@ -35,8 +38,8 @@ def render_several(records: Sequence[RunRecord], made: float) -> str:
         made: when, in seconds since 1970.
     """
     css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    settings = group_settings(records)
-    found = [section(table.title, table.node()) for table in tables_of(settings)]
+    settings = trained_settings(records)
+    found = [section(table.title, table.node()) for table in tables_of(records)]
     names = ", ".join(dict.fromkeys(record.config.name for record in records))
     head = tag(
         "header",
@@ -50,24 +53,32 @@ def render_several(records: Sequence[RunRecord], made: float) -> str:
 
 
 def census(records: Sequence[RunRecord]) -> str:
-    """How many runs are in which state."""
-    counts = Counter(state(record)[0] for record in records)
-    return f"{len(records)} runs: {', '.join(f'{number} {word}' for word, number in counts.most_common())}."
+    """How many runs are in which state, how many models were only asked, and what all of that has cost."""
+    counts = Counter(state(record)[0] for record in records if not record.only_asked)
+    words = ", ".join(f"{number} {word}" for word, number in counts.most_common())
+    asked = sum(record.only_asked for record in records)
+    trained = f"{counts.total()} run{'s' * (counts.total() != 1)}: {words}"
+    told = [trained] if counts else []
+    told += [f"{asked} only asked, without training"] if asked else []
+    return "; ".join(filter(None, [*told, happened(*records), cost(records)])) + "."
 
 
 def best_sentence(settings: Sequence[Setting]) -> str:
-    """The setting that valid chooses, and what test says of it."""
-    chosen = settings[0].spread(CHOICE)
-    if chosen is None:
+    """The setting that valid chooses, and what test says of it; one for each contest."""
+    if not settings:
+        return "Models side by side, none of them trained here"
+    found = [text for board in contests(settings) if (text := _best_of(board[0]))]
+    if not found:
         return f"No scores on {CHOICE} after training yet: nothing to choose by"
-    reported = settings[0].spread(REPORT)
+    return f"Best on {CHOICE}: {' · '.join(found)}"
+
+
+def _best_of(setting: Setting) -> str:
+    chosen, reported = setting.spread(CHOICE), setting.spread(REPORT)
+    if chosen is None:
+        return ""
     told = f"; {REPORT} {spread_text(reported)}" if reported else ""
-    return f"Best on {CHOICE}: {settings[0].name} – {settings[0].metric} {spread_text(chosen)}{told}"
-
-
-def best_run(settings: Sequence[Setting]) -> RunRecord:
-    """Of the best setting, the run that valid puts first."""
-    return max(settings[0].runs, key=_chosen_by)
+    return f"{setting.name} – {setting.metric} {spread_text(chosen)}{told}"
 
 
 def _chosen_by(run: RunRecord) -> float:
@@ -97,7 +108,10 @@ def _key(colour: int, name: str) -> Node:
 
 
 def _again(settings: Sequence[Setting]) -> Node:
-    """The best run's config and the commands that make it anew."""
-    run = best_run(settings)
-    lead = note("The best setting's best run on ", CHOICE, ": ", tag("code", run.handle), ". Save as config.yaml:")
-    return section("Do the best again", lead, tag("pre", run.config_text), tag("pre", "\n".join(commands(run))))
+    """The best run's config and the commands that make it anew, for each contest."""
+    parts: list[Node] = []
+    for board in contests(settings):
+        run = max(board[0].runs, key=_chosen_by)
+        lead = note("The best setting's best run on ", CHOICE, ": ", tag("code", run.handle), ". Save as config.yaml:")
+        parts += [lead, tag("pre", run.config_text), tag("pre", "\n".join(commands(run)))]
+    return section("Do the best again", *parts) if parts else group()

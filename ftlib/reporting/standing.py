@@ -187,7 +187,10 @@ def _ended(events: Events, attempts: Sequence[Attempt], job: slurm.Attempt | Non
     said = _SLURM_WORDS.get(job.state, "") if job else ""
     if not attempts:
         return ("failed", said or "its job ended before training began") if job else ("not started", "")
-    last = attempts[-1]
+    unfinished = [one for one in attempts if (one.command, one.ending) != ("evaluate", "done")]
+    if not unfinished:
+        return "not started", "only its untrained model was evaluated"
+    last = unfinished[-1]
     if last.ending == "diverged":
         reasons = [event["reason"] for event in events if event["event"] == "diverged"]
         return "diverged", f"in every attempt ({len(reasons)}), at last: {reasons[-1]}"

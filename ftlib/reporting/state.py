@@ -18,7 +18,7 @@ def state(record: RunRecord) -> tuple[str, str]:
     if record.done:
         parts = [*_finish(record.done, record.divergences), reason]
     elif word == "not started":
-        parts = [f"train it with: {go_on}"]
+        parts = [reason, f"train it with: {go_on}"]
     elif word == "diverged":
         parts = [reason, "no result was written"]
     else:
@@ -38,11 +38,12 @@ def _finish(done: dict[str, Any], failed: list[dict[str, Any]]) -> list[str]:
     return parts
 
 
-def happened(record: RunRecord) -> str:
-    """Starts, preemptions and divergences, counted; empty for a run that went through in one go."""
-    counts = Counter(_TOLD[event["event"]] for event in record.history if event["event"] in _TOLD)
+def happened(*records: RunRecord) -> str:
+    """Starts, preemptions and divergences, counted; empty for runs that went through in one go."""
+    events = [event["event"] for record in records for event in record.history]
+    counts = Counter(_TOLD[event] for event in events if event in _TOLD)
     told = [f"{word} {_times(number)}" for word, number in sorted(counts.items())]
-    resumed = len(record.starts) - 1
+    resumed = sum(max(0, len(record.starts) - 1) for record in records)
     return ", ".join([f"resumed {_times(resumed)}", *told] if resumed > 0 else told)
 
 

@@ -15,7 +15,7 @@ class Table:
 
     Attributes:
         title: what it shows.
-        align: a letter per column: `l` for text, `r` for numbers.
+        align: a letter per column: `l` for text, `w` for text of several lines, `r` for numbers.
         remarks: what must be said below it.
     """
 

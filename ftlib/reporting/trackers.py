@@ -10,7 +10,7 @@ from ftlib import files
 from ftlib.errors import UserError
 from ftlib.reporting.collect import BEFORE, RunRecord
 
-CURVES = ("loss", "learning_rate", "grad_norm", "epoch", "seconds")
+CURVES = ("loss", "learning_rate", "grad_norm", "epoch", "seconds", "memory_gib")
 
 
 def write_tensorboard(record: RunRecord) -> Path:

@@ -49,7 +49,7 @@ class AnswerTrainer(Trainer):
         reached: the newest checkpoint that was written.
 
     Set `on_step` to get {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm", "seconds"} after
-    each step; `step` counts through all rounds.
+    each step, on a GPU with "memory_gib"; `step` counts through all rounds.
     """
 
     loss_is_scaled_for_ga = True
@@ -154,7 +154,7 @@ class AnswerTrainer(Trainer):
             return
         now = time.monotonic()
         place = {"step": self.leg.offset + self.state.global_step, "attempt": self.leg.attempt, "round": self.leg.round}
-        record = {**place, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at}
+        record = {**place, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at, **_gpu_memory()}
         self._last_step_at = now
         # With fp16 an infinite gradient is daily work: the scaler skips that step and halves its scale.
         norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
@@ -191,6 +191,11 @@ class AnswerTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trainable(self.model, Path(resume_from_checkpoint))
+
+
+def _gpu_memory() -> dict[str, float]:
+    """The most that torch has reserved on this process's GPU; without one there is no such limit to keep an eye on."""
+    return {"memory_gib": torch.cuda.max_memory_reserved() / 2**30} if torch.cuda.is_available() else {}
 
 
 def _labelled(lengths: list[tuple[int, int]], config: Config) -> list[tuple[int, int]]:

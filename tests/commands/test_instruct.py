@@ -149,6 +149,42 @@ def test_predict_with_and_without_context(trained: Path, base: Path, ftlib: Ftli
     assert records[1] == {"prompt": "reverse", "answer": without} and set(records[2]) == {"prompt", "answer"}
 
 
+def test_a_split_with_and_without_context(trained: Path, base: Path, ftlib: Ftlib, tmp_path: Path) -> None:
+    command = ["evaluate", "instruct", "--split", "train", "--json"]
+    plain = json.loads(ftlib(*command)[1])
+    code, output, error = ftlib(*command, "evaluation.without_context=true")
+    assert code == 0, error
+    records = read_lines(trained / "eval/string_tasks/train/after/predictions.jsonl")
+    told = [record for record in records if "### Input:" in record["prompt"]]
+    assert 0 < len(told) < len(records)
+    assert [record for record in records if "without_context" in record] == told
+    bare = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nreverse\n\n### Response:\n"
+    )
+    assert {record["without_context"]["prediction"] for record in told} == set(
+        plain_answers(base, trained / "adapter", [bare])
+    )
+    for scores, alone in zip(json.loads(output), plain, strict=True):
+        assert scores["metrics"] == alone["metrics"] and "parts" not in alone
+        assert {name: part["n"] for name, part in scores["parts"].items()} == {
+            "with context": len(told), "without context": len(told)
+        }  # fmt: skip
+        found = scores["parts"]["without context"]["metrics"]["token F1"]["value"]
+    assert found == pytest.approx(100 * sum(r["without_context"]["score"] for r in told) / len(told))
+    assert "string_tasks/without context" in error
+    assert ftlib("report", "instruct", "-o", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<dt>without context</dt>" in page and "train without context" in page
+    bare_template = ["data.prompt={instruction}", "name=blind", "--before", "--split", "test"]
+    config = tmp_path / "instruct.yaml"
+    assert ftlib("prepare", config, *bare_template[:2])[0] == 0
+    code, _, error = ftlib("evaluate", config, *bare_template, "evaluation.without_context=true")
+    assert code == 0 and "none was asked without it" in error, error
+    code, _, error = ftlib("evaluate", config, "task=caption", "evaluation.without_context=true")
+    assert code == 2 and "evaluation.without_context is for task: instruct" in error
+
+
 MISTAKES = {
     "nothing asked": ([], "what is asked?"),
     "both": (["--prompt", "x", "--file", "q.jsonl"], "what is asked?"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -281,11 +282,12 @@ def test_other_architectures_vocabularies_and_quantized_weights(folder: Path, ft
     assert "another vocabulary: 3 words, the base has 2; they differ in 'z', number 2" in error
 
 
-def train(ftlib: Ftlib, write_config: Callable[..., Path], *overrides: str) -> None:
+def train(ftlib: Ftlib, write_config: Callable[..., Path], *overrides: str) -> Path:
     config = write_config(LORA)
     assert ftlib("prepare", config, *overrides)[0] == 0
     code, _, error = ftlib("train", config, "training.max_steps=3", *overrides)
     assert code == 0, error
+    return config
 
 
 def test_runs_by_name_and_an_adapter_of_another_base(
@@ -316,6 +318,27 @@ def test_runs_by_name_and_an_adapter_of_another_base(
     assert code == 2 and "was trained on someone/gone, which is not here" in error
     code, _, error = ftlib("merge", "--base", shared / "model", "--model", "three", *words[4:])
     assert code == 2 and "three: no such folder, and no run of that name" in error
+
+
+def test_a_merge_stands_beside_its_parent_after_the_command_that_it_prints(
+    shared: Path, store: Path, tmp_path: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> None:
+    config = train(ftlib, write_config, "name=one")
+    assert ftlib("evaluate", "one")[0] == 0
+    words = ["--base", shared / "model", "--model", "one", "--method", "linear", "-o", tmp_path / "out"]
+    code, _, error = ftlib("merge", *words)
+    assert code == 0, error
+    (command,) = re.findall(r"ftlib (evaluate CONFIG .*)", error)
+    merged = [word for part in ("vision", "projector") for word in ("--part", f"{part}=merged")]
+    code, _, error = ftlib("merge", *words[:-1], tmp_path / "adapter", "--form", "adapter", *merged)
+    assert code == 0 and "evaluate" not in error, error  # an adapter is no base
+    code, _, error = ftlib(*[config if word == "CONFIG" else word for word in command.split()], "name=one")
+    assert code == 0, error
+    assert ftlib("report", "one", "-o", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "1 run: 1 done; 1 only asked, without training" in page
+    made = json.loads((tmp_path / "out" / "merge.json").read_text())["formula"]
+    assert f"linear of one (weight 1): {made}" in page and "weighted average" in made
 
 
 SCRIPT = """

@@ -79,9 +79,9 @@ def test_sections_stand_in_order(finished: Run, page: Page) -> None:
 
 def test_curves_and_the_mark_of_a_resumed_attempt(finished: Run, page: Page) -> None:
     made = page(finished)
-    assert made.count('class="chart"') == 3
-    assert made.count('<g class="mark">') == 3
-    assert "from a checkpoint, at step 20." in made
+    assert made.count('class="chart"') == 5
+    assert made.count('<g class="mark">') == 5
+    assert "from a checkpoint, at step 20 (resumed once)." in made
     assert "0.1333 at step 30" in made
 
 
@@ -118,6 +118,25 @@ def test_answers_fall_into_groups_and_no_row_is_shown_twice(finished: Run, page:
     assert groups == [["row-2"], ["row-1", "row-3"], [], ["row-4"]]
     assert "1, shown above" in answers
     assert answers.count("which pet?") == 1
+
+
+def test_graded_answers_stand_by_their_scores(site: Site, tmp_path: Path, page: Page) -> None:
+    run = new_run(site, tmp_path, CONFIG.replace("task: classify", "task: caption"))
+    after = {number: number / 10 for number in range(1, 9)}
+    before = {**after, 2: 0.9, 7: 0.1, 6: 0.2}
+    for when, scores in (("before", before), ("after", after)):
+        evaluate(run, "valid", when, [row(n, f"{when} {n}", "cat", score=score) for n, score in scores.items()])
+    answers = page(run).partition("<h2>Answers")[2].partition("</section>")[0]
+    groups = [re.findall(r"row-\d", part) for part in answers.split("<h3>")[1:]]
+    assert re.findall(r"<h3>(.*?) <span", answers) == [
+        "Lowest scores",
+        "Most improved by training",
+        "Most worsened by training",
+        "Highest scores",
+    ]
+    assert groups == [["row-1", "row-2", "row-3", "row-4"], ["row-7", "row-6"], [], ["row-8", "row-5"]]
+    assert "<strong>after 7</strong>\u00a0(0.70)" in answers and "<dd>before 7\u00a0(0.10)</dd>" in answers
+    assert "✓" not in answers and "✗" not in answers
 
 
 def test_prompts_that_differ_stand_on_the_cards(run: Run, page: Page) -> None:
@@ -212,13 +231,39 @@ def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
     files.append_jsonl(run.metrics, asked)
     made = page(run)
     assert "Loss over 13 steps; 0.125 at step 8" in made and "accuracy on valid over 1 steps; 0.75 at step 8" in made
-    assert "began anew (attempt 1 at 5)" in made and "from a checkpoint, at step 8." in made
+    assert (
+        "began anew (attempt 1 at 5)" in made and "from a checkpoint, at step 8 (resumed once, diverged once)." in made
+    )
     assert "reason: loss 101 is above 100" in made and "seed: 99" in made
     run.note("done", step=8, seconds=1)
     best = {"step": 4, "metric": "accuracy", "value": 0.75}
     files.write_json(run.done, {"step": 8, "result": "adapter", "threads": 1, "best": best})
     finished = "8 steps; the result is of step 4, accuracy on valid 0.75; attempt 1: training had diverged once before"
     assert finished in text_of(page(run))
+
+
+def test_speed_and_memory_are_curves_and_preemptions_are_told(run: Run, page: Page) -> None:
+    train(run, steps=12, resumed_at=5)
+    run.note("preempted", command="train", signal="SIGUSR1")
+    asked = {"step": 12, "attempt": 0, "split": "valid", "metric": "accuracy", "value": 0.5, "seconds": 900.0}
+    files.append_jsonl(run.metrics, asked)
+    made = page(run)
+    assert "Seconds a step over 12 steps; 0.25 at step 12" in made  # those of an evaluation are no step's
+    assert "GPU memory, GiB over 12 steps; 3 at step 12" in made
+    assert "taken up again from a checkpoint, at step 5 (resumed once, preempted once)." in made
+    assert made.count('class="mark"') == 5  # the evaluation's chart has one point only, and so no room for a mark
+
+
+def test_what_a_run_has_cost(run: Run, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0, 3600 * 1.5, 3600 * 2, 3600 * 2.25])
+    monkeypatch.setattr("time.time", lambda: next(times))
+    run.note("start", command="train", gpus=2, step=0, attempt=0)
+    run.note("done", command="train", step=1, seconds=5400)
+    run.note("evaluating", command="evaluate", gpus=1)
+    run.note("evaluated", seconds=900)
+    monkeypatch.undo()
+    monkeypatch.setenv("FTLIB_RUNS", str(run.folder.parent.parent))
+    assert "3.25 GPU-hours (3.00 of training, 0.25 of evaluation)." in page(run)
 
 
 def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:
@@ -242,6 +287,17 @@ def test_a_task_without_a_confusion_matrix(run: Run, page: Page, value: float) -
     assert f"valid cider {value:.3f} (n = 1)" in made
     assert ('class="bar after"' in made) == (value < 1)
     assert re.search(r"score 0\.40", text_of(made))
+
+
+def test_breakdowns_have_tables_of_their_own(run: Run, page: Page) -> None:
+    for when, share in (("before", 0.25), ("after", 0.5)):
+        found = {"value": share, "interval": [share - 0.1, share + 0.1]}
+        metrics = {"accuracy": found, "answer type: number": found, "answer type: yes/no": found}
+        evaluate(run, "valid", when, BEFORE_ROWS, metrics=metrics, tables={})
+    made = page(run)
+    titles = re.findall(r"<summary>(.*?)</summary>", made)
+    assert titles[:2] == ["All metrics on jsonl valid", "By answer type on jsonl valid"]
+    assert "number 0.250 0.150–0.350 0.500 0.400–0.600 yes/no 0.250 0.150–0.350" in text_of(made)
 
 
 def test_missing_image_leaves_a_placeholder(finished: Run, page: Page, site: Site) -> None:

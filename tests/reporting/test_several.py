@@ -88,13 +88,14 @@ def test_settings_are_ranked_by_valid_alone(records: list[RunRecord]) -> None:
     assert left and (left.n, left.mean) == (2, pytest.approx(0.7))
 
 
-def test_jobs_and_intervals_of_saving_are_no_settings(site: Site, tmp_path: Path) -> None:
+def test_jobs_and_intervals_of_saving_and_a_second_question_are_no_settings(site: Site, tmp_path: Path) -> None:
     runs = [
-        _member(site, tmp_path, 5, 5, seed=0, job__mem="8G"),
-        _member(site, tmp_path, 5, 5, seed=1, job__mem="16G", checkpoint__steps=7),
+        _member(site, tmp_path, 5, 5, seed=0, job__mem="8G", task="instruct"),
+        _member(site, tmp_path, 5, 5, seed=1, job__mem="16G", checkpoint__steps=7, task="instruct"),
+        _member(site, tmp_path, 5, 5, seed=2, task="instruct", evaluation__without_context="true"),
     ]
     (setting,) = group_settings([record_of(run, site) for run in runs])
-    assert (len(setting.runs), setting.values) == (2, {})
+    assert (len(setting.runs), setting.values) == (3, {})
 
 
 def test_how_a_batch_is_cut_is_no_setting_but_the_best_checkpoint_is(site: Site, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_the_page(sweep: list[Run], ftlib: Ftlib) -> None:
     assert (code, path.name, path.parent) == (0, "report.html", sweep[0].folder.parent)
     page = path.read_text(encoding="utf-8")
     assert "Best on valid: learning_rate=0.001 – accuracy 0.800 ± 0.100; test 0.500 ± 0.000" in page
-    assert "6 runs: 5 done, 1 diverged." in page
+    assert "6 runs: 5 done, 1 diverged; diverged once; 0.00 GPU-hours (0.00 of training, 0.00 of evaluation)." in page
     assert "diverged once; in every attempt (1), at last: step 31: loss nan" in page
     assert "2 of 3" in page  # seeds with a score
     assert page.count('<polyline points="') == 6
@@ -155,7 +156,7 @@ def test_several_runs_named_one_by_one(sweep: list[Run], ftlib: Ftlib, tmp_path:
     page = tmp_path / "two.html"
     code, _, _ = ftlib("report", sweep[0].folder, sweep[3].folder, sweep[0].folder, "-o", page)
     assert code == 0
-    assert "2 runs: 2 done." in page.read_text()
+    assert "2 runs: 2 done; " in page.read_text()
 
 
 def test_scores_on_other_datasets_stand_side_by_side(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ def test_tensorboard_reads_every_step_and_score(finished: Run, ftlib: Ftlib) -> 
     events.Reload()
     loss = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert loss == [(step, pytest.approx(4 / step)) for step in range(1, 31)]
+    for name, last in (("seconds", 0.25), ("memory_gib", 3.0)):
+        assert events.Scalars(f"train/{name}")[-1].value == last
     (before,), (after,) = (events.Scalars(f"jsonl/valid/{when}/accuracy") for when in ("before", "after"))
     assert (before.step, before.value, after.step, after.value) == (0, 0.5, 30, 0.75)
 
@@ -36,7 +38,7 @@ def test_wandb_stays_on_this_machine_and_holds_no_key(
     (folder,) = (finished.folder / "wandb").glob("offline-run-*")
     assert f"wandb sync {folder}" in err
     content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    for text in ("animals", "train/loss", "jsonl/valid/after/accuracy", "ftlib/tiny-paligemma"):
+    for text in ("animals", "train/loss", "train/memory_gib", "jsonl/valid/after/accuracy", "ftlib/tiny-paligemma"):
         assert text.encode() in content
     assert b"planted" not in content
 

@@ -1,0 +1,53 @@
+"""Instructions asked with and without their context: which rows are, and how both are scored."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ftlib.data.examples import Example
+from ftlib.data.prompts import prompt_of
+from ftlib.evaluation.answers import _scores
+from ftlib.evaluation.contexts import add_bare_answers, bare_rows
+
+ROWS = [
+    Example("1", "", "reverse", "cba", facts={"input": "abc"}),
+    Example("2", "", "reverse abc", "cba", facts={"input": " "}),
+    Example("3", "", "greet", "hello", facts={}),
+]
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chat", "{prefix}: {input}"])
+def test_only_rows_with_a_context_are_asked_twice(template: str) -> None:
+    rows = ROWS[:2]
+    (bare,) = bare_rows(rows, template)
+    alone = Example("", "", "reverse", "", facts={"input": ""})
+    assert bare.id not in {row.id for row in rows} and bare.suffix == "cba"
+    assert prompt_of(bare, template) == prompt_of(alone, template) != prompt_of(rows[0], template)
+
+
+def test_a_prompt_that_shows_no_context_asks_nothing_twice() -> None:
+    assert list(bare_rows(ROWS, "{prefix}")) == []
+
+
+def test_both_answers_are_scored_over_the_same_rows() -> None:
+    said = {"1": "cba", "2": "wrong", "3": "hello"}
+    records: list[dict[str, Any]] = [
+        {"id": row.id, "image": "", "prediction": said[row.id], "references": [row.suffix]} for row in ROWS
+    ]
+    (bare,) = bare_rows(ROWS[:1], "alpaca")
+    add_bare_answers(records, [{"id": bare.id, "text": " no idea\n"}])
+    config = SimpleNamespace(task="instruct", evaluation=SimpleNamespace(positive=None))
+    asked: Any = SimpleNamespace(config=config, prepared=SimpleNamespace(labels=None), without_context=True)
+    scores = _scores(asked, records, {"split": "test"}, None)
+    parts = scores["parts"]
+    assert {name: (part["n"], part["metrics"]["token F1"]["value"]) for name, part in parts.items()} == {
+        "with context": (1, 100.0),
+        "without context": (1, 0.0),
+    }
+    assert scores["n"] == 3 and scores["metrics"]["token F1"]["value"] == pytest.approx(200 / 3)
+    assert [record["score"] for record in records] == [1.0, 0.0, 1.0]
+    assert records[0]["without_context"] == {"prediction": "no idea", "score": 0.0}
+    assert not any("without_context" in record for record in records[1:])
