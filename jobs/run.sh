@@ -132,6 +132,14 @@ wait_for() {
 # Did the kernel kill this step for its memory? srun's exit code is 1 or 137 then; only its words tell.
 out_of_memory() { grep -qE 'oom[-_ ]kill|Out Of Memory' "$job_tmp/stderr" 2>/dev/null; }
 
+# Of several tasks the one whose end came first, if it was killed: "n2: task 3: Killed", from srun's words.
+first_killed() {
+    local first
+    (( ${SLURM_NTASKS:-1} > 1 )) || return 0
+    first=$(sed -nE 's/^srun: error: (.+: tasks? [0-9,-]+: .+)/\1/p' "$job_tmp/stderr" 2>/dev/null | head -n 1)
+    if [[ $first != *": Exited with "* ]]; then echo "$first"; fi
+}
+
 # Is a partition of higher priority taking this job's place? (A cancelled job is no longer RUNNING.)
 being_preempted() {
     local shown
@@ -140,17 +148,18 @@ being_preempted() {
 }
 
 run_step() { # COMMAND LINE…: one ftlib command and what runs it in the container; returns only if it is done
-    local command=$1 code tasks=()
+    local command=$1 code killed tasks=()
     shift
-    rm -f "$job_tmp"/notes/*
+    rm -f "$job_tmp"/notes/* "$job_tmp/stderr"
     # A task for each GPU trains and evaluates; everything else is one process's work.
     if [[ $command != train && $command != evaluate ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
     # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
     srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
         "${container[@]}" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
     wait_for $!
-    # When one task fails Slurm ends the others; what they then say is not the reason.
-    if [[ -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
+    # When one task ends badly Slurm ends the others; what they then say is not the reason.
+    killed=$(first_killed)
+    if [[ -z $killed && -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
     case $code in
         0) return ;;
         2) exit 2 ;;
@@ -170,7 +179,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
         exit "$code"
     fi
     if (( code > 128 )); then
-        note killed "$code" "signal $((code - 128))"
+        note killed "$code" "${killed:-signal $((code - 128))}"
         if [[ -e $job_tmp/notes/checkpointed ]]; then requeue "$command was killed after a checkpoint"; fi
         echo "ftlib: $command was killed (signal $((code - 128))) before its first checkpoint of this start" >&2
     fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -106,6 +107,25 @@ def test_the_first_failing_task_gives_the_reason(tmp_path: Path) -> None:
     """Slurm ends the other tasks then; as they save and say 75, the job would look preempted."""
     failing = 'echo 2 > "$job_tmp/notes/failed"; return 75'
     assert bash(STEP.format(tmp=tmp_path, srun=failing, command="train")).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "reason"),
+    [("Killed", 137, "n2: task 3: Killed"), ("Exited with exit code 1", 1, None)],
+)
+def test_of_several_tasks_one_that_was_killed_is_the_reason(
+    tmp_path: Path, end: str, code: int, reason: str | None
+) -> None:
+    """The others fail of its death, and say so in the notes and to Slurm."""
+    words = (f"srun: error: n2: task 3: {end}", "srun: error: n1: tasks 0-1: Exited with exit code 1")
+    failing = 'echo 1 > "$job_tmp/notes/failed"; echo "$job_tmp" > "$job_tmp/notes/run"; ' + "; ".join(
+        f"echo '{line}' >&2" for line in words
+    )
+    script = STEP.format(tmp=tmp_path, srun=f"{failing}; sleep 0.5; return 137", command="train")
+    assert bash(script, SLURM_NTASKS="4", SLURM_JOB_ID="7").returncode == code
+    history = tmp_path / "history.jsonl"
+    assert history.exists() == bool(reason)
+    assert not reason or json.loads(history.read_text())["reason"] == reason
 
 
 def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> None:

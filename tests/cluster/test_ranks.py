@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.conftest import Cluster, history, losses, members, status
 
 FOUR = "job.nodes=2 job.gpus=2 job.cpus=1 job.mem=2800M training.per_device_train_batch_size=8"
-COURSE = "configs/digits.yaml name=four checkpoint.steps=40 evaluation.splits='[valid]'"
+COURSE = "configs/digits.yaml name=four evaluation.splits='[valid]'"
 
 
 def pid_of(rank: int, job: str) -> int | None:
@@ -46,13 +46,13 @@ def test_two_nodes_of_two_tasks_are_one_process_and_survive_a_preemption(cluster
     assert begun == pytest.approx(alone, rel=1e-5)
     events = history(run)
     (preempted,) = [event for event in events if event["event"] == "preempted" and event["command"] == "train"]
-    starts = [event["step"] for event in events if event["event"] == "start" and event["command"] == "train"]
-    assert preempted["signal"] == "SIGTERM" and starts == [0, preempted["step"]]
+    first, second = [event["step"] for event in events if event["event"] == "start"]
+    assert preempted["signal"] == "SIGTERM" and first == 0 and second >= 50
 
 
 def test_the_death_of_one_rank_ends_the_job_at_once_and_status_says_why(cluster: Cluster) -> None:
     runs = cluster.home / "ranks-killed"
-    course = f"{COURSE} training.num_train_epochs=40 checkpoint.steps=1000"
+    course = f"{COURSE} training.num_train_epochs=40"
     (job,) = cluster.submit(f"{course} {FOUR}", FTLIB_RUNS=runs)
     cluster.wait_until(lambda: cluster.steps("four", runs) >= 10, "four ranks to train", 400)
     rank = pid_of(3, job)
@@ -62,4 +62,4 @@ def test_the_death_of_one_rank_ends_the_job_at_once_and_status_says_why(cluster:
     assert cluster.wait(job) == "FAILED"
     assert time.monotonic() - killed < 60
     found = status(cluster, "four", runs)
-    assert (found["state"], found["reason"]) == ("failed", "signal 9")
+    assert (found["state"], found["reason"]) == ("failed", "n2: task 3: Killed")

@@ -67,7 +67,7 @@ def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib
         assert code == 0, error
         return out
 
-    def config(task: str, base: object, adapter: str, epochs: int, rate: float) -> Path:
+    def config(task: str, base: object, adapter: str, epochs: float, rate: float) -> Path:
         path = tmp_path / f"{task}.yaml"
         root = tmp_path / "data"
         path.write_text(CONFIG.format(task=task, base=base, adapter=adapter, root=root, epochs=epochs, rate=rate))
@@ -77,7 +77,9 @@ def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib
         done("prepare", path)
         return Path(done("train", path).strip().splitlines()[-1])
 
-    first = config("all", "ftlib/tiny-paligemma", "{method: full}", 4, 1e-3)  # it tells prompts apart, and reads badly
+    first = config(
+        "all", "ftlib/tiny-paligemma", "{method: full}", 1.5, 1e-3
+    )  # it tells prompts apart, and reads badly
     done("stage", first)
     base = tmp_path / "base"
     shutil.copytree(trained(first) / "model", base)
@@ -103,6 +105,8 @@ def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib
     values.update({name: scores(merged(name, name, adapters, *words)) for name, words in METHODS.items()})
     rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in values.items()]
     print(f"\n{console.table(['model', 'digit', 'parity'], rows)}", flush=True)
-    assert values["a (digit)"][0] > values["base"][0] and values["b (parity)"][1] > values["base"][1]
-    both = {name: min(pair) for name, pair in values.items()}
-    assert max(both[name] for name in METHODS) > max(both[name] for name in values if name not in METHODS)
+    base, a, b = (values[name] for name in ("base", "a (digit)", "b (parity)"))
+    assert a[0] > base[0] and b[1] > base[1]
+    for name in METHODS:
+        digit, parity = values[name]
+        assert digit > max(base[0], b[0]) and parity > max(base[1], a[1]), f"{name} has learned of both parents"
