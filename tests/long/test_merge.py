@@ -79,7 +79,7 @@ def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib
 
     first = config(
         "all", "ftlib/tiny-paligemma", "{method: full}", 1.5, 1e-3
-    )  # it tells prompts apart, and reads badly
+    )  # it reads badly
     done("stage", first)
     base = tmp_path / "base"
     shutil.copytree(trained(first) / "model", base)
