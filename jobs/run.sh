@@ -132,12 +132,12 @@ wait_for() {
 # Did the kernel kill this step for its memory? srun's exit code is 1 or 137 then; only its words tell.
 out_of_memory() { grep -qE 'oom[-_ ]kill|Out Of Memory' "$job_tmp/stderr" 2>/dev/null; }
 
-# Of several tasks the one whose end came first, if it was killed: "n2: task 3: Killed", from srun's words.
+# Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words.
 first_killed() {
     local first
     (( ${SLURM_NTASKS:-1} > 1 )) || return 0
     first=$(sed -nE 's/^srun: error: (.+: tasks? [0-9,-]+: .+)/\1/p' "$job_tmp/stderr" 2>/dev/null | head -n 1)
-    if [[ $first != *": Exited with "* ]]; then echo "$first"; fi
+    if [[ $first != *": Exited with "* ]]; then echo "${first%: Killed}"; fi
 }
 
 # Is a partition of higher priority taking this job's place? (A cancelled job is no longer RUNNING.)

@@ -111,7 +111,7 @@ def test_the_first_failing_task_gives_the_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("end", "code", "reason"),
-    [("Killed", 137, "n2: task 3: Killed"), ("Exited with exit code 1", 1, None)],
+    [("Killed", 137, "n2: task 3"), ("Exited with exit code 1", 1, None)],
 )
 def test_of_several_tasks_one_that_was_killed_is_the_reason(
     tmp_path: Path, end: str, code: int, reason: str | None

@@ -99,12 +99,14 @@ class Slurm:
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return {}
-        masters = ",".join(dict.fromkeys(name.partition("_")[0] for name in wanted))
         try:
-            rows = list(self._sacct(masters))
+            found = _jobs(list(self._sacct(_masters(wanted))), wanted)
         except Unreachable:  # a site without accounting, or its database is down
-            rows = list(self._squeue(masters))
-        return _jobs(rows, wanted)
+            found = {}
+        unknown = [name for name in wanted if name not in found]
+        if unknown:  # accounting hears of a new job some seconds after its submission
+            found |= _jobs(list(self._squeue(_masters(unknown))), unknown)
+        return found
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs; those that have ended already are no fault.
@@ -193,6 +195,10 @@ def _seconds(elapsed: str) -> int:
             return 0
         total = total * 60 + int(field)
     return int(days or 0) * 86400 + total
+
+
+def _masters(names: Sequence[str]) -> str:
+    return ",".join(dict.fromkeys(name.partition("_")[0] for name in names))
 
 
 def _jobs(rows: Sequence[tuple[str, Attempt]], wanted: Sequence[str]) -> dict[str, Job]:

@@ -62,4 +62,4 @@ def test_the_death_of_one_rank_ends_the_job_at_once_and_status_says_why(cluster:
     assert cluster.wait(job) == "FAILED"
     assert time.monotonic() - killed < 60
     found = status(cluster, "four", runs)
-    assert (found["state"], found["reason"]) == ("failed", "n2: task 3: Killed")
+    assert (found["state"], found["reason"]) == ("failed", "killed: n2: task 3")

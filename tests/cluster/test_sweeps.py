@@ -64,7 +64,7 @@ def test_two_seeds_two_prompts_two_splits(cluster: Cluster) -> None:
 def test_interrupted_members_end_like_undisturbed_ones(cluster: Cluster) -> None:
     """At random moments: a preemption of the whole array, and for each element the signal of its time limit."""
     runs = {name: cluster.home / f"sweep-{name}" for name in ("straight", "disturbed")}
-    many = f"configs/digits.yaml name=pair {SHORT} training.num_train_epochs=4 {SMALL} 'sweep.seed=[0,1]'"
+    many = f"configs/digits.yaml name=pair {SHORT} training.num_train_epochs=6 {SMALL} 'sweep.seed=[0,1]'"
     jobs = {}
     for name, node in (("straight", "n2"), ("disturbed", "n1")):
         (jobs[name],) = cluster.submit(f"{many} 'job.sbatch={{nodelist: {node}}}'", FTLIB_RUNS=runs[name])

@@ -77,9 +77,7 @@ def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib
         done("prepare", path)
         return Path(done("train", path).strip().splitlines()[-1])
 
-    first = config(
-        "all", "ftlib/tiny-paligemma", "{method: full}", 1.5, 1e-3
-    )  # it reads badly
+    first = config("all", "ftlib/tiny-paligemma", "{method: full}", 1.5, 1e-3)  # it reads badly
     done("stage", first)
     base = tmp_path / "base"
     shutil.copytree(trained(first) / "model", base)

@@ -35,10 +35,11 @@ class Programs:
 
 
 def test_one_question_for_all_jobs_and_all_their_attempts() -> None:
-    programs = Programs(sacct=SACCT)
+    programs = Programs(sacct=SACCT, squeue="")
     found = Slurm(programs).jobs(["223", "244", "260_0", "260_1", "260_3", "260_15", "260_5", "999"])
     assert programs.asked == [
-        ["sacct", "-nPXD", "-o", "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw", "-j", "223,244,260,999"]
+        ["sacct", "-nPXD", "-o", "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw", "-j", "223,244,260,999"],
+        ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%M", "-j", "260,999"],
     ]
     assert [attempt.state for attempt in found["223"].attempts] == ["REQUEUED", "CANCELLED"]
     assert found["244"].last.exit_code == 75 and not found["244"].alive
@@ -46,6 +47,13 @@ def test_one_question_for_all_jobs_and_all_their_attempts() -> None:
     assert found["260_3"].last.reason == "JobArrayTaskLimit" and found["260_3"].alive
     assert found["260_15"].last.node == ""
     assert "260_5" not in found and "999" not in found
+
+
+def test_a_job_that_accounting_has_not_heard_of_yet_is_found_in_the_queue() -> None:
+    programs = Programs(sacct=SACCT, squeue="261_0|PENDING|Priority||0:00\n")
+    found = Slurm(programs).jobs(["244", "261_0"])
+    assert found["261_0"].alive and found["244"].last.exit_code == 75
+    assert programs.asked[-1][-1] == "261"
 
 
 def test_a_list_that_slurm_cut_short_holds_the_rest() -> None:
@@ -62,7 +70,7 @@ def test_without_accounting_squeue_is_asked(accounting: tuple[int, str] | Except
 def test_not_found_is_not_unreachable() -> None:
     gone = (1, "slurm_load_jobs error: Invalid job id specified")
     assert Slurm(Programs(sacct=(1, "disabled"), squeue=gone)).jobs(["9"]) == {}
-    assert Slurm(Programs(sacct="")).jobs(["9"]) == {}
+    assert Slurm(Programs(sacct="", squeue=gone)).jobs(["9"]) == {}
     for answer in (FileNotFoundError("x"), subprocess.TimeoutExpired("squeue", 60), (1, "Unable to contact slurm")):
         with pytest.raises(Unreachable, match="squeue"):
             Slurm(Programs(sacct=answer, squeue=answer)).jobs(["9"])
