@@ -25,7 +25,7 @@ COMMANDS = {
     "predict": "one answer to one question",
     "chat": "an interactive session with a trained run",
     "report": "one self-contained HTML page about a run, or of several",
-    "submit": "send a training job to Slurm, or run it here",
+    "submit": "send a run, or all runs of a sweep, to Slurm; or train here",
     "status": "what runs, what died and why; what it cost",
     "logs": "the end of a run's log",
     "cancel": "cancel runs, queued or running, by name",

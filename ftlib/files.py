@@ -184,11 +184,15 @@ def _age(path: Path) -> float:
 
 
 def _seal(folder: Path) -> None:
-    """Flush every file of a folder and write its marker last."""
-    content = {}
+    """Flush every file of a folder and write its marker last.
+
+    Whoever may enter the folder may read its files: safetensors makes them for their owner alone, whatever the umask.
+    """
+    content, allowed = {}, folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             content[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            path.chmod(path.stat().st_mode & 0o7777 | allowed)
             _sync(path)
     write_json(folder / MARKER, content)
     for path in sorted({folder / name for name in content}):

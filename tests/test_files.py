@@ -53,6 +53,20 @@ def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
     assert not files.is_complete(tmp_path / "x")
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_files_made_for_their_owner_alone_are_opened_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with files.publish_folder(tmp_path / "folder") as folder:
+            (folder / "inner").mkdir()
+            os.close(os.open(folder / "inner" / "weights", os.O_CREAT | os.O_WRONLY, 0o600))
+            os.close(os.open(folder / "program", os.O_CREAT | os.O_WRONLY, 0o700))
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "folder").rglob("*") if path.is_file()}
+    assert found == {"weights": mode, "program": mode | 0o100, "COMPLETE.json": mode}
+
+
 def test_a_failing_body_leaves_the_old_folder(tmp_path: Path) -> None:
     with files.publish_folder(tmp_path / "x") as folder:
         (folder / "a").write_text("old")
