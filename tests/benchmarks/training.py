@@ -32,7 +32,7 @@ from ftlib import console
 from ftlib.errors import EXIT_USER
 from tests.benchmarks.recipes import bases, flops
 
-STEPS = {"cpu": 3, "gpu": 12}
+STEPS = {"cpu": 4, "gpu": 12}
 ROUNDS = {"cpu": 1, "gpu": 3}
 LORA = {"method": "lora", "r": 8, "alpha": 16}
 

@@ -53,7 +53,7 @@ def test_the_words_of_the_user(cluster: Cluster) -> None:
     assert planned.returncode == 0 and json.loads(planned.stdout)["fits"] is True, planned.stderr
 
 
-@pytest.mark.parametrize(("times", "epochs"), [(3, 24), pytest.param(20, 80, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("times", "epochs"), [(2, 16), pytest.param(20, 80, marks=pytest.mark.long)])
 def test_interrupted_runs_end_like_an_undisturbed_one(cluster: Cluster, times: int, epochs: int) -> None:
     """Preempted by a higher partition, and hit by its time limit, several times each at random moments."""
     runs = {name: cluster.home / f"{name}-{times}" for name in ("straight", "preempted", "limited")}

@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from ftlib import files
 from tests.cluster.conftest import Cluster, history, members, weights
 
@@ -61,6 +63,7 @@ def test_two_seeds_two_prompts_two_splits(cluster: Cluster) -> None:
     assert shown.split() == [job], "one run, no array"
 
 
+@pytest.mark.long
 def test_interrupted_members_end_like_undisturbed_ones(cluster: Cluster) -> None:
     """At random moments: a preemption of the whole array, and for each element the signal of its time limit."""
     runs = {name: cluster.home / f"sweep-{name}" for name in ("straight", "disturbed")}
