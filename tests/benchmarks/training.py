@@ -149,7 +149,7 @@ def run(plan: dict[str, Any], folder: Path) -> dict[str, float]:
         plan = {**plan, "config": str(folder / "config.json")}
         Path(plan["config"]).write_text(json.dumps(config(plan)))
         prepare = [sys.executable, "-m", "ftlib", "prepare", plan["config"]]
-        subprocess.run(prepare, env=environment, check=True, capture_output=True)
+        subprocess.run(prepare, env=environment, check=True, stdout=subprocess.DEVNULL)
     (folder / "plan.json").write_text(json.dumps(plan))
     worker = [sys.executable, "-m", "tests.benchmarks.recipes.worker", str(folder / "plan.json")]
     done = subprocess.run(worker, env=environment, capture_output=True, text=True)
@@ -175,7 +175,8 @@ def config(plan: dict[str, Any]) -> dict[str, Any]:
         fields[section] = values if section == "adapter" else {**fields[section], **values}
     loss = {"on": "everything"} if text else {}
     data = {"source": "jsonl", "root": plan["rows"], "split": {"valid": 1, "test": 1}}
-    return {"name": "bench", "task": "vqa", **fields, "loss": loss, "data": data, "evaluation": {"before": False}}
+    task = "instruct" if text else "caption"
+    return {"name": "bench", "task": task, **fields, "loss": loss, "data": data, "evaluation": {"before": False}}
 
 
 def middle(facts: list[dict[str, float]]) -> dict[str, float]:
