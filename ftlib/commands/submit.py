@@ -8,7 +8,6 @@ in the background of this machine, debug one after the other before the command 
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,29 +162,43 @@ def _show(plan: Plan, chosen: Sequence[Member]) -> None:
 
 def _submit(plan: Plan, chosen: Sequence[Member], site: Site, parsed: argparse.Namespace) -> None:
     from ftlib import runs
-    from ftlib.submission.launch import EXECUTORS
+    from ftlib.submission.replace import set_aside
     from ftlib.submission.snapshot import find_home, snapshot_folder, take_snapshot
 
     folders = [runs.run_of(member.experiment, site) for member in chosen]
-    if parsed.replace:
-        for run in folders:
-            shutil.rmtree(run.folder, ignore_errors=True)
-    for member in chosen:
-        runs.open_run(member.experiment, site)
-    if parsed.executor == "slurm":
-        home = find_home()
-        take_snapshot(home, snapshot_folder(home, site))
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    jobs = EXECUTORS[parsed.executor](plan)
-    if parsed.executor != "debug":
-        _note(folders, jobs, plan, parsed.executor)
-    masters = list(dict.fromkeys(job.partition("_")[0] for each in jobs for job in each))
+    with set_aside(folders if parsed.replace else [], site):
+        for member in chosen:
+            runs.open_run(member.experiment, site)
+        if parsed.executor == "slurm":
+            home = find_home()
+            take_snapshot(home, snapshot_folder(home, site))
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        masters = _send(plan, folders, parsed.executor)
     console.say(f"{len(chosen)} submitted as {parsed.executor} job {', '.join(masters)}; output in {plan.folder}")
     print("\n".join(masters))
 
 
-def _note(folders: Sequence[Run], jobs: Sequence[Sequence[str]], plan: Plan, executor: str) -> None:
-    """Each run's history tells its jobs and where their output goes."""
-    for run, ids in zip(folders, jobs, strict=False):
-        for job in ids:
-            run.note("submitted", job=job, executor=executor, log=str(plan.folder / f"{job}_0_log.out"))
+def _send(plan: Plan, folders: Sequence[Run], executor: str) -> list[str]:
+    """Submit; each run's history tells its jobs and where their output goes as soon as they are taken.
+
+    Returns:
+        What to call the jobs by, an array by its own number.
+    """
+    from ftlib.submission.launch import EXECUTORS
+
+    masters: dict[str, None] = {}
+
+    def note(numbers: Sequence[int], jobs: Sequence[str]) -> None:
+        masters.update(dict.fromkeys(job.partition("_")[0] for job in jobs))
+        if executor != "debug":
+            for number, job in zip(numbers, jobs, strict=False):
+                log = str(plan.folder / f"{job}_0_log.out")
+                folders[number].note("submitted", job=job, executor=executor, log=log)
+
+    try:
+        EXECUTORS[executor](plan, note)
+    except BaseException:
+        if masters:
+            console.say(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
+        raise
+    return list(masters)

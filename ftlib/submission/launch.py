@@ -67,6 +67,8 @@ class Array:
 
 
 Submit = Callable[[Plan, Array], list[str]]
+Taken = Callable[[Sequence[int], Sequence[str]], None]
+"""Hears at once, for which tasks of a plan (by their indexes; none for its `last`), of the ids of jobs just taken."""
 
 
 def run_stage_command(commands: Commands) -> None:
@@ -102,16 +104,13 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
-def to_slurm(plan: Plan) -> list[list[str]]:
+def to_slurm(plan: Plan, taken: Taken) -> None:
     """Submit arrays through submitit.
 
-    Returns:
-        For each run the ids of its jobs; then, with `plan.last`, that job's.
-
     Raises:
-        UserError: this machine has no Slurm, or it refuses a job.
+        UserError: this machine has no Slurm, or it refuses a job; those before it stay submitted.
     """
-    return _submit_arrays(plan, _sbatch)
+    _submit_arrays(plan, _sbatch, taken)
 
 
 def scripts(plan: Plan) -> list[tuple[str, Array]]:
@@ -123,33 +122,29 @@ def scripts(plan: Plan) -> list[tuple[str, Array]]:
         found.append((_script(plan, array), array))
         return [f"{name}_{index}" for index in range(len(array.tasks))] if len(array.tasks) > 1 else [name]
 
-    _submit_arrays(plan, render)
+    _submit_arrays(plan, render, lambda numbers, ids: None)
     return found
 
 
-def _submit_arrays(plan: Plan, submit: Submit) -> list[list[str]]:
+def _submit_arrays(plan: Plan, submit: Submit, taken: Taken) -> None:
     """An evaluation waits for its own training only (aftercorr), so that one failed run holds up no other.
 
     An array waits for the one before it if that is full: `array_parallelism` holds for all of them together.
     """
-    jobs: list[list[str]] = []
-    previous: str | None = None
+    masters: list[str] = []
     for start in range(0, len(plan.tasks), plan.array_size):
         tasks = plan.tasks[start : start + plan.array_size]
-        ids: list[list[str]] = []
-        dependency = f"afterany:{previous}" if previous and plan.spec.array_parallelism < plan.array_size else None
+        waits = masters and plan.spec.array_parallelism < plan.array_size
+        dependency = f"afterany:{masters[-1]}" if waits else None
         for stage in plan.stages:
-            ids.append(submit(plan, Array(plan.spec, tasks, stage, dependency)))
-            master = ids[-1][0].partition("_")[0]
-            dependency = f"{'aftercorr' if len(tasks) > 1 else 'afterok'}:{master}"
-        previous = ids[-1][0].partition("_")[0]
-        jobs += [list(each) for each in zip(*ids, strict=True)]
+            ids = submit(plan, Array(plan.spec, tasks, stage, dependency))
+            taken(range(start, start + len(tasks)), ids)
+            masters.append(ids[0].partition("_")[0])
+            dependency = f"{'aftercorr' if len(tasks) > 1 else 'afterok'}:{masters[-1]}"
     if plan.last:
-        masters = dict.fromkeys(job.partition("_")[0] for each in jobs for job in each)
         spec = replace(plan.spec, name=f"{plan.spec.name}-{plan.last[0]}", gpus=0, nodes=1)
         after = f"afterany:{':'.join(masters)}" if masters else None
-        jobs.append(submit(plan, Array(spec, [[plan.last]], plan.last[:1], after)))
-    return jobs
+        taken((), submit(plan, Array(spec, [[plan.last]], plan.last[:1], after)))
 
 
 def _prepared(executor: SlurmExecutor, plan: Plan, array: Array) -> SlurmExecutor:
@@ -202,11 +197,10 @@ def _scrubbed_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def to_this_machine(plan: Plan) -> list[list[str]]:
+def to_this_machine(plan: Plan, taken: Taken) -> None:
     """Start `array_parallelism` processes in the background that share the runs out among them, and their GPUs.
 
-    Returns:
-        As `to_slurm`; a job's id is the number of its process.
+    A job's id is the number of its process.
     """
     from submitit.local.local import LocalExecutor
 
@@ -220,9 +214,13 @@ def to_this_machine(plan: Plan) -> list[list[str]]:
         )
         return str(executor.submit(run_lane, *arguments).job_id)
 
-    jobs = [start(lane, plan.tasks[lane::lanes]) for lane in range(lanes)]
-    found = [[jobs[number % lanes]] for number in range(len(plan.tasks))]
-    return [*found, [start(0, [[plan.last]], jobs)]] if plan.last else found
+    jobs: list[str] = []
+    for lane in range(lanes):
+        numbers = range(lane, len(plan.tasks), lanes)
+        jobs.append(start(lane, [plan.tasks[number] for number in numbers]))
+        taken(numbers, jobs[-1:] * len(numbers))
+    if plan.last:
+        taken((), [start(0, [[plan.last]], jobs)])
 
 
 def _lanes_here(spec: JobSpec) -> int:
@@ -233,7 +231,7 @@ def _lanes_here(spec: JobSpec) -> int:
     return max(1, len(os.sched_getaffinity(0)) // spec.cpus)
 
 
-def to_this_process(plan: Plan) -> list[list[str]]:
+def to_this_process(plan: Plan, taken: Taken) -> None:
     """Run everything here, one after the other, before returning.
 
     Raises:
@@ -244,10 +242,10 @@ def to_this_process(plan: Plan) -> list[list[str]]:
     last = [[plan.last]] if plan.last else []
     job = DebugExecutor(plan.folder).submit(run_lane, [*plan.tasks, *last])
     job.result()
-    return [[str(job.job_id)] for _ in [*plan.tasks, *last]]
+    taken(range(len(plan.tasks)), [str(job.job_id)] * len(plan.tasks))
 
 
-EXECUTORS: dict[str, Callable[[Plan], list[list[str]]]] = {
+EXECUTORS: dict[str, Callable[[Plan, Taken], None]] = {
     "slurm": to_slurm,
     "local": to_this_machine,
     "debug": to_this_process,

@@ -170,6 +170,37 @@ def test_replace_begins_anew_but_not_what_is_at_work(submit: Submit, slurm: Fake
     assert (run.folder / "kept").exists()
 
 
+def refuse(slurm: FakeSlurm, number: int = 0) -> None:
+    """From the job with this number on."""
+    (slurm.folder / "refusal").write_text("sbatch: error: no\n")
+    (slurm.folder / "refused-from").write_text(str(number))
+
+
+def test_what_is_replaced_stays_until_something_takes_its_place(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit(*FOUR)
+    before = runs(store)
+    for run in before:
+        finish(run)
+    refuse(slurm)
+    assert submit(*FOUR, "--replace")[0] == 2
+    assert runs(store) == before and all(run.done.exists() for run in before)
+    assert not [path for run in before for path in run.folder.glob("owner*")]
+    slurm.answers(scontrol="MaxArraySize = 3\n")
+    refuse(slurm, 73)
+    assert submit(*FOUR, "--replace")[0] == 2, "three were taken, the last was not"
+    assert [run.done.exists() for run in before] == [False, False, False, True]
+    assert not list(store.glob("runs/*/.replaced-*"))
+
+
+def test_what_was_taken_before_a_refusal_is_known(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    refuse(slurm, 72)
+    code, _, err = submit(*FOUR, "--then", "evaluate")
+    assert code == 2 and "submitted before this went wrong: slurm job 71" in err
+    assert [files.read_jsonl_log(run.history)[-1]["job"] for run in runs(store)] == [f"71_{n}" for n in range(4)]
+    slurm.answers(sacct="71_[0-3]|PENDING|0:0|None||0\n")
+    assert submit(*FOUR)[1] == ""
+
+
 def test_when_slurm_does_not_answer_nothing_is_submitted(submit: Submit, slurm: FakeSlurm) -> None:
     submit()
     slurm.answers(sacct=None, squeue=None)
