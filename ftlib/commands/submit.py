@@ -184,16 +184,21 @@ def _send(plan: Plan, folders: Sequence[Run], executor: str) -> list[str]:
     Returns:
         What to call the jobs by, an array by its own number.
     """
+    from ftlib.runs import process_start
     from ftlib.submission.launch import EXECUTORS
 
     masters: dict[str, None] = {}
+    before: dict[int, str] = {}
 
     def note(numbers: Sequence[int], jobs: Sequence[str]) -> None:
         masters.update(dict.fromkeys(job.partition("_")[0] for job in jobs))
-        if executor != "debug":
-            for number, job in zip(numbers, jobs, strict=False):
-                log = str(plan.folder / f"{job}_0_log.out")
-                folders[number].note("submitted", job=job, executor=executor, log=log)
+        if executor == "debug":
+            return
+        for number, job in zip(numbers, jobs, strict=False):
+            details = {"job": job, "executor": executor, "log": str(plan.folder / f"{job}_0_log.out")}
+            started = process_start(int(job)) if executor == "local" else None
+            folders[number].note("submitted", **details, after=before.get(number), started=started)
+            before[number] = job
 
     try:
         EXECUTORS[executor](plan, note)

@@ -15,7 +15,7 @@ import pytest
 import ftlib.submission.launch as launch
 from ftlib import files
 from ftlib.errors import UserError
-from ftlib.runs import Run
+from ftlib.runs import Run, process_start
 from ftlib.site import Site
 from ftlib.submission import snapshot
 from tests.conftest import REPOSITORY
@@ -146,6 +146,64 @@ def test_what_counts_as_missing(
         run.note(event)
     slurm.answers(sacct=line)
     assert submit()[1] == ("72\n" if sent else "")
+
+
+@pytest.mark.parametrize(
+    ("train", "sent"),
+    [("FAILED|2:0", False), ("OUT_OF_MEMORY|0:125", False), ("TIMEOUT|0:0", True), ("FAILED|75:0", True)],
+)
+def test_a_chain_is_judged_by_what_ended_it(submit: Submit, slurm: FakeSlurm, train: str, sent: bool) -> None:
+    """The evaluation is cancelled by Slurm when the training that it waits for did not end well."""
+    submit("--then", "evaluate")
+    slurm.answers(sacct=f"71|{train}|None|n1|5\n72|CANCELLED by 0|0:0|Dependency||0\n")
+    assert bool(submit("--then", "evaluate")[1]) is sent
+    if not sent:
+        submit("--then", "evaluate", "--retry")
+    slurm.answers(sacct=f"71|{train}|None|n1|5\n73|CANCELLED by 5|0:0|None||0\n74|CANCELLED by 5|0:0|None||0\n")
+    assert submit()[1] == "75\n", "the user took it back"
+
+
+@pytest.mark.parametrize(
+    ("line", "events", "sent"),
+    [
+        ("9|RUNNING|0:0|None|n1|5", ["start"], False),
+        ("9|PENDING|0:0|None||0", ["start", "preempted"], False),
+        ("9|RUNNING|0:0|None|n1|5", ["start", "failed"], True),
+        ("9|TIMEOUT|0:0|None|n1|5", ["start"], True),
+    ],
+)
+def test_a_run_begun_by_another_job_is_at_work(
+    submit: Submit, slurm: FakeSlurm, store: Path, line: str, events: list[str], sent: bool
+) -> None:
+    submit()
+    (run,) = runs(store)
+    run.history.unlink()
+    for event in events:
+        run.note(event, job="9", command="train")
+    slurm.answers(sacct=line)
+    if not sent:
+        assert submit("--replace")[0] == 2 and run.history.exists()
+    assert bool(submit("--retry")[1]) is sent
+
+
+def test_a_run_with_a_living_owner_is_at_work(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit()
+    (run,) = runs(store)
+    files.write_json(run.owner, {"host": "elsewhere", "pid": 1, "started": "1", "job": None, "token": "x"})
+    assert submit()[1] == "" and submit("--replace")[0] == 2
+    os.utime(run.owner, (1, 1))
+    assert submit()[1] == "72\n"
+
+
+def test_another_process_with_the_number_of_an_old_one_is_not_it(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit()
+    (run,) = runs(store)
+    here = {"job": str(os.getpid()), "executor": "local"}
+    run.note("submitted", **here, started=process_start(os.getpid()))
+    assert submit()[1] == ""
+    run.history.unlink()
+    run.note("submitted", **here, started="1")
+    assert submit()[1] == "72\n"
 
 
 def test_a_trained_run_without_its_scores_is_missing(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
