@@ -117,13 +117,13 @@ class Slurm:
         self._ask("scancel", *ids)
 
     def max_array_size(self) -> int:
-        """How many elements an array may have.
+        """How many elements an array may have; 1 where arrays are disabled.
 
         Raises:
             Unreachable: no answer.
         """
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._ask("scontrol", "show", "config"), re.MULTILINE)
-        return int(found[1]) if found else 1001
+        return max(1, int(found[1])) if found else 1001
 
     def room(self) -> int | None:
         """How many more jobs this user may submit now; None if nothing limits it.

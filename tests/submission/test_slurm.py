@@ -84,6 +84,7 @@ def test_nothing_asked_for_nothing() -> None:
 def test_limits() -> None:
     config = "MaxArraySize            = 501\nMaxJobCount             = 10000\n"
     assert Slurm(Programs(scontrol=config)).max_array_size() == 501
+    assert Slurm(Programs(scontrol="MaxArraySize = 0\n")).max_array_size() == 1
     manager = {"assoc": "50|normal,short\n|normal\n", "qos": "normal|\nshort|40\nlong|3\n"}
 
     def answer(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
