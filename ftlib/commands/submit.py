@@ -73,6 +73,7 @@ def _choose(members: Sequence[Member], site: Site, parsed: argparse.Namespace) -
     """The runs to submit; says how all of them stand."""
     from ftlib import runs
     from ftlib.submission import standing
+    from ftlib.submission.jobspec import JobSpec
     from ftlib.submission.slurm import Slurm, Unreachable
 
     slurm = Slurm()
@@ -80,7 +81,9 @@ def _choose(members: Sequence[Member], site: Site, parsed: argparse.Namespace) -
     pairs = [(run, member.experiment.config) for run, member in zip(folders, members, strict=True)]
     try:
         states = standing.standings(pairs, slurm.jobs)
-        room = slurm.room() if parsed.executor == "slurm" and not parsed.dry_run else None
+        spec = JobSpec.of(members[0].experiment.config, site_settings())
+        asked = parsed.executor == "slurm" and not parsed.dry_run
+        room = slurm.room(spec.account, spec.partition, spec.qos) if asked else None
     except Unreachable as error:
         raise UserError(f"how earlier jobs stand cannot be told: {error}", "Try again when Slurm answers.") from None
     wanted = [standing.MISSING, *([standing.FAILED] if parsed.retry or parsed.replace else [])]

@@ -286,7 +286,7 @@ def test_arrays_are_cut_to_the_sites_limits(submit: Submit, slurm: FakeSlurm) ->
 
 
 def test_what_slurm_does_not_take_now_is_left_for_later(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
-    slurm.answers(sacctmgr="5|\n", squeue="1\n2\n")
+    slurm.answers(sacctmgr="lab|||5\n", squeue="1\n2\n")
     _, _, err = submit(*FOUR)
     assert "Slurm takes 3 more jobs of yours now (MaxSubmitJobs): 3 of 4 runs are sent." in err
     assert len(runs(store)) == 3
