@@ -139,7 +139,7 @@ def _plan(chosen: Sequence[Member], site: Site, parsed: argparse.Namespace) -> P
 
 
 def _setup(site: Site, settings: dict[str, str]) -> list[str]:
-    """The beginning of every batch script; store, runs and image are those of now."""
+    """The beginning of every batch script; the places of store, runs and image are those of now."""
     from ftlib.submission.launch import setup_lines
     from ftlib.submission.snapshot import find_home, snapshot_folder
 

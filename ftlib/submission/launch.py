@@ -178,7 +178,7 @@ def _sbatch(plan: Plan, array: Array) -> list[str]:
     except RuntimeError:
         raise UserError("Slurm is not in PATH", "Use --executor local on a machine without Slurm.") from None
     try:
-        with _scrubbed_environment():
+        with _scrubbed_environment(array.spec):
             jobs = executor.map_array(run_stage_command, array.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refuses this job: {str(error).strip()}") from None
@@ -186,10 +186,12 @@ def _sbatch(plan: Plan, array: Array) -> list[str]:
 
 
 @contextlib.contextmanager
-def _scrubbed_environment() -> Iterator[None]:
+def _scrubbed_environment(spec: JobSpec) -> Iterator[None]:
     kept = dict(os.environ)
     os.environ.clear()
     os.environ.update(scrubbed(kept))
+    if spec.export is not None:
+        os.environ["SBATCH_EXPORT"] = spec.export
     try:
         yield
     finally:

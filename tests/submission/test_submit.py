@@ -103,6 +103,16 @@ def test_nothing_is_inherited_from_a_surrounding_job(
     assert os.environ["SLURM_JOB_ID"] == "7"
 
 
+def test_what_is_exported_to_jobs_stands_in_no_script(
+    submit: Submit, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_EXPORT", "ALL,HF_TOKEN=secret")
+    assert "secret" not in submit("--dry-run")[1]
+    assert submit()[0] == 0
+    assert slurm.environment(71)["SBATCH_EXPORT"] == "ALL,HF_TOKEN=secret"
+    assert "secret" not in slurm.scripts()[0]
+
+
 def test_only_what_is_missing_is_submitted_again(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
     submit(*FOUR)
     one, two, three, four = runs(store)
