@@ -1,6 +1,6 @@
 """Hand a plan to Slurm as submitit arrays, to processes of this machine, or to this process.
 
-What is pickled is the name of a function of this module and strings, since the Pythons of login node and container
+What is pickled is the name of a function of this package and strings, since the Pythons of login node and container
 differ. In a Slurm job jobs/run.sh calls submitit once for each command, in the container, and answers its exit code.
 """
 
@@ -9,27 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, UserError
-from ftlib.runs import process_start
+from ftlib.errors import UserError
 from ftlib.submission.jobspec import JobSpec
+from ftlib.submission.lanes import Commands, run_lane
 from ftlib.submission.slurm import scrubbed
 
 if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
 
-Commands = Sequence[Sequence[str]]
-"""ftlib command lines, each as COMMAND ARGUMENTS…"""
-
-_POLL_SECONDS = 1
 _YEAR_MINUTES = 365 * 24 * 60
 
 
@@ -76,32 +69,6 @@ def run_stage_command(commands: Commands) -> None:
     wanted = os.environ["FTLIB_STEP"]
     arguments = next(command for command in commands if command[0] == wanted)
     os.execv(sys.executable, [sys.executable, "-m", "ftlib", *arguments])
-
-
-def run_lane(tasks: Sequence[Commands], after: Sequence[str] = ()) -> None:
-    """On this machine: run several tasks one after the other; one that fails hides no other.
-
-    Args:
-        after: processes that must have ended before.
-
-    Raises:
-        SystemExit: with 75 as soon as a command was asked to stop, with 1 in the end if one failed.
-    """
-    while any(process_start(int(process)) for process in after):
-        time.sleep(_POLL_SECONDS)
-    codes = [next((code for command in commands if (code := _run(command))), 0) for commands in tasks]
-    if any(codes):
-        raise SystemExit(EXIT_FAILURE)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    with subprocess.Popen([sys.executable, "-m", "ftlib", *arguments]) as child:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
-        code = child.wait()
-        signal.signal(signal.SIGTERM, before)
-    if code == EXIT_AGAIN:
-        raise SystemExit(EXIT_AGAIN)
-    return code
 
 
 def to_slurm(plan: Plan, taken: Taken) -> None:
@@ -206,30 +173,52 @@ def to_this_machine(plan: Plan, taken: Taken) -> None:
     """
     from submitit.local.local import LocalExecutor
 
-    lanes = min(plan.spec.array_parallelism, len(plan.tasks), _lanes_here(plan.spec))
+    pool, each = _gpus_here(), plan.spec.gpus
+    lanes = min(plan.spec.array_parallelism, len(plan.tasks), _lanes_here(plan.spec, pool))
 
-    def start(lane: int, *arguments: Any) -> str:
+    def start(tasks: Sequence[Commands], after: Sequence[str], gpus: Sequence[str]) -> str:
         executor = LocalExecutor(plan.folder)
-        gpus = list(range(lane * plan.spec.gpus, (lane + 1) * plan.spec.gpus))
-        executor.update_parameters(
-            timeout_min=_YEAR_MINUTES, gpus_per_node=len(gpus), visible_gpus=gpus, stderr_to_stdout=True
-        )
-        return str(executor.submit(run_lane, *arguments).job_id)
+        executor.update_parameters(timeout_min=_YEAR_MINUTES, stderr_to_stdout=True)
+        with _silence():
+            return str(executor.submit(run_lane, tasks, after, gpus).job_id)
 
     jobs: list[str] = []
     for lane in range(lanes):
         numbers = range(lane, len(plan.tasks), lanes)
-        jobs.append(start(lane, [plan.tasks[number] for number in numbers]))
+        jobs.append(start([plan.tasks[number] for number in numbers], [], pool[lane * each : (lane + 1) * each]))
         taken(numbers, jobs[-1:] * len(numbers))
     if plan.last:
-        taken((), [start(0, [[plan.last]], jobs)])
+        taken((), [start([[plan.last]], jobs, [])])
 
 
-def _lanes_here(spec: JobSpec) -> int:
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """What is started inside does not hold our output open: $(ftlib submit …) would wait for its end."""
+    sys.stdout.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    with Path(os.devnull).open("w") as nowhere:
+        for stream in kept:
+            os.dup2(nowhere.fileno(), stream)
+    try:
+        yield
+    finally:
+        for stream, before in kept.items():
+            os.dup2(before, stream)
+            os.close(before)
+
+
+def _gpus_here() -> list[str]:
+    """The GPUs that are ours to use, as CUDA_VISIBLE_DEVICES names them; without it, all of this machine."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def _lanes_here(spec: JobSpec, gpus: Sequence[str]) -> int:
     """How many runs fit on this machine at once: by its GPUs, or without any by the processors that we may use."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if gpus and spec.gpus:
-        return max(1, gpus // spec.gpus)
+        return max(1, len(gpus) // spec.gpus)
     return max(1, len(os.sched_getaffinity(0)) // spec.cpus)
 
 

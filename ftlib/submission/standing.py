@@ -56,7 +56,8 @@ def _standing(run: Run, events: Events, jobs: dict[str, Job]) -> str:
     submissions = [event for event in events if event["event"] == "submitted"]
     if any(jobs[job].alive for job in _slurm_jobs(events) if job in jobs):
         return AT_WORK
-    if any(_lives_here(event) for event in submissions) or _is_owned(run):
+    turns = [event for event in events if event["event"] in ("submitted", "cancelled")]
+    if any(_lives_here(event) for event in turns[-1:]) or _is_owned(run):
         return AT_WORK
     end = _end(submissions, jobs)
     if end and end.state == "OUT_OF_MEMORY":
@@ -97,7 +98,7 @@ def _end(submissions: Events, jobs: dict[str, Job]) -> Attempt | None:
 
 def _lives_here(event: dict[str, Any]) -> bool:
     """Whether the process of a local submission lives, and not another with its number; elsewhere it cannot be seen."""
-    if event["executor"] != "local" or event["host"] != socket.gethostname():
+    if event.get("executor") != "local" or event["host"] != socket.gethostname():
         return False
     started = process_start(int(event["job"]))
     return started is not None and started == event.get("started")

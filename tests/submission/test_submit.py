@@ -211,6 +211,8 @@ def test_another_process_with_the_number_of_an_old_one_is_not_it(submit: Submit,
     here = {"job": str(os.getpid()), "executor": "local"}
     run.note("submitted", **here, started=process_start(os.getpid()))
     assert submit()[1] == ""
+    run.note("cancelled")
+    assert submit("--dry-run")[1], "its process passes it over"
     run.history.unlink()
     run.note("submitted", **here, started="1")
     assert submit()[1] == "72\n"
