@@ -8,7 +8,7 @@ from pydantic import Field
 
 Word = Annotated[str, Field(pattern=r"^\S+$")]
 SbatchOption = Literal[
-    "begin", "bb", "clusters", "comment", "contiguous", "core-spec", "cpu-freq", "deadline", "distribution",
+    "begin", "bb", "comment", "contiguous", "core-spec", "cpu-freq", "deadline", "distribution",
     "exclusive", "extra-node-info", "gpu-bind", "gpu-freq", "gres-flags", "hint", "licenses", "mem-bind", "mincpus",
     "network", "nice", "nodelist", "oversubscribe", "prefer", "priority", "profile", "reservation", "switches",
     "thread-spec", "threads-per-core", "tmp", "use-min-nodes", "wckey",

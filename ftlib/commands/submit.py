@@ -8,7 +8,6 @@ in the background of this machine, debug one after the other before the command 
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +73,7 @@ def _choose(members: Sequence[Member], site: Site, parsed: argparse.Namespace) -
     """The runs to submit; says how all of them stand."""
     from ftlib import runs
     from ftlib.submission import standing
+    from ftlib.submission.jobspec import JobSpec
     from ftlib.submission.slurm import Slurm, Unreachable
 
     slurm = Slurm()
@@ -81,7 +81,9 @@ def _choose(members: Sequence[Member], site: Site, parsed: argparse.Namespace) -
     pairs = [(run, member.experiment.config) for run, member in zip(folders, members, strict=True)]
     try:
         states = standing.standings(pairs, slurm.jobs)
-        room = slurm.room() if parsed.executor == "slurm" and not parsed.dry_run else None
+        spec = JobSpec.of(members[0].experiment.config, site_settings())
+        asked = parsed.executor == "slurm" and not parsed.dry_run
+        room = slurm.room(spec.account, spec.partition, spec.qos) if asked else None
     except Unreachable as error:
         raise UserError(f"how earlier jobs stand cannot be told: {error}", "Try again when Slurm answers.") from None
     wanted = [standing.MISSING, *([standing.FAILED] if parsed.retry or parsed.replace else [])]
@@ -137,7 +139,7 @@ def _plan(chosen: Sequence[Member], site: Site, parsed: argparse.Namespace) -> P
 
 
 def _setup(site: Site, settings: dict[str, str]) -> list[str]:
-    """The beginning of every batch script; store, runs and image are those of now."""
+    """The beginning of every batch script; the places of store, runs and image are those of now."""
     from ftlib.submission.launch import setup_lines
     from ftlib.submission.snapshot import find_home, snapshot_folder
 
@@ -163,29 +165,48 @@ def _show(plan: Plan, chosen: Sequence[Member]) -> None:
 
 def _submit(plan: Plan, chosen: Sequence[Member], site: Site, parsed: argparse.Namespace) -> None:
     from ftlib import runs
-    from ftlib.submission.launch import EXECUTORS
+    from ftlib.submission.replace import set_aside
     from ftlib.submission.snapshot import find_home, snapshot_folder, take_snapshot
 
     folders = [runs.run_of(member.experiment, site) for member in chosen]
-    if parsed.replace:
-        for run in folders:
-            shutil.rmtree(run.folder, ignore_errors=True)
-    for member in chosen:
-        runs.open_run(member.experiment, site)
-    if parsed.executor == "slurm":
-        home = find_home()
-        take_snapshot(home, snapshot_folder(home, site))
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    jobs = EXECUTORS[parsed.executor](plan)
-    if parsed.executor != "debug":
-        _note(folders, jobs, plan, parsed.executor)
-    masters = list(dict.fromkeys(job.partition("_")[0] for each in jobs for job in each))
+    with set_aside(folders if parsed.replace else [], site):
+        for member in chosen:
+            runs.open_run(member.experiment, site)
+        if parsed.executor == "slurm":
+            home = find_home()
+            take_snapshot(home, snapshot_folder(home, site))
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        masters = _send(plan, folders, parsed.executor)
     console.say(f"{len(chosen)} submitted as {parsed.executor} job {', '.join(masters)}; output in {plan.folder}")
     print("\n".join(masters))
 
 
-def _note(folders: Sequence[Run], jobs: Sequence[Sequence[str]], plan: Plan, executor: str) -> None:
-    """Each run's history tells its jobs and where their output goes."""
-    for run, ids in zip(folders, jobs, strict=False):
-        for job in ids:
-            run.note("submitted", job=job, executor=executor, log=str(plan.folder / f"{job}_0_log.out"))
+def _send(plan: Plan, folders: Sequence[Run], executor: str) -> list[str]:
+    """Submit; each run's history tells its jobs and where their output goes as soon as they are taken.
+
+    Returns:
+        What to call the jobs by, an array by its own number.
+    """
+    from ftlib.runs import process_start
+    from ftlib.submission.launch import EXECUTORS
+
+    masters: dict[str, None] = {}
+    before: dict[int, str] = {}
+
+    def note(numbers: Sequence[int], jobs: Sequence[str]) -> None:
+        masters.update(dict.fromkeys(job.partition("_")[0] for job in jobs))
+        if executor == "debug":
+            return
+        for number, job in zip(numbers, jobs, strict=False):
+            details = {"job": job, "executor": executor, "log": str(plan.folder / f"{job}_0_log.out")}
+            started = process_start(int(job)) if executor == "local" else None
+            folders[number].note("submitted", **details, after=before.get(number), started=started)
+            before[number] = job
+
+    try:
+        EXECUTORS[executor](plan, note)
+    except BaseException:
+        if masters:
+            console.say(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
+        raise
+    return list(masters)

@@ -27,6 +27,7 @@ class JobSpec:
         mem: per node, in Slurm's notation.
         minutes: time limit, rounded up.
         options: further options of sbatch; True for a flag.
+        export: sbatch's --export, which goes through its environment: it may hold a token, and scripts are readable.
         array_parallelism: how many elements run at the same time.
     """
 
@@ -46,6 +47,7 @@ class JobSpec:
     mail_type: str | None
     mail_user: str | None
     options: tuple[tuple[str, str | int | bool], ...]
+    export: str | None
     array_parallelism: int
 
     @classmethod
@@ -72,6 +74,7 @@ class JobSpec:
             gpus=job.gpus,
             minutes=minutes_of(job.time),
             options=tuple(sorted(options.items())),
+            export=settings.get("SBATCH_EXPORT"),
             **{**own, **site},
         )
 
@@ -112,7 +115,7 @@ class JobSpec:
 
 def _site_options(settings: Mapping[str, str]) -> dict[str, str | int | bool]:
     """Allowed options that jobs/site.env or the environment set by sbatch's own variables."""
-    named = {option: f"SBATCH_{option.upper().replace('-', '_')}" for option in (*get_args(SbatchOption), "export")}
+    named = {option: f"SBATCH_{option.upper().replace('-', '_')}" for option in get_args(SbatchOption)}
     return {option: settings[name] or True for option, name in named.items() if name in settings}
 
 

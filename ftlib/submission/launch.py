@@ -1,6 +1,6 @@
 """Hand a plan to Slurm as submitit arrays, to processes of this machine, or to this process.
 
-What is pickled is the name of a function of this module and strings, since the Pythons of login node and container
+What is pickled is the name of a function of this package and strings, since the Pythons of login node and container
 differ. In a Slurm job jobs/run.sh calls submitit once for each command, in the container, and answers its exit code.
 """
 
@@ -9,27 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, UserError
-from ftlib.runs import process_start
+from ftlib.errors import UserError
 from ftlib.submission.jobspec import JobSpec
+from ftlib.submission.lanes import Commands, run_lane
 from ftlib.submission.slurm import scrubbed
 
 if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
 
-Commands = Sequence[Sequence[str]]
-"""ftlib command lines, each as COMMAND ARGUMENTS…"""
-
-_POLL_SECONDS = 1
 _YEAR_MINUTES = 365 * 24 * 60
 
 
@@ -67,6 +60,8 @@ class Array:
 
 
 Submit = Callable[[Plan, Array], list[str]]
+Taken = Callable[[Sequence[int], Sequence[str]], None]
+"""Hears at once, for which tasks of a plan (by their indexes; none for its `last`), of the ids of jobs just taken."""
 
 
 def run_stage_command(commands: Commands) -> None:
@@ -76,42 +71,13 @@ def run_stage_command(commands: Commands) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "ftlib", *arguments])
 
 
-def run_lane(tasks: Sequence[Commands], after: Sequence[str] = ()) -> None:
-    """On this machine: run several tasks one after the other; one that fails hides no other.
-
-    Args:
-        after: processes that must have ended before.
-
-    Raises:
-        SystemExit: with 75 as soon as a command was asked to stop, with 1 in the end if one failed.
-    """
-    while any(process_start(int(process)) for process in after):
-        time.sleep(_POLL_SECONDS)
-    codes = [next((code for command in commands if (code := _run(command))), 0) for commands in tasks]
-    if any(codes):
-        raise SystemExit(EXIT_FAILURE)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    with subprocess.Popen([sys.executable, "-m", "ftlib", *arguments]) as child:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
-        code = child.wait()
-        signal.signal(signal.SIGTERM, before)
-    if code == EXIT_AGAIN:
-        raise SystemExit(EXIT_AGAIN)
-    return code
-
-
-def to_slurm(plan: Plan) -> list[list[str]]:
+def to_slurm(plan: Plan, taken: Taken) -> None:
     """Submit arrays through submitit.
 
-    Returns:
-        For each run the ids of its jobs; then, with `plan.last`, that job's.
-
     Raises:
-        UserError: this machine has no Slurm, or it refuses a job.
+        UserError: this machine has no Slurm, or it refuses a job; those before it stay submitted.
     """
-    return _submit_arrays(plan, _sbatch)
+    _submit_arrays(plan, _sbatch, taken)
 
 
 def scripts(plan: Plan) -> list[tuple[str, Array]]:
@@ -123,33 +89,29 @@ def scripts(plan: Plan) -> list[tuple[str, Array]]:
         found.append((_script(plan, array), array))
         return [f"{name}_{index}" for index in range(len(array.tasks))] if len(array.tasks) > 1 else [name]
 
-    _submit_arrays(plan, render)
+    _submit_arrays(plan, render, lambda numbers, ids: None)
     return found
 
 
-def _submit_arrays(plan: Plan, submit: Submit) -> list[list[str]]:
+def _submit_arrays(plan: Plan, submit: Submit, taken: Taken) -> None:
     """An evaluation waits for its own training only (aftercorr), so that one failed run holds up no other.
 
     An array waits for the one before it if that is full: `array_parallelism` holds for all of them together.
     """
-    jobs: list[list[str]] = []
-    previous: str | None = None
+    masters: list[str] = []
     for start in range(0, len(plan.tasks), plan.array_size):
         tasks = plan.tasks[start : start + plan.array_size]
-        ids: list[list[str]] = []
-        dependency = f"afterany:{previous}" if previous and plan.spec.array_parallelism < plan.array_size else None
+        waits = masters and plan.spec.array_parallelism < plan.array_size
+        dependency = f"afterany:{masters[-1]}" if waits else None
         for stage in plan.stages:
-            ids.append(submit(plan, Array(plan.spec, tasks, stage, dependency)))
-            master = ids[-1][0].partition("_")[0]
-            dependency = f"{'aftercorr' if len(tasks) > 1 else 'afterok'}:{master}"
-        previous = ids[-1][0].partition("_")[0]
-        jobs += [list(each) for each in zip(*ids, strict=True)]
+            ids = submit(plan, Array(plan.spec, tasks, stage, dependency))
+            taken(range(start, start + len(tasks)), ids)
+            masters.append(ids[0].partition("_")[0])
+            dependency = f"{'aftercorr' if len(tasks) > 1 else 'afterok'}:{masters[-1]}"
     if plan.last:
-        masters = dict.fromkeys(job.partition("_")[0] for each in jobs for job in each)
         spec = replace(plan.spec, name=f"{plan.spec.name}-{plan.last[0]}", gpus=0, nodes=1)
         after = f"afterany:{':'.join(masters)}" if masters else None
-        jobs.append(submit(plan, Array(spec, [[plan.last]], plan.last[:1], after)))
-    return jobs
+        taken((), submit(plan, Array(spec, [[plan.last]], plan.last[:1], after)))
 
 
 def _prepared(executor: SlurmExecutor, plan: Plan, array: Array) -> SlurmExecutor:
@@ -183,7 +145,7 @@ def _sbatch(plan: Plan, array: Array) -> list[str]:
     except RuntimeError:
         raise UserError("Slurm is not in PATH", "Use --executor local on a machine without Slurm.") from None
     try:
-        with _scrubbed_environment():
+        with _scrubbed_environment(array.spec):
             jobs = executor.map_array(run_stage_command, array.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refuses this job: {str(error).strip()}") from None
@@ -191,10 +153,12 @@ def _sbatch(plan: Plan, array: Array) -> list[str]:
 
 
 @contextlib.contextmanager
-def _scrubbed_environment() -> Iterator[None]:
+def _scrubbed_environment(spec: JobSpec) -> Iterator[None]:
     kept = dict(os.environ)
     os.environ.clear()
     os.environ.update(scrubbed(kept))
+    if spec.export is not None:
+        os.environ["SBATCH_EXPORT"] = spec.export
     try:
         yield
     finally:
@@ -202,38 +166,63 @@ def _scrubbed_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def to_this_machine(plan: Plan) -> list[list[str]]:
+def to_this_machine(plan: Plan, taken: Taken) -> None:
     """Start `array_parallelism` processes in the background that share the runs out among them, and their GPUs.
 
-    Returns:
-        As `to_slurm`; a job's id is the number of its process.
+    A job's id is the number of its process.
     """
     from submitit.local.local import LocalExecutor
 
-    lanes = min(plan.spec.array_parallelism, len(plan.tasks), _lanes_here(plan.spec))
+    pool, each = _gpus_here(), plan.spec.gpus
+    lanes = min(plan.spec.array_parallelism, len(plan.tasks), _lanes_here(plan.spec, pool))
 
-    def start(lane: int, *arguments: Any) -> str:
+    def start(tasks: Sequence[Commands], after: Sequence[str], gpus: Sequence[str]) -> str:
         executor = LocalExecutor(plan.folder)
-        gpus = list(range(lane * plan.spec.gpus, (lane + 1) * plan.spec.gpus))
-        executor.update_parameters(
-            timeout_min=_YEAR_MINUTES, gpus_per_node=len(gpus), visible_gpus=gpus, stderr_to_stdout=True
-        )
-        return str(executor.submit(run_lane, *arguments).job_id)
+        executor.update_parameters(timeout_min=_YEAR_MINUTES, stderr_to_stdout=True)
+        with _silence():
+            return str(executor.submit(run_lane, tasks, after, gpus).job_id)
 
-    jobs = [start(lane, plan.tasks[lane::lanes]) for lane in range(lanes)]
-    found = [[jobs[number % lanes]] for number in range(len(plan.tasks))]
-    return [*found, [start(0, [[plan.last]], jobs)]] if plan.last else found
+    jobs: list[str] = []
+    for lane in range(lanes):
+        numbers = range(lane, len(plan.tasks), lanes)
+        jobs.append(start([plan.tasks[number] for number in numbers], [], pool[lane * each : (lane + 1) * each]))
+        taken(numbers, jobs[-1:] * len(numbers))
+    if plan.last:
+        taken((), [start([[plan.last]], jobs, [])])
 
 
-def _lanes_here(spec: JobSpec) -> int:
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """What is started inside does not hold our output open: $(ftlib submit …) would wait for its end."""
+    sys.stdout.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    with Path(os.devnull).open("w") as nowhere:
+        for stream in kept:
+            os.dup2(nowhere.fileno(), stream)
+    try:
+        yield
+    finally:
+        for stream, before in kept.items():
+            os.dup2(before, stream)
+            os.close(before)
+
+
+def _gpus_here() -> list[str]:
+    """The GPUs that are ours to use, as CUDA_VISIBLE_DEVICES names them; without it, all of this machine."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def _lanes_here(spec: JobSpec, gpus: Sequence[str]) -> int:
     """How many runs fit on this machine at once: by its GPUs, or without any by the processors that we may use."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if gpus and spec.gpus:
-        return max(1, gpus // spec.gpus)
+        return max(1, len(gpus) // spec.gpus)
     return max(1, len(os.sched_getaffinity(0)) // spec.cpus)
 
 
-def to_this_process(plan: Plan) -> list[list[str]]:
+def to_this_process(plan: Plan, taken: Taken) -> None:
     """Run everything here, one after the other, before returning.
 
     Raises:
@@ -244,10 +233,10 @@ def to_this_process(plan: Plan) -> list[list[str]]:
     last = [[plan.last]] if plan.last else []
     job = DebugExecutor(plan.folder).submit(run_lane, [*plan.tasks, *last])
     job.result()
-    return [[str(job.job_id)] for _ in [*plan.tasks, *last]]
+    taken(range(len(plan.tasks)), [str(job.job_id)] * len(plan.tasks))
 
 
-EXECUTORS: dict[str, Callable[[Plan], list[list[str]]]] = {
+EXECUTORS: dict[str, Callable[[Plan, Taken], None]] = {
     "slurm": to_slurm,
     "local": to_this_machine,
     "debug": to_this_process,

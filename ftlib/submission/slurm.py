@@ -117,39 +117,42 @@ class Slurm:
         self._ask("scancel", *ids)
 
     def max_array_size(self) -> int:
-        """How many elements an array may have.
+        """How many elements an array may have; 1 where arrays are disabled.
 
         Raises:
             Unreachable: no answer.
         """
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._ask("scontrol", "show", "config"), re.MULTILINE)
-        return int(found[1]) if found else 1001
+        return max(1, int(found[1])) if found else 1001
 
-    def room(self) -> int | None:
-        """How many more jobs this user may submit now; None if nothing limits it.
+    def room(self, account: str | None, partition: str | None, qos: str | None) -> int | None:
+        """How many more jobs this user may submit there now; None if nothing limits it, or it cannot be told.
 
-        The limit is MaxSubmitJobs of the user's associations, or MaxSubmitJobsPerUser of their QOS; every element of an
-        array counts. The smallest of them is taken.
+        The limits are MaxSubmitJobs of the association and MaxSubmitJobsPerUser of the QOS that the jobs will have;
+        every element of an array counts.
 
         Raises:
             Unreachable: no answer to what is queued. Without accounting there are no limits.
         """
-        user = getpass.getuser()
+        user = f"user={getpass.getuser()}"
+        fields = "format=account,partition,defaultqos,maxsubmitjobs"
         try:
-            own = self._ask("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=maxsubmitjobs,qos")
+            own = self._ask("sacctmgr", "-nP", "show", "assoc", user, fields)
             every = self._ask("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitpu")
         except Unreachable:
             return None
-        of_qos = dict(line.split("|", 1) for line in every.splitlines() if "|" in line)
-        limits = []
-        for line in own.splitlines():
-            limit, _, names = line.partition("|")
-            limits += [limit, *(of_qos.get(name, "") for name in names.split(","))]
-        numbers = [int(limit) for limit in limits if limit.isdigit()]
-        if not numbers:
+        found = _association([line.split("|") for line in own.splitlines()], account, partition)
+        if not found:
             return None
-        queued = self._ask("squeue", "-h", "-r", "-u", user, "-o", "%i").split()
-        return max(0, min(numbers) - len(queued))
+        of_qos = dict(line.split("|", 1) for line in every.splitlines())
+        own_account, own_partition, default, limit = found
+        where = ["-A", own_account, *(["-p", own_partition] if own_partition else [])]
+        limits = [(limit, where), (of_qos.get(qos or default, ""), ["-q", qos or default])]
+        left = [int(limit) - self._count_queued(where) for limit, where in limits if limit.isdigit()]
+        return max(0, min(left)) if left else None
+
+    def _count_queued(self, where: Sequence[str]) -> int:
+        return len(self._ask("squeue", "-h", "-r", "-u", getpass.getuser(), *where, "-o", "%i").split())
 
     def _sacct(self, masters: str) -> Iterator[tuple[str, Attempt]]:
         """-D shows the attempts before a requeue too."""
@@ -180,6 +183,14 @@ class Slurm:
         if done.returncode:
             raise Unreachable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
         return done.stdout
+
+
+def _association(rows: Sequence[Sequence[str]], account: str | None, partition: str | None) -> Sequence[str] | None:
+    """The association (account, partition, …) of a job; None if Slurm's own defaults would have to be known."""
+    fits = [row for row in rows if row[0] == (account or row[0]).lower() and row[1] in ("", partition or row[1])]
+    if partition and len({row[0] for row in fits}) == 1:
+        fits = [row for row in fits if row[1]] or fits  # one with a partition goes before that without
+    return fits[0] if len(fits) == 1 else None
 
 
 def _reason(text: str) -> str:

@@ -1,4 +1,4 @@
-"""How each run of a submission stands, from its folder, its history and what Slurm says of its jobs."""
+"""How each run of a submission stands, from its folder, its owner, its history and what Slurm says of its jobs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from typing import Any
 from ftlib import files
 from ftlib.config import Config
 from ftlib.errors import EXIT_AGAIN
+from ftlib.history import attempts_in
+from ftlib.ownership import living_owner
+from ftlib.reporting.standing import storage_time
 from ftlib.runs import Run, process_start
-from ftlib.submission.slurm import Job
+from ftlib.submission.slurm import Attempt, Job
+
+Events = list[dict[str, Any]]
 
 FINISHED = "finished"
 AT_WORK = "queued or running"
@@ -31,14 +36,13 @@ def standings(runs: Iterable[tuple[Run, Config]], ask: Callable[[list[str]], dic
     Raises:
         Unreachable: from `ask`.
     """
-    pairs = list(runs)
-    histories = [[] if _finished(run, config) else files.read_jsonl_log(run.history) for run, config in pairs]
-    submissions = [[event for event in history if event["event"] == "submitted"] for history in histories]
-    ids = [event["job"] for events in submissions for event in events if event["executor"] == "slurm"]
+    pairs = [(run, _finished(run, config)) for run, config in runs]
+    histories = [[] if finished else files.read_jsonl_log(run.history) for run, finished in pairs]
+    ids = [job for events in histories for job in _slurm_jobs(events)]
     jobs = ask(ids) if ids else {}
     return [
-        FINISHED if _finished(run, config) else _standing(history, events, jobs)
-        for (run, config), history, events in zip(pairs, histories, submissions, strict=True)
+        FINISHED if finished else _standing(run, events, jobs)
+        for (run, finished), events in zip(pairs, histories, strict=True)
     ]
 
 
@@ -48,20 +52,53 @@ def _finished(run: Run, config: Config) -> bool:
     return run.done.exists() and all(files.is_complete(folder) for folder in folders)
 
 
-def _standing(history: list[dict[str, Any]], submissions: list[dict[str, Any]], jobs: dict[str, Job]) -> str:
-    known = [jobs[event["job"]] for event in submissions if event["job"] in jobs]
-    if any(job.alive for job in known) or any(_lives_here(event) for event in submissions):
+def _standing(run: Run, events: Events, jobs: dict[str, Job]) -> str:
+    submissions = [event for event in events if event["event"] == "submitted"]
+    if any(jobs[job].alive for job in _slurm_jobs(events) if job in jobs):
         return AT_WORK
-    if known and known[-1].last.state == "OUT_OF_MEMORY":
+    turns = [event for event in events if event["event"] in ("submitted", "cancelled")]
+    if any(_lives_here(event) for event in turns[-1:]) or _is_owned(run):
+        return AT_WORK
+    end = _end(submissions, jobs)
+    if end and end.state == "OUT_OF_MEMORY":
         return FAILED
-    if known and known[-1].last.state == "FAILED":
-        return MISSING if known[-1].last.exit_code == EXIT_AGAIN else FAILED
-    cancelled = known and known[-1].last.state == "CANCELLED"
-    return FAILED if history and history[-1]["event"] in _OWN_FAULTS and not cancelled else MISSING
+    if end and end.state == "FAILED":
+        return MISSING if end.exit_code == EXIT_AGAIN else FAILED
+    cancelled = end and end.state == "CANCELLED"
+    return FAILED if events and events[-1]["event"] in _OWN_FAULTS and not cancelled else MISSING
+
+
+def _slurm_jobs(events: Events) -> list[str]:
+    """The jobs that a run was submitted to, and those that it began in without (sbatch jobs/train.sbatch).
+
+    Of the latter, one in which it failed is left out: what lives on may be at work on another run, or a user's shell.
+    """
+    endings = {attempt.job: attempt.ending for attempt in attempts_in(events)}
+    left = {job for job, ending in endings.items() if ending in ("failed", "diverged")}
+    left -= {event["job"] for event in events if event["event"] == "submitted"}
+    named = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
+    return [job for job in dict.fromkeys(named) if job not in left]
+
+
+def _is_owned(run: Run) -> bool:
+    """Whether a process is at work on a run, on whatever machine."""
+    return run.owner.exists() and living_owner(run.folder, storage_time(run.folder)) is not None
+
+
+def _end(submissions: Events, jobs: dict[str, Job]) -> Attempt | None:
+    """How the last submission ended: in the first of its jobs that did not complete; later ones waited for it."""
+    chain: Events = []
+    for event in reversed(submissions):
+        chain.insert(0, event)
+        if not event.get("after"):
+            break
+    ends = [jobs[event["job"]].last for event in chain if event["job"] in jobs]
+    return next((end for end in ends if end.state != "COMPLETED"), ends[-1] if ends else None)
 
 
 def _lives_here(event: dict[str, Any]) -> bool:
-    """Whether the process of a local submission lives; that of another machine cannot be seen."""
-    if event["executor"] != "local" or event["host"] != socket.gethostname():
+    """Whether the process of a local submission lives, and not another with its number; elsewhere it cannot be seen."""
+    if event.get("executor") != "local" or event["host"] != socket.gethostname():
         return False
-    return process_start(int(event["job"])) is not None
+    started = process_start(int(event["job"]))
+    return started is not None and started == event.get("started")

@@ -8,7 +8,8 @@ SBATCH = """\
 #!/bin/bash
 here=$(dirname "$0")
 number=$(($(ls "$here" | grep -c '^script-') + 71))
-if [[ -e $here/refusal ]]; then cat "$here/refusal" >&2; exit 1; fi
+from=$(cat "$here/refused-from" 2> /dev/null || echo 0)
+if [[ -e $here/refusal && $number -ge $from ]]; then cat "$here/refusal" >&2; exit 1; fi
 cp "$1" "$here/script-$number"
 env > "$here/environment-$number"
 echo "Submitted batch job $number"

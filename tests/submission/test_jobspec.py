@@ -58,7 +58,8 @@ def plan(spec: JobSpec, runs: int, evaluation_apart: bool = False) -> Plan:
         ("one", "", {}, 1, False),
         ("everything", EVERYTHING, {"SBATCH_PARTITION": "short"}, 3, False),
         ("site", "job.gpus=1", {"SBATCH_ACCOUNT": "lab", "SBATCH_EXPORT": "NONE", "SBATCH_EXCLUSIVE": "",
-                                "FTLIB_GPU_OPTION": "gpus-per-node", "SBATCH_WCKEY": "x"}, 1, False),
+                                "FTLIB_GPU_OPTION": "gpus-per-node", "SBATCH_WCKEY": "x",
+                                "SBATCH_CLUSTERS": "other"}, 1, False),
         ("chain", "job.gpus=0\njob.array_parallelism=2", {}, 5, True),
     ],
 )  # fmt: skip
@@ -86,6 +87,7 @@ def test_mistakes(config: Callable[..., Config]) -> None:
     for override, words in [
         ("job.sbatch={output: x}", "job.sbatch.output"),
         ("job.sbatch={array: 1-3}", "job.sbatch.array"),
+        ("job.sbatch={clusters: other}", "job.sbatch.clusters"),
         ("job.sbatch={exclusive: false}", "job.sbatch.exclusive"),
         ("job.partition=a b", "job.partition"),
         ("job.nodes=0", "job.nodes"),

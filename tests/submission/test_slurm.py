@@ -84,16 +84,41 @@ def test_nothing_asked_for_nothing() -> None:
 def test_limits() -> None:
     config = "MaxArraySize            = 501\nMaxJobCount             = 10000\n"
     assert Slurm(Programs(scontrol=config)).max_array_size() == 501
-    manager = {"assoc": "50|normal,short\n|normal\n", "qos": "normal|\nshort|40\nlong|3\n"}
+    assert Slurm(Programs(scontrol="MaxArraySize = 0\n")).max_array_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "room"),
+    [
+        (("lab", "gpu", "debug"), 1),
+        (("lab", "gpu", "normal"), 46),
+        (("lab", "gpu", None), 46),
+        (("lab", "long", None), 6),
+        (("lab", None, None), None),
+        (("Other", None, "debug"), 1),
+        (("other", None, None), None),
+        ((None, "gpu", "debug"), None),
+        ((None, "long", None), None),
+        (("none", None, None), None),
+    ],
+)
+def test_room_is_what_the_limits_of_these_very_jobs_leave(
+    where: tuple[str | None, str | None, str | None], room: int | None
+) -> None:
+    answers = {
+        ("assoc", "account,partition,defaultqos,maxsubmitjobs"): "lab||normal|50\nlab|long|normal|9\nother|||\n",
+        ("qos", "name,maxsubmitpu"): "normal|\ndebug|2\n",
+        ("-A", "lab"): "1\n2_0\n2_1\n3\n",
+        ("-A", "lab", "-p", "long"): "1\n2_0\n2_1\n",
+        ("-q", "debug"): "3\n",
+    }
 
     def answer(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-        out = manager[command[3]] if command[0] == "sacctmgr" else "1\n2_0\n2_1\n"
-        return subprocess.CompletedProcess(command, 0, out, "")
+        key = (command[3], command[-1].removeprefix("format=")) if command[0] == "sacctmgr" else tuple(command[5:-2])
+        return subprocess.CompletedProcess(command, 0, answers[key], "")
 
-    assert Slurm(answer).room() == 37
-    manager["assoc"] = "|normal\n"
-    assert Slurm(answer).room() is None
-    assert Slurm(Programs()).room() is None
+    assert Slurm(answer).room(*where) == room
+    assert Slurm(Programs()).room(*where) is None
 
 
 def test_cancel() -> None:

@@ -15,7 +15,7 @@ import pytest
 import ftlib.submission.launch as launch
 from ftlib import files
 from ftlib.errors import UserError
-from ftlib.runs import Run
+from ftlib.runs import Run, process_start
 from ftlib.site import Site
 from ftlib.submission import snapshot
 from tests.conftest import REPOSITORY
@@ -103,6 +103,16 @@ def test_nothing_is_inherited_from_a_surrounding_job(
     assert os.environ["SLURM_JOB_ID"] == "7"
 
 
+def test_what_is_exported_to_jobs_stands_in_no_script(
+    submit: Submit, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_EXPORT", "ALL,HF_TOKEN=secret")
+    assert "secret" not in submit("--dry-run")[1]
+    assert submit()[0] == 0
+    assert slurm.environment(71)["SBATCH_EXPORT"] == "ALL,HF_TOKEN=secret"
+    assert "secret" not in slurm.scripts()[0]
+
+
 def test_only_what_is_missing_is_submitted_again(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
     submit(*FOUR)
     one, two, three, four = runs(store)
@@ -148,6 +158,66 @@ def test_what_counts_as_missing(
     assert submit()[1] == ("72\n" if sent else "")
 
 
+@pytest.mark.parametrize(
+    ("train", "sent"),
+    [("FAILED|2:0", False), ("OUT_OF_MEMORY|0:125", False), ("TIMEOUT|0:0", True), ("FAILED|75:0", True)],
+)
+def test_a_chain_is_judged_by_what_ended_it(submit: Submit, slurm: FakeSlurm, train: str, sent: bool) -> None:
+    """The evaluation is cancelled by Slurm when the training that it waits for did not end well."""
+    submit("--then", "evaluate")
+    slurm.answers(sacct=f"71|{train}|None|n1|5\n72|CANCELLED by 0|0:0|Dependency||0\n")
+    assert bool(submit("--then", "evaluate")[1]) is sent
+    if not sent:
+        submit("--then", "evaluate", "--retry")
+    slurm.answers(sacct=f"71|{train}|None|n1|5\n73|CANCELLED by 5|0:0|None||0\n74|CANCELLED by 5|0:0|None||0\n")
+    assert submit()[1] == "75\n", "the user took it back"
+
+
+@pytest.mark.parametrize(
+    ("line", "events", "sent"),
+    [
+        ("9|RUNNING|0:0|None|n1|5", ["start"], False),
+        ("9|PENDING|0:0|None||0", ["start", "preempted"], False),
+        ("9|RUNNING|0:0|None|n1|5", ["start", "failed"], True),
+        ("9|TIMEOUT|0:0|None|n1|5", ["start"], True),
+    ],
+)
+def test_a_run_begun_by_another_job_is_at_work(
+    submit: Submit, slurm: FakeSlurm, store: Path, line: str, events: list[str], sent: bool
+) -> None:
+    submit()
+    (run,) = runs(store)
+    run.history.unlink()
+    for event in events:
+        run.note(event, job="9", command="train")
+    slurm.answers(sacct=line)
+    if not sent:
+        assert submit("--replace")[0] == 2 and run.history.exists()
+    assert bool(submit("--retry")[1]) is sent
+
+
+def test_a_run_with_a_living_owner_is_at_work(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit()
+    (run,) = runs(store)
+    files.write_json(run.owner, {"host": "elsewhere", "pid": 1, "started": "1", "job": None, "token": "x"})
+    assert submit()[1] == "" and submit("--replace")[0] == 2
+    os.utime(run.owner, (1, 1))
+    assert submit()[1] == "72\n"
+
+
+def test_another_process_with_the_number_of_an_old_one_is_not_it(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit()
+    (run,) = runs(store)
+    here = {"job": str(os.getpid()), "executor": "local"}
+    run.note("submitted", **here, started=process_start(os.getpid()))
+    assert submit()[1] == ""
+    run.note("cancelled")
+    assert submit("--dry-run")[1], "its process passes it over"
+    run.history.unlink()
+    run.note("submitted", **here, started="1")
+    assert submit()[1] == "72\n"
+
+
 def test_a_trained_run_without_its_scores_is_missing(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
     submit()
     (run,) = runs(store)
@@ -168,6 +238,37 @@ def test_replace_begins_anew_but_not_what_is_at_work(submit: Submit, slurm: Fake
     code, _, err = submit("--replace")
     assert code == 2 and "cannot be replaced" in err
     assert (run.folder / "kept").exists()
+
+
+def refuse(slurm: FakeSlurm, number: int = 0) -> None:
+    """From the job with this number on."""
+    (slurm.folder / "refusal").write_text("sbatch: error: no\n")
+    (slurm.folder / "refused-from").write_text(str(number))
+
+
+def test_what_is_replaced_stays_until_something_takes_its_place(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit(*FOUR)
+    before = runs(store)
+    for run in before:
+        finish(run)
+    refuse(slurm)
+    assert submit(*FOUR, "--replace")[0] == 2
+    assert runs(store) == before and all(run.done.exists() for run in before)
+    assert not [path for run in before for path in run.folder.glob("owner*")]
+    slurm.answers(scontrol="MaxArraySize = 3\n")
+    refuse(slurm, 73)
+    assert submit(*FOUR, "--replace")[0] == 2, "three were taken, the last was not"
+    assert [run.done.exists() for run in before] == [False, False, False, True]
+    assert not list(store.glob("runs/*/.replaced-*"))
+
+
+def test_what_was_taken_before_a_refusal_is_known(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    refuse(slurm, 72)
+    code, _, err = submit(*FOUR, "--then", "evaluate")
+    assert code == 2 and "submitted before this went wrong: slurm job 71" in err
+    assert [files.read_jsonl_log(run.history)[-1]["job"] for run in runs(store)] == [f"71_{n}" for n in range(4)]
+    slurm.answers(sacct="71_[0-3]|PENDING|0:0|None||0\n")
+    assert submit(*FOUR)[1] == ""
 
 
 def test_when_slurm_does_not_answer_nothing_is_submitted(submit: Submit, slurm: FakeSlurm) -> None:
@@ -197,7 +298,7 @@ def test_arrays_are_cut_to_the_sites_limits(submit: Submit, slurm: FakeSlurm) ->
 
 
 def test_what_slurm_does_not_take_now_is_left_for_later(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
-    slurm.answers(sacctmgr="5|\n", squeue="1\n2\n")
+    slurm.answers(sacctmgr="lab|||5\n", squeue="1\n2\n")
     _, _, err = submit(*FOUR)
     assert "Slurm takes 3 more jobs of yours now (MaxSubmitJobs): 3 of 4 runs are sent." in err
     assert len(runs(store)) == 3

@@ -4,7 +4,6 @@
 #SBATCH --account=lab
 #SBATCH --cpus-per-task=1
 #SBATCH --exclusive
-#SBATCH --export=NONE
 #SBATCH --gpus-per-node=1
 #SBATCH --job-name=tiny
 #SBATCH --mem=16G
