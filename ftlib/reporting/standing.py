@@ -6,7 +6,6 @@ Nothing is written but a probe beside the runs that tells the storage's own time
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -231,8 +230,9 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    return [json.loads(line) for line in lines[1 if size > _TAIL_BYTES else 0 : -1]]
+        if size > _TAIL_BYTES:
+            file.readline()
+        return files.jsonl_records(file.read())
 
 
 def _total(run: Run, events: Events) -> int | None:

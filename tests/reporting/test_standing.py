@@ -142,6 +142,14 @@ def test_a_long_log_is_read_from_its_end(run: Run, site: Site) -> None:
     assert standing(run, site).step == 9000
 
 
+def test_torn_lines_hide_nothing_else(run: Run, site: Site) -> None:
+    for path, record in ((run.metrics, {"step": 3}), (run.history, {**START, "event": "start"})):
+        files.write_text(path, '{"step": 1, "lo')
+        files.append_jsonl(path, record)
+    found = standing(run, site)
+    assert (found.state, found.step) == ("died", 3)
+
+
 def test_runs_by_name_and_all(run: Run, site: Site) -> None:
     other = Run(site.runs / "digits" / "def")
     files.write_text(other.config_file, "")
