@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     chosen = runs.find_runs(parsed.runs, site)
     slurm = Slurm()
     try:
-        numbers = {run: standing.jobs_of(files.read_jsonl_log(run.history)) for run in chosen}
+        numbers = {run: standing.own_jobs(files.read_jsonl_log(run.history)) for run in chosen}
         known = slurm.jobs([number for each in numbers.values() for number in each])
         alive = {run: [one for one in each if one in known and known[one].alive] for run, each in numbers.items()}
         cancelled = [run for run in chosen if _cancel(run, alive[run], site)]

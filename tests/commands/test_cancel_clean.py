@@ -68,6 +68,15 @@ def test_cancelled_by_name_in_slurm(ftlib: Ftlib, slurm: Path, store: Path) -> N
     assert "nothing to cancel" in ftlib("cancel", "a")[2]
 
 
+def test_a_job_that_has_gone_on_to_something_else_is_left_alone(ftlib: Ftlib, slurm: Path, store: Path) -> None:
+    """One that was begun by hand: an allocation, or a script that trains one config after the other."""
+    make(store, "a", START, {**START, "event": "done"})
+    make(store, "b", START)
+    (slurm / "sacct.txt").write_text("7|RUNNING|0:0||n1|9\n")
+    assert "nothing to cancel" in ftlib("cancel", "a")[2] and not (slurm / "cancelled").exists()
+    assert ftlib("cancel", "b")[2] == "b/1: cancelled job 7\n"
+
+
 def test_what_is_being_requeued_is_cancelled_again(ftlib: Ftlib, slurm: Path, store: Path) -> None:
     make(store, "a", {"event": "submitted", "executor": "slurm", "job": "7", "time": 1})
     (slurm / "sacct.txt").write_text("7|RUNNING|0:0||n1|5\n")
