@@ -150,6 +150,19 @@ def test_whole_runs_by_name_or_age_never_what_waits(ftlib: Ftlib, slurm: Path, s
     assert not old.folder.exists() and new.folder.exists() and waiting.folder.exists()
 
 
+@pytest.mark.parametrize("whole", [(), ("--runs",)])
+def test_of_links_only_the_link_goes(
+    ftlib: Ftlib, slurm: Path, store: Path, tmp_path: Path, whole: tuple[str, ...]
+) -> None:
+    run = finished(store, "a")
+    (run.folder / "checkpoints").rename(tmp_path / "scratch")
+    (run.folder / "checkpoints").symlink_to(tmp_path / "scratch")
+    code, _, error = ftlib("clean", "a", *whole, "--yes")
+    assert code == 0 and error == "0.0 MB freed\n"
+    assert not (run.folder / "checkpoints").is_symlink() and run.folder.exists() is not bool(whole)
+    assert (tmp_path / "scratch" / "attempt-0").exists()
+
+
 def test_who_begins_to_work_meanwhile_keeps_his_run(
     ftlib: Ftlib, slurm: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
