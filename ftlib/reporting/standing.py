@@ -201,14 +201,16 @@ def _state(run: Run, events: Events, now: float, number: str, job: slurm.Attempt
         return "cancelled", cancelled
     if starting:
         return "running", "starting"
-    return _waiting_here(events) or _ended(events, attempts, job)
+    return ("queued", "waits for its turn") if waits_here(events) else _ended(events, attempts, job)
 
 
-def _waiting_here(events: Events) -> tuple[str, str] | None:
+def waits_here(events: Events) -> bool:
     """Whether a process of this machine, that several runs share, will come to this run."""
     last = events[-1] if events else {}
-    here = last.get("executor") == "local" and last["host"] == host_name()
-    return ("queued", "waits for its turn") if here and process_start(int(last["job"])) else None
+    if last.get("executor") != "local" or last["host"] != host_name():
+        return False
+    started = process_start(int(last["job"]))
+    return started is not None and started == last.get("started")  # else another process has its number
 
 
 def _before_evaluation(job: slurm.Attempt | None, cancelled: str) -> str:

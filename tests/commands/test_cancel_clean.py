@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from ftlib import files, ownership
-from ftlib.runs import Run
+from ftlib.runs import Run, host_name, process_start
 from tests.conftest import read_lines
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -108,6 +108,17 @@ def test_a_process_of_this_machine_is_asked_to_end(ftlib: Ftlib, slurm: Path, st
     assert "left alone, it is running" in ftlib("clean", "--runs", "a", "--yes")[2] and run.folder.exists()
     assert ftlib("cancel", "a")[2] == "a/1: cancelled its process\n"
     assert process.wait(timeout=20) == -signal.SIGTERM
+
+
+def test_what_waits_for_a_process_of_this_machine_will_not_begin(ftlib: Ftlib, slurm: Path, store: Path) -> None:
+    lane = {"executor": "local", "job": str(os.getpid()), "started": process_start(os.getpid())}
+    run = make(store, "a", {"event": "submitted", "host": host_name(), "time": 1, **lane})
+    assert "left alone, it is queued" in ftlib("clean", "--runs", "a", "--yes")[2]
+    assert ftlib("cancel", "a")[2] == "a/1: cancelled before its turn\n"
+    assert read_lines(run.history)[-1]["event"] == "cancelled"
+    (record,) = json.loads(ftlib("status", "a", "--json")[1])
+    assert record["state"] == "cancelled"
+    assert "nothing to cancel" in ftlib("cancel", "a")[2]
 
 
 def test_checkpoints_of_finished_runs_go_and_nothing_else(ftlib: Ftlib, slurm: Path, store: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ftlib import files, ownership
 from ftlib.reporting.standing import Standing, open_jobs, stand, storage_time
-from ftlib.runs import Run, find_runs, host_name
+from ftlib.runs import Run, find_runs, host_name, process_start
 from ftlib.site import Site
 from ftlib.submission.slurm import Attempt, Job
 
@@ -225,9 +225,11 @@ def test_an_evaluation_begun_by_hand_lives_while_it_answers(run: Run, site: Site
 
 
 def test_a_run_that_waits_for_a_process_of_this_machine(run: Run, site: Site) -> None:
-    here = {"event": "submitted", "executor": "local", "host": host_name()}
+    here = {"event": "submitted", "executor": "local", "host": host_name(), "started": process_start(os.getpid())}
     tell(run, {**here, "job": str(os.getpid())})
     assert (standing(run, site).state, open_jobs(run)) == ("queued", [])
+    tell(run, {**here, "job": str(os.getpid()), "started": "1"})  # another process had this number
+    assert standing(run, site).state == "not started"
     tell(run, {**here, "job": str(2**22 + 1)})
     assert standing(run, site).state == "not started"
 
