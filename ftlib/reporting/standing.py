@@ -161,12 +161,12 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing
 def _newest_job(
     events: Events, attempts: Sequence[Attempt], jobs: Mapping[str, Job]
 ) -> tuple[str, slurm.Attempt | None]:
-    """The job that matters: one that runs, else the first that waits, else the last that did not fall with another."""
+    """The job that matters: one at work on the run, else the first that waits, else the last that did not fall."""
     numbers = jobs_of(events)
     known = {number: jobs[number].last for number in numbers if number in jobs}
     for states in (slurm.RUNNING, slurm.WAITING):
         for number, job in known.items():
-            if job.state in states and _may_go_on(attempts, number):
+            if job.state in states and (states is slurm.WAITING or _may_go_on(attempts, number)):
                 return number, job
     own = [number for number in numbers if number not in known or not _fell(known[number])]
     last = (own or numbers or [""])[-1]
@@ -194,8 +194,9 @@ def _state(run: Run, events: Events, now: float, number: str, job: slurm.Attempt
     cancelled = _cancelled(events, job)
     starting = running and not cancelled and _may_go_on(attempts, number)
     if run.done.exists():
-        unbegun = not evaluation and bool(_unbegun(events, attempts))
-        said = _before_evaluation(job, cancelled) if unbegun else _after_training(evaluation, cancelled)
+        unbegun = [] if evaluation else _unbegun(events, attempts)
+        own = job if number in unbegun else None
+        said = _before_evaluation(own, cancelled) if unbegun else _after_training(evaluation, cancelled)
         return ("evaluating", "starting") if starting else ("done", said)
     if cancelled:
         return "cancelled", cancelled
@@ -214,10 +215,10 @@ def waits_here(events: Events) -> bool:
 
 
 def _before_evaluation(job: slurm.Attempt | None, cancelled: str) -> str:
-    """What is to be said of a trained run whose evaluation was submitted and never began."""
+    """What is to be said of a trained run whose evaluation was submitted, as a job of its own, and never began."""
     if cancelled:
         return f"evaluation cancelled {cancelled}"
-    if job is None or job.state == "COMPLETED":  # that of the training, then
+    if job is None:
         return "evaluation not begun"
     return f"evaluation failed: {_SLURM_WORDS.get(job.state, 'its job ended before it began')}"
 

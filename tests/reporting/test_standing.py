@@ -97,6 +97,7 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
          "cancelled", "by scancel"),
         ([{"event": "submitted"}], job("CANCELLED"), "cancelled", "in Slurm"),
         ([START, {"event": "failed", "reason": "x"}], job("RUNNING"), "failed", "x"),
+        ([START, {"event": "failed", "reason": "x"}], job("PENDING", "BeginTime"), "queued", "waits for BeginTime"),
         ([{"event": "submitted"}, START, {"event": "preempted", "signal": "SIGUSR1"}], job("RUNNING"),
          "running", "starting"),
         ([START, {"event": "cancelled", "by": "ann"}, {"event": "preempted", "signal": "SIGTERM"}], None,
@@ -200,6 +201,7 @@ def test_a_training_that_never_began_takes_its_evaluation_with_it(run: Run, site
         ({"8": job("TIMEOUT")}, "done", "evaluation failed: time limit"),
         ({"8": job("FAILED")}, "done", "evaluation failed: its job ended before it began"),
         ({"7": job("COMPLETED")}, "done", "evaluation not begun"),
+        ({"7": job("FAILED"), "8": FELL}, "done", "evaluation not begun"),
         ({}, "done", "evaluation not begun"),
     ],
 )
