@@ -233,32 +233,41 @@ def is_complete(folder: Path, thorough: bool = False) -> bool:
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Add one line to a JSONL log.
+    """Add one line to a JSONL log; what a writer tore before it stays a line of its own.
 
     Raises:
         UserError: no space, or not writable.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with path.open("a+b") as file:
+            torn = False
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                torn = file.read() != b"\n"
+            file.write(b"\n" * torn + json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
 def read_jsonl_log(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL log of ftlib's own; a torn last line, left by a killed writer, is dropped."""
-    if not path.exists():
-        return []
+    """Read a JSONL log of ftlib's own; torn lines, left by killed writers or a full storage, are dropped."""
+    return jsonl_records(path.read_bytes()) if path.exists() else []
+
+
+def jsonl_records(text: bytes) -> list[dict[str, Any]]:
+    """The records of a JSONL log's text: of every line that is whole."""
     records = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        records.append(json.loads(line))
+    for line in text.split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
     return records
 
 
 def cut_jsonl_log(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> None:
-    """Drop a torn last line, and every record that is not to be kept."""
+    """Drop torn lines, and every record that is not to be kept; without any, the file is left as it is."""
     if not path.exists():
         return
-    records = filter(keep, read_jsonl_log(path))
+    before = path.read_bytes()
+    records = filter(keep, jsonl_records(before))
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    if text.encode() != path.read_bytes():
+    if text.encode() != before:
         write_text(path, text)

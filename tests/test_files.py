@@ -88,6 +88,33 @@ def test_logs_lose_only_a_torn_last_line_and_what_is_not_to_be_kept(tmp_path: Pa
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
+def test_a_log_that_was_torn_and_goes_on_loses_the_torn_line_only(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1}\n{"step": 2, "lo')
+    for step in (3, 4):
+        files.append_jsonl(log, {"step": step})
+    assert [record["step"] for record in files.read_jsonl_log(log)] == [1, 3, 4]
+    files.cut_jsonl_log(log)
+    assert log.read_text() == '{"step": 1}\n{"step": 3}\n{"step": 4}\n'
+
+
+def test_what_is_added_while_a_whole_log_is_looked_at_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    files.append_jsonl(log, {"step": 1})
+    read = Path.read_bytes
+
+    def read_before_somebody_adds(path: Path) -> bytes:
+        text = read(path)
+        if b"2" not in text:
+            files.append_jsonl(path, {"step": 2})
+        return text
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_before_somebody_adds)
+        files.cut_jsonl_log(log)
+    assert [record["step"] for record in files.read_jsonl_log(log)] == [1, 2]
+
+
 def test_fingerprint_ignores_the_order_of_keys_only() -> None:
     assert files.fingerprint({"a": 1, "b": [1, 2]}) == files.fingerprint({"b": [1, 2], "a": 1})
     assert files.fingerprint({"a": [1, 2]}) != files.fingerprint({"a": [2, 1]})

@@ -128,6 +128,16 @@ def test_of_several_tasks_one_that_was_killed_is_the_reason(
     assert not reason or json.loads(history.read_text())["reason"] == reason
 
 
+@pytest.mark.parametrize(("before", "lines"), [("", 1), ('{"event": "start"}\n', 2), ('{"event": "tor', 2)])
+def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int) -> None:
+    history = tmp_path / "history.jsonl"
+    history.write_text(before)
+    noted = 'echo "$job_tmp" > "$job_tmp/notes/run"; return 137'
+    assert bash(STEP.format(tmp=tmp_path, srun=noted, command="train"), SLURM_JOB_ID="7").returncode == 137
+    found = history.read_text().splitlines()
+    assert len(found) == lines and json.loads(found[-1])["reason"] == "signal 9"
+
+
 def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> None:
     settings = {"BASE": "some/base:1.2", "INDEX_URL": "https://index.example/simple", "FTLIB_STORE": str(tmp_path)}
     done = bash(f"containers/build.sh --render '{tmp_path}/x.def'", **settings)

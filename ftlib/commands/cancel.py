@@ -29,10 +29,11 @@ def main(argv: list[str]) -> int:
     chosen = runs.find_runs(parsed.runs, site)
     slurm = Slurm()
     try:
-        numbers = {run: standing.jobs_of(files.read_jsonl_log(run.history)) for run in chosen}
+        events = {run: files.read_jsonl_log(run.history) for run in chosen}
+        numbers = {run: standing.own_jobs(each) for run, each in events.items()}
         known = slurm.jobs([number for each in numbers.values() for number in each])
         alive = {run: [one for one in each if one in known and known[one].alive] for run, each in numbers.items()}
-        cancelled = [run for run in chosen if _cancel(run, alive[run], site)]
+        cancelled = [run for run in chosen if _cancel(run, alive[run], standing.waits_here(events[run]), site)]
         _scancel(slurm, [number for run in cancelled for number in alive[run]])
     except Unreachable as error:
         raise UserError(f"Slurm cannot be asked to cancel: {error}", "Try again when it answers.") from None
@@ -41,12 +42,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _cancel(run: Run, jobs: Sequence[str], site: Site) -> bool:
-    """Note the cancellation, so that status knows of it; end what runs on this machine without Slurm."""
+def _cancel(run: Run, jobs: Sequence[str], waits: bool, site: Site) -> bool:
+    """Note the cancellation, for status and for the process of this machine that would come to a run that waits for it.
+
+    What runs on this machine without Slurm is ended.
+    """
     name = runs.handle(run, site)
     owner = living_owner(run.folder, standing.storage_time(run.folder))
     here = owner is not None and owner["job"] is None and owner["host"] == runs.host_name()
-    if not jobs and not here:
+    if not jobs and not here and not waits:
         if owner:
             console.say(f"{name}: is at work as process {owner['pid']} on {owner['host']}; cancel it there")
         return False
@@ -54,7 +58,8 @@ def _cancel(run: Run, jobs: Sequence[str], site: Site) -> bool:
     if owner and here:
         with contextlib.suppress(ProcessLookupError):
             os.kill(owner["pid"], signal.SIGTERM)
-    console.say(f"{name}: cancelled {', '.join(f'job {job}' for job in jobs) or 'its process'}")
+    what = ", ".join(f"job {job}" for job in jobs) or ("its process" if here else "before its turn")
+    console.say(f"{name}: cancelled {what}")
     return True
 
 

@@ -109,7 +109,7 @@ def _waste(run: Run, whole: bool) -> Iterator[Waste]:
 def _bytes(path: Path) -> int:
     """What a file or folder takes on the disk."""
     total = 0
-    for each in [path, *path.rglob("*")]:
+    for each in [path, *([] if path.is_symlink() else path.rglob("*"))]:
         with contextlib.suppress(FileNotFoundError):
             status = each.lstat()
             total += status.st_blocks * 512 if stat.S_ISREG(status.st_mode) else 0
@@ -141,12 +141,15 @@ def _delete(waste: Waste, site: Site) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or folder; of a run its config.yaml last, so that a deletion that was killed can be done again."""
-    if not path.is_dir():
+    """Delete a file or folder; of a run its config.yaml last, so that a deletion that was killed can be done again.
+
+    Of a link to another place only the link goes: what it leads to may be no run's alone.
+    """
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
     for child in path.iterdir():
-        if child.is_dir():
+        if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)
         elif child.name not in ("config.yaml", "owner.json"):
             child.unlink()

@@ -1,4 +1,4 @@
-"""Print the end of a run's log: the file that its newest start wrote to."""
+"""Print the end of a run's log: the newest file that a start or a job of it has written."""
 
 from __future__ import annotations
 
@@ -32,21 +32,24 @@ def main(argv: list[str]) -> int:
 
 
 def _newest_log(run: Run) -> Path:
-    """The log of the newest start, or submission, that has one.
+    """The log of the newest start, or submission, that has written one.
 
     Raises:
-        UserError: none is known, or it has been removed.
+        UserError: none is known, none has been written yet, or it has been removed.
     """
-    known = [event["log"] for event in files.read_jsonl_log(run.history) if event.get("log")]
+    events = files.read_jsonl_log(run.history)
+    known = [Path(event["log"]) for event in events if event.get("log")]
     if not known:
         raise UserError(
             f"{run.folder}: no log file is known of it",
             "It has not started yet, or its output went to a terminal; jobs write to logs/ where they were submitted.",
         )
-    path = Path(known[-1])
-    if not path.is_file():
-        raise UserError(f"{path}: the log of {run.folder} is not there any more")
-    return path
+    for path in reversed(known):
+        if path.is_file():
+            return path
+    if events[-1]["event"] == "submitted":
+        raise UserError(f"{run.folder}: has not started yet", "ftlib status tells what it waits for.")
+    raise UserError(f"{known[-1]}: the log of {run.folder} is not there any more")
 
 
 def _print_tail(path: Path, lines: int) -> int:

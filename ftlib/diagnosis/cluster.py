@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ftlib.config import Config
 from ftlib.diagnosis.finding import Finding, ask, inside_container
 from ftlib.site import find_site, site_settings
 from ftlib.submission.jobspec import JobSpec
+from ftlib.submission.slurm import scrubbed
 
 _REQUESTED = ("time", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "gres", "gpus_per_node", "partition",
               "account", "qos", "constraint", "exclude")  # fmt: skip
@@ -30,7 +31,9 @@ def slurm() -> Iterator[Finding]:
         yield Finding("Slurm", "does not answer", "Ask your site whether slurmctld is down.", fatal=True)
     else:
         yield Finding("Slurm", f"partitions {', '.join(answer.split())}")
-        yield _try_job("job", [])
+        settings = site_settings()
+        own = {name: value for name, value in settings.items() if name.startswith("SBATCH_")}
+        yield _try_job("job", [], {**scrubbed(settings), **own})
         if ask("sacct", "-n", "-X", "-S", "now-1minutes") is None:
             yield Finding(
                 "accounting", "sacct does not answer", "status then tells only what run folders and squeue know."
@@ -41,17 +44,19 @@ def job(config: Config) -> Iterator[Finding]:
     """Would Slurm take this config's job?"""
     if not shutil.which("sbatch") or "SLURM_JOB_ID" in os.environ:
         return
-    parameters = JobSpec.of(config, site_settings()).parameters([], None)
-    options = [f"--{name.replace('_', '-')}={parameters[name]}" for name in _REQUESTED if parameters.get(name)]
-    yield _try_job("config's job", options)
+    settings = site_settings()
+    parameters = JobSpec.of(config, settings).parameters([], None)
+    wanted = {name.replace("_", "-"): parameters[name] for name in _REQUESTED if parameters.get(name)}
+    wanted |= parameters["additional_parameters"]
+    options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in wanted.items()]
+    yield _try_job("config's job", options, scrubbed(settings))
 
 
-def _try_job(check: str, options: Sequence[str]) -> Finding:
+def _try_job(check: str, options: Sequence[str], environment: Mapping[str, str]) -> Finding:
     """sbatch --test-only looks at partition, account, limits and nodes, and submits nothing."""
-    settings = {name: value for name, value in site_settings().items() if not name.startswith("SLURM_")}
     command = ["sbatch", "--test-only", *options, "--wrap", "true"]
     try:
-        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return Finding(check, "sbatch does not answer", "Ask your site whether slurmctld is down.", fatal=True)
     words = " ".join(done.stderr.replace("sbatch: ", "").split())

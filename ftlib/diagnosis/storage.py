@@ -39,7 +39,7 @@ def roots() -> Iterator[Finding]:
 
 
 def _speed_and_clock(name: str, folder: Path) -> Iterator[Finding]:
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+    with files.storage_errors(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
         before = time.time()
         file.write(os.urandom(_PROBE_BYTES))
         file.flush()

@@ -6,7 +6,6 @@ Nothing is written but a probe beside the runs that tells the storage's own time
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -39,6 +38,8 @@ _SLURM_WORDS = {
 }
 """Slurm's name of a job's end → plain words."""
 
+_AGAIN = ("preempted", "killed", "lost")
+"""Endings after which the same job may begin again."""
 
 Events = list[dict[str, Any]]
 
@@ -82,11 +83,37 @@ def jobs_of(events: Events) -> list[str]:
     return list(dict.fromkeys(jobs))
 
 
+def own_jobs(events: Events) -> list[str]:
+    """Those of its jobs that may be ended with a run: submitted for it, or begun by hand and not over for it.
+
+    An allocation, or a job that trains one config after the other, has gone on to something else once a run has ended.
+    """
+    attempts = history.attempts_in(events)
+    submitted = _submitted(events)
+    return [number for number in jobs_of(events) if number in submitted or _may_go_on(attempts, number)]
+
+
 def open_jobs(run: Run) -> list[str]:
-    """The jobs that Slurm has to be asked about to know how a run stands: none if it has ended well."""
+    """The jobs that Slurm has to be asked about to know how a run stands: none if all of them have ended well."""
     events = files.read_jsonl_log(run.history)
     finished = run.done.exists() and events and events[-1]["event"] in ("done", "evaluated")
-    return [] if finished else jobs_of(events)
+    return [] if finished and not _unbegun(events, history.attempts_in(events)) else jobs_of(events)
+
+
+def _submitted(events: Events) -> list[str]:
+    return jobs_of([event for event in events if event["event"] == "submitted"])
+
+
+def _unbegun(events: Events, attempts: Sequence[Attempt]) -> list[str]:
+    """Submitted jobs of which no command has been heard."""
+    begun = {one.job for one in attempts}
+    return [number for number in _submitted(events) if number not in begun]
+
+
+def _may_go_on(attempts: Sequence[Attempt], number: str) -> bool:
+    """Whether a job that is not over may be at work on the run, or come to it."""
+    own = [one for one in attempts if one.job == number]
+    return not own or own[-1].ending in _AGAIN or any(one.ended is None for one in own)
 
 
 def standings_of(chosen: Sequence[Run], site: Site) -> list[Standing]:
@@ -110,7 +137,7 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing
     events = files.read_jsonl_log(run.history)
     attempts = history.attempts_in(events)
     number, job = _newest_job(events, attempts, jobs)
-    state, reason = _state(run, events, now, job)
+    state, reason = _state(run, events, now, number, job)
     steps = _last_records(run.metrics)
     step = steps[-1]["step"] if steps else 0
     paces = [record["seconds"] for record in steps[-_RECENT_STEPS:] if "seconds" in record]
@@ -134,43 +161,66 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing
 def _newest_job(
     events: Events, attempts: Sequence[Attempt], jobs: Mapping[str, Job]
 ) -> tuple[str, slurm.Attempt | None]:
-    """The job that matters: one that runs, else the first that waits, else that of the last attempt, else the last."""
+    """The job that matters: one at work on the run, else the first that waits, else the last that did not fall."""
     numbers = jobs_of(events)
     known = {number: jobs[number].last for number in numbers if number in jobs}
     for states in (slurm.RUNNING, slurm.WAITING):
         for number, job in known.items():
-            if job.state in states:
+            if job.state in states and (states is slurm.WAITING or _may_go_on(attempts, number)):
                 return number, job
-    last = attempts[-1].job if attempts and attempts[-1].job in known else (numbers or [""])[-1]
+    own = [number for number in numbers if number not in known or not _fell(known[number])]
+    last = (own or numbers or [""])[-1]
     return last, known.get(last)
 
 
-def _state(run: Run, events: Events, now: float, job: slurm.Attempt | None) -> tuple[str, str]:
+def _fell(job: slurm.Attempt) -> bool:
+    """Whether Slurm cancelled a job that had not begun, since the one that it waited for had failed."""
+    return job.state == "CANCELLED" and not job.node and not job.by
+
+
+def _state(run: Run, events: Events, now: float, number: str, job: slurm.Attempt | None) -> tuple[str, str]:
     attempts = history.attempts_in(events)
     evaluation = attempts[-1] if attempts and attempts[-1].command == "evaluate" else None
     if living_owner(run.folder, now):
         return "running", _interruptions(events, attempts)
-    lives = job.state in slurm.RUNNING if job else now - history.last_sign(run) < _EVALUATION_PULSE
-    if evaluation and evaluation.ended is None and lives:
-        return "evaluating", ""
+    running = job is not None and job.state in slurm.RUNNING
+    if evaluation and evaluation.ended is None:
+        known = job is not None and number == evaluation.job  # what is begun elsewhere by hand shows its pulse only
+        if running if known else now - history.last_sign(run) < _EVALUATION_PULSE:
+            return "evaluating", ""
     if job and job.state in slurm.WAITING:
         why = f"waits for {job.reason}" if job.reason else ""
         return "queued", "; ".join(filter(None, [_interruptions(events, attempts), why]))
     cancelled = _cancelled(events, job)
+    starting = running and not cancelled and _may_go_on(attempts, number)
     if run.done.exists():
-        return "done", _after_training(evaluation, cancelled)
+        unbegun = [] if evaluation else _unbegun(events, attempts)
+        own = job if number in unbegun else None
+        said = _before_evaluation(own, cancelled) if unbegun else _after_training(evaluation, cancelled)
+        return ("evaluating", "starting") if starting else ("done", said)
     if cancelled:
         return "cancelled", cancelled
-    if job and job.state in slurm.RUNNING:
+    if starting:
         return "running", "starting"
-    return _waiting_here(events) or _ended(events, attempts, job)
+    return ("queued", "waits for its turn") if waits_here(events) else _ended(events, attempts, job)
 
 
-def _waiting_here(events: Events) -> tuple[str, str] | None:
+def waits_here(events: Events) -> bool:
     """Whether a process of this machine, that several runs share, will come to this run."""
     last = events[-1] if events else {}
-    here = last.get("executor") == "local" and last["host"] == host_name()
-    return ("queued", "waits for its turn") if here and process_start(int(last["job"])) else None
+    if last.get("executor") != "local" or last["host"] != host_name():
+        return False
+    started = process_start(int(last["job"]))
+    return started is not None and started == last.get("started")  # else another process has its number
+
+
+def _before_evaluation(job: slurm.Attempt | None, cancelled: str) -> str:
+    """What is to be said of a trained run whose evaluation was submitted, as a job of its own, and never began."""
+    if cancelled:
+        return f"evaluation cancelled {cancelled}"
+    if job is None:
+        return "evaluation not begun"
+    return f"evaluation failed: {_SLURM_WORDS.get(job.state, 'its job ended before it began')}"
 
 
 def _after_training(evaluation: Attempt | None, cancelled: str) -> str:
@@ -206,7 +256,7 @@ def _ended(events: Events, attempts: Sequence[Attempt], job: slurm.Attempt | Non
 def _cancelled(events: Events, job: slurm.Attempt | None) -> str:
     """By whom, if the newest thing that happened is a cancellation."""
     if job and job.state.startswith("CANCELLED"):
-        return "by scancel"
+        return "by scancel" if job.by else "in Slurm"
     by = ""
     for event in events:
         if event["event"] == "cancelled":
@@ -231,8 +281,9 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    return [json.loads(line) for line in lines[1 if size > _TAIL_BYTES else 0 : -1]]
+        if size > _TAIL_BYTES:
+            file.readline()
+        return files.jsonl_records(file.read())
 
 
 def _total(run: Run, events: Events) -> int | None:

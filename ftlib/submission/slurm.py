@@ -45,6 +45,7 @@ class Attempt:
         reason: why it waits, in Slurm's words; empty without one.
         node: where it runs or ran; empty before.
         seconds: how long.
+        by: UID of who cancelled it; empty when Slurm itself did, and without accounting.
     """
 
     state: str
@@ -52,6 +53,7 @@ class Attempt:
     reason: str
     node: str
     seconds: int
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ class Slurm:
             name, state, code, reason, node, seconds = line.split("|")
             node = "" if node == "None assigned" else node
             known = None if state in WAITING or state in RUNNING else int(code.partition(":")[0])
-            yield name, Attempt(state.split()[0], known, _reason(reason), node, int(seconds or 0))
+            word, _, by = state.partition(" by ")
+            yield name, Attempt(word, known, _reason(reason), node, int(seconds or 0), by)
 
     def _squeue(self, masters: str) -> Iterator[tuple[str, Attempt]]:
         try:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from ftlib import files, ownership
-from ftlib.runs import Run
+from ftlib.runs import Run, host_name, process_start
 from tests.conftest import read_lines
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -68,6 +68,15 @@ def test_cancelled_by_name_in_slurm(ftlib: Ftlib, slurm: Path, store: Path) -> N
     assert "nothing to cancel" in ftlib("cancel", "a")[2]
 
 
+def test_a_job_that_has_gone_on_to_something_else_is_left_alone(ftlib: Ftlib, slurm: Path, store: Path) -> None:
+    """One that was begun by hand: an allocation, or a script that trains one config after the other."""
+    make(store, "a", START, {**START, "event": "done"})
+    make(store, "b", START)
+    (slurm / "sacct.txt").write_text("7|RUNNING|0:0||n1|9\n")
+    assert "nothing to cancel" in ftlib("cancel", "a")[2] and not (slurm / "cancelled").exists()
+    assert ftlib("cancel", "b")[2] == "b/1: cancelled job 7\n"
+
+
 def test_what_is_being_requeued_is_cancelled_again(ftlib: Ftlib, slurm: Path, store: Path) -> None:
     make(store, "a", {"event": "submitted", "executor": "slurm", "job": "7", "time": 1})
     (slurm / "sacct.txt").write_text("7|RUNNING|0:0||n1|5\n")
@@ -99,6 +108,17 @@ def test_a_process_of_this_machine_is_asked_to_end(ftlib: Ftlib, slurm: Path, st
     assert "left alone, it is running" in ftlib("clean", "--runs", "a", "--yes")[2] and run.folder.exists()
     assert ftlib("cancel", "a")[2] == "a/1: cancelled its process\n"
     assert process.wait(timeout=20) == -signal.SIGTERM
+
+
+def test_what_waits_for_a_process_of_this_machine_will_not_begin(ftlib: Ftlib, slurm: Path, store: Path) -> None:
+    lane = {"executor": "local", "job": str(os.getpid()), "started": process_start(os.getpid())}
+    run = make(store, "a", {"event": "submitted", "host": host_name(), "time": 1, **lane})
+    assert "left alone, it is queued" in ftlib("clean", "--runs", "a", "--yes")[2]
+    assert ftlib("cancel", "a")[2] == "a/1: cancelled before its turn\n"
+    assert read_lines(run.history)[-1]["event"] == "cancelled"
+    (record,) = json.loads(ftlib("status", "a", "--json")[1])
+    assert record["state"] == "cancelled"
+    assert "nothing to cancel" in ftlib("cancel", "a")[2]
 
 
 def test_checkpoints_of_finished_runs_go_and_nothing_else(ftlib: Ftlib, slurm: Path, store: Path) -> None:
@@ -139,6 +159,19 @@ def test_whole_runs_by_name_or_age_never_what_waits(ftlib: Ftlib, slurm: Path, s
     error = ftlib("clean", "--runs", "--older-than", "30", "--yes")[2]
     assert "c/1: left alone, it is queued" in error
     assert not old.folder.exists() and new.folder.exists() and waiting.folder.exists()
+
+
+@pytest.mark.parametrize("whole", [(), ("--runs",)])
+def test_of_links_only_the_link_goes(
+    ftlib: Ftlib, slurm: Path, store: Path, tmp_path: Path, whole: tuple[str, ...]
+) -> None:
+    run = finished(store, "a")
+    (run.folder / "checkpoints").rename(tmp_path / "scratch")
+    (run.folder / "checkpoints").symlink_to(tmp_path / "scratch")
+    code, _, error = ftlib("clean", "a", *whole, "--yes")
+    assert code == 0 and error == "0.0 MB freed\n"
+    assert not (run.folder / "checkpoints").is_symlink() and run.folder.exists() is not bool(whole)
+    assert (tmp_path / "scratch" / "attempt-0").exists()
 
 
 def test_who_begins_to_work_meanwhile_keeps_his_run(

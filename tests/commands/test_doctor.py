@@ -96,14 +96,21 @@ def test_slurm_would_take_the_job_or_says_why_not(
     program(tmp_path / "bin", "sinfo", "echo low")
     program(tmp_path / "bin", "sacct", "exit 1")
     asked = tmp_path / "asked"
-    program(tmp_path / "bin", "sbatch", f"echo \"$SBATCH_ACCOUNT $@\" >> '{asked}'; echo 'sbatch: Job 5 to start' >&2")
+    program(
+        tmp_path / "bin",
+        "sbatch",
+        f"echo \"$SLURM_CONF $SBATCH_ACCOUNT $@\" >> '{asked}'; echo 'sbatch: Job 5 to start' >&2",
+    )
     monkeypatch.setenv("SBATCH_ACCOUNT", "physics")
-    output = ftlib("doctor", write_config(replace=("seed: 3", "seed: 3\njob: {gpus: 0, mem: 3G, time: '90'}")))[1]
+    monkeypatch.setenv("SLURM_CONF", "/our/slurm.conf")
+    wanted = "seed: 3\njob: {gpus: 0, mem: 3G, time: '90', sbatch: {reservation: ours, contiguous: true, nice: 0}}"
+    output = ftlib("doctor", write_config(replace=("seed: 3", wanted)))[1]
     assert "ok    job: Job 5 to start" in output and "ok    config's job: Job 5 to start" in output
     assert "note  accounting: sacct does not answer" in output
     first, second = asked.read_text().splitlines()
-    assert first == "physics --test-only --wrap true"
-    assert second.startswith("physics --test-only --time=90 --nodes=1") and "--mem=3G --account=physics" in second
+    assert first == "/our/slurm.conf physics --test-only --wrap true"
+    assert second.startswith("/our/slurm.conf  --test-only --time=90 --nodes=1"), "what is ours is said by options"
+    assert "--mem=3G --account=physics --contiguous --nice=0 --reservation=ours --signal=B:USR1@120" in second
     program(tmp_path / "bin", "sbatch", "echo 'allocation failure: Invalid partition name specified' >&2; exit 1")
     code, output, _ = ftlib("doctor")
     assert code == 1 and "FAIL  job: Slurm refuses it: allocation failure: Invalid partition" in output

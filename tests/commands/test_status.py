@@ -121,6 +121,27 @@ def test_logs_follow_what_is_added_and_the_next_submission(
     assert process.wait() == 75
 
 
+def test_logs_are_those_that_have_been_written(
+    ftlib: Ftlib, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A submission tells of files that its jobs write when they begin, and an evaluation's may never do."""
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    told = [{"event": "submitted", "time": 0, "log": str(log)} for log in logs]
+    run = make(store, monkeypatch, "a", "1", *told[:2])
+    code, _, error = ftlib("logs", "a")
+    assert code == 2 and "has not started yet" in error
+    logs[0].write_text("no such partition\n")
+    assert ftlib("logs", "a")[:2] == (0, "no such partition\n")
+    process = start_ftlib("logs", "a", "-f")
+    assert process.stdout and process.stdout.readline() == "no such partition\n"
+    files.append_jsonl(run.history, {**told[2], "host": "n1", "job": None})
+    time.sleep(1)  # it looks twice
+    logs[2].write_text("again\n")
+    assert process.stdout.readline() == "again\n"
+    process.terminate()
+    assert process.wait() == 75
+
+
 def test_logs_that_are_not_there(ftlib: Ftlib, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(store, monkeypatch, "a", "1", {"event": "start", "time": 0, "log": None})
     code, _, error = ftlib("logs", "a")

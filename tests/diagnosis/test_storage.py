@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,18 @@ def test_speed_and_clock(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [path for path in store.rglob(".*") if path.is_file()]
     monkeypatch.setattr(storage, "_SLOW", 1e15)
     assert "save less often" in found("store speed")[1]
+
+
+def test_a_full_quota_is_a_finding(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without content can still be made."""
+
+    def full(handle: int) -> None:
+        if os.fstat(handle).st_size > 1 << 20:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (last,) = [one for one in storage.roots() if one.fatal]
+    assert last.check == "store" and "no space left" in last.state and last.remedy
 
 
 def test_a_clock_that_is_off(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

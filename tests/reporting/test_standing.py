@@ -12,13 +12,17 @@ import pytest
 
 from ftlib import files, ownership
 from ftlib.reporting.standing import Standing, open_jobs, stand, storage_time
-from ftlib.runs import Run, find_runs, host_name
+from ftlib.runs import Run, find_runs, host_name, process_start
 from ftlib.site import Site
 from ftlib.submission.slurm import Attempt, Job
 
 
-def job(state: str, reason: str = "") -> Job:
-    return Job((Attempt(state, None, reason, "n3", 5),))
+def job(state: str, reason: str = "", by: str = "") -> Job:
+    return Job((Attempt(state, None, reason, "n3", 5, by),))
+
+
+FELL = Job((Attempt("CANCELLED", None, "", "", 0),))
+"""Slurm's cancellation of what waited for a job that failed."""
 
 
 START = {"event": "start", "time": 100, "step": 0, "gpus": 1, "host": "n3", "job": "7"}
@@ -89,8 +93,13 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
          "stopped", "time limit; saved: run or submit it again and it goes on"),
         ([START, {"event": "preempted", "signal": "SIGUSR1"}], job("PENDING", "BeginTime"),
          "queued", "time limit once; waits for BeginTime"),
-        ([START, {"event": "preempted", "signal": "SIGTERM"}], job("CANCELLED"),
+        ([START, {"event": "preempted", "signal": "SIGTERM"}], job("CANCELLED", by="1000"),
          "cancelled", "by scancel"),
+        ([{"event": "submitted"}], job("CANCELLED"), "cancelled", "in Slurm"),
+        ([START, {"event": "failed", "reason": "x"}], job("RUNNING"), "failed", "x"),
+        ([START, {"event": "failed", "reason": "x"}], job("PENDING", "BeginTime"), "queued", "waits for BeginTime"),
+        ([{"event": "submitted"}, START, {"event": "preempted", "signal": "SIGUSR1"}], job("RUNNING"),
+         "running", "starting"),
         ([START, {"event": "cancelled", "by": "ann"}, {"event": "preempted", "signal": "SIGTERM"}], None,
          "cancelled", "by ann"),
         ([START, {"event": "diverged", "reason": "x"}], None, "died",
@@ -142,6 +151,14 @@ def test_a_long_log_is_read_from_its_end(run: Run, site: Site) -> None:
     assert standing(run, site).step == 9000
 
 
+def test_torn_lines_hide_nothing_else(run: Run, site: Site) -> None:
+    for path, record in ((run.metrics, {"step": 3}), (run.history, {**START, "event": "start"})):
+        files.write_text(path, '{"step": 1, "lo')
+        files.append_jsonl(path, record)
+    found = standing(run, site)
+    assert (found.state, found.step) == ("died", 3)
+
+
 def test_runs_by_name_and_all(run: Run, site: Site) -> None:
     other = Run(site.runs / "digits" / "def")
     files.write_text(other.config_file, "")
@@ -160,17 +177,61 @@ def test_of_several_jobs_the_one_that_matters(run: Run, site: Site) -> None:
     found = stand(run, site, later, {"7": job("PENDING", "Priority"), "8": job("PENDING", "Dependency")})
     assert (found.state, found.reason, found.job) == ("queued", "waits for Priority", "7")
     tell(run, START, {"event": "failed", "reason": "no space"})
-    found = stand(run, site, later, {"7": job("FAILED"), "8": job("CANCELLED")})
+    found = stand(run, site, later, {"7": job("FAILED"), "8": FELL})
     assert (found.state, found.reason, found.job) == ("failed", "no space", "7")
     tell(run, {"event": "submitted", "executor": "slurm", "job": "9"})
-    found = stand(run, site, later, {"7": job("FAILED"), "8": job("CANCELLED"), "9": job("RUNNING")})
+    found = stand(run, site, later, {"7": job("FAILED"), "8": FELL, "9": job("RUNNING")})
     assert (found.state, found.reason, found.job) == ("running", "starting", "9")
+    found = stand(run, site, later, {"7": job("FAILED"), "8": FELL, "9": job("CANCELLED", by="1000")})
+    assert (found.state, found.reason, found.job) == ("cancelled", "by scancel", "9")
+
+
+def test_a_training_that_never_began_takes_its_evaluation_with_it(run: Run, site: Site) -> None:
+    tell(run, {"event": "submitted"}, {"event": "submitted", "job": "8"})
+    found = stand(run, site, time.time(), {"7": job("FAILED"), "8": FELL})
+    assert (found.state, found.reason, found.job) == ("failed", "its job ended before training began", "7")
+
+
+@pytest.mark.parametrize(
+    ("known", "state", "reason"),
+    [
+        ({"7": job("COMPLETING"), "8": job("PENDING", "Dependency")}, "queued", "waits for Dependency"),
+        ({"8": job("RUNNING")}, "evaluating", "starting"),
+        ({"8": job("CANCELLED", by="1000")}, "done", "evaluation cancelled by scancel"),
+        ({"8": job("TIMEOUT")}, "done", "evaluation failed: time limit"),
+        ({"8": job("FAILED")}, "done", "evaluation failed: its job ended before it began"),
+        ({"7": job("COMPLETED")}, "done", "evaluation not begun"),
+        ({"7": job("FAILED"), "8": FELL}, "done", "evaluation not begun"),
+        ({}, "done", "evaluation not begun"),
+    ],
+)
+def test_a_submitted_evaluation_that_has_not_begun(
+    run: Run, site: Site, known: dict[str, Job], state: str, reason: str
+) -> None:
+    tell(run, {"event": "submitted"}, {"event": "submitted", "job": "8"}, START, {"event": "done"})
+    files.write_json(run.done, {"step": 40})
+    assert open_jobs(run) == ["7", "8"]
+    found = stand(run, site, time.time(), known)
+    assert (found.state, found.reason) == (state, reason)
+    tell(run, {"event": "evaluating", "job": "8"}, {"event": "evaluated", "job": "8"})
+    assert open_jobs(run) == []
+
+
+def test_an_evaluation_begun_by_hand_lives_while_it_answers(run: Run, site: Site) -> None:
+    """Whatever became of the job that trained."""
+    tell(run, START, {"event": "done"}, {"event": "evaluating", "job": None, "time": time.time()})
+    files.write_json(run.done, {"step": 40})
+    assert stand(run, site, time.time(), {"7": job("COMPLETED")}).state == "evaluating"
+    found = standing(run, site, job("COMPLETED"))
+    assert (found.state, found.reason) == ("done", "evaluation not finished")
 
 
 def test_a_run_that_waits_for_a_process_of_this_machine(run: Run, site: Site) -> None:
-    here = {"event": "submitted", "executor": "local", "host": host_name()}
+    here = {"event": "submitted", "executor": "local", "host": host_name(), "started": process_start(os.getpid())}
     tell(run, {**here, "job": str(os.getpid())})
     assert (standing(run, site).state, open_jobs(run)) == ("queued", [])
+    tell(run, {**here, "job": str(os.getpid()), "started": "1"})  # another process had this number
+    assert standing(run, site).state == "not started"
     tell(run, {**here, "job": str(2**22 + 1)})
     assert standing(run, site).state == "not started"
 

@@ -42,6 +42,7 @@ def test_one_question_for_all_jobs_and_all_their_attempts() -> None:
         ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%M", "-j", "260,999"],
     ]
     assert [attempt.state for attempt in found["223"].attempts] == ["REQUEUED", "CANCELLED"]
+    assert found["223"].last.by == "1001"
     assert found["244"].last.exit_code == 75 and not found["244"].alive
     assert (found["260_1"].last.node, found["260_1"].last.exit_code, found["260_1"].alive) == ("n2", None, True)
     assert found["260_3"].last.reason == "JobArrayTaskLimit" and found["260_3"].alive
