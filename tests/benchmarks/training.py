@@ -7,7 +7,7 @@ The seeds' recipe is transformers' Trainer with the processor in the collator, `
 gradient checkpointing; and the same without. Profile cpu: PaliGemma of real widths and vocabulary with 2 language and
 3 vision layers, float32. Profile gpu: PaliGemma-3B at 224 and 448 and OpenCALM's 3B and 7B shapes, bfloat16.
 
-CPU seconds are of the process, so that they say something on a busy machine too. Peak memory is what a micro-batch takes
+CPU seconds are of the process, so that they tell something on a busy machine. Peak memory is what a micro-batch takes
 on top of what stood before it (CPU), or reserved memory with CUDA's context (GPU).
 """
 
