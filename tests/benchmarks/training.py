@@ -65,7 +65,7 @@ GPU_VARIANTS = {
 }
 TEXT_VARIANTS = {name: GPU_VARIANTS[name] for name in ("ftlib", "ftlib, nf4", "ftlib, nf4, checkpointing")}
 PROFILES = {
-    "cpu": [Setting("PaliGemma widths, 2 + 3 layers, 224 px", "paligemma", "small", 2)],
+    "cpu": [Setting("PaliGemma widths, 2 + 3 layers, 224 px", "paligemma", "small", 4)],
     "gpu": [
         Setting("PaliGemma-3B, 224 px", "paligemma", "paligemma-224", 8, GPU_VARIANTS),
         Setting("PaliGemma-3B, 448 px", "paligemma", "paligemma-448", 4, GPU_VARIANTS),
