@@ -1,4 +1,4 @@
-"""A tiny GPT-NeoX learns string tasks from scratch, in about three minutes on two cores. Run by `make long`."""
+"""A tiny GPT-NeoX learns string tasks from scratch, in some minutes on one core. Run by `make long`."""
 
 from __future__ import annotations
 
