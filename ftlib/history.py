@@ -192,6 +192,12 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
         attempts.append(replace(_begun(event, command), ended=ended, ending=ending, reason=reason))
 
 
+def jobs_of(events: list[dict[str, Any]]) -> list[str]:
+    """The Slurm jobs that a run was given to, oldest first."""
+    jobs = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
+    return list(dict.fromkeys(jobs))
+
+
 def last_sign(run: Run) -> float:
     """When a run last showed life, in seconds since 1970: a heartbeat, a step, an answer, an event of its own."""
     events = files.read_jsonl_log(run.history)

@@ -17,6 +17,8 @@ from ftlib.errors import UserError
 from ftlib.site import Site
 
 EMBEDDED = "ftlib/"
+MERGE_RECORD = "merge.json"
+"""In the folder of a merged model: how it was made."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +161,10 @@ def _heartbeat(path: Path, me: dict[str, Any], stop: threading.Event) -> None:
                 os.write(2, f"ftlib: another process has taken {path.parent} over; ending\n".encode())
                 os._exit(EXIT_FAILURE)
             os.utime(path)
+
+
+def storage_time(folder: Path) -> float:
+    """The time by the clock of the storage that a folder lies on, which stamps heartbeats; else this machine's."""
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as probe:
+        return Path(probe.name).stat().st_mtime
+    return time.time()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ftlib import command_line, console, files, runs
 from ftlib.errors import UserError
-from ftlib.ownership import living_owner
+from ftlib.ownership import living_owner, storage_time
 from ftlib.reporting import standing
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
@@ -48,7 +48,7 @@ def _cancel(run: Run, jobs: Sequence[str], waits: bool, site: Site) -> bool:
     What runs on this machine without Slurm is ended.
     """
     name = runs.handle(run, site)
-    owner = living_owner(run.folder, standing.storage_time(run.folder))
+    owner = living_owner(run.folder, storage_time(run.folder))
     here = owner is not None and owner["job"] is None and owner["host"] == runs.host_name()
     if not jobs and not here and not waits:
         if owner:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ftlib import command_line, console, files, history, runs
 from ftlib.errors import UserError
-from ftlib.ownership import owned
+from ftlib.ownership import owned, storage_time
 from ftlib.reporting import standing
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
@@ -74,7 +74,7 @@ def _touched(run: Run) -> float:
 def _idle(chosen: Sequence[Run], site: Site) -> Iterator[Run]:
     """Runs that neither live nor wait; the others are named."""
     jobs = _known_jobs(chosen)
-    now = standing.storage_time(site.runs)
+    now = storage_time(site.runs)
     for run in chosen:
         found = standing.stand(run, site, now, jobs)
         if found.state in ("running", "evaluating", "queued"):

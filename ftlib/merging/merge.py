@@ -12,6 +12,7 @@ from typing import Any
 from ftlib import __version__, console, files, ownership
 from ftlib.environment import describe_environment
 from ftlib.errors import UserError
+from ftlib.hub import MERGE_RECORD
 from ftlib.merging.blend import Work
 from ftlib.merging.card import card, formula, record
 from ftlib.merging.concatenate import write_adapter
@@ -25,7 +26,6 @@ from ftlib.merging.stream import expected_peak, resident_peak, write_shards
 from ftlib.merging.tensors import INDEX, Stored, open_weights
 from ftlib.site import Site
 
-RECORD = "merge.json"
 _BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files of the base that belong to the result too: config, tokenizer, processor."""
 
@@ -84,7 +84,7 @@ def _find(recipe: Recipe, site: Site) -> _Inputs:
 
 
 def _already(output: Path, identity: str) -> Path:
-    made = (output / RECORD).is_file() and files.read_json(output / RECORD)["identity"] == identity
+    made = (output / MERGE_RECORD).is_file() and files.read_json(output / MERGE_RECORD)["identity"] == identity
     if made and files.is_complete(output):
         console.say(f"{output}: already merged")
         return output
@@ -143,7 +143,7 @@ def _write_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
     named = {source.label: digests for source, digests in zip(sources, inputs.digests, strict=True)}
     saved = record(recipe, inputs.identity, inputs=named, parts=parts, layers=layers, environment=environment, **facts)
-    files.write_json(folder / RECORD, saved)
+    files.write_json(folder / MERGE_RECORD, saved)
 
 
 def _parts(weights: Sequence[Weight]) -> dict[str, str]:
@@ -159,7 +159,7 @@ def _copy_beside(base: Path, folder: Path, weights: Sequence[Weight]) -> None:
     """Config, tokenizer and processor of the base; the config names the type that the weights are written in."""
     for pattern in _BESIDE:
         for path in base.glob(pattern):
-            if not path.name.endswith(".index.json") and path.name not in (files.MARKER, RECORD):
+            if not path.name.endswith(".index.json") and path.name not in (files.MARKER, MERGE_RECORD):
                 shutil.copyfile(path, folder / path.name)
     config_file = folder / "config.json"
     if not config_file.is_file():

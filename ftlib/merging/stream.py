@@ -30,7 +30,7 @@ _BUFFERS = 10
 """Float32 blocks that a thread holds beside three for each model: base, sums, signs, masks, bytes in and out."""
 
 _CODE = 48 << 20
-"""Of torch's libraries, what is read in only when it is used; measured: 33 MiB."""
+"""Of torch's libraries, what is read in only when it is used; some 30 MiB were measured."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ftlib import files
 from ftlib.config import Config
-from ftlib.hub import looks_local
+from ftlib.hub import MERGE_RECORD, looks_local
 from ftlib.reporting.collect import Evaluation, RunRecord
 from ftlib.reporting.leaderboard import spread_text
 from ftlib.reporting.scores import NONE
@@ -20,7 +20,6 @@ from ftlib.reporting.seeds import spread_of
 from ftlib.reporting.settings import Setting
 from ftlib.reporting.tables import Table
 
-MERGE_RECORD = "merge.json"
 _BASES, _TRAINED, _MERGES = range(3)
 
 

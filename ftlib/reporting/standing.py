@@ -5,10 +5,7 @@ Nothing is written but a probe beside the runs that tells the storage's own time
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Any
 
 from ftlib import console, files, history
 from ftlib.history import Attempt
-from ftlib.ownership import living_owner
+from ftlib.ownership import living_owner, storage_time
 from ftlib.runs import Run, handle, host_name, process_start
 from ftlib.site import Site
 from ftlib.submission import slurm
@@ -70,19 +67,6 @@ class Standing:
     job: str
 
 
-def storage_time(folder: Path) -> float:
-    """The time by the clock of the storage that a folder lies on, which stamps heartbeats; else this machine's."""
-    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as probe:
-        return Path(probe.name).stat().st_mtime
-    return time.time()
-
-
-def jobs_of(events: Events) -> list[str]:
-    """The Slurm jobs that a run was given to, oldest first."""
-    jobs = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
-    return list(dict.fromkeys(jobs))
-
-
 def own_jobs(events: Events) -> list[str]:
     """Those of its jobs that may be ended with a run: submitted for it, or begun by hand and not over for it.
 
@@ -90,18 +74,18 @@ def own_jobs(events: Events) -> list[str]:
     """
     attempts = history.attempts_in(events)
     submitted = _submitted(events)
-    return [number for number in jobs_of(events) if number in submitted or _may_go_on(attempts, number)]
+    return [number for number in history.jobs_of(events) if number in submitted or _may_go_on(attempts, number)]
 
 
 def open_jobs(run: Run) -> list[str]:
     """The jobs that Slurm has to be asked about to know how a run stands: none if all of them have ended well."""
     events = files.read_jsonl_log(run.history)
     finished = run.done.exists() and events and events[-1]["event"] in ("done", "evaluated")
-    return [] if finished and not _unbegun(events, history.attempts_in(events)) else jobs_of(events)
+    return [] if finished and not _unbegun(events, history.attempts_in(events)) else history.jobs_of(events)
 
 
 def _submitted(events: Events) -> list[str]:
-    return jobs_of([event for event in events if event["event"] == "submitted"])
+    return history.jobs_of([event for event in events if event["event"] == "submitted"])
 
 
 def _unbegun(events: Events, attempts: Sequence[Attempt]) -> list[str]:
@@ -162,7 +146,7 @@ def _newest_job(
     events: Events, attempts: Sequence[Attempt], jobs: Mapping[str, Job]
 ) -> tuple[str, slurm.Attempt | None]:
     """The job that matters: one at work on the run, else the first that waits, else the last that did not fall."""
-    numbers = jobs_of(events)
+    numbers = history.jobs_of(events)
     known = {number: jobs[number].last for number in numbers if number in jobs}
     for states in (slurm.RUNNING, slurm.WAITING):
         for number, job in known.items():

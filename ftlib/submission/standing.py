@@ -9,9 +9,8 @@ from typing import Any
 from ftlib import files
 from ftlib.config import Config
 from ftlib.errors import EXIT_AGAIN
-from ftlib.history import attempts_in
-from ftlib.ownership import living_owner
-from ftlib.reporting.standing import storage_time
+from ftlib.history import attempts_in, jobs_of
+from ftlib.ownership import living_owner, storage_time
 from ftlib.runs import Run, process_start
 from ftlib.submission.slurm import Attempt, Job
 
@@ -76,8 +75,7 @@ def _slurm_jobs(events: Events) -> list[str]:
     endings = {attempt.job: attempt.ending for attempt in attempts_in(events)}
     left = {job for job, ending in endings.items() if ending in ("failed", "diverged")}
     left -= {event["job"] for event in events if event["event"] == "submitted"}
-    named = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
-    return [job for job in dict.fromkeys(named) if job not in left]
+    return [job for job in jobs_of(events) if job not in left]
 
 
 def _is_owned(run: Run) -> bool:

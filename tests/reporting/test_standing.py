@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ftlib import files, ownership
-from ftlib.reporting.standing import Standing, open_jobs, stand, storage_time
+from ftlib.ownership import storage_time
+from ftlib.reporting.standing import Standing, open_jobs, stand
 from ftlib.runs import Run, find_runs, host_name, process_start
 from ftlib.site import Site
 from ftlib.submission.slurm import Attempt, Job
