@@ -1,4 +1,4 @@
-"""A run goes on with the code that it began with, whatever has been edited or installed since.
+"""A run goes on with the code and the data that it began with, whatever has been edited or installed since.
 
 The package is copied into the run folder (`code/ftlib`) when training starts there for the first time.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ftlib
 from ftlib import console, files
+from ftlib.errors import UserError
 from ftlib.runs import Run
 from ftlib.site import Site
 
@@ -49,3 +50,20 @@ def use_pinned_code(run: Run, site: Site, arguments: list[str]) -> None:
 def _content(package: Path) -> dict[str, str]:
     paths = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(package)): files.sha256(path) for path in paths}
+
+
+def pin_data(run: Run, facts: dict[str, object]) -> None:
+    """Note what a new run is trained on; an older run goes on with nothing else.
+
+    Args:
+        facts: of the prepared dataset, hashes of its rows among them.
+
+    Raises:
+        UserError: the dataset has changed since.
+    """
+    if run.data.exists() and files.read_json(run.data) != facts:
+        raise UserError(
+            f"{run.folder}: the dataset has changed since this run began",
+            "Put the old data back, or give the config another name or seed to begin a new run.",
+        )
+    files.write_json(run.data, facts)

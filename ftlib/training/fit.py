@@ -24,6 +24,7 @@ from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
+from ftlib.pinning import pin_data
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -74,11 +75,15 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
         UserError: nothing staged or prepared, data changed under the run, storage full.
         Diverged: so did every attempt that `guard.restarts` allows.
     """
+    prepared = open_prepared(experiment.config, site)
+    with ranks.joined(experiment.config.training.get("ddp_timeout", 1800)):
+        _fit(experiment, run, prepared, site)
+
+
+def _fit(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> None:
     config = experiment.config
-    prepared = open_prepared(config, site)
-    ranks.join(config.training.get("ddp_timeout", 1800))
     if console.speaks():
-        _pin_data(run, prepared)
+        pin_data(run, prepared.facts)
         files.cut_jsonl_log(run.history)
     ranks.wait()
     attempt = next_attempt(config, run)
@@ -95,16 +100,6 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
         run.note("restart", **facts)
         console.say("starting again: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
     run.note("done", step=files.read_json(run.done)["step"], seconds=round(time.monotonic() - started, 1))
-
-
-def _pin_data(run: Run, prepared: Prepared) -> None:
-    """A run keeps the data that it began with."""
-    if run.data.exists() and files.read_json(run.data) != prepared.facts:
-        raise UserError(
-            f"{run.folder}: the dataset has changed since this run began",
-            "Put the old data back, or give the config another name or seed to begin a new run.",
-        )
-    files.write_json(run.data, prepared.facts)
 
 
 def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _Job:

@@ -6,7 +6,10 @@ or by none.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar
 
@@ -22,8 +25,9 @@ _FIRST_PORT, _PORTS = 12_000, 20_000
 """Below the ports that Linux hands out by itself (32768 and above)."""
 
 
-def join(timeout: float) -> None:
-    """Enter the group of this job's ranks, if there are several.
+@contextlib.contextmanager
+def joined(timeout: float) -> Iterator[None]:
+    """What is done inside, the ranks of this job do as one group, if there are several.
 
     The variables that torch and accelerate look for follow from Slurm's; MASTER_ADDR and MASTER_PORT may be set.
     jobs/run.sh names the first of several nodes as MASTER_ADDR.
@@ -33,7 +37,18 @@ def join(timeout: float) -> None:
 
     Raises:
         UserError: several nodes, and no word of where they meet.
+        TimeoutError: another rank did not come in time.
     """
+    try:
+        _join(timeout)
+        yield
+    except RuntimeError as error:  # gloo says "Timed out waiting" or "Application timeout", as it happens
+        if console.ranks()[1] > 1 and re.search("timed out|timeout", str(error), re.IGNORECASE):
+            raise TimeoutError(f"another task did not answer for {timeout:g} s (training.ddp_timeout)") from error
+        raise
+
+
+def _join(timeout: float) -> None:
     rank, world = console.ranks()
     if world == 1 or distributed.is_initialized():
         return

@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from signal import SIGUSR1
 
 import pytest
 
@@ -158,13 +159,31 @@ def test_without_requeueing_nothing_is_lost(cluster: Cluster) -> None:
     cluster.shell(f"scancel {again}")
 
 
-def test_a_signal_every_second_never_loses_the_job(cluster: Cluster) -> None:
+def trapping(job: str) -> bool:
+    """Whether a job's batch script has come as far as its traps. Before, Slurm itself lets a signal end the job."""
+    found = subprocess.run(["pgrep", "-o", "-f", f"/job0*{job}/slurm_script"], capture_output=True, text=True).stdout
+    try:
+        status = Path(f"/proc/{found.strip()}/status").read_text()
+    except OSError:
+        return False
+    caught = re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+    return bool(caught and int(caught[1], 16) >> SIGUSR1 - 1 & 1)
+
+
+def test_signal_upon_signal_never_loses_the_job(cluster: Cluster) -> None:
+    """For a minute, several a second: the steps get them from their first moment on, the batch script from its traps on."""
     runs = cluster.home / "signalled"
     job = cluster.sbatch(f"--time=30 jobs/train.sbatch {LONG} training.max_steps=60", FTLIB_RUNS=runs)
     end = time.monotonic() + 60
+    signalled = 0
     while time.monotonic() < end:
-        cluster.shell(f"scancel --batch --signal=USR1 {job}; scancel --signal=USR1 {job}")
-        time.sleep(1)
+        if trapping(job):
+            signalled += 1
+            cluster.shell(f"timeout 1 scancel --batch --signal=USR1 {job}")
+        cluster.shell(f"timeout 1 scancel --signal=USR1 {job}")  # where nothing runs yet, it would try again for long
+        time.sleep(0.1)
+    print(f"{signalled} signals to the batch script in {restarts(job) + 1} starts")
+    assert signalled >= 2 and restarts(job) >= 2
     assert not cluster.state(job).startswith(("FAILED", "CANCELLED", "TIMEOUT")), cluster.log(job)
     assert cluster.wait(job) == "COMPLETED", cluster.log(job)
     assert "Traceback" not in cluster.log(job)
