@@ -15,7 +15,7 @@ from ftlib.config_course import Batch, Checkpoint, Guard, Round
 from ftlib.config_data import CHAT
 from ftlib.config_data import Data as Data
 from ftlib.config_data import SplitRule as SplitRule
-from ftlib.job_options import SWEEP_SCHEMA, SbatchOption, Word
+from ftlib.job_options import SWEEP_SCHEMA, Duration, Memory, SbatchOption, Word
 
 Part = Literal["vision", "projector", "embeddings", "language"]
 
@@ -163,8 +163,8 @@ class Job(Section):
     cpus: Count = 4
     gpus: Annotated[int, Field(ge=0)] = 1
     gpu_type: Word | None = None
-    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] = "16G"
-    time: Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$")] = "08:00:00"
+    mem: Memory = "16G"
+    time: Duration = "08:00:00"
     nodes: Count = 1
     partition: Word | None = None
     account: Word | None = None

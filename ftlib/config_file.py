@@ -18,14 +18,22 @@ from pydantic import BaseModel, ValidationError
 
 from ftlib import training_fields, yaml_core
 from ftlib.config import Config, Section, identity_fields
+from ftlib.config_base import NAME
 from ftlib.errors import UserError
 from ftlib.files import fingerprint
+from ftlib.job_options import DURATION, MEMORY, WORD, SbatchOption
 from ftlib.site import Site
 
 S = TypeVar("S", bound=Section)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY", re.IGNORECASE)
 _COMMAND_LINE = "command line"
+_PATTERNS = {
+    NAME: "of letters, digits, '.', '_' and '-', a letter or digit first",
+    WORD: "one word",
+    MEMORY: "a size such as 48G",
+    DURATION: "a time such as 08:00:00 or 2-00:00:00",
+}
 
 
 @dataclass(frozen=True)
@@ -211,24 +219,27 @@ def _validate(
             return section
     except ValidationError as error:
         for item in error.errors():
-            location = _without_union_tag(item["loc"])
+            location = _as_in_the_file(item["loc"])
             faults.append((location, _plain(schema, item, location)))
     lines = [f"{source.place(key)}: {'.'.join(map(str, key)) or 'config'}: {message}" for key, message in faults]
     raise UserError("\n".join(lines))
 
 
-def _without_union_tag(location: tuple[int | str, ...]) -> yaml_core.Path:
-    """pydantic puts the chosen method's name behind `adapter`; the file has no such level."""
+def _as_in_the_file(location: tuple[int | str, ...]) -> yaml_core.Path:
+    """pydantic puts the chosen method's name behind `adapter`, and [key] behind a wrong key; the file has neither."""
     if len(location) > 1 and location[0] == "adapter":
         return (location[0], *location[2:])
-    return location
+    return location[:-1] if location[-1:] == ("[key]",) else location
 
 
 def _plain(schema: type[Section], item: Any, location: yaml_core.Path) -> str:
     kind, context, value = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(schema, location), n=1)
-        return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        return _unknown(location, _known_keys(schema, location))
+    if item["loc"][-1:] == ("[key]",):
+        return _unknown(location, list(get_args(SbatchOption)))
+    if kind == "string_pattern_mismatch":
+        return f"must be {_PATTERNS[context['pattern']]}, got {value!r}"
     if kind == "value_error":
         return str(context["error"]) + ("" if isinstance(value, dict) else f", got {value!r}")
     if kind in ("missing", "union_tag_not_found"):
@@ -250,6 +261,12 @@ def _plain(schema: type[Section], item: Any, location: yaml_core.Path) -> str:
         "less_than_equal": f"must be at most {context.get('le')}",
     }
     return f"{plain.get(kind, item['msg'])}, got {value!r}"
+
+
+def _unknown(location: yaml_core.Path, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"unknown key; {hint}" if known else "unknown key"
 
 
 def _known_keys(schema: type[Section], location: yaml_core.Path) -> list[str]:

@@ -6,7 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-Word = Annotated[str, Field(pattern=r"^\S+$")]
+WORD = r"^\S+$"
+MEMORY = r"^[0-9]+[KMGT]?$"
+DURATION = r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$"
+Word = Annotated[str, Field(pattern=WORD)]
+Memory = Annotated[str, Field(pattern=MEMORY)]
+Duration = Annotated[str, Field(pattern=DURATION)]
 SbatchOption = Literal[
     "begin", "bb", "comment", "contiguous", "core-spec", "cpu-freq", "deadline", "distribution",
     "exclusive", "extra-node-info", "gpu-bind", "gpu-freq", "gres-flags", "hint", "licenses", "mem-bind", "mincpus",

@@ -171,7 +171,7 @@ def trapping(job: str) -> bool:
 
 
 def test_signal_upon_signal_never_loses_the_job(cluster: Cluster) -> None:
-    """For a minute, several a second: the steps get them from their first moment on, the batch script from its traps on."""
+    """Several a second for a minute: steps get them from their first moment on, the batch script from its traps on."""
     runs = cluster.home / "signalled"
     job = cluster.sbatch(f"--time=30 jobs/train.sbatch {LONG} training.max_steps=60", FTLIB_RUNS=runs)
     end = time.monotonic() + 60
