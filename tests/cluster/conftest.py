@@ -47,12 +47,13 @@ class Cluster:
         """The login node's Python."""
         return STATE / "login" / "bin" / "python"
 
-    def shell(self, command: str, **environment: object) -> subprocess.CompletedProcess[str]:
-        """Run a shell command as the user, in the clone."""
+    def shell(self, command: str, user: str = USER, **environment: object) -> subprocess.CompletedProcess[str]:
+        """Run a shell command as the user, or as another one of the same group, in the clone."""
         settings = {"FTLIB_STORE": self.store, "OMP_NUM_THREADS": 1, "HOME": f"/home/{USER}", **environment}
         exports = "".join(f"export {name}='{value}'; " for name, value in settings.items() if value is not None)
         script = f"cd '{self.home}/ftlib'; {exports}{command}"
-        return subprocess.run(["runuser", "-u", USER, "--", "bash", "-c", script], capture_output=True, text=True)
+        as_user = ["runuser", "-u", user, "-g", USER, "--"]
+        return subprocess.run([*as_user, "bash", "-c", script], capture_output=True, text=True)
 
     def ftlib(self, arguments: str, **environment: object) -> subprocess.CompletedProcess[str]:
         """Run a command as the user on the login node, where there is no torch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -40,6 +41,20 @@ def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
     assert cluster.wait(job) == "FAILED"
     found = status(cluster, "mistaken", runs)
     assert found["state"] == "failed" and "nowhere" in found["reason"]
+
+
+def test_two_users_share_a_store_whatever_their_umask(cluster: Cluster) -> None:
+    store = cluster.home / "group store"
+    store.mkdir()
+    shutil.chown(store, USER, USER)
+    store.chmod(0o2775)
+    chain = ((USER, "stage"), ("nobody", "stage"), ("nobody", "prepare"), (USER, "prepare"), (USER, "train"))
+    for user, command in chain:
+        what = f"umask 077; jobs/run.sh ftlib {command} configs/digits.yaml training.max_steps=2"
+        done = cluster.shell(what, user=user, FTLIB_STORE=store, FTLIB_IMAGE=cluster.image)
+        assert done.returncode == 0, f"{user}: {command}: {done.stderr}"
+    owners = {path.owner() for path in (store / "prepared").iterdir()}
+    assert owners == {"nobody"} and (store / "runs" / USER / "digits").is_dir()
 
 
 def test_doctor_in_a_job_finds_the_gpu_that_is_none(cluster: Cluster) -> None:

@@ -182,7 +182,7 @@ def test_a_wait_in_vain_has_one_name(monkeypatch: pytest.MonkeyPatch, words: str
 
 def test_a_rank_that_waits_in_vain_fails(config: Path, tmp_path: Path) -> None:
     """The second rank is stopped and never answers again."""
-    long = ("training.ddp_timeout=5", "training.max_steps=4000", *ONE_BY_TWO)
+    long = ("training.ddp_timeout=20", "training.max_steps=4000", *ONE_BY_TWO)
     run = run_of(config, tmp_path / "runs", *long)
     first, second = start_two(config, *long)
     try:
@@ -193,7 +193,7 @@ def test_a_rank_that_waits_in_vain_fails(config: Path, tmp_path: Path) -> None:
         error = first.communicate(timeout=120)[1]
         assert first.returncode == 1, error
         last = files.read_jsonl_log(run.history)[-1]
-        reason = "TimeoutError: another task did not answer for 5 s (training.ddp_timeout)"
+        reason = "TimeoutError: another task did not answer for 20 s (training.ddp_timeout)"
         assert last["event"] == "failed" and last["reason"] == reason
     finally:
         second.kill()
