@@ -55,6 +55,16 @@ def _content(package: Path) -> dict[str, str]:
 def pin_data(run: Run, facts: dict[str, object]) -> None:
     """Note what a new run is trained on; an older run goes on with nothing else.
 
+    Raises:
+        UserError: the dataset has changed since.
+    """
+    require_data(run, facts)
+    files.write_json(run.data, facts)
+
+
+def require_data(run: Run, facts: dict[str, object]) -> None:
+    """Refuse other data than a run began with: what it learned and what it is tested on might be the same rows.
+
     Args:
         facts: of the prepared dataset, hashes of its rows among them.
 
@@ -66,4 +76,3 @@ def pin_data(run: Run, facts: dict[str, object]) -> None:
             f"{run.folder}: the dataset has changed since this run began",
             "Put the old data back, or give the config another name or seed to begin a new run.",
         )
-    files.write_json(run.data, facts)

@@ -28,6 +28,7 @@ from ftlib.site import Site, site_settings
 _BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
 """Config, tokenizer and processor."""
 
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
 _WEIGHTS = (
     ("model.safetensors", "model-*-of-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
@@ -143,7 +144,21 @@ def _mirrored(repository: hub.Repository) -> Remote | None:
     if commit is None or not folder.is_dir():
         return None
     present = [path for path in folder.rglob("*") if path.is_file() and path.name != files.MARKER]
+    if repository.kind == "model":
+        _require_whole(repository, folder, {path.name for path in present})
     return Remote(commit, {str(path.relative_to(folder)): path.stat().st_size for path in present}, {}, folder)
+
+
+def _require_whole(repository: hub.Repository, folder: Path, names: set[str]) -> None:
+    """A cache holds what somebody once asked for, which may have been the weights alone.
+
+    Raises:
+        UserError: no config or no tokenizer.
+    """
+    for what, patterns in {"config": ("config.json",), "tokenizer": _TOKENIZERS}.items():
+        if not any(fnmatch.filter(names, pattern) for pattern in patterns):
+            problem = f"model {repository.name}: the hub cannot be reached, and {folder} holds no {what} of it"
+            raise UserError(problem, "Run `ftlib stage CONFIG` where the hub can be reached.")
 
 
 def _bring(

@@ -184,7 +184,7 @@ def test_without_a_hub_from_a_cache_of_others(site: Site, tmp_path: Path, monkey
     cache = tmp_path / "site cache" / "models--some--model"
     (cache / "snapshots" / COMMIT).mkdir(parents=True)
     (cache / "blobs").mkdir()
-    for number, name in enumerate(("config.json", "model.safetensors")):
+    for number, name in enumerate(("config.json", "tokenizer.json", "model.safetensors")):
         (cache / "blobs" / str(number)).write_bytes(name.encode())
         (cache / "snapshots" / COMMIT / name).symlink_to(f"../../blobs/{number}")
     files.write_text(cache / "refs" / "main", COMMIT)
@@ -206,6 +206,10 @@ def test_a_cache_of_others_that_holds_half_a_model(site: Site, tmp_path: Path, m
     files.write_text(cache / "refs" / "main", COMMIT)
     monkeypatch.setenv("HF_HUB_CACHE", str(cache.parent))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name, missing in {"config.json": "no config", "spiece.model": "no tokenizer"}.items():
+        with pytest.raises(UserError, match=f"holds {missing} of it"):
+            staging.stage_model(MODEL, site)
+        files.write_json(half / name, {})
     with pytest.raises(UserError, match=f"1 files are missing: {shards[1]}"):
         staging.stage_model(MODEL, site)
     assert hub.find_staged(hub.Repository("model", "some/model", None), site) is None

@@ -20,6 +20,7 @@ from ftlib.config import Config
 from ftlib.config_file import Experiment, load_experiment
 from ftlib.errors import UserError
 from ftlib.metrics.summary import number, span
+from ftlib.pinning import require_data
 from ftlib.preemption import tell_host
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
@@ -27,7 +28,7 @@ from ftlib.site import Site, find_site
 from ftlib.tasks import TASKS
 
 if TYPE_CHECKING:
-    from ftlib.evaluation.answers import Asked
+    from ftlib.evaluation.asked import Asked
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--before", action="store_true", help="only the untrained base model")
     command.add_argument("--json", action="store_true", help="print all scores to stdout")
     command.add_argument("run", metavar="RUN|CONFIG", help="run folder or its name, or a config file")
-    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="with CONFIG: set a field")
+    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a field; of a RUN, one of evaluation")
     return command
 
 
@@ -72,6 +73,8 @@ def _target(parsed: argparse.Namespace, site: Site) -> tuple[Experiment, Run]:
         experiment = load_experiment(Path(parsed.run), parsed.overrides, site)
         return experiment, runs.open_run(experiment, site)
     run = runs.find_run(parsed.run, site)
+    if others := [text for text in parsed.overrides if not text.startswith("evaluation.")]:
+        raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Give its config instead of its name.")
     return load_experiment(run.config_file, parsed.overrides, site), run
 
 
@@ -120,9 +123,10 @@ def _results(
 def _own_rows(own: Config, run: Run, site: Site, when: str) -> Asked:
     from ftlib.data.prepared import open_prepared
     from ftlib.evaluation import subject
-    from ftlib.evaluation.answers import Asked
+    from ftlib.evaluation.asked import Asked
 
     prepared, bare = open_prepared(own, site), own.evaluation.without_context
+    require_data(run, prepared.facts)
     if when == "before":
         return Asked(subject.untrained(own, site), own, prepared, shared=site.runs / ".before", without_context=bare)
     return Asked(subject.trained(own, run, site), own, prepared, prepared.rows("train"), without_context=bare)
@@ -130,12 +134,17 @@ def _own_rows(own: Config, run: Run, site: Site, when: str) -> Asked:
 
 def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str, Config]]:
     """The run's own dataset, or those of other configs with their prompts, asked in this run's way."""
-    others = [load_experiment(path, [], site).config for path in paths]
-    for other in others:
+    asked: dict[str, Config] = {}
+    for path in paths:
+        other = load_experiment(path, [], site).config
         if other.task != own.task:
-            raise UserError(f"{other.name}: its task is {other.task}, this run's is {own.task}")
-    asked = [(other.name, own.model_copy(update={"data": other.data})) for other in others]
-    return asked or [(own.data.source, own)]
+            raise UserError(f"{path}: its task is {other.task}, this run's is {own.task}")
+        of_the_run = other.name == own.data.source
+        if other.name in asked or (of_the_run and other.data != own.data):
+            problem = f"{path}: results on another dataset lie under the name {other.name} already"
+            raise UserError(problem, "Give this config another name.")
+        asked[other.name] = own if of_the_run else own.model_copy(update={"data": other.data})
+    return list(asked.items()) or [(own.data.source, own)]
 
 
 def _table(results: Sequence[dict[str, Any]]) -> str:

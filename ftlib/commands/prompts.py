@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     config = command_line.load(parsed, site).config
     from ftlib.data.prepared import open_prepared
     from ftlib.evaluation import subject
-    from ftlib.evaluation.answers import Asked
+    from ftlib.evaluation.asked import Asked
     from ftlib.evaluation.ranking import rank_prompts
 
     asked = Asked(subject.untrained(config, site), config, open_prepared(config, site))

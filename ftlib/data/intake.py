@@ -20,7 +20,7 @@ from ftlib.data.examples import MAX_FAULTS_SHOWN, Bad, Example, compact
 from ftlib.data.prompts import prompt_of
 from ftlib.data.rows import Rows, RowWriter
 from ftlib.data.sources import read_source
-from ftlib.data.splits import NO_PART, SPLITS, Codes, Keys, assign, hash_text
+from ftlib.data.splits import NO_PART, SPLITS, Codes, Keys, assign, hash_text, keep_images_apart
 from ftlib.errors import UserError
 from ftlib.tasks import TASKS
 
@@ -58,8 +58,10 @@ class Intake:
     def divide(self, rule: SplitRule) -> Codes:
         """Which split each row belongs to, see `splits.assign`; each part of a mixture is divided by itself.
 
+        What then shows an image of another split is left out.
+
         Raises:
-            UserError: as `splits.assign`.
+            UserError: as `splits.assign`; or every image is asked, and none is left to train on.
         """
         found, start = [], 0
         for name, size in self.sizes.items():
@@ -68,7 +70,13 @@ class Intake:
             except UserError as error:
                 raise UserError(f"part {name}: {error.problem}" if name else error.problem, error.remedy) from None
             start += size
-        return np.concatenate(found)
+        codes = np.concatenate(found)
+        keep_images_apart(codes, self.images)
+        for code in (0, 1):
+            if not (codes == code).any():
+                problem = f"all images of {SPLITS[code]} are asked in another split, too, so that none is left"
+                raise UserError(problem, "Give the rows of an image the same part, or set data.split.official: false.")
+        return codes
 
 
 @dataclass

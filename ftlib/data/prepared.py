@@ -29,14 +29,15 @@ from ftlib.data.examples import Bad, Example, compact
 from ftlib.data.images import ImageFacts, choose_frames, image_path, inspect_image
 from ftlib.data.intake import Encode, Intake, first_rows_of_images, take_in
 from ftlib.data.rows import Rows, RowWriter
-from ftlib.data.sources import MAKERS, annotation_files, left_out
-from ftlib.data.splits import SPLITS, Codes
+from ftlib.data.sources import MAKERS, annotation_files, left_out, version
+from ftlib.data.splits import LEAKED, LEFT_OUT, SPLITS, Codes
 from ftlib.errors import UserError
 from ftlib.site import Site
 
-FORMAT = 2
+FORMAT = 3
 _BLOCK = 1000
 _SPOOL = "rows.jsonl"
+_WHY_NOT = {LEFT_OUT: "beyond max_train or max_eval", LEAKED: "image asked in another split"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ class Prepared:
     def rows(self, split: str) -> Rows:
         """The rows of a split."""
         return Rows(self.folder / f"{split}.jsonl")
+
+    def require_rows(self, splits: Sequence[str]) -> None:
+        """Refuse to ask what is empty.
+
+        Raises:
+            UserError: a split without rows.
+        """
+        for split in splits:
+            if not self.facts["splits"][split]["rows"]:
+                remedy = f"Leave {split} out of evaluation.splits, or set data.split.{split}."
+                raise UserError(f"split {split} has no rows to ask", remedy)
 
     def counts(self, split: str, places: Sequence[int]) -> list[int]:
         """How many of some rows of a split each dataset of a mixture has; all of them, if it is none.
@@ -87,13 +99,13 @@ def prepared_folder(config: Config, site: Site) -> Path:
 
 
 def _content(data: Data) -> list[str]:
-    """What tells whether a dataset's rows are the same: its annotation files, or else the names of all files."""
+    """What tells whether a dataset's rows are the same: annotation files, or its version, or the names of all files."""
     sources = annotation_files(data)
     for source in sources:
         if not source.is_file():
             remedy = "Run `ftlib stage CONFIG` first." if data.source in MAKERS else "Check data.root and data.file."
             raise UserError(f"{source}: no such file", remedy)
-    return [files.sha256(source) for source in sources] or _listing(Path(data.root))
+    return [files.sha256(source) for source in sources] or version(data) or _listing(Path(data.root))
 
 
 def _codec(config: Config) -> list[str]:
@@ -230,7 +242,7 @@ def _write(
             digest, frames = images.find(int(intake.images[place])) if row.image else ("", 1)
             for shown in _shown(row, digest, frames, data.frames, dropped):
                 if code < 0:
-                    dropped["beyond max_train or max_eval"] += 1
+                    dropped[_WHY_NOT[code]] += 1
                     continue
                 line = writers[code].write(compact(shown))
                 parts[code][row.dataset] += 1

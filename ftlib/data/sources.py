@@ -55,6 +55,12 @@ def annotation_files(data: Data) -> list[Path]:
     return found
 
 
+def version(data: Data) -> list[str]:
+    """What tells the content of a dataset without annotation files apart, where its loader knows."""
+    known = getattr(_loader(data), "version", None)
+    return list(known(data)) if known else []
+
+
 def read_source(data: Data, task: str = "") -> Iterator[Example | Bad]:
     """All rows of a dataset, and the records that are none, one after the other; of a mixture part after part.
 

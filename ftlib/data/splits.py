@@ -16,6 +16,7 @@ from ftlib.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 LEFT_OUT = -1
+LEAKED = -2
 NO_PART = 3
 
 Codes = NDArray[np.int8]
@@ -49,7 +50,7 @@ def hash_text(text: str) -> int:
 
 
 def assign(keys: Keys, rule: SplitRule) -> Codes:
-    """Which split each row belongs to: 0 train, 1 valid, 2 test, -1 none.
+    """Which split each row belongs to: 0 train, 1 valid, 2 test, LEFT_OUT none.
 
     Rows of one group stay together, so that no picture is both learned and asked. Groups are put in the order of a
     keyed hash: the same seed gives the same split for any order of rows. Within each stratum valid and test get their
@@ -70,6 +71,19 @@ def assign(keys: Keys, rule: SplitRule) -> Codes:
         if not (codes == code).any() and not (split == "test" and rule.test == 0):
             raise UserError(f"data.split: {len(codes)} rows are too few; {split} would be empty")
     return codes
+
+
+def keep_images_apart(codes: Codes, images: Hashes) -> None:
+    """Leave out, in place, what shows an image that is asked elsewhere: of valid for test's sake, of train for both's.
+
+    Parts of a mixture are divided each by itself, and a dataset's own parts and documents may share images.
+
+    Args:
+        images: hash of each row's image, 0 without one.
+    """
+    for code in (2, 1):
+        asked = np.unique(images[(codes == code) & (images != 0)])
+        codes[(codes >= 0) & (codes < code) & np.isin(images, asked)] = LEAKED
 
 
 def _official(keys: Keys, rule: SplitRule) -> Codes:

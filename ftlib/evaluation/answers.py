@@ -4,15 +4,16 @@
 score and what the metrics need of it), scores.json (see `metrics/summary.py`; settings, data, overlap with the training
 rows) and, for tasks with a challenge server, submission.json. Of a mixture scores.json has `parts`, the scores of each
 part by itself, and every part has its submission.<part>.json; of instructions that are asked twice, see `contexts`.
-While it is at work, answers lie beside it in `<before|after>.partial/`.
+While it is at work, answers lie beside it in `<before|after>.partial/`; of several processes one is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +21,23 @@ from ftlib import console, files
 from ftlib.config import Config
 from ftlib.config_data import CHAT
 from ftlib.data.examples import Example
-from ftlib.data.instruct import context_of
+from ftlib.data.overlap import overlap
 from ftlib.data.prepared import Prepared
 from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
-from ftlib.evaluation.asking import Answer, ask, wait_for, working_folder
+from ftlib.evaluation.asked import Asked, finished, questions_of, settings_of
+from ftlib.evaluation.asking import Answer, ask, count_answers, wait_for, working_folder
 from ftlib.evaluation.choosing import Threshold
 from ftlib.evaluation.contexts import FIELD, add_bare_answers, bare_rows, paired
 from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.records import make_records
-from ftlib.evaluation.subject import Subject
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
 from ftlib.models.mask_decoder import MaskCodec
 from ftlib.once import made_once
 from ftlib.tasks import TASKS, Record, by_dataset
 
-_LATER = ("threshold", "positive", "min_precision", "mask_decoder")
-"""Settings that look at answers which are there already."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of whom.
-
-    Attributes:
-        config: whose task, prompt and settings hold.
-        trained_on: the rows that the model learned from; none for a base model.
-        shared: a folder for evaluations that other runs need too: a base model's.
-        without_context: whether rows with a context are asked a second time without it.
-    """
-
-    subject: Subject
-    config: Config
-    prepared: Prepared
-    trained_on: Sequence[Example] = ()
-    shared: Path | None = None
-    without_context: bool = False
+_ANSWERS = "answers"
 
 
 def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold | None = None) -> dict[str, Any] | None:
@@ -68,31 +49,43 @@ def evaluate_split(asked: Asked, split: str, folder: Path, threshold: Threshold 
     Returns:
         The content of scores.json; None in a process that is not the first of its job.
     """
-    require_answerable(asked)
+    require_answerable(asked, split)
     settings = settings_of(asked, split, threshold)
     if scores := finished(folder, settings):
         console.say(f"{split}: already evaluated in {folder}")
         return scores
     if asked.shared:
-        return _shared_scores(asked, asked.shared, split, folder, threshold, settings)
-    place = folder.with_name(f"{folder.name}.partial")
-    partial = working_folder(place, questions_of(settings), lambda: bool(finished(folder, settings)))
-    if console.ranks()[0] and finished(folder, settings):
-        return None  # the first process needed no help
-    answers = _answers(asked, split, partial, f"{asked.subject.name} on {split}")
-    if answers is None:
-        return None
-    scores = publish_scores(asked, split, folder, answers, threshold)
-    shutil.rmtree(partial, ignore_errors=True)
-    return scores
+        return _shared_scores(asked, split, folder, threshold, settings)
+    place, label = _working_place(asked, folder, settings), f"{asked.subject.name} on {split}"
+
+    def look() -> dict[str, Any] | None:
+        return finished(folder, settings)
+
+    def make() -> dict[str, Any] | None:
+        partial = working_folder(place / _ANSWERS, questions_of(settings), lambda: bool(look()))
+        if console.ranks()[0] and look():
+            return None  # the first process needed no help
+        answers = _answers(asked, split, partial, label)
+        if answers is None:
+            return None
+        scores = publish_scores(asked, split, folder, answers, threshold)
+        shutil.rmtree(partial, ignore_errors=True)
+        return scores
+
+    scores = made_once(place, look, make, label)
+    with contextlib.suppress(OSError):
+        place.rmdir()  # unless another process is at work there by now
+    return scores if console.speaks() else None
 
 
-def require_answerable(asked: Asked) -> None:
+def require_answerable(asked: Asked, split: str) -> None:
     """Refuse what could not be scored, before anything is asked.
 
     Raises:
-        UserError: a positive label that no row has, a chat model for other prompts, no weights to decode masks with.
+        UserError: no rows, a positive label that none has, a chat model for other prompts, no weights to decode masks
+            with.
     """
+    asked.prepared.require_rows([split])
     require_settings(asked.config, asked.prepared)
     _require_same_prompts(asked)
 
@@ -115,25 +108,33 @@ def publish_scores(
     add_bare_answers(records, answers[len(rows) :])
     if codec:
         records = with_masks(records, codec)
-    scores = _scores(asked, records, settings, _overlap(rows, asked.trained_on)) | found
+    scores = _scores(asked, records, settings, overlap(rows, asked.trained_on)) | found
     if found:
         scores["remarks"].append(Threshold(**found["threshold"]).sentence(split))
     _publish(folder, records, scores, asked.config.task)
     return scores
 
 
-def _shared_scores(
-    asked: Asked, shared: Path, split: str, folder: Path, threshold: Threshold | None, settings: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Evaluate in the shared folder, or take what is there; `folder` becomes a copy."""
+def _made_in(asked: Asked, folder: Path, settings: dict[str, Any]) -> Path:
+    """The shared folder that `folder` becomes a copy of; without one, itself."""
+    if asked.shared is None:
+        return folder
     decisive = [settings, asked.subject.config.model.model_dump(), asked.prepared.labels]
-    common = shared / files.fingerprint(decisive)[:16]
-    place, alone = common / "evaluation", replace(asked, shared=None)
-    label = f"{asked.subject.name} on {split}"
-    scores = made_once(
-        common, lambda: finished(place, settings), lambda: evaluate_split(alone, split, place, threshold), label
-    )
-    if scores is None or not console.speaks():
+    return asked.shared / files.fingerprint(decisive)[:16] / "evaluation"
+
+
+def _working_place(asked: Asked, folder: Path, settings: dict[str, Any]) -> Path:
+    made = _made_in(asked, folder, settings)
+    return made.with_name(f"{made.name}.partial")
+
+
+def _shared_scores(
+    asked: Asked, split: str, folder: Path, threshold: Threshold | None, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate in the shared folder, or take what is there."""
+    place = _made_in(asked, folder, settings)
+    scores = evaluate_split(replace(asked, shared=None), split, place, threshold)
+    if scores is None:
         return None
     with files.publish_folder(folder) as temporary:
         shutil.copytree(place, temporary, ignore=shutil.ignore_patterns(files.MARKER), dirs_exist_ok=True)
@@ -185,47 +186,19 @@ def threshold_of(asked: Asked, folder: Path) -> Threshold | None:
 
 
 def scores_everywhere(asked: Asked, split: str, folder: Path) -> dict[str, Any]:
-    """`evaluate_split`, with its scores in every process of the job."""
+    """`evaluate_split`, with its scores in every process of the job.
+
+    Raises:
+        RuntimeError: no answer came, and no scores, for ten minutes.
+    """
     settings = settings_of(asked, split, None)
-    return evaluate_split(asked, split, folder) or wait_for(lambda: finished(folder, settings), str(folder))
-
-
-def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The scores of an earlier evaluation of the same things."""
-    if not files.is_complete(folder):
-        return None
-    scores: dict[str, Any] = files.read_json(folder / "scores.json")
-    return scores if scores["settings"] == settings else None
-
-
-def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:
-    """Everything that the scores depend on."""
-    evaluation = asked.config.evaluation
-    own = {
-        "choose": ["positive", "min_precision"],
-        "generate": ["num_beams", "max_new_tokens", "generation", "positive"],
-    }
-    return {
-        "model": asked.subject.name,
-        "weights": asked.subject.digest,
-        "task": asked.config.task,
-        "prompt": asked.config.data.prompt,
-        **({"prompts": asked.config.data.templates} if asked.config.data.parts else {}),
-        "split": split,
-        "fingerprint": asked.prepared.facts["splits"][split]["fingerprint"],
-        "trained_on": files.fingerprint(sorted(row.digest for row in asked.trained_on))[:16],
-        "decode": evaluation.decode,
-        **{name: getattr(evaluation, name) for name in own[evaluation.decode]},
-        "mask_decoder": files.sha256(Path(evaluation.mask_decoder)) if evaluation.mask_decoder else None,
-        "labels": asked.prepared.labels if evaluation.decode == "choose" else None,
-        "threshold": threshold.as_json() if threshold else None,
-        **({FIELD: True} if asked.without_context else {}),
-    }
-
-
-def questions_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """What an answer depends on, of everything that a score does."""
-    return {name: value for name, value in settings.items() if name not in _LATER}
+    answers = _working_place(asked, folder, settings) / _ANSWERS
+    scores = evaluate_split(asked, split, folder)
+    while not scores:
+        known = count_answers(answers)
+        wait_for(lambda known=known: finished(folder, settings) or count_answers(answers) > known, str(folder))  # type: ignore[misc]
+        scores = finished(folder, settings)
+    return scores
 
 
 def _answers(asked: Asked, split: str, partial: Path, label: str) -> list[Answer] | None:
@@ -240,16 +213,16 @@ def _answers(asked: Asked, split: str, partial: Path, label: str) -> list[Answer
 
 
 def _scores(
-    asked: Asked, records: list[Record], settings: dict[str, Any], overlap: dict[str, Any] | None
+    asked: Asked, records: list[Record], settings: dict[str, Any], learned: dict[str, Any] | None
 ) -> dict[str, Any]:
     """scores.json."""
-    scores = {**_summary(asked, records), "settings": settings, "training_overlap": overlap}
+    scores = {**_summary(asked, records), "settings": settings, "training_overlap": learned}
     twice = paired(records)
     if parts := by_dataset(records) | twice:
         scores["parts"] = {name: _summary(asked, own) for name, own in parts.items()}
     for record, bare in zip(*twice.values(), strict=True):
         record[FIELD]["score"] = bare["score"]
-    if overlap and settings["split"] != "train" and (count := overlap["rows_with_trained_images"]):
+    if learned and settings["split"] != "train" and (count := learned["rows_with_trained_images"]):
         scores["remarks"].append(f"{count} of {len(records)} rows show images that the model was trained on.")
     if asked.without_context and not twice:
         scores["remarks"].append("No row has a context that its prompt shows: none was asked without it.")
@@ -266,22 +239,6 @@ def _summary(asked: Asked, records: list[Record]) -> dict[str, Any]:
     for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
         record["score"] = score
     return summary(measured, intervals(measured))
-
-
-def _overlap(rows: Sequence[Example], trained_on: Sequence[Example]) -> dict[str, Any] | None:
-    """How many of the rows, and of their images by content, the model has learned from; None for a base model."""
-    if not trained_on:
-        return None
-    images = {row.digest for row in trained_on if row.digest}
-    questions = {_content(row) for row in trained_on}
-    return {
-        "rows": sum(_content(row) in questions for row in rows),
-        "rows_with_trained_images": sum(row.digest in images for row in rows),
-    }
-
-
-def _content(row: Example) -> tuple[str, str, str, str]:
-    return row.digest, row.prefix, context_of(row), row.suffix
 
 
 def _publish(folder: Path, records: list[Record], scores: dict[str, Any], task: str) -> None:

@@ -200,6 +200,11 @@ def _read(folder: Path) -> dict[str, Answer]:
     }
 
 
+def count_answers(folder: Path) -> int:
+    """How many answers a working folder has so far."""
+    return len(_read(folder))
+
+
 def _all_answers(folder: Path, ids: set[str]) -> dict[str, Answer]:
     """The answers once those of all `ids` are there, which other processes of this job may still be writing.
 

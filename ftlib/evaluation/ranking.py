@@ -18,9 +18,11 @@ from ftlib.config import Config
 from ftlib.config_data import CHAT
 from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
-from ftlib.evaluation.answers import Asked, finished, publish_scores, questions_of, require_answerable, settings_of
+from ftlib.evaluation.answers import publish_scores, require_answerable
+from ftlib.evaluation.asked import Asked, finished, questions_of, settings_of
 from ftlib.evaluation.asking import Answer, ask, working_folder
 from ftlib.evaluation.comparison import compare_evaluations
+from ftlib.ownership import owned
 
 SHOWN = ("metric", "value", "interval", "unit", "n", "invalid", "remarks")
 _OWN = ("prompt", "prompts")
@@ -41,6 +43,7 @@ def rank_prompts(asked: Asked, prompts: Sequence[str], split: str, folder: Path)
 
     Raises:
         UserError: candidates that cannot be compared, or that name fields which the rows lack.
+        Occupied: another process ranks prompts there.
     """
     _require_comparable(asked.config, prompts)
     posed = {prompt: replace(asked, config=_with_prompt(asked.config, prompt)) for prompt in prompts}
@@ -49,12 +52,13 @@ def rank_prompts(asked: Asked, prompts: Sequence[str], split: str, folder: Path)
         prompt: one for prompt, one in posed.items() if finished(folders[prompt], settings_of(one, split, None)) is None
     }
     if waiting:
-        answers = _ask(list(waiting.values()), split, folder / "partial")
-        if answers is None:
-            return None
-        for (prompt, one), own in zip(waiting.items(), answers, strict=True):
-            publish_scores(one, split, folders[prompt], own, None)
-        shutil.rmtree(folder / "partial", ignore_errors=True)
+        with owned(folder):
+            answers = _ask(list(waiting.values()), split, folder / "partial")
+            if answers is None:
+                return None
+            for (prompt, one), own in zip(waiting.items(), answers, strict=True):
+                publish_scores(one, split, folders[prompt], own, None)
+            shutil.rmtree(folder / "partial", ignore_errors=True)
     return _ranking(asked, folders)
 
 
@@ -84,7 +88,7 @@ def _ask(posed: Sequence[Asked], split: str, partial: Path) -> list[list[Answer]
     templates = [one.config.data.templates for one in posed]
     every = [replace(row, id=f"{_name(each)} {row.id}") for each in templates for row in rows]
     prompts = [prompt_of(row, each) for each in templates for row in rows]
-    require_answerable(first)
+    require_answerable(first, split)
     settings = questions_of(settings_of(first, split, None))
     asked = working_folder(partial, {name: value for name, value in settings.items() if name not in _OWN})
     evaluation, prepared = first.config.evaluation, first.prepared

@@ -22,7 +22,8 @@ from ftlib import console, files, preemption
 from ftlib.config import Attention, Config, Split
 from ftlib.data.prepared import Prepared
 from ftlib.errors import UserError
-from ftlib.evaluation.answers import Asked, require_settings, scores_everywhere
+from ftlib.evaluation.answers import require_settings, scores_everywhere
+from ftlib.evaluation.asked import Asked
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics import captions_java
 from ftlib.metrics.summary import number
@@ -54,6 +55,7 @@ class Examiner:
             UserError: a metric that the task does not have, a split without rows, settings that nothing can be scored
                 with.
         """
+        self.prepared.require_rows(self.config.evaluation.splits)
         if self._wanted():
             require_settings(self.config, self.prepared)
         for field, split, metric in self._wanted():

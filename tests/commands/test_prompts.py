@@ -84,6 +84,14 @@ def test_a_planted_prompt_wins(config: Path, store: Path, ftlib: Ftlib) -> None:
     assert not list(folder.glob("partial*"))
 
 
+def test_another_precision_is_asked_anew(config: Path, store: Path, ftlib: Ftlib) -> None:
+    for dtype in ("float32", "bfloat16"):
+        code, _, error = ftlib("prompts", config, f"model.dtype={dtype}")
+        assert code == 0, error
+        scores = [json.loads(path.read_text()) for path in store.glob("runs/*/planted/prompts/*/valid/*/scores.json")]
+        assert len(scores) == 3 and {one["settings"]["loaded"]["dtype"] for one in scores} == {dtype}
+
+
 def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: Path, tmp_path: Path) -> None:
     def run(deadly: int, *more: str) -> tuple[int, str, int]:
         log = tmp_path / "asked"

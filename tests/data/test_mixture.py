@@ -89,6 +89,26 @@ def test_rows_of_all_parts(config: Callable[..., Any], root: Path) -> None:
     assert not images[0] & images[1] and not images[0] & images[2] and not images[1] & images[2]
 
 
+def test_an_image_of_two_parts_is_never_learned_and_asked(config: Callable[..., Any], root: Path) -> None:
+    """The first part's pictures are test rows as their file says; the second shows them, too, and some of its own."""
+    lines = (root / "a" / "data.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    given = [row | {"part": "test" if int(row["id"]) % 10 < 5 else "train"} for row in rows]
+    (root / "a" / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    shown = [f"{number},../a/{number}.png,dog" for number in range(10)]
+    own = [f"{number},{number % 10}.png,dog" for number in range(10, 20)]
+    (root / "b" / "list.csv").write_text("\n".join(["id,image,label", *shown, *own]) + "\n")
+    prepared = prepare(config().config, find_site())
+    splits = {split: list(prepared.rows(split)) for split in ("train", "valid", "test")}
+    images = {split: {row.image for row in rows} for split, rows in splits.items()}
+    assert not images["train"] & images["valid"] and not (images["train"] | images["valid"]) & images["test"]
+    assert {f"a/{number}.png" for number in range(5)} <= images["test"]
+    left_out = prepared.facts["left_out"]["image asked in another split"]
+    assert left_out > 0 and sum(map(len, splits.values())) + left_out == 2 * ROWS
+    for row in splits["test"]:
+        assert row.dataset == "dogs" or int(row.id.split("/")[1]) % 10 < 5
+
+
 def test_the_learned_rows_of_each_part_are_counted(config: Callable[..., Any]) -> None:
     prepared = prepare(config().config, find_site())
     assert prepared.counts("train", range(24)) == [12, 12]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def test_killed_at_any_moment_it_goes_on(
     deaths = 0
     while start(draw.randrange(2, 6)) == -signal.SIGKILL:
         deaths += 1
-        for partial in store.glob("runs/*/tiny/*/eval/jsonl/*/*.partial/answers-*.jsonl"):
+        for partial in store.glob("runs/*/tiny/*/eval/jsonl/*/*.partial/answers/*.jsonl"):
             if deaths == 2:  # as if the disk had kept half a line
                 partial.write_bytes(partial.read_bytes()[:-7])
     assert deaths >= 2
@@ -141,6 +142,80 @@ def test_other_datasets_are_asked_of_the_same_model(
     assert overlaps["set-2", "test"]["rows_with_trained_images"] == seen > 0
     assert f"{seen} of 6 rows show images that the model was trained on" in error
     assert all(result["training_overlap"] is None for result in results if result["when"] == "before")
+
+
+def test_a_dataset_under_the_name_of_the_run_s_own_is_refused(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, tmp_path: Path
+) -> None:
+    """Its results would lie where the run's own are."""
+    config = trained(write_config, ftlib)
+    assert ftlib("evaluate", "tiny", "--split", "test")[0] == 0
+    scores = (evaluation(store / "runs", "test", "after") / "scores.json").read_bytes()
+    same, other = tmp_path / "same.yaml", tmp_path / "other.yaml"
+    same.write_text(config.read_text().replace("name: tiny", "name: jsonl"))
+    other.write_text(same.read_text().replace("test: 0.2}", "test: 0.2, seed: 5}"))
+    assert ftlib("evaluate", "tiny", "--data", same, "--split", "test")[0] == 0
+    for datasets in ((other,), (config, config)):
+        wanted = [word for path in datasets for word in ("--data", path)]
+        code, _, error = ftlib("evaluate", "tiny", *wanted, "--split", "test")
+        assert code == 2 and "lie under the name" in error and "Give this config another name" in error
+    assert (evaluation(store / "runs", "test", "after") / "scores.json").read_bytes() == scores
+
+
+def test_other_data_than_the_run_learned_is_refused(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, shared: Path, tmp_path: Path
+) -> None:
+    """New splits of a changed file may ask what was learned."""
+    rows = shutil.copytree(shared / "data", tmp_path / "data") / "data.jsonl"
+    config = trained(write_config, ftlib, root=str(rows.parent))
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[5:]))
+    assert ftlib("prepare", config)[0] == 0
+    code, _, error = ftlib("evaluate", "tiny", "--split", "test")
+    assert code == 2 and "the dataset has changed since this run began" in error
+    assert not list(store.glob("runs/*/tiny/*/eval/*/*/after"))
+
+
+def test_of_a_run_only_evaluation_can_be_set(write_config: Callable[..., Path], ftlib: Ftlib, store: Path) -> None:
+    trained(write_config, ftlib)
+    code, _, error = ftlib("evaluate", "tiny", "model.dtype=bfloat16")
+    assert code == 2 and "model.dtype=bfloat16: of a run, only evaluation.… can be set" in error
+
+
+def test_an_empty_split_is_refused_before_training(
+    write_config: Callable[..., Path], ftlib: Ftlib, store: Path
+) -> None:
+    config = write_config(FULL, replace=("test: 0.2}", "test: 0}"))
+    assert ftlib("prepare", config)[0] == 0
+    code, _, error = ftlib("train", config, "training.max_steps=2", "evaluation.splits=[valid, test]")
+    assert code == 2 and "split test has no rows to ask" in error and "Leave test out of evaluation.splits" in error
+    assert ftlib("train", config, "training.max_steps=2", "evaluation.splits=[valid]")[0] == 0
+    code, _, error = ftlib("evaluate", "tiny", "--split", "test")
+    assert code == 2 and "split test has no rows to ask" in error
+
+
+@pytest.mark.parametrize(
+    "settings", [("evaluation.max_new_tokens=2",) * 2, ("evaluation.max_new_tokens=1", "evaluation.max_new_tokens=2")]
+)
+def test_two_evaluations_at_once(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, tmp_path: Path, settings: tuple[str, str]
+) -> None:
+    """One waits for the other; if it asks for the same, it takes what that one found."""
+    trained(write_config, ftlib, replace=("evaluation: {", "evaluation: {before: false, "))
+    logs = [tmp_path / "asked-0", tmp_path / "asked-1"]
+    commands = [
+        counts_and_dies(log, 0, "evaluate", "tiny", own, "--split", "train", "--json")
+        for log, own in zip(logs, settings, strict=True)
+    ]
+    tasks = [subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) for command in commands]
+    results = [json.loads(task.communicate(timeout=240)[0])[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0]
+    assert [result["settings"]["max_new_tokens"] for result in results] == [int(own[-1]) for own in settings]
+    asked = [sum(map(int, log.read_text().split())) if log.exists() else 0 for log in logs]
+    assert sorted(asked) == ([0, 36] if settings[0] == settings[1] else [36, 36])
+    folder = evaluation(store / "runs", "train", "after")
+    last = json.loads((folder / "scores.json").read_text())["settings"]["max_new_tokens"]
+    assert max(len(str(record["prediction"])) for record in read_lines(folder / "predictions.jsonl")) <= last
+    assert not list(store.glob("runs/**/*.partial"))
 
 
 def prepared_rows(store: Path, train_rows: int, split: str) -> list[dict[str, object]]:

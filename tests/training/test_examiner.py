@@ -207,7 +207,7 @@ def test_rounds_and_the_best_interrupted_at_any_point(
     broken = run_of(config, tmp_path / "broken")
     near_limit = subprocess.run([sys.executable, "-c", SIGNALLED_WHILE_ASKING, config], capture_output=True, text=True)
     assert near_limit.returncode == 75 and "Traceback" not in near_limit.stderr, near_limit.stderr
-    partial = broken.evaluation("jsonl", "valid", "attempt-0-step-4.partial")
+    partial = broken.evaluation("jsonl", "valid", "attempt-0-step-4.partial") / "answers"
     assert sum(len(files.read_jsonl_log(log)) for log in partial.glob("answers-*")) == 8, "a batch is kept"
     for module, name, call in (
         (answers, "_publish", 1),  # step 4 answered, nothing of it written

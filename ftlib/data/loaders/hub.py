@@ -49,6 +49,17 @@ def files(data: Data) -> list[Path]:
     return []
 
 
+def version(data: Data) -> list[str]:
+    """The commit that is staged; of a local folder its files with their sizes and times."""
+    name = data.file.partition(":")[0]
+    if looks_local(name):
+        found = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        facts = ((path, path.stat()) for path in found)
+        return [f"{path.relative_to(name)} {fact.st_size} {fact.st_mtime_ns}" for path, fact in facts]
+    staged = find_staged(Repository("dataset", name, None), find_site())
+    return [staged.name] if staged else []
+
+
 def examples(data: Data) -> Iterator[Example | Bad]:
     """The rows of all splits; a row's id is `<split>-<row>` unless `data.columns` names a column of ids.
 

@@ -56,6 +56,29 @@ def test_own_ids_and_references(tmp_path: Path) -> None:
     assert "field id: '7' stands in validation row 1 already" in bad.reason
 
 
+def test_changed_files_are_another_version(tmp_path: Path) -> None:
+    jsonl(tmp_path / "set/train.jsonl", {"image": "a", "prefix": "q", "suffix": "x"})
+    section = data(tmp_path, file=str(tmp_path / "set"))
+    before = hub.version(section)
+    assert hub.version(section) == before
+    jsonl(tmp_path / "set/train.jsonl", {"image": "a", "prefix": "q", "suffix": "another"})
+    changed = hub.version(section)
+    jsonl(tmp_path / "set/test.jsonl", {"image": "b", "prefix": "q", "suffix": "x"})
+    assert len({tuple(one) for one in (before, changed, hub.version(section))}) == 3
+
+
+def test_another_staged_commit_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTLIB_STORE", str(tmp_path / "store"))
+    section = data(tmp_path, file="some/rows:subset")
+    assert hub.version(section) == []
+    cache = tmp_path / "store/hf/hub/datasets--some--rows"
+    for commit in ("a" * 40, "b" * 40):
+        with files.publish_folder(cache / "snapshots" / commit) as folder:
+            files.write_text(folder / "rows.csv", "image\n")
+        files.write_text(cache / "refs" / "main", commit)
+        assert hub.version(section) == [commit]
+
+
 def png(grey: int) -> bytes:
     from PIL import Image
 
