@@ -19,7 +19,7 @@ from torch import Tensor
 from ftlib import files
 from ftlib.errors import UserError
 from ftlib.merging.names import canonical
-from ftlib.merging.tensors import Stored, open_weights
+from ftlib.merging.tensors import Stored, open_weights, same
 
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 _UNSUPPORTED = {
@@ -39,6 +39,9 @@ _UNSUPPORTED = {
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that change the base's own weights; such an adapter is meaningless over the original base."""
+
+_HALF = {"relative": 2**-8, "absolute": 2**-24}
+"""How far bfloat16 and float16 are from what they round."""
 
 
 class Tuned(Protocol):
@@ -150,7 +153,7 @@ def open_adapter(folder: Path, base: dict[str, Stored]) -> Adapter:
         base: the base's weights by canonical name.
 
     Raises:
-        UserError: another kind of adapter, or keys that do not fit the base.
+        UserError: another kind of adapter, or keys that do not fit the base, or copies of another base's weights.
     """
     config = files.read_json(folder / "adapter_config.json")
     _refuse_unsupported(folder, config)
@@ -167,6 +170,8 @@ def open_adapter(folder: Path, base: dict[str, Stored]) -> Adapter:
             key = canonical(stored_name)
             replaced[key] = tensor
         _check_key(folder, stored_name, key, base, None if kind else tensor.shape)
+    for key in factors.keys() & replaced.keys():
+        _check_copy(folder, key, replaced.pop(key), base[key])
     low_rank = {key: _low_rank(folder, names[key], group, base[key], config) for key, group in factors.items()}
     return Adapter(low_rank, replaced, names, config)
 
@@ -197,6 +202,13 @@ def _check_key(folder: Path, stored: str, key: str, base: dict[str, Stored], sha
         raise UserError(f"{folder}: {stored} has no place in the base: there is no {key}", "Is it of another model?")
     if shape is not None and shape != base[key].shape:
         raise UserError(f"{folder}: {stored} has shape {list(shape)}, the base's has {list(base[key].shape)}")
+
+
+def _check_copy(folder: Path, key: str, copy: Stored, base: Stored) -> None:
+    """Beside the factors of embeddings and heads PEFT saves the weights that they adapt, in the type of training."""
+    if not same(copy, base, **_HALF):
+        problem = f"{folder}: beside its update of {key} it holds the weights that it was trained on, not the base's"
+        raise UserError(problem, "Is it of another model?")
 
 
 def _low_rank(folder: Path, module: str, group: dict[str, Stored], base: Stored, config: dict[str, Any]) -> LowRank:

@@ -12,7 +12,7 @@ from ftlib.errors import UserError
 from ftlib.merging.deltas import Checkpoint, Tuned
 from ftlib.merging.names import is_buffer, layer_of, part_of
 from ftlib.merging.recipe import BASE, MERGED, VLM_PARTS, Recipe
-from ftlib.merging.tensors import Entry, Stored
+from ftlib.merging.tensors import Entry, Stored, same
 
 _HEAD, _EMBEDDINGS = "lm_head.weight", "embed_tokens.weight"
 
@@ -137,15 +137,7 @@ def _fit_head(label: str, tensors: dict[str, Stored], base: dict[str, Stored]) -
         return
     if _HEAD in base:
         tensors[_HEAD] = tensors[embeddings]
-    elif _same(tensors[_HEAD], tensors[embeddings]):
+    elif same(tensors[_HEAD], tensors[embeddings]):
         del tensors[_HEAD]
     else:
         raise UserError(f"{label}: its head differs from its embeddings, and the base has one matrix for both")
-
-
-def _same(one: Stored, other: Stored) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    step = max(1, (1 << 20) // one.columns)
-    spans = [(start, min(start + step, one.rows)) for start in range(0, one.rows, step)]
-    return all(torch.equal(one.read(*span), other.read(*span)) for span in spans)
