@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from ftlib.errors import UserError
-from ftlib.merging.deltas import Checkpoint, Tuned
+from ftlib.merging.deltas import Adapter, Checkpoint, Tuned
 from ftlib.merging.names import is_buffer, layer_of, part_of
 from ftlib.merging.recipe import BASE, MERGED, VLM_PARTS, Recipe
 from ftlib.merging.tensors import Entry, Stored, same
 
-_HEAD, _EMBEDDINGS = "lm_head.weight", "embed_tokens.weight"
+_HEAD, _EMBEDDINGS, _POSITIONS = "lm_head.weight", "embed_tokens.weight", "wpe.weight"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,28 @@ def _source(recipe: Recipe, name: str, stored: Stored, parts: dict[str, str], mo
         source = ord(source) - ord("a")
         return source if models[source].changes(name) else BASE
     return source
+
+
+def check_head(weights: Sequence[Weight], models: Sequence[Tuned], labels: Sequence[str]) -> None:
+    """Refuse adapters of embeddings alone where the head is the same matrix: it would be changed with them.
+
+    Without ensure_weight_tying PEFT leaves the head as it was (github.com/huggingface/peft/issues/2777).
+
+    Raises:
+        UserError: such an adapter's embeddings take part in the merge.
+    """
+    if any(part_of(weight.name) == "head" for weight in weights):
+        return
+    for weight in weights:
+        if part_of(weight.name) != "embeddings" or weight.name.endswith(_POSITIONS):
+            continue
+        for number, (model, label) in enumerate(zip(models, labels, strict=True)):
+            apart = isinstance(model, Adapter) and model.changes(weight.name) and not model.tied
+            if apart and weight.source in (MERGED, number):
+                raise UserError(
+                    f"{label}: it changes the embeddings and not the head, which are one matrix in the base",
+                    "Take the embeddings of the base: --part embeddings=base.",
+                )
 
 
 def _is_whole(recipe: Recipe) -> bool:

@@ -105,3 +105,60 @@ def test_copies_may_be_rounded_but_not_of_another_base(tmp_path: Path, merged: M
     save_file({**weights, name: weights[name] * 1.01}, path)
     with pytest.raises(UserError, match="not the base's"):
         merged("a")
+
+
+EMBEDDINGS = {
+    "lora": {"target_modules": ["embed_tokens", "q_proj"]},
+    "whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_embeddings_apart_from_a_tied_head_are_refused(tmp_path: Path, merged: Merge, kind: str) -> None:
+    make_base(tmp_path, tied=True)
+    make_adapter(tmp_path, "a", **EMBEDDINGS[kind])
+    make_adapter(tmp_path, "b", target_modules=["q_proj"])
+    for models, fields in (
+        ("a", {}),
+        ("ba", {}),
+        ("ab", {"parts": {"embeddings": "a"}}),
+        ("ab", {"parts": {"embeddings": "merged"}}),
+    ):
+        with pytest.raises(UserError, match="it changes the embeddings and not the head"):
+            merged(*models, **fields)
+    for source in ("base", "b"):
+        merged("a", "b", parts={"embeddings": source})
+    merged("full_b")
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+def test_embeddings_and_tied_head_alike_are_merged(tmp_path: Path, merged: Merge, kind: str) -> None:
+    make_base(tmp_path, tied=True)
+    logits = make_adapter(tmp_path, "a", ensure_weight_tying=True, **EMBEDDINGS[kind])
+    same_logits(merged("a"), logits)
+    with pytest.raises(UserError, match="its head follows its embeddings"):
+        merged("a", form="adapter")
+
+
+def test_a_tied_head_with_a_scale_of_its_own_is_refused(tmp_path: Path, merged: Merge) -> None:
+    make_base(tmp_path, tied=True)
+    patterns = {"alpha_pattern": {"embed_tokens": 16}}
+    make_adapter(tmp_path, "a", ensure_weight_tying=True, **EMBEDDINGS["lora"], **patterns)
+    with pytest.raises(UserError, match="alpha_pattern sets apart embeddings and head"):
+        merged("a")
+
+
+def test_embeddings_apart_from_a_tied_head_stay_so_in_an_adapter(tmp_path: Path, merged: Merge) -> None:
+    make_base(tmp_path, tied=True)
+    logits = make_adapter(tmp_path, "a", target_modules=["embed_tokens", "q_proj"])
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(base, merged("a", form="adapter"))
+    torch.testing.assert_close(logits_of(loaded), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_of_a_tied_head_alone_is_refused(tmp_path: Path, merged: Merge) -> None:
+    make_base(tmp_path, tied=True)
+    make_adapter(tmp_path, "a", target_modules=["lm_head"])
+    with pytest.raises(UserError, match="there is no lm_head") as error:
+        merged("a")
+    assert "head is its embeddings" in error.value.remedy
