@@ -46,7 +46,9 @@ def write_adapter(
 
 
 def _refuse(label: str, adapter: Adapter) -> None:
-    if adapter.replaced:
+    if adapter.tied:
+        problem = f"{label}: its head follows its embeddings, which side by side they would not"
+    elif adapter.replaced:
         problem = f"{label}: it brings whole weights ({min(adapter.replaced)})"
     elif any(factors.magnitude is not None for factors in adapter.low_rank.values()):
         problem = f"{label}: it is a DoRA adapter, and a sum of those is none"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ftlib import files
 from ftlib.errors import UserError
-from ftlib.merging.names import canonical
-from ftlib.merging.tensors import Stored, open_weights
+from ftlib.merging.names import canonical, part_of
+from ftlib.merging.tensors import Stored, open_weights, same
 
 _FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 _UNSUPPORTED = {
@@ -39,6 +39,9 @@ _UNSUPPORTED = {
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that change the base's own weights; such an adapter is meaningless over the original base."""
+
+_HALF = {"relative": 2**-8, "absolute": 2**-24}
+"""How far bfloat16 and float16 are from what they round."""
 
 
 class Tuned(Protocol):
@@ -122,12 +125,14 @@ class Adapter:
         low_rank: canonical name of a weight → its update.
         replaced: weights that it brings whole (modules_to_save, biases).
         names: canonical name of a weight → its module's name in the adapter's files.
+        tied: whether it changes embeddings and head alike, which are one matrix in the base (ensure_weight_tying).
     """
 
     low_rank: dict[str, LowRank]
     replaced: dict[str, Stored]
     names: dict[str, str]
     config: dict[str, Any]
+    tied: bool
 
     def changes(self, name: str) -> bool:
         return name in self.low_rank or name in self.replaced
@@ -150,25 +155,33 @@ def open_adapter(folder: Path, base: dict[str, Stored]) -> Adapter:
         base: the base's weights by canonical name.
 
     Raises:
-        UserError: another kind of adapter, or keys that do not fit the base.
+        UserError: another kind of adapter, or keys that do not fit the base, or copies of another base's weights.
     """
     config = files.read_json(folder / "adapter_config.json")
     _refuse_unsupported(folder, config)
     factors: dict[str, dict[str, Stored]] = {}
     names: dict[str, str] = {}
     replaced = {}
+    tied = False
     for stored_name, tensor in open_weights(folder).items():
         module, kind = _split(stored_name)
+        key = canonical(f"{module}.weight" if kind else stored_name)
         if kind:
-            key = canonical(f"{module}.weight")
-            factors.setdefault(key, {})[kind] = tensor
             names[key] = module.removeprefix("base_model.model.")
-        else:
-            key = canonical(stored_name)
-            replaced[key] = tensor
+        if config.get("ensure_weight_tying") and part_of(key) == "head" and key not in base:
+            tied = True
+            continue  # the embeddings' own once more
         _check_key(folder, stored_name, key, base, None if kind else tensor.shape)
+        if kind:
+            factors.setdefault(key, {})[kind] = tensor
+        else:
+            replaced[key] = tensor
+    for key in factors.keys() & replaced.keys():
+        _check_copy(folder, key, replaced.pop(key), base[key])
+    if tied:
+        _check_scales(folder, names, config)
     low_rank = {key: _low_rank(folder, names[key], group, base[key], config) for key, group in factors.items()}
-    return Adapter(low_rank, replaced, names, config)
+    return Adapter(low_rank, replaced, names, config, tied)
 
 
 def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
@@ -194,9 +207,24 @@ def _split(name: str) -> tuple[str, str]:
 
 def _check_key(folder: Path, stored: str, key: str, base: dict[str, Stored], shape: tuple[int, ...] | None) -> None:
     if key not in base:
-        raise UserError(f"{folder}: {stored} has no place in the base: there is no {key}", "Is it of another model?")
+        hint = "The base's head is its embeddings." if part_of(key) == "head" else "Is it of another model?"
+        raise UserError(f"{folder}: {stored} has no place in the base: there is no {key}", hint)
     if shape is not None and shape != base[key].shape:
         raise UserError(f"{folder}: {stored} has shape {list(shape)}, the base's has {list(base[key].shape)}")
+
+
+def _check_copy(folder: Path, key: str, copy: Stored, base: Stored) -> None:
+    """Beside the factors of embeddings and heads PEFT saves the weights that they adapt, in the type of training."""
+    if not same(copy, base, **_HALF):
+        problem = f"{folder}: beside its update of {key} it holds the weights that it was trained on, not the base's"
+        raise UserError(problem, "Is it of another model?")
+
+
+def _check_scales(folder: Path, names: dict[str, str], config: dict[str, Any]) -> None:
+    """Heads share the factors of embeddings that they are tied to, but not their place in `alpha_pattern`."""
+    modules = [module for key, module in names.items() if part_of(key) in ("embeddings", "head")]
+    if len({_scale(config, module, 1) for module in modules}) > 1:
+        raise UserError(f"{folder}: alpha_pattern sets apart embeddings and head, which are one matrix in the base")
 
 
 def _low_rank(folder: Path, module: str, group: dict[str, Stored], base: Stored, config: dict[str, Any]) -> LowRank:

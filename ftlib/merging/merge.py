@@ -18,7 +18,7 @@ from ftlib.merging.card import card, formula, record
 from ftlib.merging.concatenate import write_adapter
 from ftlib.merging.deltas import Adapter, Checkpoint, Tuned, canonical_weights, open_adapter
 from ftlib.merging.names import canonical, part_of
-from ftlib.merging.plan import Weight, fitted_checkpoint, plan_weights
+from ftlib.merging.plan import Weight, check_head, fitted_checkpoint, plan_weights
 from ftlib.merging.recipe import Recipe, letter
 from ftlib.merging.sources import Source, check_belonging, find_source, hashes
 from ftlib.merging.statistics import Record, by_layer, table
@@ -57,6 +57,9 @@ def merge(recipe: Recipe, site: Site) -> Path:
     base = canonical_weights(inputs.base.folder)
     models = [_open(source, base) for source in inputs.models]
     weights = plan_weights(recipe, base, {canonical(name): name for name in stored}, models)
+    labels = [source.label for source in inputs.models]
+    if recipe.form == "model":
+        check_head(weights, models, labels)
     console.say(formula(recipe))
     partial = output.with_name(f"{output.name}.partial")
     with files.storage_errors(output):
@@ -66,7 +69,7 @@ def merge(recipe: Recipe, site: Site) -> Path:
             if recipe.form == "adapter":
                 _publish_adapter(recipe, inputs, weights, models, output)
             else:
-                work = Work(recipe, weights, models, [source.label for source in inputs.models], partial)
+                work = Work(recipe, weights, models, labels, partial)
                 _publish_model(work, inputs, output)
             shutil.rmtree(partial, ignore_errors=True)
     return output

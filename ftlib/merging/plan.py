@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from ftlib.errors import UserError
-from ftlib.merging.deltas import Checkpoint, Tuned
+from ftlib.merging.deltas import Adapter, Checkpoint, Tuned
 from ftlib.merging.names import is_buffer, layer_of, part_of
 from ftlib.merging.recipe import BASE, MERGED, VLM_PARTS, Recipe
-from ftlib.merging.tensors import Entry, Stored
+from ftlib.merging.tensors import Entry, Stored, same
 
-_HEAD, _EMBEDDINGS = "lm_head.weight", "embed_tokens.weight"
+_HEAD, _EMBEDDINGS, _POSITIONS = "lm_head.weight", "embed_tokens.weight", "wpe.weight"
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,28 @@ def _source(recipe: Recipe, name: str, stored: Stored, parts: dict[str, str], mo
     return source
 
 
+def check_head(weights: Sequence[Weight], models: Sequence[Tuned], labels: Sequence[str]) -> None:
+    """Refuse adapters of embeddings alone where the head is the same matrix: it would be changed with them.
+
+    Without ensure_weight_tying PEFT leaves the head as it was (github.com/huggingface/peft/issues/2777).
+
+    Raises:
+        UserError: such an adapter's embeddings take part in the merge.
+    """
+    if any(part_of(weight.name) == "head" for weight in weights):
+        return
+    for weight in weights:
+        if part_of(weight.name) != "embeddings" or weight.name.endswith(_POSITIONS):
+            continue
+        for number, (model, label) in enumerate(zip(models, labels, strict=True)):
+            apart = isinstance(model, Adapter) and model.changes(weight.name) and not model.tied
+            if apart and weight.source in (MERGED, number):
+                raise UserError(
+                    f"{label}: it changes the embeddings and not the head, which are one matrix in the base",
+                    "Take the embeddings of the base: --part embeddings=base.",
+                )
+
+
 def _is_whole(recipe: Recipe) -> bool:
     """Whether the recipe is one model as it is; base + (model - base) would round."""
     settings = recipe.resolved
@@ -137,15 +159,7 @@ def _fit_head(label: str, tensors: dict[str, Stored], base: dict[str, Stored]) -
         return
     if _HEAD in base:
         tensors[_HEAD] = tensors[embeddings]
-    elif _same(tensors[_HEAD], tensors[embeddings]):
+    elif same(tensors[_HEAD], tensors[embeddings]):
         del tensors[_HEAD]
     else:
         raise UserError(f"{label}: its head differs from its embeddings, and the base has one matrix for both")
-
-
-def _same(one: Stored, other: Stored) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    step = max(1, (1 << 20) // one.columns)
-    spans = [(start, min(start + step, one.rows)) for start in range(0, one.rows, step)]
-    return all(torch.equal(one.read(*span), other.read(*span)) for span in spans)

@@ -87,6 +87,18 @@ def open_weights(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def same(one: Stored, other: Stored, relative: float = 0.0, absolute: float = 0.0) -> bool:
+    """Whether two tensors hold the same numbers, up to a difference of `absolute` + `relative` · |other|."""
+    if one.shape != other.shape:
+        return False
+    step = max(1, (1 << 20) // max(1, one.columns))
+    spans = [(start, min(start + step, one.rows)) for start in range(0, one.rows, step)]
+    return all(
+        torch.allclose(one.read(*span).float(), other.read(*span).float(), rtol=relative, atol=absolute)
+        for span in spans
+    )
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights: those of its index, or all there are.
 
