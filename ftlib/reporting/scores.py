@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from ftlib.metrics.likeness import unlike
 from ftlib.reporting import charts
 from ftlib.reporting.collect import Evaluation, RunRecord, SplitRecord
 from ftlib.reporting.html import Child, Node, folded, group, note, section, table, tag
@@ -144,11 +145,9 @@ def _warnings(split: SplitRecord) -> Iterator[str]:
         yield f"{where}: {split.change['sentence']}."
     if not (split.before and split.after):
         return
-    for key in ("fingerprint", "prompt", "max_new_tokens"):
-        values = [evaluation.scores.get("settings", {}).get(key) for evaluation in (split.before, split.after)]
-        if values[0] != values[1]:
-            change = f"{values[0]} before, {values[1]} after"
-            yield f"{split.split}: the two scores are not comparable: the {key} differs ({change})."
+    for key, (before, after) in unlike(split.before.scores, split.after.scores).items():
+        change = f"{before} before, {after} after"
+        yield f"{split.split}: the two scores are not comparable: the {key} differs ({change})."
 
 
 def _missing(record: RunRecord) -> Iterator[list[Child]]:

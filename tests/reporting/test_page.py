@@ -275,6 +275,8 @@ def test_scores_of_different_rows_are_called_not_comparable(finished: Run, page:
     assert "not comparable" not in page(finished)
     evaluate(finished, "valid", "after", AFTER_ROWS, settings={"fingerprint": "feed0009", "prompt": "{prefix}"})
     assert "the fingerprint differs (feed0002 before, feed0009 after)" in page(finished)
+    evaluate(finished, "valid", "after", AFTER_ROWS, settings={"fingerprint": "feed0002", "num_beams": 4})
+    assert "not comparable: the num_beams differs (None before, 4 after)" in page(finished)
 
 
 @pytest.mark.parametrize("value", [0.5, 1.32])
