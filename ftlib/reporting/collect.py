@@ -35,6 +35,11 @@ class Evaluation:
     scores: dict[str, Any]
     folder: Path
 
+    @property
+    def rows(self) -> str:
+        """The fingerprint of the rows that were asked."""
+        return str(self.scores["settings"]["fingerprint"])
+
     @functools.cached_property
     def predictions(self) -> list[dict[str, Any]]:
         """The rows of predictions.jsonl."""

@@ -14,9 +14,7 @@ from ftlib import files
 from ftlib.config import Config
 from ftlib.hub import MERGE_RECORD, looks_local
 from ftlib.reporting.collect import Evaluation, RunRecord
-from ftlib.reporting.leaderboard import spread_text
-from ftlib.reporting.scores import NONE
-from ftlib.reporting.seeds import spread_of
+from ftlib.reporting.leaderboard import values_text
 from ftlib.reporting.settings import Setting
 from ftlib.reporting.tables import Table
 
@@ -51,7 +49,7 @@ def models_table(settings: Sequence[Setting], asked: Sequence[RunRecord]) -> Tab
     scores: dict[_Model, dict[_Place, list[float]]] = {}
     labels: dict[_Place, str] = {}
     for model, run, dataset, found in _evaluations(settings, asked):
-        place = _Place(found.scores["settings"]["fingerprint"], found.folder.parent.name, found.scores["metric"])
+        place = _Place(found.rows, found.folder.parent.name, found.scores["metric"])
         labels.setdefault(place, f"{_dataset(run.config, dataset)} {place.split}, {place.metric}")
         scores.setdefault(model, {}).setdefault(place, []).append(float(found.scores["value"]))
     rows = [
@@ -110,4 +108,4 @@ def _unique(labels: dict[_Place, str]) -> list[str]:
 def _cell(model: _Model, values: Sequence[float]) -> str:
     """Several runs tell the same score of one base model; it is no spread."""
     counted = values if model.group == _TRAINED else sorted(set(values))
-    return spread_text(spread_of(counted)) if counted else NONE
+    return values_text(counted)
