@@ -135,8 +135,9 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _words(value)
+            yield f"{prefix}{key}", words(value)
 
 
-def _words(value: Any) -> str:
+def words(value: Any) -> str:
+    """Texts as they are, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
