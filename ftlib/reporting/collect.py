@@ -36,6 +36,12 @@ class Evaluation:
     folder: Path
 
     @property
+    def value(self) -> float | None:
+        """The main metric; None where it is undefined."""
+        value = self.scores["value"]
+        return None if value is None else float(value)
+
+    @property
     def rows(self) -> str:
         """The fingerprint of the rows that were asked."""
         return str(self.scores["settings"]["fingerprint"])

@@ -141,7 +141,7 @@ def _scores(setting: Setting) -> dict[_Place, list[float]]:
         for split in run.splits:
             if after := split.after:
                 place = _Place(split.dataset, split.split, after.scores["metric"], after.rows)
-                found.setdefault(place, []).append(float(after.scores["value"]))
+                found.setdefault(place, []).extend([] if after.value is None else [after.value])
     return found
 
 

@@ -61,7 +61,7 @@ def models_table(settings: Sequence[Setting], asked: Sequence[RunRecord]) -> Tab
         how = tuple((name, words(value)) for name, value in sorted(how_asked(found.scores).items()))
         place = _Place(found.folder.parent.name, found.scores["metric"], how)
         labels.setdefault(place, f"{_dataset(run.config, dataset)} {place.split}, {place.metric}")
-        scores.setdefault(model, {}).setdefault(place, []).append(float(found.scores["value"]))
+        scores.setdefault(model, {}).setdefault(place, []).extend([] if found.value is None else [found.value])
     rows = [
         [model.name, *[_cell(model, scores[model].get(place, [])) for place in labels], model.origin]
         for model in sorted(scores)

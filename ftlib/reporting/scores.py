@@ -112,25 +112,26 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[list[Child]]:
 
 def _cells(evaluation: Evaluation) -> list[Child]:
     scores = evaluation.scores
-    low, high = scores["interval"]
     invalid = scores.get("invalid")
     return [
-        _bar(scores["value"], low, high, evaluation.when),
-        f"{low:.3f}–{high:.3f}",
+        _bar(scores, evaluation.when),
+        "–".join(f"{end:.3f}" for end in scores["interval"]) if scores["interval"] else NONE,
         str(scores["n"]),
         NONE if invalid is None else str(invalid),
     ]
 
 
-def _bar(value: float, low: float, high: float, when: str) -> Node:
-    """Metrics that leave 0…1, such as CIDEr, have no bar."""
-    if not 0 <= low <= value <= high <= 1:
+def _bar(scores: dict[str, Any], when: str) -> Node:
+    """Metrics that leave 0…1, such as CIDEr, and undefined ones have no bar."""
+    value, interval = scores["value"], scores["interval"]
+    if value is None or not interval or not 0 <= interval[0] <= value <= interval[1] <= 1:
         return group(NONE)
+    low, high = interval
     return charts.interval_bar(value, low, high, when, f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}")
 
 
 def _value(scores: dict[str, Any]) -> str:
-    return f"{scores['value']:.3f}"
+    return NONE if scores["value"] is None else f"{scores['value']:.3f}"
 
 
 def _method(scores: dict[str, Any]) -> str:

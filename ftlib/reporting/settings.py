@@ -56,14 +56,15 @@ def contests(settings: Sequence[Setting]) -> list[list[Setting]]:
 
 
 def own_score(record: RunRecord, split: str, when: str = AFTER) -> float | None:
-    """The main metric of a run's own dataset."""
+    """The main metric of a run's own dataset; None without an evaluation, or where it is undefined."""
     found = _own_evaluation(record, split, when)
-    return float(found.scores["value"]) if found else None
+    return found.value if found else None
 
 
 def rows_of(runs: Sequence[RunRecord], split: str) -> frozenset[str]:
-    """The fingerprints of the rows of their own dataset that runs were asked after training."""
-    return frozenset(found.rows for run in runs if (found := _own_evaluation(run, split, AFTER)))
+    """The fingerprints of the rows of their own dataset that the scores of runs after training rest on."""
+    found = [_own_evaluation(run, split, AFTER) for run in runs]
+    return frozenset(one.rows for one in found if one and one.value is not None)
 
 
 def asked_unlike_rows(groups: Iterable[Sequence[RunRecord]], split: str) -> bool:

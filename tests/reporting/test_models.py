@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,13 @@ def test_scores_of_a_base_that_was_asked_or_loaded_differently_stand_apart(
         "| ftlib/tiny-paligemma, revision v2, bfloat16 | 0.500 | – |" in table
         and "±" not in table.partition("Trained")[0]
     )
+
+
+def test_an_undefined_score_of_a_model_is_none(merged: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    undefined: dict[str, Any] = {"value": None, "interval": None, "settings": {"fingerprint": "rows of cats"}}
+    evaluate(merged[2], "valid", "before", _answers(5), **undefined)
+    assert ftlib("report", "cats", "dogs", "-o", tmp_path / "p.html")[0] == 0
+    assert f"{tmp_path / 'half'} | – | 0.600 |" in (tmp_path / "p.md").read_text().replace("\\", "")
 
 
 def test_equal_names_of_different_rows_are_told_apart(merged: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:

@@ -271,6 +271,13 @@ def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:
     assert "valid accuracy 0.500 before training" in page(finished)
 
 
+@pytest.mark.parametrize("value", [None, 0.5])
+def test_an_undefined_score_or_interval_is_none(finished: Run, page: Page, value: float | None) -> None:
+    evaluate(finished, "valid", "after", AFTER_ROWS, value=value, interval=None)
+    shown = "–" if value is None else "0.500"
+    assert f"valid accuracy 0.500 → {shown} (n = 4)" in page(finished)
+
+
 def test_scores_of_different_rows_are_called_not_comparable(finished: Run, page: Page) -> None:
     assert "not comparable" not in page(finished)
     evaluate(finished, "valid", "after", AFTER_ROWS, settings={"fingerprint": "feed0009", "prompt": "{prefix}"})

@@ -7,6 +7,7 @@ import io
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import t as student
@@ -197,6 +198,15 @@ def test_the_seeds_of_a_setting_on_different_rows(site: Site, tmp_path: Path, ft
 
 def test_settings_on_the_same_rows_need_no_remark(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
     assert "not all asked" not in (text := _report(ftlib, tmp_path)) and "different rows" not in text
+
+
+def test_an_undefined_score_is_none(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    undefined: dict[str, Any] = {"value": None, "interval": None, "settings": {"fingerprint": "valid"}}
+    for dataset in ("jsonl", "set2"):
+        evaluate(sweep[0], "valid", "after", [row(1, "cat", "cat")], dataset, **undefined)
+    text = _report(ftlib, tmp_path)
+    assert "| learning_rate=0.001 | 2 of 3 | 0.800 ± 0.141 |" in text
+    assert "| learning_rate=0.001 | 0.500 ± 0.000 | 0.800 ± 0.141 | – |" in text
 
 
 def test_columns_of_one_name_and_different_rows_are_told_apart(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
