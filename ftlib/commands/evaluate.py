@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlib import command_line, console, files, history, runs
+from ftlib import command_line, console, history, runs
 from ftlib.config import Config
 from ftlib.config_file import Experiment, load_experiment
 from ftlib.errors import UserError
@@ -97,7 +97,7 @@ def _results(
     """The scores of every model, dataset and split; those after training tell what it changed."""
     from ftlib.data.prepared import open_prepared
     from ftlib.evaluation.answers import evaluate_split, threshold_of
-    from ftlib.evaluation.comparison import compare_evaluations
+    from ftlib.evaluation.comparison import change_by_training
 
     own = experiment.config
     for when in whens:
@@ -113,9 +113,8 @@ def _results(
                     continue
                 change = None
                 if when == "after":
-                    change = compare_evaluations(config, asked.prepared.labels, folders["before"], folders["after"])
+                    change = change_by_training(config, asked.prepared.labels, folders["before"], folders["after"])
                 if change:
-                    files.write_json(folders[when].with_name("comparison.json"), change)
                     scores = {**scores, "change": change}
                 yield {"when": when, "data": name, "split": split, **scores}
 

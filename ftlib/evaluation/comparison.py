@@ -9,33 +9,44 @@ from typing import Any
 from ftlib import files
 from ftlib.config import Config
 from ftlib.metrics.bootstrap import compare
+from ftlib.metrics.likeness import settings_hash, unlike
 from ftlib.tasks import TASKS
 
-_ASKED_ALIKE = ("fingerprint", "task")
 
-
-def compare_evaluations(config: Config, labels: list[str], a: Path, b: Path) -> dict[str, Any] | None:
+def compare_evaluations(config: Config, labels: list[str], a: Path, b: Path) -> dict[str, Any]:
     """The difference B − A of the task's headline metric.
 
     Args:
-        a, b: evaluation folders of one split.
+        a, b: finished evaluations of the same rows.
 
     Returns:
-        metric, difference, interval, p, groups, verdict and all of it as a sentence; None if one is missing or they
-        were not asked the same rows.
+        metric, difference, interval, p, groups and verdict.
     """
-    if not (files.is_complete(a) and files.is_complete(b)):
-        return None
-    scores = [files.read_json(folder / "scores.json") for folder in (a, b)]
-    if any(scores[0]["settings"][name] != scores[1]["settings"][name] for name in _ASKED_ALIKE):
-        return None
     samples = []
     for folder in (a, b):
         records = files.read_jsonl_log(folder / "predictions.jsonl")
         samples.append(TASKS[config.task].measure(records, labels, config.evaluation.positive).sample)
-    metric = scores[1]["metric"]
+    metric = files.read_json(b / "scores.json")["metric"]
     comparison = compare(samples[0], samples[1], metric)
-    low, high = comparison.interval
-    change = f"{comparison.difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, p = {comparison.p:.4f})"
-    sentence = f"training changed {metric} by {change}: {comparison.verdict}"
-    return {"metric": metric, **asdict(comparison), "verdict": comparison.verdict, "sentence": sentence}
+    return {"metric": metric, **asdict(comparison), "verdict": comparison.verdict}
+
+
+def change_by_training(config: Config, labels: list[str], before: Path, after: Path) -> dict[str, Any] | None:
+    """What training changed on a split; comparison.json beside the two evaluations keeps it.
+
+    Returns:
+        `compare_evaluations`, all of it as a sentence, and `of`, which tells the two evaluations that it compares;
+        None if one is missing or has no score, or if they were not asked the same rows in the same way.
+    """
+    if not (files.is_complete(before) and files.is_complete(after)):
+        return None
+    scores = [files.read_json(folder / "scores.json") for folder in (before, after)]
+    if unlike(*scores) or None in [one["value"] for one in scores]:
+        return None
+    found = compare_evaluations(config, labels, before, after)
+    low, high = found["interval"]
+    size = f"{found['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, p = {found['p']:.4f})"
+    sentence = f"training changed {found['metric']} by {size}: {found['verdict']}"
+    change = {**found, "sentence": sentence, "of": [settings_hash(one) for one in scores]}
+    files.write_json(after.with_name("comparison.json"), change)
+    return change

@@ -107,7 +107,7 @@ def _ranking(asked: Asked, folders: dict[str, Path]) -> list[dict[str, Any]]:
         change = None
         if prompt != order[0]:
             found = compare_evaluations(asked.config, asked.prepared.labels, folders[order[0]], folders[prompt])
-            change = {name: found[name] for name in COMPARED} if found else None
+            change = {name: found[name] for name in COMPARED}
         shown = {name: scores[prompt][name] for name in SHOWN}
         ranked.append({"prompt": prompt, **shown, "against_best": change, "folder": folders[prompt].name})
     return ranked

@@ -12,6 +12,7 @@ from ftlib import files, history
 from ftlib.config import Config
 from ftlib.config_file import load_experiment
 from ftlib.history import Usage
+from ftlib.metrics.likeness import settings_hash
 from ftlib.reporting.standing import Standing
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -34,6 +35,17 @@ class Evaluation:
     scores: dict[str, Any]
     folder: Path
 
+    @property
+    def value(self) -> float | None:
+        """The main metric; None where it is undefined."""
+        value = self.scores["value"]
+        return None if value is None else float(value)
+
+    @property
+    def rows(self) -> str:
+        """The fingerprint of the rows that were asked."""
+        return str(self.scores["settings"]["fingerprint"])
+
     @functools.cached_property
     def predictions(self) -> list[dict[str, Any]]:
         """The rows of predictions.jsonl."""
@@ -45,7 +57,7 @@ class SplitRecord:
     """What is known of one split of one dataset; at least one of before and after is there.
 
     Attributes:
-        change: comparison.json, the paired test of before against after.
+        change: comparison.json, the paired test of before against after; None if it is of earlier evaluations.
     """
 
     dataset: str
@@ -164,6 +176,8 @@ def _read_split(folder: Path) -> SplitRecord:
     whole = [when for when in (BEFORE, AFTER) if files.is_complete(folder / when)]
     by_when = {when: _read_evaluation(folder / when) for when in whole}
     change = _optional_json(folder / "comparison.json") if len(whole) == 2 else None
+    if change and change.get("of") != [settings_hash(one.scores) for one in by_when.values()]:
+        change = None
     return SplitRecord(folder.parent.name, folder.name, by_when, change)
 
 

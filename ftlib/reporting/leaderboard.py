@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ftlib.reporting.collect import BEFORE, RunRecord
 from ftlib.reporting.scores import NONE
 from ftlib.reporting.seeds import Spread, spread_of
-from ftlib.reporting.settings import CHOICE, REPORT, Setting, contests, own_score
+from ftlib.reporting.settings import CHOICE, REPORT, Setting, asked_unlike_rows, contests, own_score, rows_of
 from ftlib.reporting.state import happened, state
 from ftlib.reporting.tables import Table
 
 _OVER_SEEDS = "mean ± standard deviation over the seeds; interval of that mean by Student's t"
+
+
+class _Place(NamedTuple):
+    """A column: one metric on the same rows, by their fingerprint."""
+
+    dataset: str
+    split: str
+    metric: str
+    rows: str
 
 
 def leaderboards(settings: Sequence[Setting]) -> list[Table]:
@@ -32,7 +42,17 @@ def _leaderboard(metric: str, place: str, settings: Sequence[Setting]) -> Table:
     missing = [setting.name for setting in settings if setting.spread(CHOICE) is None]
     unranked = [f"Not ranked, for want of scores on {CHOICE}: {'; '.join(missing)}."] if missing else []
     title = f"Leaderboard, {metric}{place and ' on '}{place}"
-    return Table(title, "lrrrrrr", headers, [_row(one) for one in settings], [remark, *unranked])
+    remarks = [*_row_remarks(settings), remark, *unranked]
+    return Table(title, "lrrrrrr", headers, [_row(one) for one in settings], remarks)
+
+
+def _row_remarks(settings: Sequence[Setting]) -> Iterator[str]:
+    """Scores on different rows differ by the rows, too."""
+    for split in (CHOICE, REPORT):
+        if asked_unlike_rows([setting.runs for setting in settings], split):
+            yield f"These settings were not all asked the same rows of {split}: differences may be the rows'."
+        elif any(len(rows_of(setting.runs, split)) > 1 for setting in settings):
+            yield f"The runs of a setting were not all asked the same rows of {split}: part of ± may be the rows'."
 
 
 def _row(setting: Setting) -> list[str]:
@@ -56,6 +76,11 @@ def spread_text(found: Spread | None) -> str:
     return f"{found.mean:.3f}" if found.sd is None else f"{found.mean:.3f} ± {found.sd:.3f}"
 
 
+def values_text(values: Sequence[float]) -> str:
+    """`spread_text` of what values there are."""
+    return spread_text(spread_of(values) if values else None)
+
+
 def effects(settings: Sequence[Setting]) -> list[Table]:
     """For each key that varies, what its values come to over everything else; for sweeps of two keys and more."""
     return [table for board in contests(settings) for table in _effects(board)]
@@ -67,15 +92,17 @@ def _effects(board: Sequence[Setting]) -> list[Table]:
 
 
 def _effect(key: str, settings: Sequence[Setting]) -> Table:
-    found: dict[str, list[float]] = {}
+    runs: dict[str, list[RunRecord]] = {}
     for setting in settings:
-        scores = [score for run in setting.runs if (score := own_score(run, CHOICE)) is not None]
-        found.setdefault(setting.values[key], []).extend(scores)
-    rows = [
-        [value, str(len(scores)), spread_text(spread_of(scores) if scores else None)] for value, scores in found.items()
-    ]
-    remark = f"Mean ± standard deviation on {CHOICE} over all runs with that value, whatever their other settings."
-    return Table(f"Effect of {key}", "lrr", [key, "runs", CHOICE], rows, [remark])
+        runs.setdefault(setting.values[key], []).extend(setting.runs)
+    rows = []
+    for value, members in runs.items():
+        scores = [score for run in members if (score := own_score(run, CHOICE)) is not None]
+        rows.append([value, str(len(scores)), values_text(scores)])
+    remarks = [f"Mean ± standard deviation on {CHOICE} over all runs with that value, whatever their other settings."]
+    if asked_unlike_rows(runs.values(), CHOICE):
+        remarks.insert(0, f"These values were not all asked the same rows of {CHOICE}: differences may be the rows'.")
+    return Table(f"Effect of {key}", "lrr", [key, "runs", CHOICE], rows, remarks)
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:
@@ -95,21 +122,32 @@ def _run_row(setting: Setting, run: RunRecord) -> list[str]:
 
 def cross_table(settings: Sequence[Setting]) -> Table | None:
     """Every setting on every dataset and split that any run was asked on; None if there is only the runs' own."""
-    places = dict.fromkeys(place for setting in settings for place in _places(setting))
-    if len({dataset for dataset, _ in places}) < 2:
+    places = list(dict.fromkeys(place for setting in settings for place in _scores(setting)))
+    if len({place.dataset for place in places}) < 2:
         return None
-    headers = ["setting", *[f"{dataset} {split}" for dataset, split in places]]
-    rows = [[setting.name, *[_cross_cell(setting, *place) for place in places]] for setting in settings]
+    headers = ["setting", *[_header(place, places) for place in places]]
+    rows = []
+    for setting in settings:
+        scores = _scores(setting)
+        rows.append([setting.name, *[values_text(scores.get(place, [])) for place in places]])
     remark = f"Main metric after training, {_OVER_SEEDS.split(';')[0]}."
     return Table("Across datasets", "l" + "r" * len(places), headers, rows, [remark])
 
 
-def _places(setting: Setting) -> Iterator[tuple[str, str]]:
+def _scores(setting: Setting) -> dict[_Place, list[float]]:
+    """The main metric after training, of every run that was asked there."""
+    found: dict[_Place, list[float]] = {}
     for run in setting.runs:
-        yield from ((split.dataset, split.split) for split in run.splits if split.after)
+        for split in run.splits:
+            if after := split.after:
+                place = _Place(split.dataset, split.split, after.scores["metric"], after.rows)
+                found.setdefault(place, []).extend([] if after.value is None else [after.value])
+    return found
 
 
-def _cross_cell(setting: Setting, dataset: str, split: str) -> str:
-    known = [one for run in setting.runs for one in run.splits if (one.dataset, one.split) == (dataset, split)]
-    scores = [float(one.after.scores["value"]) for one in known if one.after]
-    return spread_text(spread_of(scores)) if scores else NONE
+def _header(place: _Place, places: Sequence[_Place]) -> str:
+    """Places of one name are told apart by metric and by the beginning of the rows' fingerprint."""
+    name = f"{place.dataset} {place.split}"
+    if [(one.dataset, one.split) for one in places].count((place.dataset, place.split)) == 1:
+        return name
+    return f"{name}, {place.metric} ({place.rows[:8]})"

@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlib import files
-from ftlib.config import Config
+from ftlib.config import Config, Model
 from ftlib.hub import MERGE_RECORD, looks_local
+from ftlib.metrics.likeness import how_asked
 from ftlib.reporting.collect import Evaluation, RunRecord
-from ftlib.reporting.leaderboard import spread_text
-from ftlib.reporting.scores import NONE
-from ftlib.reporting.seeds import spread_of
-from ftlib.reporting.settings import Setting
+from ftlib.reporting.leaderboard import values_text
+from ftlib.reporting.settings import Setting, words
 from ftlib.reporting.tables import Table
 
 _BASES, _TRAINED, _MERGES = range(3)
+_LOADED = {
+    "revision": "revision ",
+    "dtype": "",
+    "quantization": "",
+    "final_softcap": "final_softcap ",
+    "max_length": "max_length ",
+}
+"""The settings of a model that its answers depend on → what is said before their values."""
 
 
 class _Model(NamedTuple):
@@ -32,11 +39,11 @@ class _Model(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A column: the same rows of a dataset (by their fingerprint), asked for the same metric."""
+    """A column: the same rows of a dataset (by their fingerprint), asked in the same way for the same metric."""
 
-    fingerprint: str
     split: str
     metric: str
+    asked: tuple[tuple[str, str], ...]
 
 
 def models_table(settings: Sequence[Setting], asked: Sequence[RunRecord]) -> Table | None:
@@ -51,9 +58,10 @@ def models_table(settings: Sequence[Setting], asked: Sequence[RunRecord]) -> Tab
     scores: dict[_Model, dict[_Place, list[float]]] = {}
     labels: dict[_Place, str] = {}
     for model, run, dataset, found in _evaluations(settings, asked):
-        place = _Place(found.scores["settings"]["fingerprint"], found.folder.parent.name, found.scores["metric"])
+        how = tuple((name, words(value)) for name, value in sorted(how_asked(found.scores).items()))
+        place = _Place(found.folder.parent.name, found.scores["metric"], how)
         labels.setdefault(place, f"{_dataset(run.config, dataset)} {place.split}, {place.metric}")
-        scores.setdefault(model, {}).setdefault(place, []).append(float(found.scores["value"]))
+        scores.setdefault(model, {}).setdefault(place, []).extend([] if found.value is None else [found.value])
     rows = [
         [model.name, *[_cell(model, scores[model].get(place, [])) for place in labels], model.origin]
         for model in sorted(scores)
@@ -76,9 +84,12 @@ def _evaluations(
 
 
 def _untrained(config: Config) -> _Model:
-    base, quantization = config.model.base, config.model.quantization
+    """Its name says what of the model's settings is not as by default, if answers depend on it."""
+    base = config.model.base
     group = _MERGES if _merge_record(base) else _BASES
-    return _Model(group, base if quantization == "none" else f"{base}, {quantization}", origin_of(base))
+    known = {name: getattr(config.model, name) for name in _LOADED}
+    told = [f"{_LOADED[name]}{value}" for name, value in known.items() if value != Model.model_fields[name].default]
+    return _Model(group, ", ".join([base, *told]), origin_of(base))
 
 
 def origin_of(base: str) -> str:
@@ -102,12 +113,18 @@ def _dataset(config: Config, dataset: str) -> str:
 
 
 def _unique(labels: dict[_Place, str]) -> list[str]:
-    """Equal labels of different rows get the beginning of the rows' fingerprint."""
-    texts = list(labels.values())
-    return [text if texts.count(text) == 1 else f"{text} ({place.fingerprint[:8]})" for place, text in labels.items()]
+    """Equal labels get that in which their questions differ; of the rows, the beginning of their fingerprint."""
+    return [f"{text}{_difference(place, labels)}" for place, text in labels.items()]
+
+
+def _difference(place: _Place, labels: dict[_Place, str]) -> str:
+    same = [other.asked for other, text in labels.items() if text == labels[place]]
+    own = [(name, value) for name, value in place.asked if not all((name, value) in asked for asked in same)]
+    told = [value[:8] if name == "fingerprint" else f"{name}={value}" for name, value in own]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _cell(model: _Model, values: Sequence[float]) -> str:
     """Several runs tell the same score of one base model; it is no spread."""
     counted = values if model.group == _TRAINED else sorted(set(values))
-    return spread_text(spread_of(counted)) if counted else NONE
+    return values_text(counted)

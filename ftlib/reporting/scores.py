@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from ftlib.metrics.likeness import unlike
 from ftlib.reporting import charts
 from ftlib.reporting.collect import Evaluation, RunRecord, SplitRecord
 from ftlib.reporting.html import Child, Node, folded, group, note, section, table, tag
@@ -111,25 +112,26 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[list[Child]]:
 
 def _cells(evaluation: Evaluation) -> list[Child]:
     scores = evaluation.scores
-    low, high = scores["interval"]
     invalid = scores.get("invalid")
     return [
-        _bar(scores["value"], low, high, evaluation.when),
-        f"{low:.3f}–{high:.3f}",
+        _bar(scores, evaluation.when),
+        "–".join(f"{end:.3f}" for end in scores["interval"]) if scores["interval"] else NONE,
         str(scores["n"]),
         NONE if invalid is None else str(invalid),
     ]
 
 
-def _bar(value: float, low: float, high: float, when: str) -> Node:
-    """Metrics that leave 0…1, such as CIDEr, have no bar."""
-    if not 0 <= low <= value <= high <= 1:
+def _bar(scores: dict[str, Any], when: str) -> Node:
+    """Metrics that leave 0…1, such as CIDEr, and undefined ones have no bar."""
+    value, interval = scores["value"], scores["interval"]
+    if value is None or not interval or not 0 <= interval[0] <= value <= interval[1] <= 1:
         return group(NONE)
+    low, high = interval
     return charts.interval_bar(value, low, high, when, f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}")
 
 
 def _value(scores: dict[str, Any]) -> str:
-    return f"{scores['value']:.3f}"
+    return NONE if scores["value"] is None else f"{scores['value']:.3f}"
 
 
 def _method(scores: dict[str, Any]) -> str:
@@ -144,11 +146,9 @@ def _warnings(split: SplitRecord) -> Iterator[str]:
         yield f"{where}: {split.change['sentence']}."
     if not (split.before and split.after):
         return
-    for key in ("fingerprint", "prompt", "max_new_tokens"):
-        values = [evaluation.scores.get("settings", {}).get(key) for evaluation in (split.before, split.after)]
-        if values[0] != values[1]:
-            change = f"{values[0]} before, {values[1]} after"
-            yield f"{split.split}: the two scores are not comparable: the {key} differs ({change})."
+    for key, (before, after) in unlike(split.before.scores, split.after.scores).items():
+        change = f"{before} before, {after} after"
+        yield f"{split.split}: the two scores are not comparable: the {key} differs ({change})."
 
 
 def _missing(record: RunRecord) -> Iterator[list[Child]]:

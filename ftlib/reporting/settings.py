@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ftlib.config import Config, identity_fields
-from ftlib.reporting.collect import AFTER, RunRecord
+from ftlib.reporting.collect import AFTER, Evaluation, RunRecord
 from ftlib.reporting.seeds import Spread, spread_of
 
 CHOICE, REPORT = "valid", "test"
@@ -56,10 +56,26 @@ def contests(settings: Sequence[Setting]) -> list[list[Setting]]:
 
 
 def own_score(record: RunRecord, split: str, when: str = AFTER) -> float | None:
-    """The main metric of a run's own dataset."""
+    """The main metric of a run's own dataset; None without an evaluation, or where it is undefined."""
+    found = _own_evaluation(record, split, when)
+    return found.value if found else None
+
+
+def rows_of(runs: Sequence[RunRecord], split: str) -> frozenset[str]:
+    """The fingerprints of the rows of their own dataset that the scores of runs after training rest on."""
+    found = [_own_evaluation(run, split, AFTER) for run in runs]
+    return frozenset(one.rows for one in found if one and one.value is not None)
+
+
+def asked_unlike_rows(groups: Iterable[Sequence[RunRecord]], split: str) -> bool:
+    """Whether some of what is compared was asked other rows than the rest; what has no score yet was asked none."""
+    return len({rows for runs in groups if (rows := rows_of(runs, split))}) > 1
+
+
+def _own_evaluation(record: RunRecord, split: str, when: str) -> Evaluation | None:
     for known in record.splits:
-        if (known.dataset, known.split) == (record.config.data.source, split) and when in known.by_when:
-            return float(known.by_when[when].scores["value"])
+        if (known.dataset, known.split) == (record.config.data.source, split):
+            return known.by_when.get(when)
     return None
 
 
@@ -104,10 +120,10 @@ def _setting(name: str, values: dict[str, str], runs: list[RunRecord]) -> Settin
 
 
 def _told(values: dict[str, str]) -> str:
-    """Keys by their last part where that is clear, and their values."""
+    """Keys by their last part where that is clear, and their values; `seed` alone is the run's."""
     ends = [key.rpartition(".")[2] for key in values]
     known = zip(values.items(), ends, strict=True)
-    return ", ".join(f"{end if ends.count(end) == 1 else key}={value}" for (key, value), end in known)
+    return ", ".join(f"{end if end != _SEED and ends.count(end) == 1 else key}={value}" for (key, value), end in known)
 
 
 def _rank(setting: Setting) -> tuple[tuple[str, ...], bool, float, str]:
@@ -120,8 +136,9 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _words(value)
+            yield f"{prefix}{key}", words(value)
 
 
-def _words(value: Any) -> str:
+def words(value: Any) -> str:
+    """Texts as they are, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,7 +14,15 @@ from ftlib.reporting.html import Node, group, note, section, tag
 from ftlib.reporting.leaderboard import cross_table, effects, leaderboards, runs_table, spread_text
 from ftlib.reporting.models import models_table
 from ftlib.reporting.provenance import commands, cost, utc
-from ftlib.reporting.settings import CHOICE, REPORT, Setting, contests, own_score, trained_settings
+from ftlib.reporting.settings import (
+    CHOICE,
+    REPORT,
+    Setting,
+    asked_unlike_rows,
+    contests,
+    own_score,
+    trained_settings,
+)
 from ftlib.reporting.state import happened, state
 from ftlib.reporting.tables import Table
 
@@ -70,7 +78,8 @@ def best_sentence(settings: Sequence[Setting]) -> str:
     found = [text for board in contests(settings) if (text := _best_of(board[0]))]
     if not found:
         return f"No scores on {CHOICE} after training yet: nothing to choose by"
-    return f"Best on {CHOICE}: {' · '.join(found)}"
+    unlike = any(asked_unlike_rows([setting.runs for setting in board], CHOICE) for board in contests(settings))
+    return f"Best on {CHOICE}: {' · '.join(found)}{' (of settings that were asked different rows)' * unlike}"
 
 
 def _best_of(setting: Setting) -> str:

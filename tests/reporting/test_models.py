@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,29 @@ def test_several_runs_tell_one_score_of_their_base(merged: list[Run], site: Site
     assert ftlib("report", "cats", "-o", tmp_path / "p.html")[0] == 0
     text = (tmp_path / "p.md").read_text()
     assert "| ftlib/tiny-paligemma | 0.100 |" in text and "| ftlib/tiny-paligemma, nf4 | 0.300 |" in text
+
+
+def test_scores_of_a_base_that_was_asked_or_loaded_differently_stand_apart(
+    merged: list[Run], site: Site, ftlib: Ftlib, tmp_path: Path
+) -> None:
+    other = _asked(site, tmp_path, "cats", "ftlib/tiny-paligemma", 3, "seed=1")
+    settings = {"fingerprint": "rows of cats", "prompt": "x", "num_beams": 4}
+    evaluate(other, "valid", "before", _answers(3), settings=settings)
+    _asked(site, tmp_path, "cats", "ftlib/tiny-paligemma", 5, "model.dtype=bfloat16", "model.revision=v2")
+    assert ftlib("report", "cats", "-o", tmp_path / "p.html")[0] == 0
+    table = (tmp_path / "p.md").read_text().replace("\\", "").partition("## Models side by side")[2]
+    assert "cats valid, accuracy (num_beams=4, prompt=x)" in table and "| ftlib/tiny-paligemma | 0.100 | " in table
+    assert (
+        "| ftlib/tiny-paligemma, revision v2, bfloat16 | 0.500 | – |" in table
+        and "±" not in table.partition("Trained")[0]
+    )
+
+
+def test_an_undefined_score_of_a_model_is_none(merged: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    undefined: dict[str, Any] = {"value": None, "interval": None, "settings": {"fingerprint": "rows of cats"}}
+    evaluate(merged[2], "valid", "before", _answers(5), **undefined)
+    assert ftlib("report", "cats", "dogs", "-o", tmp_path / "p.html")[0] == 0
+    assert f"{tmp_path / 'half'} | – | 0.600 |" in (tmp_path / "p.md").read_text().replace("\\", "")
 
 
 def test_equal_names_of_different_rows_are_told_apart(merged: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:

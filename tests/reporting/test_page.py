@@ -271,10 +271,19 @@ def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:
     assert "valid accuracy 0.500 before training" in page(finished)
 
 
+@pytest.mark.parametrize("value", [None, 0.5])
+def test_an_undefined_score_or_interval_is_none(finished: Run, page: Page, value: float | None) -> None:
+    evaluate(finished, "valid", "after", AFTER_ROWS, value=value, interval=None)
+    shown = "–" if value is None else "0.500"
+    assert f"valid accuracy 0.500 → {shown} (n = 4)" in page(finished)
+
+
 def test_scores_of_different_rows_are_called_not_comparable(finished: Run, page: Page) -> None:
     assert "not comparable" not in page(finished)
     evaluate(finished, "valid", "after", AFTER_ROWS, settings={"fingerprint": "feed0009", "prompt": "{prefix}"})
     assert "the fingerprint differs (feed0002 before, feed0009 after)" in page(finished)
+    evaluate(finished, "valid", "after", AFTER_ROWS, settings={"fingerprint": "feed0002", "num_beams": 4})
+    assert "not comparable: the num_beams differs (None before, 4 after)" in page(finished)
 
 
 @pytest.mark.parametrize("value", [0.5, 1.32])

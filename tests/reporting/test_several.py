@@ -7,6 +7,7 @@ import io
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import t as student
@@ -24,8 +25,8 @@ Ftlib = Callable[..., tuple[int, str, str]]
 EVIL = "<script>alert(1)</script>"
 
 
-def _member(site: Site, folder: Path, valid: int | None, test: int, **fields: object) -> Run:
-    """A run with so many right answers out of ten on valid (None: it never finished) and on test."""
+def _member(site: Site, folder: Path, valid: int | None, test: int, rows: str = "", **fields: object) -> Run:
+    """A run with so many right answers out of ten on valid (None: it never finished) and on test, `rows` of them."""
     path = folder / "sweep.yaml"
     path.write_text(CONFIG, encoding="utf-8")
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in fields.items()] + ["guard.restarts=0"]
@@ -38,7 +39,7 @@ def _member(site: Site, folder: Path, valid: int | None, test: int, **fields: ob
     finish(run)
     for split, right in (("valid", valid), ("test", test)):
         answers = [row(n, "cat" if n < right else EVIL, "cat" if n % 2 or n < right else "dog") for n in range(10)]
-        evaluate(run, split, "after", answers)
+        evaluate(run, split, "after", answers, settings={"fingerprint": f"{rows}{split}"})
     return run
 
 
@@ -166,6 +167,57 @@ def test_scores_on_other_datasets_stand_side_by_side(sweep: list[Run], ftlib: Ft
     text = (tmp_path / "p.md").read_text()
     assert "| setting | jsonl test | jsonl valid | set2 valid |" in text
     assert "| 0.500 ± 0.000 | 0.800 ± 0.100 | 0.300 |" in text
+
+
+def _report(ftlib: Ftlib, folder: Path) -> str:
+    """The Markdown of all runs named pets."""
+    assert ftlib("report", "pets", "-o", folder / "p.html")[0] == 0
+    return (folder / "p.md").read_text().replace("\\", "")
+
+
+def test_settings_of_different_splits_are_not_ranked_in_silence(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for seed in (0, 1):
+        for split, prompt, valid in ((0, "a", 2), (0, "b", 6), (1, "a", 4), (1, "b", 8)):
+            fields = {"seed": seed, "data__split__seed": split, "data__prompt": prompt}
+            _member(site, tmp_path, valid, 5, f"{split}-", **fields)
+    board, prompt, split = (part.partition("\n## ")[0] for part in _report(ftlib, tmp_path).split("\n## ")[1:4])
+    assert "| prompt=b, data.split.seed=1 | 2 of 2 | 0.800 ± 0.000 |" in board
+    assert "These settings were not all asked the same rows of valid" in board and "rows of test" in board
+    assert split.startswith("Effect of data.split.seed") and "not all asked the same rows" in split
+    assert "| b | 4 | 0.700 ± 0.115 |" in prompt and "not all asked" not in prompt
+    assert "(of settings that were asked different rows)" in _report(ftlib, tmp_path).splitlines()[0]
+
+
+def test_the_seeds_of_a_setting_on_different_rows(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for seed, valid in enumerate((5, 9)):
+        _member(site, tmp_path, valid, 5, f"{seed}-", seed=seed)
+    text = _report(ftlib, tmp_path)
+    assert "The runs of a setting were not all asked the same rows of valid: part of ± may be the rows'." in text
+    assert "different rows" not in text
+
+
+def test_settings_on_the_same_rows_need_no_remark(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    assert "not all asked" not in (text := _report(ftlib, tmp_path)) and "different rows" not in text
+
+
+def test_an_undefined_score_is_none(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    undefined: dict[str, Any] = {"value": None, "interval": None, "settings": {"fingerprint": "valid"}}
+    for dataset in ("jsonl", "set2"):
+        evaluate(sweep[0], "valid", "after", [row(1, "cat", "cat")], dataset, **undefined)
+    text = _report(ftlib, tmp_path)
+    assert "| learning_rate=0.001 | 2 of 3 | 0.800 ± 0.141 |" in text
+    assert "| learning_rate=0.001 | 0.500 ± 0.000 | 0.800 ± 0.141 | – |" in text
+
+
+def test_columns_of_one_name_and_different_rows_are_told_apart(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    cats = _member(site, tmp_path, 8, 5, "cats ", seed=0, data__root="/data/cats")
+    _member(site, tmp_path, 6, 5, "dogs ", seed=1, data__root="/data/dogs")
+    answers = [row(n, "cat", "cat" if n < 3 else "dog") for n in range(10)]
+    evaluate(cats, "valid", "after", answers, dataset="set2")
+    table = _report(ftlib, tmp_path).partition("## Across datasets")[2].partition("##")[0]
+    assert "| jsonl valid, accuracy (cats val) | set2 valid |" in table
+    assert "| jsonl valid, accuracy (dogs val) |" in table
+    assert "| 0.500 | 0.800 | 0.300 | – | – |" in table and "| – | – | – | 0.500 | 0.600 |" in table
 
 
 def test_without_scores_on_valid_nothing_is_chosen(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:

@@ -1,0 +1,78 @@
+"""What training changed: tested only between scores that were asked alike, and shown only beside those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlib.config_file import load_experiment
+from ftlib.evaluation.comparison import change_by_training
+from ftlib.runs import Run
+from ftlib.site import Site
+from tests.reporting.fake_runs import CONFIG, evaluate, finish, new_run, record_of, row, train
+
+SETTINGS = {
+    "model": "base",
+    "weights": "0a",
+    "task": "classify",
+    "prompt": "{prefix}",
+    "fingerprint": "feed0002",
+    "trained_on": "e3",
+    "decode": "generate",
+    "num_beams": 1,
+    "threshold": None,
+}
+AS_TRAINED = {"model": "adapter", "weights": "1b", "trained_on": "f4", "threshold": {"value": 0.3}}
+WRONG, RIGHT = ([row(n, answer, "cat", image=f"{n}.png") for n in range(40)] for answer in ("dog", "cat"))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(store=tmp_path / "store", runs=tmp_path / "runs")
+
+
+@pytest.fixture
+def run(site: Site, tmp_path: Path) -> Run:
+    made = new_run(site, tmp_path, CONFIG)
+    train(made)
+    finish(made)
+    evaluate(made, "valid", "before", WRONG, settings=SETTINGS)
+    evaluate(made, "valid", "after", RIGHT, settings=SETTINGS | AS_TRAINED)
+    return made
+
+
+def _change(run: Run, site: Site) -> dict[str, Any] | None:
+    config = load_experiment(run.config_file, [], site).config
+    before, after = (run.evaluation("jsonl", "valid", when) for when in ("before", "after"))
+    return change_by_training(config, ["cat", "dog"], before, after)
+
+
+def test_training_is_what_differs(run: Run, site: Site) -> None:
+    change = _change(run, site)
+    assert (
+        change and change["difference"] == 1 and change["sentence"].startswith("training changed accuracy by +1.0000")
+    )
+    assert record_of(run, site).splits[0].change is not None
+
+
+@pytest.mark.parametrize(
+    "other", [{"num_beams": 4}, {"decode": "choose"}, {"prompt": "x"}, {"generation": {"top_p": 1}}]
+)
+def test_scores_that_were_asked_differently_are_not_compared(run: Run, site: Site, other: dict[str, Any]) -> None:
+    evaluate(run, "valid", "before", WRONG, settings=SETTINGS | other)
+    assert _change(run, site) is None and record_of(run, site).splits[0].change is None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_score_without_a_value_is_not_compared(run: Run, site: Site, when: str) -> None:
+    evaluate(run, "valid", when, WRONG, settings=SETTINGS, value=None)
+    assert _change(run, site) is None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_test_of_earlier_evaluations_is_not_shown(run: Run, site: Site, when: str) -> None:
+    assert _change(run, site)
+    evaluate(run, "valid", when, RIGHT, settings=SETTINGS | {"num_beams": 4})
+    assert record_of(run, site).splits[0].change is None
