@@ -132,6 +132,15 @@ def cluster() -> Iterator[Cluster]:
     subprocess.run(["scancel", *user.jobs], check=False)
 
 
+@pytest.fixture(autouse=True)
+def no_job_outlives_its_test(cluster: Cluster) -> Iterator[None]:
+    """What a test has begun and does not wait for would take the next one's nodes."""
+    before = len(cluster.jobs)
+    yield
+    if begun := cluster.jobs[before:]:
+        subprocess.run(["scancel", *begun], check=False, capture_output=True)
+
+
 def _make_login() -> None:
     """The login node's Python: Debian's own, which the user may run, with the light install's requirements."""
     if (STATE / "login" / "done").exists():
