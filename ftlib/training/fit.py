@@ -241,7 +241,7 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
         load_trainable(trainer.model, place.checkpoint)
     if place.checkpoint and place.begun and _is_over(job, trainer, place):
         return place
-    for line in legs.logged(job.run, place.leg.attempt):
+    for line in ranks.share(legs.logged(job.run, place.leg.attempt)):
         if line["round"] == place.leg.round and "loss" in line:
             trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
     trainer.on_checkpoint = lambda reached: _on_checkpoint(job, trainer, reached)
