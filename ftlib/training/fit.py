@@ -24,6 +24,7 @@ from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
+from ftlib.models.room import SMALLER_MODEL, enough_memory
 from ftlib.pinning import pin_data
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
@@ -182,7 +183,9 @@ def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
     model = trainable_model(config, job.base, job.start)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
-    trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
+    with enough_memory():
+        trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
+    job.halving.begin_leg()
     trainer.halving = job.halving
     return trainer
 
@@ -251,10 +254,8 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
     job.run.note("training", total=total)
     with console.progress("step", total, start=place.step) as update, preemption.graceful():
         trainer.on_step = lambda record: _log_step(job.run, record, update)
-        try:
+        with enough_memory(SMALLER_MODEL if job.config.batch.auto else _LESS_MEMORY):
             trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.begun else None)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
     return trainer.reached
 
 
