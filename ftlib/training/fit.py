@@ -34,7 +34,7 @@ from ftlib.training.attempts import facts_of, goes_on, next_attempt, tell_ranks
 from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number, space_needed
 from ftlib.training.examiner import Examiner
-from ftlib.training.fitting import fit_rows, try_images
+from ftlib.training.fitting import Fitted, fit_rows, try_images
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
 from ftlib.training.sizing import note_halved, sized_to_gpu
@@ -118,7 +118,7 @@ def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _J
 
 def _try_images(job: _Job, prepared: Prepared) -> None:
     """Once in a run's life, before its first step: all images that it will look at. One process does, the rest wait."""
-    while not any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
+    while not _noted(job.run, "images tried"):
         if console.speaks():
             _try_all_images(job, prepared)
         else:
@@ -198,19 +198,23 @@ def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> Trainin
     fitted = fit_rows(examples, config.data.templates, inputs, config.model.too_long)
     if fitted.sentence:
         console.say(fitted.sentence)
-        run.note(
-            "too long",
-            limit=fitted.limit,
-            dropped=fitted.dropped,
-            truncated=fitted.truncated,
-            unanswered=fitted.unanswered,
-            rows=list(fitted.named),
-        )
+        _note_too_long(run, fitted)
     draw = Draw(prepared.counts("train", fitted.kept), config.data.weights, config.seed)
     if config.training.get("dataloader_drop_last") and len(draw) < config.effective_batch:
         problem = f"{len(draw)} training rows do not fill one batch of {config.effective_batch}"
         raise UserError(f"training.dataloader_drop_last: {problem}")
     return TrainingRows(examples, prepared.root, config.data.templates, inputs, fitted.kept, draw)
+
+
+def _note_too_long(run: Run, fitted: Fitted) -> None:
+    """Once in a run's life: its rows stay the same."""
+    if not _noted(run, "too long"):
+        facts = {name: getattr(fitted, name) for name in ("limit", "dropped", "truncated", "unanswered")}
+        run.note("too long", **facts, rows=list(fitted.named))
+
+
+def _noted(run: Run, event: str) -> bool:
+    return any(line["event"] == event for line in files.read_jsonl_log(run.history))
 
 
 def _device() -> str:
