@@ -7,21 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftlib import console, files, runs
-from ftlib.config_file import load_experiment
-from ftlib.data.prepared import Prepared
+from ftlib import files
 from ftlib.runs import Run
-from ftlib.site import Site
-from ftlib.training import ranks
-from ftlib.training.examiner import Examiner, undisturbed
-from ftlib.training.legs import Leg, Place
+from ftlib.training.examiner import undisturbed
+from ftlib.training.legs import Leg
 from tests.conftest import LORA, read_lines
 from tests.training.test_guards import events, lines
 from tests.training.test_resume import run_of
@@ -177,36 +173,14 @@ def test_training_goes_on_as_if_nobody_had_asked() -> None:
 
 
 def dictate(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    from ftlib.training.examiner import Examiner
+
     left: Iterator[float] = iter(values)
 
     def scores(*_: object) -> dict[str, Any]:
         return {"metrics": {"accuracy": {"value": next(left)}}, "unit": "fraction", "remarks": []}
 
     monkeypatch.setattr(Examiner, "_scores", scores)
-
-
-def test_of_several_ranks_the_first_ones_reading_decides(
-    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second reads late: once a line that the first had yet to write, once a file without the newest lines."""
-    best = "checkpoint: {steps: 1, keep: 1, best: {metric: accuracy, every: 1, patience: 1}}\n"
-    site = Site(tmp_path / "store", tmp_path / "runs")
-    experiment = load_experiment(rewrite(config, (PLAIN, best)), [], site, {})
-    run, told = runs.run_of(experiment, site), []
-    examiner = Examiner(experiment.config, run, cast("Prepared", None), tmp_path)
-    about = {"attempt": 0, "round": 0, "split": "valid", "metric": "accuracy"}
-    for step, value in ((1, 0.5), (2, 0.25)):
-        files.append_jsonl(run.metrics, {**about, "step": step, "value": value})
-    monkeypatch.setattr(console, "ranks", lambda: (1, 2))
-    monkeypatch.setattr(ranks, "share", lambda value: told.pop(0))
-    dictate(monkeypatch, [0.25])
-    model = torch.nn.Linear(1, 1)
-    told[:] = [None]
-    assert examiner.value(model, Place(Leg(), 2), "valid", "accuracy") == 0.25 and not told, "it asks with the first"
-    told[:] = [{**about, "step": 3, "value": 0.125}, True]
-    assert examiner.round_over(model, Place(Leg(), 3), last=False) and not told
-    told[:] = [{**about, "step": 2, "value": 0.25}, False]
-    assert not examiner.round_over(model, Place(Leg(), 2), last=False) and not told
 
 
 def test_converged_training_has_no_second_round(config: Path, tmp_path: Path, ftlib: Ftlib) -> None:
