@@ -16,6 +16,7 @@ from ftlib.hub import find_model
 from ftlib.models.families import FAMILIES, Inputs
 from ftlib.models.generate import answer_rows, label_likelihoods
 from ftlib.models.loading import device, load_adapter, load_model
+from ftlib.models.room import enough_memory
 from ftlib.models.rows import Row
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -46,14 +47,19 @@ class Subject:
 
     @functools.cached_property
     def model(self) -> torch.nn.Module:
-        """The weights, on the GPU if there is one."""
+        """The weights, on the GPU if there is one.
+
+        Raises:
+            UserError: they do not fit into its memory; see also `load_model`.
+        """
         if self.loaded is not None:
             return self.loaded
         settings = self.config.model
         model: torch.nn.Module = load_model(self.weights, settings)
-        if self.adapter:
-            model = load_adapter(model, self.adapter)
-        return model.to(device()) if settings.quantization == "none" else model
+        with enough_memory():
+            if self.adapter:
+                model = load_adapter(model, self.adapter)
+            return model.to(device()) if settings.quantization == "none" else model
 
     @functools.cached_property
     def digest(self) -> str:

@@ -85,10 +85,15 @@ def build_shapes(folder: Path, config: Config) -> torch.nn.Module:
         shapes = AutoConfig.from_pretrained(folder, local_files_only=True)
         if not FAMILIES[config.model.family].local_attention:
             attend_everywhere(shapes)
-        asked = implementation_of(shapes, config.model.attention)
+        flex = config.model.attention == "flex"
+        if flex:  # it never has all scores in memory, like SDPA, which lacks the cap
+            shapes.get_text_config().attn_logit_softcapping = None
+        asked = implementation_of(shapes, "eager" if flex else config.model.attention)
         with torch.device("meta"), no_init_weights():
             model = build(shapes, dtype=getattr(torch, config.model.dtype), attn_implementation=asked)
             model.tie_weights()
+        if flex:  # it does not run on the meta device
+            model.config.get_text_config()._attn_implementation = "sdpa"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: no model can be built from its config.json: {str(error).splitlines()[0]}") from None
     with torch.device("meta"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from ftlib import console
 from ftlib.config import Config
@@ -33,7 +34,12 @@ _KIND = {
     list: "a list",
     type(None): "null",
 }
-_RECOMPUTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+_OTHER_LOOPS = {
+    "schedule_free": "saves other weights than it trains",
+    "lomo": "steps within the backward pass",
+    "layerwise": "steps within the backward pass",
+}
+"""Part of an optimizer's name → why ftlib's loop and checkpoints do not suit it."""
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
@@ -41,14 +47,14 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
     """TrainingArguments for a leg of a run: the user's fields, and those that ftlib owns.
 
     Raises:
-        UserError: transformers refuses a value, or this version of it lacks a field.
+        UserError: transformers refuses a value or lacks a field or a package for it, or ftlib's loop does not suit it.
     """
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     missing = sorted(set(config.training) - known)
     if missing:
         raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
     _check_numbers(config)
-    if any((config.training.get(name) or {}).get("use_reentrant") for name in _RECOMPUTING):
+    if (config.training.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
         raise UserError("training: use_reentrant: true trains nothing where inputs are frozen", "Leave it out.")
     _check_loading(config)
     _, world = console.ranks()
@@ -75,10 +81,34 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: transformers refuses these settings: {error}") from None
+    _check_optimizer(built)
     if built.n_gpu > 1:
         console.say(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
         built._n_gpu = 1  # transformers would spread every micro-batch over them, and average their losses wrongly
     return built
+
+
+def _check_optimizer(built: TrainingArguments) -> None:
+    """Find out before the model is loaded whether optimizer and schedule can be made.
+
+    Raises:
+        UserError: a package or a setting of theirs is missing, or the optimizer needs another training loop.
+    """
+    name, schedule = built.optim.value, built.lr_scheduler_type.value
+    for part, reason in _OTHER_LOOPS.items():
+        if part in name:
+            raise UserError(f"training.optim: {name} {reason}, which ftlib's checkpoints do not know", "Take another.")
+    plain = copy.copy(built)
+    plain.optim_target_modules = built.optim_target_modules and "all-linear"  # the model's own are not there yet
+    layer = torch.nn.Linear(1, 1, device="meta")  # draws no random numbers
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(plain, torch.nn.Sequential(layer))
+    except (ImportError, ValueError, TypeError) as error:
+        raise UserError(f"training.optim: {name}: {error}") from None
+    try:
+        get_scheduler(schedule, torch.optim.SGD(layer.parameters()), 1, 100, built.lr_scheduler_kwargs)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"training.lr_scheduler_type: {schedule}: {error}", "See lr_scheduler_kwargs.") from None
 
 
 def _check_loading(config: Config) -> None:

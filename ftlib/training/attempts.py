@@ -11,6 +11,7 @@ from ftlib import console, files
 from ftlib.config import Config
 from ftlib.errors import Diverged
 from ftlib.runs import Run
+from ftlib.training import ranks
 from ftlib.training.arguments import learning_rate
 from ftlib.training.examiner import Examiner
 from ftlib.training.legs import Leg, Place, divergences
@@ -28,7 +29,7 @@ def next_attempt(config: Config, run: Run) -> int:
     Raises:
         Diverged: there may be no further one.
     """
-    failed = divergences(run)
+    failed = ranks.share(divergences(run))  # all ranks begin the same attempt, or none does
     if len(failed) <= config.guard.restarts:
         return len(failed)
     tried = [

@@ -98,7 +98,7 @@ class Examiner:
         if best is None or not (last or (place.step - place.leg.offset) % best.every == 0):
             return False
         self.value(model, place, "valid", best.metric)
-        return best.patience is not None and self._in_vain(place.leg) >= best.patience
+        return ranks.share(best.patience is not None and console.speaks() and self._in_vain(place.leg) >= best.patience)
 
     def value(self, model: torch.nn.Module, place: Place, split: Split, metric: str) -> float:
         """A metric of the model at a checkpoint, asked unless that has been done; undefined counts as -inf.
@@ -111,6 +111,7 @@ class Examiner:
         about = {"step": place.step, "attempt": place.leg.attempt, "split": split, "metric": name}
         lines = logged(self.run, place.leg.attempt)
         line = next((line for line in lines if all(line.get(key) == value for key, value in about.items())), None)
+        line = ranks.share(line)  # a slower rank may read what the first has just written, or read late on NFS
         if line is None:
             started = time.monotonic()
             found = self._scores(model, place, split)
@@ -119,7 +120,6 @@ class Examiner:
             line = {**about, "round": place.leg.round, "value": found["metrics"][name]["value"]}
             if console.speaks():
                 files.append_jsonl(self.run.metrics, {**line, "seconds": time.monotonic() - started})
-            ranks.wait()  # what follows from this line is read from the file, by all of them
             console.say(f"step {place.step}: {name} on {split} {number(line['value'], found['unit'])}")
         return _order(line)
 

@@ -24,6 +24,7 @@ from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
+from ftlib.models.room import SMALLER_MODEL, enough_memory
 from ftlib.pinning import pin_data
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
@@ -33,7 +34,7 @@ from ftlib.training.attempts import facts_of, goes_on, next_attempt, tell_ranks
 from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number, space_needed
 from ftlib.training.examiner import Examiner
-from ftlib.training.fitting import fit_rows, try_images
+from ftlib.training.fitting import Fitted, fit_rows, try_images
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
 from ftlib.training.sizing import note_halved, sized_to_gpu
@@ -117,7 +118,7 @@ def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _J
 
 def _try_images(job: _Job, prepared: Prepared) -> None:
     """Once in a run's life, before its first step: all images that it will look at. One process does, the rest wait."""
-    while not any(line["event"] == "images tried" for line in files.read_jsonl_log(job.run.history)):
+    while not _noted(job.run, "images tried"):
         if console.speaks():
             _try_all_images(job, prepared)
         else:
@@ -182,7 +183,9 @@ def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
     model = trainable_model(config, job.base, job.start)
     trained, total = count_parameters(model)
     console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
-    trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
+    with enough_memory():
+        trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
+    job.halving.begin_leg()
     trainer.halving = job.halving
     return trainer
 
@@ -195,19 +198,23 @@ def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> Trainin
     fitted = fit_rows(examples, config.data.templates, inputs, config.model.too_long)
     if fitted.sentence:
         console.say(fitted.sentence)
-        run.note(
-            "too long",
-            limit=fitted.limit,
-            dropped=fitted.dropped,
-            truncated=fitted.truncated,
-            unanswered=fitted.unanswered,
-            rows=list(fitted.named),
-        )
+        _note_too_long(run, fitted)
     draw = Draw(prepared.counts("train", fitted.kept), config.data.weights, config.seed)
     if config.training.get("dataloader_drop_last") and len(draw) < config.effective_batch:
         problem = f"{len(draw)} training rows do not fill one batch of {config.effective_batch}"
         raise UserError(f"training.dataloader_drop_last: {problem}")
     return TrainingRows(examples, prepared.root, config.data.templates, inputs, fitted.kept, draw)
+
+
+def _note_too_long(run: Run, fitted: Fitted) -> None:
+    """Once in a run's life: its rows stay the same."""
+    if not _noted(run, "too long"):
+        facts = {name: getattr(fitted, name) for name in ("limit", "dropped", "truncated", "unanswered")}
+        run.note("too long", **facts, rows=list(fitted.named))
+
+
+def _noted(run: Run, event: str) -> bool:
+    return any(line["event"] == event for line in files.read_jsonl_log(run.history))
 
 
 def _device() -> str:
@@ -241,7 +248,7 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
         load_trainable(trainer.model, place.checkpoint)
     if place.checkpoint and place.begun and _is_over(job, trainer, place):
         return place
-    for line in legs.logged(job.run, place.leg.attempt):
+    for line in ranks.share(legs.logged(job.run, place.leg.attempt)):
         if line["round"] == place.leg.round and "loss" in line:
             trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
     trainer.on_checkpoint = lambda reached: _on_checkpoint(job, trainer, reached)
@@ -251,10 +258,8 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
     job.run.note("training", total=total)
     with console.progress("step", total, start=place.step) as update, preemption.graceful():
         trainer.on_step = lambda record: _log_step(job.run, record, update)
-        try:
+        with enough_memory(SMALLER_MODEL if job.config.batch.auto else _LESS_MEMORY):
             trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.begun else None)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"out of GPU memory: {str(error).splitlines()[0]}", _LESS_MEMORY) from None
     return trainer.reached
 
 

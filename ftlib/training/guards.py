@@ -15,6 +15,10 @@ ENOUGH = 20
 """From how many losses on there is a running median."""
 
 
+SKIPPED = 25
+"""So many skipped steps in a row are no search for a scale: from torch's first, 65,536, it is down at 1/512 by then."""
+
+
 class Watch:
     """Watches one stretch of training.
 
@@ -28,8 +32,9 @@ class Watch:
         self.warmup = warmup
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._streaks: Counter[str] = Counter()
+        self._skipped = 0
 
-    def fault(self, step: int, loss: float, gradient_norm: float = 0.0) -> str | None:
+    def fault(self, step: int, loss: float, gradient_norm: float = 0.0, skipped: bool = False) -> str | None:
         """What is wrong with a step, in words; None if training may go on.
 
         Every step must be shown once and in order. A loss that spikes does not enter the running median.
@@ -37,9 +42,15 @@ class Watch:
         Args:
             step: counted from 1 within the stretch.
             gradient_norm: 0 where it says nothing: with fp16 an infinite gradient only makes the scaler skip a step.
+            skipped: whether it did.
         """
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return f"loss {loss}, gradient norm {gradient_norm}"
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped == SKIPPED:
+            return (
+                f"{SKIPPED} steps in a row skipped: with fp16 their gradients are not finite, however they are scaled"
+            )
         if loss > self.rule.max_loss:
             return f"loss {loss:.4g} is above {self.rule.max_loss:g}"
         limits = self._limits(step)

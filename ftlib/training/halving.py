@@ -32,6 +32,10 @@ class Halving:
         self._seen: list[dict[str, Tensor]] = []
         self._random: list[Tensor] = []
 
+    def begin_leg(self) -> None:
+        """Steps count from 0 again, and nothing of the leg before is part of its first."""
+        self._step = -1
+
     def run(self, step: int, batch: dict[str, Tensor], compute: Compute, forget: Callable[[], None]) -> Tensor:
         """Compute a micro-batch; when memory runs out, all micro-batches of this step so far, in halves.
 

@@ -158,7 +158,8 @@ class AnswerTrainer(Trainer):
         self._last_step_at = now
         # With fp16 an infinite gradient is daily work: the scaler skips that step and halves its scale.
         norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
-        fault = self.watch.fault(self.state.global_step, logs["loss"], norm)
+        skipped = self.accelerator.optimizer_step_was_skipped
+        fault = self.watch.fault(self.state.global_step, logs["loss"], norm, skipped)
         if math.isfinite(logs["loss"]) and math.isfinite(norm):
             self.on_step(record)
         if fault:

@@ -77,6 +77,18 @@ def test_bytes_of_paligemma_3b(tmp_path: Path) -> None:
     assert found.gradients <= 4 * adapter
 
 
+def test_flex_attention_is_counted_as_one_kernel(tmp_path: Path) -> None:
+    """Scores that are capped, too, are never all in memory."""
+    for text, others in {"gemma": ("sdpa", "eager"), "gemma2": ("eager",)}.items():
+        small_paligemma(56, text).save_pretrained(tmp_path)
+        needs = {}
+        for attention in ("flex", *others):
+            chosen = config("paligemma", attention=attention)
+            needs[attention] = need(build_shapes(tmp_path, chosen), chosen, Rows(256, 17), 4, checkpointing=False)
+        assert needs["flex"] == needs.get("sdpa", needs["flex"])
+        assert needs["flex"].activations < needs["eager"].activations
+
+
 def test_bytes_of_a_quantized_7b(tmp_path: Path) -> None:
     """OpenCALM-7B's shapes: 32 layers of 12 × 4,096² weights in NF4, two tables of 52,224 × 4,096 in 16 bits."""
     neox(vocab_size=52224, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=16384,

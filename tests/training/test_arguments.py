@@ -64,6 +64,36 @@ def test_what_a_cpu_lacks(
         arguments.build(config(write_config(), *overrides), tmp_path, Leg())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lr_scheduler_type=cosine_with_min_lr"], "lr_scheduler_type: cosine_with_min_lr: .*min_lr"),
+        (["lr_scheduler_type=warmup_stable_decay"], "lr_scheduler_type: warmup_stable_decay: .*num_decay_steps"),
+        (["optim=galore_adamw", "optim_target_modules=[q_proj]"], "optim: galore_adamw: .*install"),
+        (["optim=stable_adamw"], "optim: stable_adamw: .*install"),
+        (["optim=grokadamw"], "optim: grokadamw: .*install"),
+        (["optim=sgd", "optim_args=momentum"], "optim: sgd: "),
+        (["optim=schedule_free_adamw"], "optim: schedule_free_adamw saves other weights"),
+        (["optim=adalomo"], "optim: adalomo steps within"),
+        (["optim=galore_adamw_layerwise"], "optim: galore_adamw_layerwise steps within"),
+    ],
+)
+def test_an_optimizer_or_schedule_that_cannot_be_made_is_found_before_the_model_loads(
+    write_config: Callable[..., Path], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"training.{message}"):
+        arguments.build(config(write_config(), *[f"training.{one}" for one in overrides]), tmp_path, Leg())
+
+
+def test_those_that_can_be_made_draw_no_random_numbers(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    fields = ["optim=adafactor", "lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_kwargs={min_lr: 0.001}"]
+    arguments.build(config(write_config(), *[f"training.{one}" for one in fields]), tmp_path, Leg())
+    assert torch.rand(1) == expected
+
+
 @pytest.mark.parametrize("override", ["training.bf16=true", "model.dtype=bfloat16"])
 def test_an_older_gpu_never_gets_another_type_of_numbers_silently(
     write_config: Callable[..., Path], tmp_path: Path, override: str, monkeypatch: pytest.MonkeyPatch

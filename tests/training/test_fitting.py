@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ftlib import files
 from ftlib.data.examples import Example
 from ftlib.errors import UserError
 from ftlib.models.causal import CausalInputs
 from ftlib.models.tiny_neox import tiny_tokenizer
+from ftlib.runs import Run
+from ftlib.training import fit
 from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.fitting import fit_rows, try_images
 
@@ -40,6 +43,15 @@ def test_too_long_rows_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) 
         "  row just one: 15 tokens, the model takes 10",
         "  row long: 35 tokens, the model takes 10; its prompt alone has 31: no room for an answer",
     ]
+
+
+def test_they_are_noted_once_in_a_runs_life(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for _ in range(2):
+        fit._note_too_long(run, fit_rows(examples(), TEMPLATE, INPUTS, "drop"))
+    (line,) = files.read_jsonl_log(run.history)
+    assert (line["event"], line["limit"], line["dropped"], line["unanswered"]) == ("too long", 10, 4, 2)
+    assert len(line["rows"]) == 4
 
 
 def test_of_many_rows_the_first_are_named() -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from ftlib import files
 from ftlib.config_course import Guard
 from ftlib.runs import Run
-from ftlib.training.guards import ENOUGH, Watch
+from ftlib.training.guards import ENOUGH, SKIPPED, Watch
 from ftlib.training.legs import Leg
 from tests.conftest import FULL, LORA
 from tests.training.test_resume import outcome, run_of
@@ -54,6 +55,25 @@ def test_a_loss_that_is_no_number_trips_at_once(loss: float) -> None:
 
 def test_so_does_a_gradient() -> None:
     assert Watch(Guard(), 0).fault(1, 2.0, math.inf) == "loss 2.0, gradient norm inf"
+
+
+def test_a_few_steps_that_fp16_skips_are_daily_work_and_many_in_a_row_are_the_end() -> None:
+    watch = Watch(Guard(), 0)
+    few = [*[True] * (SKIPPED - 1), False, *[True] * (SKIPPED - 1)]
+    assert not any(watch.fault(step, 2.0, skipped=skipped) for step, skipped in enumerate(few, 1))
+    assert (watch.fault(len(few) + 1, 2.0, skipped=True) or "").startswith("25 steps in a row skipped")
+
+
+def test_a_run_whose_every_step_is_skipped_is_never_done(
+    wild: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are those it began with, and its losses all finite."""
+    steady = ("training.max_steps=30", "training.learning_rate=1e-3", "guard.restarts=0", "guard.max_loss=1e9")
+    run = run_of(wild, tmp_path / "runs", *steady)
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda accelerator: True))
+    code, _, error = ftlib("train", wild, *steady)
+    assert code == 1 and "diverged at step 25 of attempt 0: 25 steps in a row skipped" in error
+    assert not run.done.exists()
 
 
 def test_above_max_loss_once_is_enough_even_in_the_warm_up() -> None:

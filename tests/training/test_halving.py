@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from ftlib import files
+from ftlib.config import Config, Model
+from ftlib.errors import UserError
+from ftlib.evaluation.subject import Subject
 from ftlib.runs import Run
 from ftlib.training.halving import Halving
 from ftlib.training.trainer import AnswerTrainer
@@ -105,6 +108,53 @@ def test_a_single_row_that_does_not_fit_is_the_end(
     config.write_text(config.read_text().replace("auto: true", "auto: false"))
     code, _, error = ftlib("train", config)
     assert code == 2 and "Set batch.auto: true" in error
+
+
+@pytest.mark.parametrize("place", ["_move_model_to_device", "create_optimizer"])
+def test_a_model_or_optimizer_that_does_not_fit_is_told_plainly(
+    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Smaller micro-batches would not help, and `batch.auto` is on already."""
+    run_of(config, tmp_path / "runs")
+    monkeypatch.setattr(AnswerTrainer, place, full)
+    code, _, error = ftlib("train", config)
+    assert code == 2 and "out of GPU memory: CUDA out of memory." in error and "Traceback" not in error
+    assert "Set model.quantization: nf4, or take a larger GPU" in error and "batch.auto" not in error
+
+
+def test_so_is_a_model_that_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Model(family="paligemma", base="base")
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    monkeypatch.setattr("ftlib.evaluation.subject.load_model", lambda *_: torch.nn.Linear(1, 1))
+    subject = Subject("base", tmp_path, Config.model_construct(model=settings))
+    with pytest.raises(UserError, match="out of GPU memory: CUDA out of memory"):
+        _ = subject.model
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_another_attempt_computes_nothing_of_the_one_before(
+    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first diverges in its first step, and in the second's first step memory runs out."""
+    real, computed = AnswerTrainer.compute_loss, []
+
+    def compute_loss(trainer: AnswerTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        computed.append((trainer.leg.attempt, len(inputs["input_ids"])))
+        if computed[-1] == (1, 4):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        loss = real(trainer, model, inputs, *rest, **more)
+        return loss if trainer.leg.attempt else loss * float("nan")
+
+    run_of(config, tmp_path / "runs")
+    monkeypatch.setattr(AnswerTrainer, "compute_loss", compute_loss)
+    code, _, error = ftlib("train", config)
+    assert code == 0, error
+    assert [size for attempt, size in computed if attempt == 0] == [4, 4]
+    sizes = [size for attempt, size in computed if attempt == 1]
+    assert sizes == [4, *[2] * 22], "two epochs of 22 rows"
 
 
 def test_the_random_state_is_that_of_the_steps_start() -> None:

@@ -12,16 +12,24 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-from ftlib import files, runs
+from ftlib import console, files, runs
+from ftlib.config_file import load_experiment
+from ftlib.data.prepared import Prepared
 from ftlib.errors import UserError
 from ftlib.runs import Run
+from ftlib.site import Site
 from ftlib.training import ranks
+from ftlib.training.examiner import Examiner
+from ftlib.training.legs import Leg, Place
 from tests.conftest import FULL, start_ftlib
+from tests.training.test_examiner import PLAIN, dictate, rewrite
 from tests.training.test_resume import outcome, run_of
 
 ONE_BY_TWO = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "job.gpus=2"]
@@ -119,6 +127,30 @@ def test_two_ranks_are_one(
         assert (ours[name] - theirs[name]).norm() <= 0.01 * moved + 1e-5, name
     assert len([event for event in files.read_jsonl_log(two.history) if event["event"] == "start"]) == 1
     assert "parameters train" in errors[0] and "parameters train" not in errors[1], "the first rank speaks"
+
+
+def test_of_several_ranks_the_first_ones_reading_decides(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second reads late: once a line that the first had yet to write, once a file without the newest lines."""
+    best = "checkpoint: {steps: 1, keep: 1, best: {metric: accuracy, every: 1, patience: 1}}\n"
+    site = Site(tmp_path / "store", tmp_path / "runs")
+    experiment = load_experiment(rewrite(config, (PLAIN, best)), [], site, {})
+    run, told = runs.run_of(experiment, site), []
+    examiner = Examiner(experiment.config, run, cast("Prepared", None), tmp_path)
+    about = {"attempt": 0, "round": 0, "split": "valid", "metric": "accuracy"}
+    for step, value in ((1, 0.5), (2, 0.25)):
+        files.append_jsonl(run.metrics, {**about, "step": step, "value": value})
+    monkeypatch.setattr(console, "ranks", lambda: (1, 2))
+    monkeypatch.setattr(ranks, "share", lambda value: told.pop(0))
+    dictate(monkeypatch, [0.25])
+    model = torch.nn.Linear(1, 1)
+    told[:] = [None]
+    assert examiner.value(model, Place(Leg(), 2), "valid", "accuracy") == 0.25 and not told, "it asks with the first"
+    told[:] = [{**about, "step": 3, "value": 0.125}, True]
+    assert examiner.round_over(model, Place(Leg(), 3), last=False) and not told
+    told[:] = [{**about, "step": 2, "value": 0.25}, False]
+    assert not examiner.round_over(model, Place(Leg(), 2), last=False) and not told
 
 
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(config: Path, tmp_path: Path) -> None:
