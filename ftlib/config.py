@@ -232,10 +232,12 @@ class Config(Section):
             raise ValueError(
                 "model.quantization: quantized weights cannot be trained; set adapter.method: lora or dora"
             )
-        mixed = {"bfloat16": "bf16", "float16": "fp16"}.get(self.model.dtype)
-        if isinstance(self.adapter, Attention) and mixed and not self.training.get(mixed):
-            problem = f"adapter.method: attention trains float32 weights between {self.model.dtype} ones"
-            raise ValueError(f"{problem}; set training.{mixed}: true, which computes them together")
+        if self.model.dtype == "float16" and not self.training.get("fp16"):
+            problem = "model.dtype: float16 loses small gradients unless they are scaled"
+            raise ValueError(f"{problem}; set training.fp16: true (where nothing is trained it changes nothing)")
+        if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not self.training.get("bf16"):
+            problem = "adapter.method: attention trains float32 weights between bfloat16 ones"
+            raise ValueError(f"{problem}; set training.bf16: true, which computes them together")
         if self.batch.auto and self.job.tasks > 1:
             raise ValueError("batch.auto is for one GPU; with several, set training.per_device_train_batch_size")
         if self.rounds and "learning_rate" in self.training:

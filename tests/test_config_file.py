@@ -90,6 +90,16 @@ def test_attention_in_float32_among_halves_needs_mixed_precision(
     assert load(path).config.model.dtype == "float32"
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_adapters_on_float16_need_their_gradients_scaled(write_config: Callable[..., Path], method: str) -> None:
+    path = write_config(f"{{method: {method}}}")
+    message = faults(path, "model.dtype=float16")
+    assert "model.dtype: float16 " in message and "set training.fp16: true" in message
+    assert "set training.fp16: true" in faults(path, "model.dtype=float16", "training.bf16=true")
+    assert load(path, "model.dtype=float16", "training.fp16=true").config.model.dtype == "float16"
+    assert load(path, "model.dtype=bfloat16").config.model.dtype == "bfloat16"
+
+
 def test_missing_sections_and_files(write_config: Callable[..., Path], tmp_path: Path) -> None:
     assert "adapter: is missing: say which method" in faults(write_config("{}"))
     assert "is missing" in faults(write_config(replace=("name: tiny\n", "")))

@@ -96,6 +96,20 @@ def apply_final_softcap(model: PreTrainedModel) -> None:
     model.get_output_embeddings().register_forward_hook(capped)
 
 
+def takes_any_mask(model: torch.nn.Module, length: int) -> bool:
+    """Whether all layers look where a mask of our own lets them, and nowhere else, in a sequence of this length.
+
+    A shorter window of the model's would be widened by the mask; alibi counts places, not positions; and what is not
+    attention (convolutions, recurrences) carries on from one token to the next, whatever the mask.
+    """
+    text: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    kinds = set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ["sliding_attention"])
+    if getattr(text, "alibi", False) or not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    windows = [getattr(text, name, None) for name in ("sliding_window", "window_size")]
+    return kinds == {"full_attention"} or all(length <= window for window in windows if window)
+
+
 def as_attention_mask(model: torch.nn.Module, seen: Tensor, dtype: torch.dtype) -> Any:
     """What a position may look at, in the form that the model's attention takes.
 

@@ -1,9 +1,10 @@
 """Causal language models: what one row looks like, for training and for asking, side by side.
 
-A row is `[bos] prompt answer <eos>`, bos where the model's own tokenizer puts one; prompt and answer are tokenized
-apart, so that a question is exactly a training row before its answer. With the model's chat template a prompt is a
-conversation (JSON, see `data/instruct.py`), rendered by the template, and an answer ends with what the template ends a
-turn with. Rows are padded on the left and bring their positions along: without them GPT-2 counts the padding.
+A row is `[bos] prompt answer <eos>`, bos where the model's own tokenizer puts one (an empty prompt without one is
+`<eos>`: a text begins where another ended); prompt and answer are tokenized apart, so that a question is exactly a
+training row before its answer. With the model's chat template a prompt is a conversation (JSON, see
+`data/instruct.py`), rendered by the template, and an answer ends with what the template ends a turn with. Rows are
+padded on the left and bring their positions along: without them GPT-2 counts the padding.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class CausalInputs:
 
     def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         if not self.chat:
-            return [[*self._bos, *ids] for ids in self._text_ids(prompts)]
+            return [[*self._bos, *ids] or [self._tokenizer_eos] for ids in self._text_ids(prompts)]
         rendered = [self._rendered(self._conversation(prompt)) for prompt in prompts]
         ids: list[list[int]] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return ids

@@ -2,7 +2,7 @@
 
 Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch; beam search, sampling
 and whatever else GenerationConfig offers are transformers'. A closed set of labels is scored by likelihood instead, all
-labels in one forward pass.
+labels in one forward pass where the model's layers allow that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ftlib.errors import UserError
-from ftlib.models.attention import as_attention_mask
+from ftlib.models.attention import as_attention_mask, takes_any_mask
 from ftlib.models.families import Inputs
 from ftlib.models.rows import Row, positions, shortened
 
@@ -64,7 +64,7 @@ def label_likelihoods(model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row
     """Log-likelihood of every label, `<eos>` included, as the answer to every row.
 
     All labels stand behind the prompt in one sequence; each sees the prompt and itself, at the positions that it would
-    have alone.
+    have alone. In a model with layers that take no such mask each label has a forward pass to itself.
 
     Returns:
         Shape (rows, labels), float32, on the CPU.
@@ -73,7 +73,12 @@ def label_likelihoods(model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row
     answers = [inputs.answer_ids(label) for label in labels]
     with torch.inference_mode():
         batch = inputs.prompt_batch(model, fitting(inputs, rows, max(map(len, answers))))
-        parts = [_likelihoods(model, inputs, batch, chunk) for chunk in _chunks(answers)]
+        chunks = list(_chunks(answers))
+        longest = batch["attention_mask"].shape[1] + max(sum(map(len, chunk)) for chunk in chunks)
+        if takes_any_mask(model, longest):
+            parts = [_likelihoods(model, inputs, batch, chunk) for chunk in chunks]
+        else:
+            parts = [_likelihoods(model, inputs, batch, [answer], alone=True) for answer in answers]
     return torch.cat(parts, dim=1).cpu()
 
 
@@ -186,9 +191,17 @@ def _chunks(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def _likelihoods(
-    model: torch.nn.Module, inputs: Inputs, batch: dict[str, Tensor], answers: Sequence[list[int]]
+    model: torch.nn.Module,
+    inputs: Inputs,
+    batch: dict[str, Tensor],
+    answers: Sequence[list[int]],
+    alone: bool = False,
 ) -> Tensor:
-    """Shape (rows, answers), float32."""
+    """Shape (rows, answers), float32.
+
+    Args:
+        alone: there is one answer, so that the model's own mask will do.
+    """
     prompts, prompt_mask = batch["inputs_embeds"], batch["attention_mask"]
     rows = len(prompt_mask)
     fed = [token for answer in answers for token in answer[:-1]]  # `<eos>` is predicted, never read
@@ -198,9 +211,13 @@ def _likelihoods(
         embedded = torch.cat([prompts, texts.expand(rows, -1, -1)], dim=1)
     owner = [number for number, answer in enumerate(answers) for _ in answer[:-1]]
     depth = [step for answer in answers for step in range(len(answer) - 1)]
+    if alone:
+        mask = torch.cat([prompt_mask, prompt_mask.new_ones((rows, len(fed)))], dim=1)
+    else:
+        mask = as_attention_mask(model, _seen(prompt_mask, inputs.both_ways, owner, depth), embedded.dtype)
     logits = model(
         inputs_embeds=embedded,
-        attention_mask=as_attention_mask(model, _seen(prompt_mask, inputs.both_ways, owner, depth), embedded.dtype),
+        attention_mask=mask,
         position_ids=_packed_positions(prompt_mask, depth, inputs.first_position),
         logits_to_keep=len(fed) + 1,
         use_cache=False,

@@ -129,10 +129,14 @@ def _check_numbers(config: Config) -> None:
     """Refuse a type of numbers that this machine has not; to take another silently would change the result.
 
     Raises:
-        UserError: fp16 or bf16 on a CPU that was not asked for, fp16 on any, bfloat16 on a GPU older than Ampere.
+        UserError: bf16 on a CPU that was not asked for, fp16 on any, a CPU where there is a GPU, bfloat16 on a GPU
+            older than Ampere.
     """
     training = config.training
-    on_cpu = bool(training.get("use_cpu")) or not torch.cuda.is_available()
+    on_cpu = not torch.cuda.is_available()
+    if training.get("use_cpu") and not on_cpu:
+        problem = "training.use_cpu: torch sees a GPU, which models and tasks would take all the same"
+        raise UserError(problem, "To train on the CPU, hide it: set CUDA_VISIBLE_DEVICES= (to nothing) for the job.")
     if on_cpu and training.get("fp16"):
         raise UserError("training.fp16 needs a GPU, and training is on the CPU", "Leave it out, or take training.bf16.")
     if on_cpu and training.get("bf16") and not training.get("use_cpu"):

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ftlib import files, preemption, runs
 from ftlib.config import Config
 from ftlib.errors import Diverged
+from ftlib.models.packing import check_packing
 from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
@@ -45,6 +46,9 @@ class AnswerTrainer(Trainer):
         checkpoints: the folder that checkpoints go to.
         leg: which attempt and round this is.
 
+    Raises:
+        UserError: rows are to be packed, and the model does not keep them apart.
+
     Attributes:
         reached: the newest checkpoint that was written.
 
@@ -69,6 +73,9 @@ class AnswerTrainer(Trainer):
         if static:
             compile_each_shape()
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+        if config.loss.packing:
+            with self.accelerator.autocast():
+                check_packing(model, rows.inputs)
         self.config = config
         self.checkpoints = checkpoints
         self.leg = leg

@@ -329,3 +329,12 @@ def test_images_are_nothing_for_a_causal_model(
     assert ftlib("prepare", config)[0] == 0
     code, _, error = ftlib("train", config)
     assert code == 2 and "reads text only" in error
+
+
+def test_rows_that_would_see_each_other_are_not_packed(config: Path, ftlib: Ftlib, tmp_path: Path) -> None:
+    overrides = (f"model.base={save('opt', tmp_path / 'opt')}", "adapter.targets=[attention]", "loss.packing=true")
+    assert ftlib("prepare", config, *overrides)[0] == 0
+    code, _, error = ftlib("train", config, *overrides)
+    assert code == 2 and "loss.packing: in this model's architecture (opt) rows" in error
+    code, _, error = ftlib("train", config, *overrides, "loss.packing=false", "loss.average=example")
+    assert code == 0, error

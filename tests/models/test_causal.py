@@ -100,6 +100,20 @@ def test_a_row_is_prompt_answer_and_eos_as_the_tokenizer_writes_them(inputs: Cau
     assert inputs.decode(row.ids) == "reverse: abccba"
 
 
+def test_an_empty_prompt_begins_with_a_token_all_the_same(model: torch.nn.Module, inputs: CausalInputs) -> None:
+    """Without one the answer's first token would be predicted from nothing, from padding or from a packed row."""
+    tokenizer = inputs.tokenizer
+    beginning = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    row, other = inputs.train_row("", None, "cba"), inputs.train_row("count the letters", None, "7")
+    assert row.ids == [beginning, *inputs.answer_ids("cba")] and row.n_answer == 4
+    for rows in ([row], [row, other]):
+        ours = answer_loss(model, inputs.batch(rows), "token")
+        torch.testing.assert_close(ours, plain_loss(model, rows), rtol=1e-5, atol=1e-5)
+    assert inputs.lengths([""], ["cba"]) == [(1, 4)]
+    questions = inputs.prompt_rows(["", "x"], None)
+    assert answer_rows(model, inputs, questions, 6)[:1] == answer_rows(model, inputs, questions[:1], 6)
+
+
 def test_special_tokens_in_user_text_stay_text(inputs: CausalInputs) -> None:
     row = inputs.train_row("say <eos> <bos> <|im_end|>", None, "a <eos> b")
     assert row.ids.count(inputs.eos_id) == 1 and row.ids[-1] == inputs.eos_id

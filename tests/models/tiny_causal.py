@@ -1,18 +1,36 @@
-"""Tiny causal models with random weights: GPT-NeoX, GPT-2 (learned positions), Llama and Gemma (bos)."""
+"""Tiny causal models with random weights: GPT-NeoX, GPT-2 (learned positions), Llama and Gemma (bos).
+
+And odd ones, whose layers do not all attend by the mask that they are given: sliding windows with `layer_types` (Gemma
+2) and without (Mistral, GPT-Neo), alibi (Falcon), a convolution over what came before (LFM2); OPT makes its own mask.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -20,6 +38,17 @@ from transformers import (
 from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
 
 ARCHITECTURES = ("gpt_neox", "gpt2", "llama", "gemma")
+WINDOW = 12
+_HEADS = {"intermediate_size": 128, "num_key_value_heads": 2}
+_NEO = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW}
+ODD: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
+    "falcon": (FalconConfig, FalconForCausalLM, {"alibi": True, "new_decoder_architecture": False}),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"sliding_window": WINDOW, "head_dim": 16, **_HEADS}),
+    "gpt_neo": (GPTNeoConfig, GPTNeoForCausalLM, _NEO),
+    "lfm2": (Lfm2Config, Lfm2ForCausalLM, {"layer_types": ["conv", "full_attention"], **_HEADS}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW, **_HEADS}),
+    "opt": (OPTConfig, OPTForCausalLM, {"ffn_dim": 128, "word_embed_proj_dim": 64}),
+}
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -49,6 +78,10 @@ def model_of(architecture: str, tokenizer: PreTrainedTokenizerBase) -> PreTraine
     elif architecture == "gpt2":
         config = GPT2Config(vocab_size=rows, n_embd=64, n_layer=2, n_head=4, n_positions=96, **ids)
         model = GPT2LMHeadModel(config)
+    elif architecture in ODD:
+        kind, made_of, own = ODD[architecture]
+        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **own}
+        model = made_of(kind(vocab_size=rows, max_position_embeddings=256, **ids, **sizes))
     else:
         made = {"llama": (LlamaConfig, LlamaForCausalLM), "gemma": (GemmaConfig, GemmaForCausalLM)}[architecture]
         sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

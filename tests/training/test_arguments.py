@@ -94,6 +94,16 @@ def test_those_that_can_be_made_draw_no_random_numbers(write_config: Callable[..
     assert torch.rand(1) == expected
 
 
+def test_a_gpu_in_sight_is_not_passed_over(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantized models are put on it, and several tasks meet over it, whatever the Trainer is told."""
+    assert arguments.build(config(write_config(), "training.use_cpu=true"), tmp_path, Leg()).use_cpu
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match=r"training\.use_cpu: .*\n.*CUDA_VISIBLE_DEVICES="):
+        arguments.build(config(write_config(), "training.use_cpu=true"), tmp_path, Leg())
+
+
 @pytest.mark.parametrize("override", ["training.bf16=true", "model.dtype=bfloat16"])
 def test_an_older_gpu_never_gets_another_type_of_numbers_silently(
     write_config: Callable[..., Path], tmp_path: Path, override: str, monkeypatch: pytest.MonkeyPatch
