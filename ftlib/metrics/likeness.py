@@ -6,7 +6,7 @@ from typing import Any
 
 from ftlib import files
 
-_OF_THE_MODEL = ("model", "weights", "trained_on", "threshold", "without_context")
+_OF_THE_MODEL = ("model", "loaded", "weights", "trained_on", "threshold", "without_context")
 """Settings that tell whose answers they are, and those of a second question; a threshold is the model's own."""
 
 

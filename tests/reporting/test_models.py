@@ -30,7 +30,8 @@ def _asked(site: Site, folder: Path, name: str, base: object, right: int, *overr
     path.write_text(CONFIG.replace("name: pets", f"name: {name}").replace("/pets", f"/{name}"), encoding="utf-8")
     run = open_run(load_experiment(path, [f"model.base={base}", *overrides], site), site)
     run.note("evaluating", command="evaluate")
-    evaluate(run, "valid", "before", _answers(right), settings={"fingerprint": f"rows of {name}"})
+    settings = {"fingerprint": f"rows of {name}", "loaded": {"model": overrides}}  # of the model, not of the question
+    evaluate(run, "valid", "before", _answers(right), settings=settings)
     run.note("evaluated", command="evaluate")
     return run
 
