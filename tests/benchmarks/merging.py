@@ -157,6 +157,8 @@ def measure(folder: Path) -> None:
 
 def main() -> None:
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    if root:
+        root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="merging-", dir=root))
     try:
         measure(folder)
