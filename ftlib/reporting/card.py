@@ -10,6 +10,9 @@ from ftlib.metrics.summary import number, span
 from ftlib.runs import Run
 
 _CLASSES = {"paligemma": "PaliGemmaForConditionalGeneration", "causal": "AutoModelForCausalLM"}
+_TEXT_PARTS = ("embeddings", "language")
+"""What a text model has; `adapter.freeze` names vision by default, whatever the family."""
+
 _TAGS = {"paligemma": "image-text-to-text", "causal": "text-generation"}
 _SHOWN = (
     "num_train_epochs",
@@ -82,13 +85,15 @@ def _what_trained(config: Config) -> str:
         kind = {"lora": "LoRA", "dora": "DoRA"}[adapter.method]
         over = f" over {model.quantization} weights" if model.quantization != "none" else ""
         how = f"rank {adapter.r}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g}{', rsLoRA' * adapter.rslora}"
-        return f"{kind}{over} ({how}) on {', '.join(adapter.targets)}{_frozen(adapter.freeze)}."
+        return f"{kind}{over} ({how}) on {', '.join(adapter.targets)}{_frozen(config)}."
     if isinstance(adapter, Attention):
         return f"The language model's attention weights in float32; everything else frozen in {model.dtype}."
-    return f"All weights in {model.dtype}{_frozen(adapter.freeze)}."
+    return f"All weights in {model.dtype}{_frozen(config)}."
 
 
-def _frozen(parts: list[Any]) -> str:
+def _frozen(config: Config) -> str:
+    assert not isinstance(config.adapter, Attention)
+    parts = [part for part in config.adapter.freeze if config.model.family != "causal" or part in _TEXT_PARTS]
     return f", but for {' and '.join(parts)}" if parts else ""
 
 

@@ -49,6 +49,19 @@ def test_an_adapters_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("adapter", "sentence"),
     [
+        ("{method: lora}", "LoRA (rank 16, alpha 32, dropout 0) on attention, mlp."),
+        ("{method: dora, freeze: [vision, embeddings]}", "on attention, mlp, but for embeddings."),
+        ("{method: full, freeze: [projector, language]}", "All weights in float32, but for language."),
+    ],
+)
+def test_a_text_models_card_names_no_part_that_it_does_not_have(tmp_path: Path, adapter: str, sentence: str) -> None:
+    text = card(tmp_path, ("family: paligemma", "family: causal"), ("{method: lora}", adapter))
+    assert sentence in text and "vision" not in text and "projector" not in text
+
+
+@pytest.mark.parametrize(
+    ("adapter", "sentence"),
+    [
         ("{method: full, freeze: [vision, projector]}", "All weights in float32, but for vision and projector."),
         (
             "{method: attention}",
