@@ -250,7 +250,7 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
         return place
     for line in ranks.share(legs.logged(job.run, place.leg.attempt)):
         if line["round"] == place.leg.round and "loss" in line:
-            trainer.watch.fault(line["step"] - place.leg.offset, line["loss"])
+            trainer.watch.fault(line["step"] - place.leg.offset, line["loss"], skipped=line.get("skipped", False))
     trainer.on_checkpoint = lambda reached: _on_checkpoint(job, trainer, reached)
     total = place.leg.offset + trainer.total_steps
     if console.speaks():

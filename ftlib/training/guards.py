@@ -25,14 +25,16 @@ class Watch:
     Args:
         rule: what counts as diverged.
         warmup: steps in which the loss may still be above `rule.above`.
+        steps: how many there are; if fewer than SKIPPED, all of them skipped are a divergence.
     """
 
-    def __init__(self, rule: Guard, warmup: int) -> None:
+    def __init__(self, rule: Guard, warmup: int, steps: int) -> None:
         self.rule = rule
         self.warmup = warmup
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._streaks: Counter[str] = Counter()
         self._skipped = 0
+        self._too_many_skipped = min(SKIPPED, steps)
 
     def fault(self, step: int, loss: float, gradient_norm: float = 0.0, skipped: bool = False) -> str | None:
         """What is wrong with a step, in words; None if training may go on.
@@ -50,6 +52,11 @@ class Watch:
         if self._skipped == SKIPPED:
             return (
                 f"{SKIPPED} steps in a row skipped: with fp16 their gradients are not finite, however they are scaled"
+            )
+        if self._skipped == self._too_many_skipped:
+            return (
+                f"all {self._skipped} steps skipped: with fp16 a scale for the gradients is searched in the first "
+                f"steps, up to {SKIPPED} of them; nothing was trained"
             )
         if loss > self.rule.max_loss:
             return f"loss {loss:.4g} is above {self.rule.max_loss:g}"

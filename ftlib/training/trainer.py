@@ -53,7 +53,7 @@ class AnswerTrainer(Trainer):
         reached: the newest checkpoint that was written.
 
     Set `on_step` to get {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm", "seconds"} after
-    each step, on a GPU with "memory_gib"; `step` counts through all rounds.
+    each step, on a GPU with "memory_gib", and with fp16 "skipped": true where it was; `step` counts through all rounds.
     """
 
     loss_is_scaled_for_ga = True
@@ -96,7 +96,7 @@ class AnswerTrainer(Trainer):
         )
         self.add_callback(CheckpointDue(config.checkpoint))
         self.add_callback(_EpochOrder(self._batches))
-        self.watch = Watch(config.guard, arguments.get_warmup_steps(self.total_steps))
+        self.watch = Watch(config.guard, arguments.get_warmup_steps(self.total_steps), self.total_steps)
         self._last_step_at = time.monotonic()
         set_seed(arguments.seed + arguments.process_index)  # else all ranks would drop out the same units
 
@@ -163,9 +163,11 @@ class AnswerTrainer(Trainer):
         place = {"step": self.leg.offset + self.state.global_step, "attempt": self.leg.attempt, "round": self.leg.round}
         record = {**place, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at, **_gpu_memory()}
         self._last_step_at = now
+        skipped = self.accelerator.optimizer_step_was_skipped
+        if skipped:
+            record["skipped"] = True
         # With fp16 an infinite gradient is daily work: the scaler skips that step and halves its scale.
         norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
-        skipped = self.accelerator.optimizer_step_was_skipped
         fault = self.watch.fault(self.state.global_step, logs["loss"], norm, skipped)
         if math.isfinite(logs["loss"]) and math.isfinite(norm):
             self.on_step(record)

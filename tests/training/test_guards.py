@@ -44,7 +44,7 @@ sys.exit(main(["train", sys.argv[1]]))
 
 def tripped(rule: Guard, losses: list[float], warmup: int = 0) -> int | None:
     """The step at which a watch speaks up."""
-    watch = Watch(rule, warmup)
+    watch = Watch(rule, warmup, steps=1000)
     return next((step for step, loss in enumerate(losses, 1) if watch.fault(step, loss)), None)
 
 
@@ -54,11 +54,11 @@ def test_a_loss_that_is_no_number_trips_at_once(loss: float) -> None:
 
 
 def test_so_does_a_gradient() -> None:
-    assert Watch(Guard(), 0).fault(1, 2.0, math.inf) == "loss 2.0, gradient norm inf"
+    assert Watch(Guard(), 0, steps=1000).fault(1, 2.0, math.inf) == "loss 2.0, gradient norm inf"
 
 
 def test_a_few_steps_that_fp16_skips_are_daily_work_and_many_in_a_row_are_the_end() -> None:
-    watch = Watch(Guard(), 0)
+    watch = Watch(Guard(), 0, steps=1000)
     few = [*[True] * (SKIPPED - 1), False, *[True] * (SKIPPED - 1)]
     assert not any(watch.fault(step, 2.0, skipped=skipped) for step, skipped in enumerate(few, 1))
     assert (watch.fault(len(few) + 1, 2.0, skipped=True) or "").startswith("25 steps in a row skipped")
@@ -74,6 +74,49 @@ def test_a_run_whose_every_step_is_skipped_is_never_done(
     code, _, error = ftlib("train", wild, *steady)
     assert code == 1 and "diverged at step 25 of attempt 0: 25 steps in a row skipped" in error
     assert not run.done.exists()
+
+
+def test_a_short_run_whose_every_step_is_skipped_is_not_done_either(
+    wild: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve steps, interrupted after the seventh: those skipped before count."""
+    from ftlib.training import fit
+
+    steady = ("training.learning_rate=1e-3", "guard.restarts=0", "guard.max_loss=1e9")
+    run = run_of(wild, tmp_path / "runs", *steady)
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda accelerator: True))
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "_log_step", interrupted_after(7))
+        assert ftlib("train", wild, *steady)[0] == 130
+    code, _, error = ftlib("train", wild, *steady)
+    assert code == 1 and "diverged at step 12 of attempt 0: all 12 steps skipped" in error
+    assert not run.done.exists()
+    assert [line.get("skipped") for line in lines(run)] == [True] * 12
+
+
+def interrupted_after(step: int) -> Callable[..., None]:
+    """In the place of `fit._log_step`: Ctrl-C when a step has been logged."""
+    from ftlib.training import fit
+
+    plain = fit._log_step
+
+    def interrupt(run: Run, record: dict[str, Any], update: object) -> None:
+        plain(run, record, update)
+        if record["step"] == step:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def test_a_short_run_that_is_trained_in_its_last_step_is_done(
+    wild: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady = ("training.max_steps=3", "training.learning_rate=1e-3", "guard.restarts=0", "guard.max_loss=1e9")
+    run = run_of(wild, tmp_path / "runs", *steady)
+    answers = iter([True] * 4 + [False] * 99)  # asked twice a step
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda accelerator: next(answers)))
+    assert ftlib("train", wild, *steady)[0] == 0
+    assert [line.get("skipped") for line in lines(run)] == [True, True, None]
 
 
 def test_above_max_loss_once_is_enough_even_in_the_warm_up() -> None:
