@@ -40,6 +40,9 @@ _OTHER_LOOPS = {
     "layerwise": "steps within the backward pass",
 }
 """Part of an optimizer's name → why ftlib's loop and checkpoints do not suit it."""
+_BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that the Trainer steps only when it evaluates, which ftlib's does not: their rate would stay constant."""
+
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
@@ -54,6 +57,11 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
     if missing:
         raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
     _check_numbers(config)
+    if (schedule := config.training.get("lr_scheduler_type")) in _BY_EVALUATION:
+        problem = (
+            f"training.lr_scheduler_type: {schedule} follows the Trainer's own evaluation, which ftlib does not use"
+        )
+        raise UserError(f"{problem}: the learning rate would stay constant", "Take another, such as cosine.")
     if (config.training.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
         raise UserError("training: use_reentrant: true trains nothing where inputs are frozen", "Leave it out.")
     _check_loading(config)

@@ -69,6 +69,8 @@ def test_what_a_cpu_lacks(
     [
         (["lr_scheduler_type=cosine_with_min_lr"], "lr_scheduler_type: cosine_with_min_lr: .*min_lr"),
         (["lr_scheduler_type=warmup_stable_decay"], "lr_scheduler_type: warmup_stable_decay: .*num_decay_steps"),
+        (["lr_scheduler_type=reduce_lr_on_plateau"], "lr_scheduler_type: reduce_lr_on_plateau .*stay constant"),
+        (["lr_scheduler_type=greedy"], "lr_scheduler_type: greedy .*stay constant"),
         (["optim=galore_adamw", "optim_target_modules=[q_proj]"], "optim: galore_adamw: .*install"),
         (["optim=stable_adamw"], "optim: stable_adamw: .*install"),
         (["optim=grokadamw"], "optim: grokadamw: .*install"),
