@@ -10,6 +10,7 @@ import importlib
 import sys
 
 from ftlib import __version__, preemption
+from ftlib.environment import prefer_expandable_segments
 from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER, UserError
 
 COMMANDS = {
@@ -66,6 +67,7 @@ def _answered(arguments: list[str], debug: bool) -> int:
     """Run a command; its exit code, whatever became of it."""
     try:
         preemption.install()
+        prefer_expandable_segments()
         return _run(arguments[0], arguments[1:])
     except preemption.Preempted as signal:
         print(f"ftlib: {preemption.MESSAGE.format(signal)}", file=sys.stderr)

@@ -29,6 +29,17 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def prefer_expandable_segments() -> None:
+    """Have torch's allocator grow its blocks of GPU memory, so that batches of many lengths leave no gaps that no
+    tensor fits into; what the user set stays. Works until torch allocates on a GPU for the first time.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if (version := _version("torch")) and not any(name in os.environ for name in names):
+        major, minor = version.split(".")[:2]
+        name = names[0] if (int(major), int(minor)) >= (2, 10) else names[1]  # the second is deprecated since
+        os.environ[name] = "expandable_segments:True"
+
+
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from ftlib.models.rows import IGNORED, forward_arguments
 
@@ -27,7 +27,8 @@ def answer_loss(
     """Cross entropy of answer and `<eos>`.
 
     Args:
-        batch: as `Inputs.batch` makes it, padded on the left; its labels may be cut to their last columns.
+        batch: as `Inputs.batch` makes it, padded on the left; its labels may be cut to their last columns
+            (`cut_labels`): as many logits are computed as there are columns of labels.
         average: `token` divides the sum over all answer tokens by their number; `example` first averages each row over
             its own tokens (big_vision, trainers/proj/paligemma), then over the rows.
         items: the number to divide by if the batch is a micro-batch of a bigger one: what `count_items` says of the
@@ -37,24 +38,26 @@ def answer_loss(
     Returns:
         Scalar.
     """
-    labels = batch["labels"]
-    width = labels.shape[1] if labels.shape[1] < batch["input_ids"].shape[1] else label_width(labels)
-    logits = model(**forward_arguments(batch), logits_to_keep=width + 1).logits[:, :-1]
-    return loss_of_logits(logits, labels[:, -width:], average, items, smoothing)
+    width = min(batch["labels"].shape[1], batch["input_ids"].shape[1] - 1)
+    logits = model(**forward_arguments(batch), logits_to_keep=width + 1).logits
+    # The last logits foretell nothing. They get a label that is ignored: cutting them off would copy all others.
+    labels = pad(batch["labels"][:, -width:], (0, 1), value=IGNORED)
+    return loss_of_logits(logits, labels, average, items, smoothing)
 
 
 def loss_of_logits(
     logits: Tensor, labels: Tensor, average: Average, items: Tensor | int | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """The same from logits that already stand one before their labels.
+    """The same from logits that already stand where their labels do.
 
     Args:
         logits: shape (rows, width, vocabulary), any float type; computed in float32.
         labels: shape (rows, width), `IGNORED` where there is no loss.
     """
+    flat = logits.float().flatten(0, 1)  # over a transposed vocabulary the loss would copy all logits
     losses = cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
-    )
+        flat, labels.flatten(), ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+    ).view_as(labels)
     if average == "example":
         losses = losses.sum(dim=1) / labels.ne(IGNORED).sum(dim=1).clamp(min=1)
     return losses.sum() / (count_items(labels, average) if items is None else items)
@@ -66,8 +69,11 @@ def count_items(labels: Tensor, average: Average) -> Tensor:
     return labelled.sum() if average == "token" else labelled.any(dim=1).sum()
 
 
-def label_width(labels: Tensor) -> int:
-    """How many of the last columns hold labels; one at least, though a rank's share may have none."""
-    columns = labels.ne(IGNORED).any(dim=0)
+def cut_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch whose labels are only the last columns that hold any; one at least, though a rank's share may have none.
+
+    For batches on the CPU: the number of columns depends on the labels, and to learn it from a GPU is to wait for it.
+    """
+    columns = batch["labels"].ne(IGNORED).any(dim=0)
     columns[-1] = True
-    return int(columns.shape[0] - int(columns.nonzero()[0]))
+    return {**batch, "labels": batch["labels"][:, int(columns.nonzero()[0]) :]}
