@@ -9,13 +9,14 @@ be computed only there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaModel, PaliGemmaProcessor
 
 from ftlib.errors import UserError
 from ftlib.hub import require_model
@@ -179,6 +180,22 @@ class PaliGemmaInputs:
         resized = image.resize(self._size, Image.Resampling(self._resample))
         scaled = (np.asarray(resized, dtype=np.float32) / 255.0 - self._mean) / self._std
         return torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
+
+
+def trust_image_tokens(model: torch.nn.Module) -> None:
+    """Leave out that transformers counts the image tokens of every batch, in which the CPU waits for the GPU.
+
+    Rows are made here, with exactly as many as the model's images have (`PaliGemmaInputs.load` compares them). A model
+    of another family stays as it is.
+    """
+    for module in model.modules():
+        if isinstance(module, PaliGemmaModel):
+            module.get_placeholder_mask = partial(_image_slots, module.config.image_token_id)
+
+
+def _image_slots(image_id: int, input_ids: Tensor, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
+    """Where image features go: shape (rows, length, 1), bool."""
+    return (input_ids == image_id).unsqueeze(-1)
 
 
 def part(model: torch.nn.Module, name: str) -> str:

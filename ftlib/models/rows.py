@@ -57,14 +57,13 @@ def forward_arguments(batch: dict[str, Tensor]) -> dict[str, Any]:
 
     PaliGemma's `token_type_ids` must go in, or its prompt becomes causal; its positions count from 1, as transformers
     counts them. A causal model's batch brings its own. Where rows are packed, no mask goes in: transformers keeps rows
-    apart by positions that start anew, as long as no cache is made.
+    apart by positions that start anew, as long as no cache is made. Nobody reads a cache here, and it would hold keys
+    and values of all layers.
     """
     arguments: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
     if "position_ids" not in arguments:
         arguments["position_ids"] = positions(batch["attention_mask"], first=1)
-    if "attention_mask" not in arguments:
-        arguments["use_cache"] = False
-    return arguments
+    return {**arguments, "use_cache": False}
 
 
 def shortened(row: Row, limit: int | None, room: int, start: int) -> Row:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ftlib import files, preemption, runs
 from ftlib.config import Config
 from ftlib.errors import Diverged
+from ftlib.models.families import Inputs
 from ftlib.models.packing import check_packing
+from ftlib.models.rows import Row
 from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
@@ -26,7 +29,7 @@ from ftlib.training.guards import Watch
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
 from ftlib.training.lengths import FewShapes, compile_each_shape
-from ftlib.training.loss import answer_loss, count_items
+from ftlib.training.loss import answer_loss, count_items, cut_labels
 
 OnStep = Callable[[dict[str, Any]], None]
 """Called after every optimizer step with its record."""
@@ -69,9 +72,11 @@ class AnswerTrainer(Trainer):
     ) -> None:
         static = arguments.torch_compile and not config.loss.packing
         lengths = rows.lengths() if static or config.micro_batch < config.effective_batch else None
-        collate = FewShapes(rows.inputs, _labelled(lengths, config)) if static and lengths else rows.inputs.batch
+        collate = FewShapes(rows.inputs, _labelled(lengths, config)) if static and lengths else _Collate(rows.inputs)
         if static:
             compile_each_shape()
+        # Its backward pass may make NaN of an explicit mask on a Hopper GPU (pytorch issue 196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)
         if config.loss.packing:
             with self.accelerator.autocast():
@@ -128,7 +133,11 @@ class AnswerTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """What the loss of the whole effective batch is divided by, in every micro-batch of it."""
         counts = [count_items(batch["labels"], self.config.loss.average) for batch in batch_samples]
-        return ranks.total(torch.stack(counts).sum().to(device))
+        return ranks.total(torch.stack(counts).sum().to(device, non_blocking=True))
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch on this process's device; from pinned memory it goes there while the GPU still computes."""
+        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
@@ -206,6 +215,16 @@ class AnswerTrainer(Trainer):
 def _gpu_memory() -> dict[str, float]:
     """The most that torch has reserved on this process's GPU; without one there is no such limit to keep an eye on."""
     return {"memory_gib": torch.cuda.max_memory_reserved() / 2**30} if torch.cuda.is_available() else {}
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Rows as a batch of training, made on the CPU."""
+
+    inputs: Inputs
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        return cut_labels(self.inputs.batch(rows))
 
 
 def _labelled(lengths: list[tuple[int, int]], config: Config) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import check_trainable
 from ftlib.models.loading import fill_adapter, load_model, load_weights
+from ftlib.models.paligemma import trust_image_tokens
 from ftlib.runs import Run
 from ftlib.site import Site
 
@@ -95,6 +96,7 @@ def trainable_model(config: Config, base: Path, start: Path | None) -> torch.nn.
     whole = start if start and not isinstance(adapter, Lora) else base
     weights = load_model(whole, model)
     check_trainable(weights)
+    trust_image_tokens(weights)
     trainable = prepare_for_training(weights, adapter, model.base, model.family, model.revision)
     if start and isinstance(adapter, Lora):
         fill_adapter(trainable, start)
