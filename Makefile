@@ -4,14 +4,17 @@
 # make lint   style, types
 # make long   what takes long and rarely breaks
 # make bench  times, as ratios within one run
+# make gpu    the acceptance run on a GPU; ONLY=resume,numbers runs some of its checks
+# make gpu-wheels   what a GPU machine without a package registry needs, in .gpu-wheels/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.version_info < (3, 11) else "py311")').txt
+comma := ,
 LOWEST := $(VENV)/lowest
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test cluster lint long bench fields lock clean
+.PHONY: demo test cluster lint long bench gpu gpu-wheels fields lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -32,6 +35,13 @@ long: $(VENV)/.test
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
+
+# The acceptance run on a GPU, with the torch that is there: make gpu, make gpu ONLY=resume,numbers
+gpu:
+	PYTHON=$(PYTHON) tests/gpu/run.sh $(subst $(comma), ,$(ONLY))
+
+gpu-wheels:
+	PYTHON=$(PYTHON) tests/gpu/wheels.sh
 
 $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: setup.cfg $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "ftlib needs Python 3.10 or newer: make PYTHON=/path/to/python3"; exit 1; }

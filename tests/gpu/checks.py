@@ -1,0 +1,826 @@
+"""The checks of the acceptance run; each yields (name, ok, figures) for every thing that it finds out."""
+
+from __future__ import annotations
+
+import gc
+import math
+import multiprocessing
+import os
+import platform
+import signal
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from ftlib import files, runs
+from ftlib.__main__ import main
+from ftlib.config import Evaluation
+from ftlib.config_file import load_experiment
+from ftlib.models.adapters import prepare_for_training
+from ftlib.models.generate import answer_rows, label_likelihoods
+from ftlib.models.loading import load_weights
+from ftlib.models.paligemma import PaliGemmaInputs
+from ftlib.site import find_site
+from ftlib.training.loss import answer_loss
+from tests.gpu import models
+from tests.gpu.flops import neox_flops, paligemma_flops
+from tests.gpu.machine import (
+    DEVICE,
+    REHEARSAL,
+    copy_rate,
+    data_sheet_peak,
+    matmul_rate,
+    reset_peak,
+    seconds,
+    synchronize,
+)
+from tests.gpu.models import DTYPE, adapted, config_of, image_rows, measure, text_rows
+
+Results = Iterator[tuple[str, bool, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        budget: seconds that it may take on an H100, imports not counted; it is killed at twice as many.
+        alone: whether it measures, and nothing else may run beside it.
+    """
+
+    name: str
+    budget: int
+    run: Callable[[Path], Results]
+    alone: bool = False
+
+
+def environment(folder: Path) -> Results:
+    """What this machine is, and what its GPU reaches: the denominators of MFU."""
+    packages = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "triton")
+    facts: dict[str, Any] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            facts[name] = version(name)
+        except ImportError:
+            facts[name] = None
+    if not REHEARSAL:
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "gpu": properties.name, "capability": f"{properties.major}.{properties.minor}",
+            "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda,
+            "arch_list": torch.cuda.get_arch_list(), "driver": _driver(),
+        }  # fmt: skip
+    peak = data_sheet_peak()
+    rates = {"data_sheet_tflops": peak and peak / 1e12, "matmul_tflops": round(matmul_rate() / 1e12, 1)}
+    yield "environment", True, {**facts, **rates, "copy_tb_per_s": round(copy_rate() / 1e12, 2)}
+
+
+def _driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    return path.read_text().splitlines()[0].split("  ")[1] if path.exists() else None
+
+
+def sdpa(folder: Path) -> Results:
+    """torch's attention with PaliGemma's mask, padding on the left: forward and backward, each backend by itself."""
+    rows, heads, length, width = (2, 2, 24, 16) if REHEARSAL else (8, 8, 320, 256)
+    torch.manual_seed(0)
+    query = torch.randn(rows, heads, length, width, device=DEVICE)
+    key, value = (torch.randn(rows, 1, length, width, device=DEVICE) for _ in range(2))
+    pushed = torch.randn_like(query)
+    padding = torch.arange(rows, device=DEVICE) * 3
+    seen = _prefix_mask(length, length - 10, padding)
+    expected = _attention(query.double(), key.double(), value.double(), seen, None, pushed.double())
+    tolerances = {torch.float32: 2e-3, torch.bfloat16: 3e-2}  # float32 products may be TF32's
+    backends = {"default": None, "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
+                "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}  # fmt: skip
+    real = (torch.arange(length, device=DEVICE) >= padding[:, None])[:, None, :, None]
+    for dtype, tolerance in tolerances.items():
+        found: dict[str, Any] = {}
+        ok = True
+        inputs = [tensor.to(dtype) for tensor in (query, key, value)]
+        for name, backend in backends.items():
+            for kind, mask in _masks(seen, dtype).items():
+                try:
+                    got = _attention(*inputs, mask, backend, pushed.to(dtype))
+                except RuntimeError as error:
+                    found[f"{name} {kind}"] = f"not taken: {str(error).splitlines()[0][:80]}"
+                    ok &= name not in ("default", "math")
+                    continue
+                errors = [_relative(one * real, other * real) if one.shape == real.shape[:2] else
+                          _relative(one, other) for one, other in zip(got, expected, strict=True)]  # fmt: skip
+                nans = sum(int(one.isnan().sum()) for one in got)
+                found[f"{name} {kind}"] = {"error": round(max(errors), 6), "nan": nans}
+                ok &= name == "cudnn" or (nans == 0 and max(errors) < tolerance)
+        if not REHEARSAL:
+            chosen = torch._fused_sdp_choice(*_expanded(*inputs), _masks(seen, dtype)["float"])
+            found["chosen"] = SDPBackend(chosen).name if hasattr(SDPBackend, "__call__") else int(chosen)
+        yield f"sdpa {str(dtype).removeprefix('torch.')}", ok, found
+
+
+def _prefix_mask(length: int, prompt: int, padding: Tensor) -> Tensor:
+    """Shape (rows, 1, length, length): a prompt sees all of itself, an answer what came before; padding sees itself."""
+    places = torch.arange(length, device=DEVICE)
+    causal = places[None, :] <= places[:, None]
+    both_ways = (places < prompt)[None, :] & (places < prompt)[:, None]
+    real = places[None, :] >= padding[:, None]
+    seen = (causal | both_ways)[None] & real[:, None, :]
+    return (seen | torch.eye(length, dtype=torch.bool, device=DEVICE))[:, None]
+
+
+def _masks(seen: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The two forms of a mask that torch takes."""
+    least = torch.finfo(dtype).min
+    return {"bool": seen, "float": torch.zeros(seen.shape, dtype=dtype, device=DEVICE).masked_fill(~seen, least)}
+
+
+def _expanded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query, key.expand_as(query), value.expand_as(query)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, backend: SDPBackend | None, pushed: Tensor
+) -> list[Tensor]:
+    """Output and gradients of query, key and value; without a backend, of double numbers by plain products."""
+    query, key, value = (tensor.detach().clone().requires_grad_() for tensor in (query, key, value))
+    many = _expanded(query, key, value)
+    if query.dtype == torch.float64:
+        scores = many[0] @ many[1].transpose(2, 3) / math.sqrt(query.shape[-1])
+        output = scores.masked_fill(~mask, -math.inf).softmax(-1) @ many[2]
+    elif backend is None:
+        output = scaled_dot_product_attention(*many, attn_mask=mask)
+    else:
+        with sdpa_kernel(backend):
+            output = scaled_dot_product_attention(*many, attn_mask=mask)
+    output.backward(pushed)
+    return [output.detach(), query.grad, key.grad, value.grad]  # type: ignore[list-item]
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def agreement(folder: Path) -> Results:
+    """Tiny models on the GPU in float32 and bfloat16, by every way of computing attention, against the CPU's float32."""
+    from transformers import PaliGemmaForConditionalGeneration
+
+    from ftlib.models.tiny import tiny_config, tiny_processor
+    from ftlib.models.tiny_neox import make_tiny_neox
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    processor = tiny_processor()
+    gemma2 = {"model_type": "gemma2", "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0,
+              "sliding_window": 8, "query_pre_attn_scalar": 32}  # fmt: skip
+    for name, text in {"paligemma": {}, "paligemma2": gemma2}.items():
+        torch.manual_seed(0)
+        PaliGemmaForConditionalGeneration(tiny_config(processor, **text)).save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    make_tiny_neox(folder / "neox")
+    for name in ("paligemma", "paligemma2", "neox"):
+        family = "causal" if name == "neox" else "paligemma"
+        batch = _tiny_batch(folder / name, family)
+        expected = _loss_and_gradients(folder / name, family, "float32", "eager", batch, "cpu")
+        ways = ["eager"] + ["sdpa"] * (name != "paligemma2") + ["flex"] * (not REHEARSAL)
+        found: dict[str, Any] = {}
+        ok = True
+        for way in ways:
+            for dtype, tolerance in {"float32": 2e-4, "bfloat16": 6e-2}.items():
+                if REHEARSAL and dtype == "bfloat16":
+                    continue
+                got = _loss_and_gradients(folder / name, family, dtype, way, batch, DEVICE)
+                loss = abs(got[0] - expected[0]) / expected[0]
+                gradient = _relative(got[1], expected[1].double())
+                found[f"{way} {dtype}"] = {"loss": round(loss, 7), "gradient": round(gradient, 6)}
+                ok &= loss < tolerance / 4 and gradient < tolerance
+        yield f"agreement {name}", ok, found
+
+
+def _tiny_batch(folder: Path, family: str) -> dict[str, Tensor]:
+    """Four rows of different lengths."""
+    from PIL import Image
+
+    answers = ["7", "a dog", "two cats and a horse", "yes"]
+    if family == "causal":
+        from ftlib.models.causal import CausalInputs
+
+        inputs: Any = CausalInputs.load(folder)
+        return inputs.batch([inputs.train_row("q" * (3 + 5 * n), None, answer) for n, answer in enumerate(answers)])
+    inputs = PaliGemmaInputs.load(folder)
+    picture = Image.radial_gradient("L").convert("RGB")
+    return inputs.batch([inputs.train_row("q" * (3 + 5 * n), picture, answer) for n, answer in enumerate(answers)])
+
+
+def _loss_and_gradients(
+    folder: Path, family: str, dtype: str, attention: Any, batch: dict[str, Tensor], device: str
+) -> tuple[float, Tensor]:
+    """Of a whole model, on the CPU: the loss, and all gradients in a row."""
+    model = load_weights(folder, dtype, family, attention=attention).to(device)
+    moved = {name: tensor.to(device) for name, tensor in batch.items()}
+    loss = answer_loss(model, moved, "token")
+    loss.backward()
+    gradients = [p.grad.float().flatten().cpu() for p in model.parameters() if p.grad is not None]
+    return float(loss), torch.cat(gradients)
+
+
+_FORK = multiprocessing.get_context("fork")
+
+
+def _forked(function: Callable[..., object], *arguments: object) -> int | None:
+    """Run a function in a process of its own, which may be killed; its exit code."""
+
+    def run() -> None:
+        code = function(*arguments)
+        os._exit(code if isinstance(code, int) else 0)
+
+    process = _FORK.Process(target=run)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _train(config: Path, runs_folder: Path, die_at: int = 0, *overrides: str) -> int:
+    """`ftlib train`, killed after a step if wished."""
+    from ftlib.training import fit
+
+    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(runs_folder))
+    log_step = fit._log_step
+
+    def log_and_die(run: runs.Run, record: dict[str, Any], update: Any) -> None:
+        log_step(run, record, update)
+        if record["step"] == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if die_at:
+        fit._log_step = log_and_die
+    return main(["train", str(config), *overrides])
+
+
+def _prepare(config: Path) -> None:
+    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(config.parent / "runs"))
+    for command in ("stage", "prepare"):
+        if code := _forked(main, [command, str(config)]):
+            raise RuntimeError(f"ftlib {command} ended with {code}")
+
+
+def _run_folder(config: Path, runs_folder: Path) -> runs.Run:
+    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(runs_folder))
+    site = find_site()
+    return runs.open_run(load_experiment(config, [], site), site)
+
+
+def _outcome(config: Path, runs_folder: Path) -> tuple[list[float], dict[str, str]]:
+    """The logged losses, and hashes of the result's weights."""
+    run = _run_folder(config, runs_folder)
+    losses = [line["loss"] for line in files.read_jsonl_log(run.metrics) if "loss" in line]
+    weights = {path.name: files.sha256(path) for path in sorted(run.folder.glob("[am]d*/*.safetensors"))}
+    weights |= {path.name: files.sha256(path) for path in sorted(run.folder.glob("model/*.safetensors"))}
+    return losses, weights
+
+
+def _interrupted(folder: Path, die_at: int = 5, **sections: Any) -> dict[str, Any]:
+    """Train once undisturbed and once killed and resumed: what differs."""
+    config = models.write_config(folder, **sections)
+    _prepare(config)
+    codes = [
+        _forked(_train, config, folder / "straight"),
+        _forked(_train, config, folder / "broken", die_at),
+        _forked(_train, config, folder / "broken"),
+    ]
+    found: dict[str, Any] = {"exit_codes": codes}
+    if codes != [0, -signal.SIGKILL, 0]:
+        return {**found, "complete": False}
+    straight, broken = _outcome(config, folder / "straight"), _outcome(config, folder / "broken")
+    difference = max((abs(a - b) for a, b in zip(straight[0], broken[0], strict=True)), default=math.inf)
+    finite = all(map(math.isfinite, straight[0]))
+    return {**found, "complete": bool(straight[1]) and finite, "steps": len(straight[0]),
+            "loss_difference": difference, "same_bytes": straight[1] == broken[1],
+            "first_loss": round(straight[0][0], 4), "last_loss": round(straight[0][-1], 4)}  # fmt: skip
+
+
+_BF16 = {"model": {"dtype": "float32" if REHEARSAL else "bfloat16"}, "training": {"bf16": not REHEARSAL}}
+
+
+def resume(folder: Path) -> Results:
+    """Killed with SIGKILL and resumed, on the GPU: the same losses and the same bytes."""
+    kinds: dict[str, dict[str, Any]] = {
+        "lora bf16": _BF16,
+        "full float32": {"adapter": {"method": "full"}},
+    }
+    for name, sections in kinds.items():
+        found = _interrupted(folder / name.replace(" ", "-"), **sections)
+        ok = found["complete"] and found["loss_difference"] == 0.0 and found["same_bytes"]
+        yield f"resume {name}", ok, found
+
+
+def numbers(folder: Path) -> Results:
+    """Other kinds of numbers than bf16: fp16 with its scaler, int8, NF4, paged optimizers; trained and resumed."""
+    half = {"model": {"dtype": "float16"}, "training": {"fp16": True}}
+    kinds: dict[str, dict[str, Any]] = {
+        "fp16": {} if REHEARSAL else half,
+        "int8": {"model": {**_BF16["model"], "quantization": "int8"}, "training": _BF16["training"]},
+        "nf4 paged_adamw_8bit": {
+            "model": {**_BF16["model"], "quantization": "nf4"},
+            "training": {**_BF16["training"], "optim": "paged_adamw_8bit"},
+        },
+        "adamw_8bit": {"training": {"optim": "adamw_8bit"}},
+    }
+    here, there = {}, []
+    for name, sections in kinds.items():
+        receive, send = _FORK.Pipe(duplex=False)
+
+        def run(sections: dict[str, Any] = sections, name: str = name, send: Any = send) -> None:
+            send.send(_interrupted(folder / name.replace(" ", "-"), **sections))
+
+        process = _FORK.Process(target=run)
+        process.start()
+        send.close()
+        here[name] = receive
+        there.append(process)
+    for name, receive in here.items():
+        try:
+            found = receive.recv()
+        except EOFError:
+            found = {"complete": False}
+        ok = found["complete"] and found["loss_difference"] < 1e-6
+        yield f"numbers {name}", ok, found
+
+
+def out_of_memory(folder: Path) -> Results:
+    """Memory runs out in forward, backward, optimizer and evaluation: smaller pieces with the same losses, or plain words."""
+    sections = {"batch": {"auto": True}, "adapter": {"method": "lora", "r": 4, "alpha": 8, "freeze": []}, **_BF16}
+    config = models.write_config(folder, **sections)
+    _prepare(config)
+    codes = {"straight": _forked(_train, config, folder / "straight")}
+    for place in ("forward", "backward", "optimizer"):
+        codes[place] = _forked(_train_out_of_memory, config, folder / place, place)
+    expected = _outcome(config, folder / "straight")[0]
+    for place in ("forward", "backward"):
+        losses = _outcome(config, folder / place)[0]
+        history = files.read_jsonl_log(_run_folder(config, folder / place).history)
+        halved = [line["micro_batch"] for line in history if line["event"] == "out of memory"]
+        differences = [abs(a - b) for a, b in zip(expected, losses, strict=False)]
+        ok = codes[place] == 0 and bool(halved) and len(losses) == len(expected) and max(differences) < 2e-2
+        found = {"exit_code": codes[place], "micro_batch": halved, "loss_difference": max(differences, default=None)}
+        yield f"out_of_memory {place}", ok, found
+    checkpoints = list((_run_folder(config, folder / "optimizer").folder / "checkpoints").rglob("COMPLETE.json"))
+    ok = codes["optimizer"] == 2 and bool(checkpoints)
+    yield "out_of_memory optimizer", ok, {"exit_code": codes["optimizer"], "checkpoints": len(checkpoints)}
+    code = _forked(_evaluate_out_of_memory, config, folder / "straight")
+    yield "out_of_memory evaluation", code == 2, {"exit_code": code}
+    if not REHEARSAL:
+        receive, send = _FORK.Pipe(duplex=False)
+        _forked(_exhaust, send)
+        send.close()
+        yield "out_of_memory kinds", True, receive.recv()
+
+
+def _exhaust_memory() -> None:
+    """Ask for more than any GPU has."""
+    if REHEARSAL:
+        raise torch.OutOfMemoryError("CUDA out of memory. (a rehearsal)")
+    torch.empty(2**50, dtype=torch.uint8, device=DEVICE)
+
+
+def _train_out_of_memory(config: Path, runs_folder: Path, place: str) -> int:
+    """`ftlib train` that runs out of memory once, in its fifth step."""
+    from ftlib.training import trainer
+    from ftlib.training.loss import answer_loss as plain
+
+    calls = 0
+
+    def loss(model: torch.nn.Module, batch: dict[str, Tensor], *arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5 and place == "forward":
+            _exhaust_memory()
+        value = plain(model, batch, *arguments)
+        if calls == 5 and place == "backward":
+            value.register_hook(lambda gradient: _exhaust_memory())
+        return value
+
+    trainer.answer_loss = loss
+    if place == "optimizer":
+        step = torch.optim.AdamW.step
+        steps = 0
+
+        def stepping(self: Any, *arguments: Any, **more: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == 5:
+                _exhaust_memory()
+            return step(self, *arguments, **more)
+
+        torch.optim.AdamW.step = stepping  # type: ignore[method-assign,assignment]
+    return _train(config, runs_folder)
+
+
+def _evaluate_out_of_memory(config: Path, runs_folder: Path) -> int:
+    from ftlib.evaluation.subject import Subject
+
+    def answer(self: Subject, rows: Any, settings: Evaluation) -> list[str]:
+        _exhaust_memory()
+        return []
+
+    Subject.answer = answer  # type: ignore[method-assign]
+    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(runs_folder))
+    return main(["evaluate", str(config)])
+
+
+def _exhaust(send: Any) -> None:
+    """What torch raises where libraries find no memory: cuBLAS' handle, cuDNN's workspace, a plain tensor."""
+    torch.zeros(1, device=DEVICE)
+    free, _ = torch.cuda.mem_get_info()
+    kept = []
+    size = free
+    while size > 2**16:
+        try:
+            kept.append(torch.empty(size, dtype=torch.uint8, device=DEVICE))
+        except RuntimeError:
+            size //= 2
+    small = [torch.randn(64, 64) for _ in range(2)]
+    found = {"free_at_the_end": torch.cuda.mem_get_info()[0]}
+    for name, run in {
+        "tensor": lambda: torch.empty(2**24, device=DEVICE),
+        "matmul": lambda: small[0].to(DEVICE) @ small[1].to(DEVICE),
+        "convolution": lambda: torch.nn.functional.conv2d(
+            torch.ones(1, 8, 64, 64, device=DEVICE), torch.ones(8, 8, 3, 3, device=DEVICE)
+        ),
+    }.items():
+        try:
+            run()
+            torch.cuda.synchronize()
+            found[name] = "nothing was raised"
+        except BaseException as error:
+            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    send.send(found)
+
+
+def synchronisation(folder: Path) -> Results:
+    """Where a micro-batch's forward and backward wait for the GPU: nowhere in ftlib."""
+    model, inputs = models.paligemma(224) if REHEARSAL else _small_paligemma()
+    rows = image_rows(folder / "rows")
+    config = config_of("paligemma", 4)
+    with adapted(model, config) as trainable:
+        trainer = models.trainer_of(config, trainable, inputs, rows, folder / "rows")
+        trainer.model_wrapped = trainer.accelerator.prepare(trainable)
+        trainer.create_optimizer()
+        batches = iter(trainer.get_train_dataloader())
+        items = torch.tensor(40, device=DEVICE)
+        for _ in range(2):
+            trainer.training_step(trainer.model_wrapped, _moved(next(batches)), items)
+        batch = next(batches)
+        places: dict[str, int] = {}
+
+        def note(message: Any, *more: Any, **others: Any) -> None:
+            frames = [
+                f for f in traceback.extract_stack() if "warnings" not in f.filename and "checks.py" not in f.filename
+            ]
+            ours = [f for f in frames if "/ftlib/" in f.filename]
+            last = frames[-1]
+            text = f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno}"
+            if ours:
+                text += f" < {'/'.join(Path(ours[-1].filename).parts[-2:])}:{ours[-1].lineno}"
+            if "synchroniz" in str(message):
+                places[text] = places.get(text, 0) + 1
+
+        if not REHEARSAL:
+            torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            trainer.training_step(trainer.model_wrapped, _moved(batch), items)
+        if not REHEARSAL:
+            torch.cuda.set_sync_debug_mode("default")
+    own = [place for place in places if "/ftlib/" in place.split(" < ")[0] or place.startswith("ftlib/")]
+    yield "synchronisation", not own, {"in_ftlib": own, "all": places}
+
+
+def _moved(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _small_paligemma() -> tuple[Any, PaliGemmaInputs]:
+    """A tiny model: where it waits does not depend on its size."""
+    from ftlib.models.tiny import tiny_model, tiny_processor
+
+    processor = tiny_processor()
+    model = tiny_model(processor).to(DEVICE, torch.bfloat16)
+    return model, PaliGemmaInputs(processor)
+
+
+def paligemma_224(folder: Path) -> Results:
+    """PaliGemma-3B at 224 pixels with LoRA: what `ftlib plan` says of its memory, rows/s and MFU, and against others."""
+    model, inputs = models.paligemma(224)
+    rows = image_rows(folder / "rows")
+    rate = matmul_rate()
+    yield from _planned(model, inputs, rows, folder, 224)
+    best: dict[int, float] = {}
+    for micro_batch in (2, 4) if REHEARSAL else (8, 16, 32, 64):
+        config = config_of("paligemma", micro_batch, training={"max_steps": 12})
+        with adapted(model, config) as trainable:
+            speed = measure(config, trainable, inputs, rows, folder / "rows")
+        best[micro_batch] = speed.rows_per_second
+        figures = _speed_figures(speed, paligemma_flops(model.config, _mean_tokens(inputs, rows), "lora"), rate)
+        yield f"paligemma_224 lora {micro_batch}", _fell(speed), figures
+    yield from _others(model, inputs, rows, folder, best)
+
+
+def _mean_tokens(inputs: Any, rows: Any) -> tuple[float, float]:
+    """Tokens of a row, and of its answer, on average."""
+    lengths = inputs.lengths([row.prefix for row in rows], [row.suffix for row in rows])
+    return statistics.mean(a + b for a, b in lengths), statistics.mean(b for _, b in lengths)
+
+
+def _fell(speed: models.Speed) -> bool:
+    return all(map(math.isfinite, speed.losses))
+
+
+def _speed_figures(speed: models.Speed, flops: float, rate: float) -> dict[str, Any]:
+    """Rows a second, and model FLOPs over the data sheet's peak and over the measured product's rate."""
+    reached = speed.rows_per_second * flops
+    peak = data_sheet_peak()
+    return {
+        "rows_per_s": round(speed.rows_per_second, 2), "model_tflops": round(reached / 1e12, 1),
+        "mfu": peak and round(reached / peak, 4), "of_measured_matmul": round(reached / rate, 4),
+        "reserved_gib": round(speed.reserved / 2**30, 2), "allocated_gib": round(speed.allocated / 2**30, 2),
+        "losses": [round(speed.losses[0], 4), round(speed.losses[-1], 4)],
+    }  # fmt: skip
+
+
+def _planned(model: Any, inputs: Any, rows: Any, folder: Path, size: int) -> Results:
+    """`ftlib plan`'s prediction against what torch reserves."""
+    from ftlib.memory.cuts import _longest
+    from ftlib.memory.need import CONTEXT_BYTES, build_shapes, need
+
+    base = folder / "shapes"
+    model.config.save_pretrained(base)
+    inputs.save(base)
+    for micro_batch in (4,) if REHEARSAL else (8, 32):
+        config = config_of("paligemma", micro_batch, training={"max_steps": 6})
+        lengths = inputs.lengths([row.prefix for row in rows], [row.suffix for row in rows])
+        predicted = need(build_shapes(base, config), config, _longest(config, lengths, None), micro_batch, False)
+        with adapted(model, config) as trainable:
+            speed = measure(config, trainable, inputs, rows, folder / "rows")
+        found = predicted.total - CONTEXT_BYTES
+        figures = {
+            "predicted_gib": round(found / 2**30, 2), "reserved_gib": round(speed.reserved / 2**30, 2),
+            "allocated_gib": round(speed.allocated / 2**30, 2),
+            "ratio": round(found / speed.reserved, 3) if speed.reserved else None,
+            "parts_gib": {name: round(value / 2**30, 2) for name, value in vars(predicted).items()},
+        }  # fmt: skip
+        if not REHEARSAL:
+            free, total = torch.cuda.mem_get_info()
+            figures["context_gib"] = round((total - free - torch.cuda.memory_reserved()) / 2**30, 2)
+        ok = REHEARSAL or 0.9 <= found / speed.reserved <= 1.1
+        yield f"plan paligemma_{size} lora {micro_batch}", ok, figures
+
+
+def _others(model: Any, inputs: Any, rows: Any, folder: Path, ours: dict[int, float]) -> Results:
+    """The seeds' recipe (checkpointing, all logits, batch 4), and plain Trainer, PEFT and SDPA, in this process."""
+    from tests.benchmarks.recipes.worker import image_collate
+
+    collate = image_collate(inputs.processor)
+    lines = [{"image": str(folder / "rows" / row.image), "prefix": row.prefix, "suffix": row.suffix} for row in rows]
+    sizes = (2,) if REHEARSAL else (8, 16)
+    kinds = {"seeds' recipe 4": (4, True, 0), **{f"plain trainer {size}": (size, False, 8) for size in sizes}}
+    for name, (micro_batch, checkpointing, workers) in kinds.items():
+        config = config_of("paligemma", micro_batch)
+        with adapted(model, config) as trainable:
+            try:
+                speed = _plain(
+                    trainable, lines, collate, micro_batch, checkpointing, 0 if REHEARSAL else workers, folder
+                )
+            except torch.OutOfMemoryError:
+                yield f"paligemma_224 {name}", True, {"out_of_memory": True}
+                continue
+            finally:
+                model.gradient_checkpointing_disable()
+        figures = {"rows_per_s": round(speed.rows_per_second, 2), "reserved_gib": round(speed.reserved / 2**30, 2)}
+        figures |= {"losses": [round(speed.losses[0], 4), round(speed.losses[-1], 4)]}
+        ratios = {f"ftlib_{size}_over_it": round(rate / speed.rows_per_second, 2) for size, rate in ours.items()}
+        yield f"paligemma_224 {name}", _fell(speed), {**figures, **ratios}
+
+
+def _plain(
+    model: Any, rows: Any, collate: Any, micro_batch: int, checkpointing: bool, workers: int, folder: Path
+) -> models.Speed:
+    """transformers' Trainer as it is."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    marks: list[float] = []
+
+    class Marks(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            synchronize()
+            marks.append(time.monotonic())
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "plain"), max_steps=10, per_device_train_batch_size=micro_batch, learning_rate=1e-4,
+        gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
+        save_strategy="no", report_to="none", remove_unused_columns=False, bf16=not REHEARSAL, disable_tqdm=True,
+        logging_steps=1, dataloader_num_workers=workers,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Marks()])
+    reset_peak()
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    records = [{"seconds": b - a, "loss": loss} for a, b, loss in zip(marks, marks[1:], losses[1:], strict=False)]
+    return models._speed(records, micro_batch, 3)
+
+
+def paligemma_448(folder: Path) -> Results:
+    """PaliGemma-3B at 448 pixels: LoRA, attention only, and all weights with float32 masters."""
+    model, inputs = models.paligemma(448)
+    rows = image_rows(folder / "rows")
+    rate = matmul_rate()
+    kinds: list[tuple[str, int, dict[str, Any]]] = [
+        ("lora", 4, {}), ("lora", 8, {}), ("lora", 16, {}),
+        ("lora checkpointing", 16, {"training": {"gradient_checkpointing": True}}),
+        ("attention", 8, {"training": {"optim": "sgd", "learning_rate": 0.03}}),
+        ("full", 4, {}),
+    ]  # fmt: skip
+    for method, micro_batch, sections in kinds:
+        adapter = {"method": method} if method in ("attention", "full") else None
+        config = config_of("paligemma", 2 if REHEARSAL else micro_batch, adapter, **_steps(sections))
+        kind = method.split()[0]
+        flops = paligemma_flops(model.config, _mean_tokens(inputs, rows), kind)
+        try:
+            with adapted(model, config) as trainable:
+                speed = measure(config, trainable, inputs, rows, folder / "rows")
+        except torch.OutOfMemoryError:
+            yield f"paligemma_448 {method} {micro_batch}", False, {"out_of_memory": True}
+            continue
+        finally:
+            if "checkpointing" in method:
+                model.gradient_checkpointing_disable()
+        yield f"paligemma_448 {method} {micro_batch}", _fell(speed), _speed_figures(speed, flops, rate)
+
+
+def _steps(sections: dict[str, Any], steps: int = 8) -> dict[str, Any]:
+    return {**sections, "training": {**sections.get("training", {}), "max_steps": steps}}
+
+
+def nf4(folder: Path) -> Results:
+    """PaliGemma-3B at 224 pixels in NF4, written and loaded as users do."""
+    memory = Path("/dev/shm")
+    base = (memory if memory.is_dir() and not REHEARSAL else folder) / f"ftlib-gpu-{os.getpid()}"
+    try:
+        model, inputs = models.paligemma(224)
+        started = time.monotonic()
+        model.save_pretrained(base)
+        saved = time.monotonic()
+        del model
+        gc.collect()
+        reset_peak()
+        model = load_weights(base, DTYPE, "paligemma", "none" if REHEARSAL else "nf4")
+        loaded = time.monotonic()
+    finally:
+        for path in base.glob("*"):
+            path.unlink()
+    rows = image_rows(folder / "rows")
+    rate = matmul_rate()
+    flops = paligemma_flops(model.config, _mean_tokens(inputs, rows), "lora")
+    for micro_batch in (2,) if REHEARSAL else (8, 32):
+        config = config_of("paligemma", micro_batch)
+        with adapted(model, config) as trainable:
+            speed = measure(config, trainable, inputs, rows, folder / "rows")
+        figures = {
+            **_speed_figures(speed, flops, rate),
+            "save_s": round(saved - started, 1),
+            "load_s": round(loaded - saved, 1),
+        }
+        yield f"nf4 {micro_batch}", _fell(speed), figures
+
+
+def generation(folder: Path) -> Results:
+    """Answers of PaliGemma-3B: ftlib's loop, transformers' caches, a merged adapter, and choosing among labels."""
+    model, inputs = models.paligemma(224)
+    rows = image_rows(folder / "rows", 64)
+    from ftlib.data.images import open_image
+
+    count, new = (4, 4) if REHEARSAL else (32, 32)
+    encoded = [inputs.prompt_rows([row.prefix], open_image(folder / "rows" / row.image, 0))[0] for row in rows[:count]]
+
+    def tokens_per_s(run: Callable[[], object]) -> float:
+        return round(count * new / seconds(run, 1 if REHEARSAL else 2), 1)
+
+    def ours(module: Any) -> Callable[[], object]:
+        return lambda: answer_rows(module, inputs, encoded, new)
+
+    def theirs(cache: str | None) -> Callable[[], object]:
+        batch = {name: tensor.to(DEVICE) for name, tensor in inputs.question_batch(encoded).items()}
+        settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+        settings |= {"cache_implementation": cache} if cache else {}
+        return lambda: model.generate(**batch, **settings)
+
+    with torch.inference_mode():
+        yield "generation ftlib", True, {"tokens_per_s": tokens_per_s(ours(model)), "rows": count, "new_tokens": new}
+        yield "generation transformers dynamic", True, {"tokens_per_s": tokens_per_s(theirs(None))}
+        config = config_of("paligemma", 4)
+        adapted_model = prepare_for_training(model, config.adapter, "none", "paligemma")
+        adapted_model.eval()
+        yield "generation adapter unmerged", True, {"tokens_per_s": tokens_per_s(ours(adapted_model))}
+        adapted_model.merge_adapter()  # type: ignore[operator]
+        yield "generation adapter merged", True, {"tokens_per_s": tokens_per_s(ours(adapted_model))}
+        adapted_model.unmerge_adapter()  # type: ignore[operator]
+        model = adapted_model.unload()  # type: ignore[operator]
+        labels = [f"label {number}" for number in range(10)]
+        reset_peak()
+        took = seconds(lambda: label_likelihoods(model, inputs, encoded, labels), 2)
+        from tests.gpu.machine import peak_reserved
+
+        yield "generation choose", True, {"rows_per_s": round(count / took, 1), "labels": len(labels),
+                                          "reserved_gib": round(peak_reserved() / 2**30, 2)}  # fmt: skip
+        if not REHEARSAL:
+            yield "generation transformers static", True, {"tokens_per_s": tokens_per_s(theirs("static"))}
+
+
+def neox(folder: Path) -> Results:
+    """OpenCALM's shapes with LoRA: tokens a second and MFU at two lengths."""
+    for name, width in {"3b": 2560, "7b": 4096}.items():
+        model, inputs = models.neox(width)
+        rate = matmul_rate()
+        for length, micro_batch in {512: 16, 2048: 4}.items():
+            if REHEARSAL:
+                length, micro_batch = 64, 2
+            rows = text_rows(length)
+            config = config_of("causal", micro_batch, loss={"on": "everything"}, training={"max_steps": 8})
+            inputs.labels_on = "everything"
+            flops = neox_flops(model.config, length, length - 1)
+            try:
+                with adapted(model, config) as trainable:
+                    speed = measure(config, trainable, inputs, rows, folder)
+            except torch.OutOfMemoryError:
+                yield f"neox {name} {length} x {micro_batch}", False, {"out_of_memory": True}
+                reset_peak()
+                continue
+            figures = {"tokens_per_s": round(speed.rows_per_second * length), **_speed_figures(speed, flops, rate)}
+            yield f"neox {name} {length} x {micro_batch}", _fell(speed), figures
+        del model
+        gc.collect()
+        reset_peak()
+
+
+def compiled(folder: Path) -> Results:
+    """torch.compile over an epoch of bucketed batches: graphs, recompiles, the same losses; then PaliGemma-3B's speed."""
+    from torch._dynamo.utils import counters
+
+    backend = {"torch_compile_backend": "aot_eager"} if REHEARSAL else {}
+    small, inputs = _small_paligemma() if not REHEARSAL else models.paligemma(224)
+    rows = image_rows(folder / "rows", 64)
+    losses = {}
+    for compiling in (False, True):
+        sections = {"training": {"max_steps": 16, "torch_compile": compiling, **(backend if compiling else {})}}
+        config = config_of("paligemma", 4, **sections)
+        torch.manual_seed(0)
+        with adapted(small, config) as trainable:
+            losses[compiling] = measure(config, trainable, inputs, rows, folder / "rows").losses
+    recompiles = sum(counters["recompiles"].values()) if "recompiles" in counters else 0
+    limit = sum(n for text, n in counters.get("unimplemented", {}).items() if "limit" in str(text))
+    difference = max(abs(a - b) for a, b in zip(losses[False], losses[True], strict=True))
+    figures = {"graphs": counters["stats"].get("unique_graphs"), "graph_breaks": dict(counters["graph_break"]),
+               "recompiles": recompiles, "limit_hit": limit, "loss_difference": difference}  # fmt: skip
+    yield "compile epoch", limit == 0 and difference < 0.05, figures
+    del small
+    model, inputs = models.paligemma(224)
+    rows = image_rows(folder / "rows")
+    rate = matmul_rate()
+    micro_batch = 2 if REHEARSAL else 32
+    torch._dynamo.reset()
+    config = config_of("paligemma", micro_batch, training={"max_steps": 20, "torch_compile": True, **backend})
+    begun = time.monotonic()
+    with adapted(model, config) as trainable:
+        speed = measure(config, trainable, inputs, rows, folder / "rows", settled=12)
+    figures = _speed_figures(speed, paligemma_flops(model.config, _mean_tokens(inputs, rows), "lora"), rate)
+    yield (
+        f"compile paligemma_224 lora {micro_batch}",
+        _fell(speed),
+        {**figures, "total_s": round(time.monotonic() - begun, 1)},
+    )
+
+
+CHECKS = [
+    Check("environment", 15, environment),
+    Check("sdpa", 15, sdpa),
+    Check("agreement", 40, agreement),
+    Check("resume", 40, resume),
+    Check("numbers", 50, numbers),
+    Check("out_of_memory", 40, out_of_memory),
+    Check("synchronisation", 15, synchronisation),
+    Check("paligemma_224", 80, paligemma_224, alone=True),
+    Check("paligemma_448", 60, paligemma_448, alone=True),
+    Check("nf4", 30, nf4, alone=True),
+    Check("generation", 40, generation, alone=True),
+    Check("neox", 60, neox, alone=True),
+    Check("compile", 60, compiled, alone=True),
+]
