@@ -265,29 +265,3 @@ class Config(Section):
     def micro_batch(self) -> int:
         """Rows that go through the model at once."""
         return int(self.training.get("per_device_train_batch_size", 8))
-
-
-_NOT_IN_IDENTITY = ("name", "batch", "checkpoint", "evaluation", "job", "sweep")
-_ANSWERS = ("num_beams", "max_new_tokens", "generation", "positive", "mask_decoder")
-
-
-def identity_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that decides the trained weights; its hash names the run.
-
-    Left out: names, intervals of saving, the number of restarts, the job, how an effective batch is cut into
-    micro-batches and spread over GPUs, by which program attention is computed, and evaluation where training does not
-    look at it. Paths count as written, `${store}` unexpanded, so that moving the store moves the runs.
-
-    Args:
-        raw: the whole config with defaults filled in and `${store}` unexpanded.
-    """
-    config = Config.model_validate(raw)
-    fields = {key: value for key, value in raw.items() if key not in _NOT_IN_IDENTITY}
-    fields["model"] = {key: value for key, value in raw["model"].items() if key != "attention"}
-    fields["training"] = training_fields.result_changing(raw["training"])
-    fields["training"]["effective_batch"] = config.effective_batch
-    fields["guard"] = {key: value for key, value in raw["guard"].items() if key != "restarts"}
-    if config.asks_in_training:
-        fields["best"] = raw["checkpoint"]["best"]
-        fields["evaluation"] = {key: raw["evaluation"][key] for key in _ANSWERS}
-    return fields

@@ -17,10 +17,10 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from ftlib import training_fields, yaml_core
-from ftlib.config import Config, Section, identity_fields
+from ftlib.config import Config, Section
 from ftlib.config_base import NAME
 from ftlib.errors import UserError
-from ftlib.files import fingerprint
+from ftlib.identity import identity, lasting, recipes_of
 from ftlib.job_options import DURATION, MEMORY, WORD, SbatchOption
 from ftlib.site import Site
 
@@ -28,6 +28,8 @@ S = TypeVar("S", bound=Section)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY", re.IGNORECASE)
 _COMMAND_LINE = "command line"
+RUN_CONFIG = "config.yaml"
+"""What a run's config is called in its folder."""
 _PATTERNS = {
     NAME: "of letters, digits, '.', '_' and '-', a letter or digit first",
     WORD: "one word",
@@ -37,22 +39,45 @@ _PATTERNS = {
 
 
 @dataclass(frozen=True)
+class RunName:
+    """A name that a run of a config may have.
+
+    Attributes:
+        identity: 12 hexadecimal digits; the hash of the fields that decide the trained weights.
+        recipe: that the identity stands for, see `identity.RECIPES`.
+        raw: the config as plain data: defaults filled in, `${store}` as written.
+    """
+
+    identity: str
+    recipe: int
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A checked config.
 
     Attributes:
         config: ready to use, variables expanded.
-        raw: the same as plain data, defaults filled in, `${store}` as written: what is saved with the run.
-        identity: 12 hexadecimal digits; the hash of the fields that decide the trained weights.
+        names: those that a run of it may have, the newest recipe's first; before them, of a config in a run folder,
+            the folder's.
     """
 
     config: Config
-    raw: dict[str, Any]
-    identity: str
+    names: tuple[RunName, ...]
 
-    def to_yaml(self) -> str:
-        """The resolved config, as it is saved with a run."""
-        return yaml_core.dump(self.raw)
+    @property
+    def identity(self) -> str:
+        """What names the run: its folder's name, or the newest recipe's."""
+        return self.names[0].identity
+
+    def named(self, identity: str) -> RunName:
+        """The name with an identity; the first without one of that."""
+        return next((name for name in self.names if name.identity == identity), self.names[0])
+
+    def to_yaml(self, identity: str = "") -> str:
+        """The resolved config, as it is saved with a run of that identity."""
+        return yaml_core.dump(self.named(identity).raw)
 
 
 @dataclass(frozen=True)
@@ -145,8 +170,14 @@ def check(source: Source, site: Site, environment: Mapping[str, str] = os.enviro
     if isinstance(expanded.get("training"), dict):
         faults += [(("training", name), message) for name, message in training_fields.faults(expanded["training"])]
     config = _validate(Config, expanded, faults, source)
-    raw = Config.model_validate(movable).model_dump(exclude={"sweep"})
-    return Experiment(config=config, raw=raw, identity=fingerprint(identity_fields(raw))[:12])
+    return Experiment(config=config, names=_names(Config.model_validate(movable), source.path))
+
+
+def _names(config: Config, path: Path) -> tuple[RunName, ...]:
+    raw = lasting(config, {"Config": ("sweep",)})
+    names = [RunName(identity(config, recipe), recipe, raw) for recipe in recipes_of(config)]
+    own = path.absolute().parent.name if path.name == RUN_CONFIG else None
+    return tuple(sorted(names, key=lambda name: name.identity != own))
 
 
 def load_section(

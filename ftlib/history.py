@@ -5,7 +5,7 @@ back as a list of `Attempt`, from which `ftlib status` tells what became of a ru
 
 | event | of | tells |
 |---|---|---|
-| start, evaluating | train, evaluate | job, host, GPUs, log file |
+| start, evaluating | train, evaluate | job, host, GPUs, log file; of start also the recipe, if that is not 0 |
 | done, evaluated | the same | seconds |
 | preempted, failed | either; failed also of stage and prepare in the run's job | why |
 | diverged, restart | train | why; that the same process begins anew |
@@ -190,6 +190,11 @@ def _end(attempts: list[Attempt], event: dict[str, Any]) -> None:
             return
     if ending in ("failed", "killed", "diverged"):  # it ended before it could say that it began
         attempts.append(replace(_begun(event, command), ended=ended, ending=ending, reason=reason))
+
+
+def recipe_in(events: list[dict[str, Any]]) -> int:
+    """The recipe that a run is or was trained with, see `identity.RECIPES`; 0 before its training begins."""
+    return next((int(event.get("recipe", 0)) for event in reversed(events) if event["event"] == "start"), 0)
 
 
 def jobs_of(events: list[dict[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ftlib
 from ftlib import console, files
@@ -52,17 +53,29 @@ def _content(package: Path) -> dict[str, str]:
     return {str(path.relative_to(package)): files.sha256(path) for path in paths}
 
 
-def pin_data(run: Run, facts: dict[str, object]) -> None:
+def pin_data(run: Run, facts: dict[str, Any], prepared: str) -> None:
     """Note what a new run is trained on; an older run goes on with nothing else.
+
+    Args:
+        prepared: the name of the folder in the store with the prepared data.
 
     Raises:
         UserError: the dataset has changed since.
     """
     require_data(run, facts)
-    files.write_json(run.data, facts)
+    files.write_json(run.data, {**facts, "prepared": prepared})
 
 
-def require_data(run: Run, facts: dict[str, object]) -> None:
+def same_rows(facts: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Whether two prepared datasets have the same rows in each split; how and when they were prepared is all one."""
+
+    def of(known: dict[str, Any]) -> dict[str, str]:
+        return {split: entry["fingerprint"] for split, entry in known["splits"].items()}
+
+    return of(facts) == of(others)
+
+
+def require_data(run: Run, facts: dict[str, Any]) -> None:
     """Refuse other data than a run began with: what it learned and what it is tested on might be the same rows.
 
     Args:
@@ -71,7 +84,7 @@ def require_data(run: Run, facts: dict[str, object]) -> None:
     Raises:
         UserError: the dataset has changed since.
     """
-    if run.data.exists() and files.read_json(run.data) != facts:
+    if run.data.exists() and not same_rows(facts, files.read_json(run.data)):
         raise UserError(
             f"{run.folder}: the dataset has changed since this run began",
             "Put the old data back, or give the config another name or seed to begin a new run.",

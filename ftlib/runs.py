@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ftlib import console, files
-from ftlib.config_file import Experiment
+from ftlib.config_file import RUN_CONFIG, Experiment
 from ftlib.errors import UserError
+from ftlib.identity import changes_since
 from ftlib.site import Site
 
 _CHECKPOINT = "checkpoint-"
@@ -33,7 +34,7 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        return self.folder / "config.yaml"
+        return self.folder / RUN_CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -107,17 +108,48 @@ class Run:
         files.write_json(self.environment, [*earlier, {"time": round(time.time(), 3), **environment}])
 
 
-def run_of(experiment: Experiment, site: Site) -> Run:
-    """The run folder of an experiment, which need not be there."""
-    return Run(site.runs / experiment.config.name / experiment.identity)
+def run_of(experiment: Experiment, site: Site, anew: bool = False) -> Run:
+    """The run folder of an experiment, which need not be there.
+
+    A run that was begun with an older recipe and is not finished goes on in its folder, with the code that it has
+    pinned; so does whatever the config in a run folder is used for.
+
+    Args:
+        anew: the folder of a new run, whatever was begun before.
+    """
+    folder = site.runs / experiment.config.name
+    newest = [name for name in experiment.names if name.recipe == max(each.recipe for each in experiment.names)]
+    for name in [] if anew else experiment.names:
+        run = Run(folder / name.identity)
+        own = name is experiment.names[0] or not run.done.exists()
+        if run.config_file.is_file() if name in newest else own and (run.code / files.MARKER).is_file():
+            return run
+    return Run(folder / newest[0].identity)
 
 
-def open_run(experiment: Experiment, site: Site) -> Run:
+def recipe_notice(experiment: Experiment, site: Site) -> str | None:
+    """What must be said of a run with an older recipe that exists; None without one."""
+    folder, used = site.runs / experiment.config.name, run_of(experiment, site)
+    for name in experiment.names:
+        run = Run(folder / name.identity)
+        since = "; ".join(changes_since(experiment.config, name.recipe))
+        if not since or not (run.code / files.MARKER).is_file():
+            continue
+        told = f"{handle(run, site)} is of recipe {name.recipe} (changed since: {since})"
+        if run == used:
+            remedy = "to train with the newest recipe, give the config another name or seed"
+            return f"{told} and goes on with the code that it began with; {remedy}"
+        if run.done.exists():
+            return f"{told} and stays as it is: ftlib evaluate {handle(run, site)}; {handle(used, site)} is a new run"
+    return None
+
+
+def open_run(experiment: Experiment, site: Site, anew: bool = False) -> Run:
     """The run folder of an experiment, made if need be, with its resolved config in it."""
-    run = run_of(experiment, site)
+    run = run_of(experiment, site, anew)
     with files.storage_errors(site.runs), files.shared_with_group():
         site.runs.parent.mkdir(parents=True, exist_ok=True)  # <store>/runs, where every user has a folder
-    text = experiment.to_yaml()
+    text = experiment.to_yaml(run.folder.name)
     same = run.config_file.exists() and run.config_file.read_text(encoding="utf-8") == text
     if console.speaks() and not same:
         files.write_text(run.config_file, text)

@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     whens = ["before"] if parsed.before else ["before", "after"] if experiment.config.evaluation.before else ["after"]
     if "after" in whens and not run.done.exists():
         remedy = "Run `ftlib train` first, or add --before for the base model."
+        remedy = "\n".join(filter(None, [remedy, runs.recipe_notice(experiment, site)]))
         raise UserError(f"{run.folder}: not trained yet", remedy)
     results = _noted_results(experiment, run, site, parsed, whens)
     if run.done.exists() and console.speaks():
@@ -101,10 +102,11 @@ def _results(
 
     own = experiment.config
     for when in whens:
-        asked = _own_rows(own, run, site, when)
-        threshold = threshold_of(asked, run.evaluation(own.data.source, "valid", when))
+        first = _own_rows(own, run, site, when)
+        threshold = threshold_of(first, run.evaluation(own.data.source, "valid", when))
         for name, config in _datasets(own, parsed.data or [], site):
-            asked = replace(asked, config=config, prepared=open_prepared(config, site))
+            prepared = first.prepared if config.data == own.data else open_prepared(config, site)
+            asked = replace(first, config=config, prepared=prepared)
             for split in parsed.split or own.evaluation.splits:
                 folders = {each: run.evaluation(name, split, each) for each in ("before", "after")}
                 chosen_here = config is own and split == "valid"
@@ -124,7 +126,7 @@ def _own_rows(own: Config, run: Run, site: Site, when: str) -> Asked:
     from ftlib.evaluation import subject
     from ftlib.evaluation.asked import Asked
 
-    prepared, bare = open_prepared(own, site), own.evaluation.without_context
+    prepared, bare = open_prepared(own, site, run), own.evaluation.without_context
     require_data(run, prepared.facts)
     if when == "before":
         return Asked(subject.untrained(own, site), own, prepared, shared=site.runs / ".before", without_context=bare)

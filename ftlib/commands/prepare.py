@@ -10,6 +10,7 @@ from ftlib import command_line, console, files, history
 from ftlib.config import Config
 from ftlib.errors import UserError
 from ftlib.hub import find_model
+from ftlib.pinning import use_pinned_code
 from ftlib.runs import run_of
 from ftlib.site import Site, find_site
 
@@ -33,12 +34,18 @@ def main(argv: list[str]) -> int:
 
         print(overview(config.data, config.task, *_length(config, site), _encode(config)))
         return 0
-    with files.shared_with_group(), history.before_training(run_of(experiment, site), "prepare"):
-        folder = prepared.prepared_folder(config, site)
-        done = files.is_complete(folder)
-        result = prepared.open_prepared(config, site) if done else prepared.prepare(config, site, _encode(config))
+    run = run_of(experiment, site)
+    with files.shared_with_group(), history.before_training(run, "prepare"):
+        result = prepared.find_prepared(config, site, run)
+        done = result is not None
+        if result is None:
+            if files.is_complete(run.code) and not run.done.exists():
+                use_pinned_code(run, site, ["prepare", *argv])  # which looks for the name that it gave the folder
+            result = prepared.prepare(config, site, _encode(config))
     if done:
         console.say("already prepared")
+        if prepared.changed_since(result, config):
+            console.say("the dataset's files have changed since; the run that was made from it goes on with these rows")
     left_out = {reason: count for reason, count in result.facts["left_out"].items() if count}
     for reason, count in {**left_out, **({"bad records": result.facts["bad"]} if result.facts["bad"] else {})}.items():
         console.say(f"left out: {count} ({reason})")
@@ -46,7 +53,7 @@ def main(argv: list[str]) -> int:
     console.say(console.table(["split", "rows", "fingerprint"], rows))
     if config.data.parts:
         console.say(_shares(config, result.facts["splits"]))
-    print(folder)
+    print(result.folder)
     return 0
 
 

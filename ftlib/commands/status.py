@@ -38,16 +38,29 @@ def main(argv: list[str]) -> int:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> str:
-    headers = ["run", "state", "step", "s/step", "ETA", "loss", "node", "reason"]
-    return console.table(headers, [_row(Standing(**record)) for record in records], ["state", "node", "reason"])
+    """With a column for recipes where not all runs are of the first one."""
+    told = any(record["recipe"] for record in records)
+    headers = ["run", *["recipe"] * told, "state", "step", "s/step", "ETA", "loss", "node", "reason"]
+    rows = [_row(Standing(**record), told) for record in records]
+    return console.table(headers, rows, ["state", "node", "reason"])
 
 
-def _row(one: Standing) -> list[str]:
+def _row(one: Standing, told: bool) -> list[str]:
     step = f"{one.step}/{one.total}" if one.total is not None else str(one.step) if one.step else ""
     pace = f"{one.seconds_per_step:.2f}" if one.seconds_per_step is not None else ""
     eta = _duration(one.eta) if one.eta is not None else ""
     loss = f"{one.loss:.4f}" if one.loss is not None else ""
-    return [one.run, one.state, step, pace, eta, loss, one.node, " ".join(one.reason.split())]
+    return [
+        one.run,
+        *[str(one.recipe)] * told,
+        one.state,
+        step,
+        pace,
+        eta,
+        loss,
+        one.node,
+        " ".join(one.reason.split()),
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         return 0
     plan = _plan(chosen, site, parsed)
     if parsed.dry_run:
-        _show(plan, chosen)
+        _show(plan, chosen, site, parsed.replace)
         return 0
     _submit(plan, chosen, site, parsed)
     return 0
@@ -77,6 +77,8 @@ def _choose(members: Sequence[Member], site: Site, parsed: argparse.Namespace) -
     from ftlib.submission.slurm import Slurm, Unreachable
 
     slurm = Slurm()
+    for notice in dict.fromkeys(filter(None, (runs.recipe_notice(member.experiment, site) for member in members))):
+        console.say(notice)
     folders = [runs.run_of(member.experiment, site) for member in members]
     pairs = [(run, member.experiment.config) for run, member in zip(folders, members, strict=True)]
     try:
@@ -119,7 +121,7 @@ def _plan(chosen: Sequence[Member], site: Site, parsed: argparse.Namespace) -> P
 
     settings = site_settings()
     config = chosen[0].experiment.config
-    files = [str(runs.run_of(member.experiment, site).config_file) for member in chosen]
+    files = [str(runs.run_of(member.experiment, site, parsed.replace).config_file) for member in chosen]
     try:
         array_size = Slurm().max_array_size() if parsed.executor == "slurm" else len(chosen)
     except Unreachable as error:
@@ -149,11 +151,13 @@ def _setup(site: Site, settings: dict[str, str]) -> list[str]:
     return setup_lines(snapshot_folder(find_home(), site), {**frozen, **places})
 
 
-def _show(plan: Plan, chosen: Sequence[Member]) -> None:
+def _show(plan: Plan, chosen: Sequence[Member], site: Site, anew: bool) -> None:
+    from ftlib import runs
     from ftlib.submission.launch import scripts
 
     for member in chosen:
-        print(f"# {member.experiment.config.name}/{member.experiment.identity}: {member.label}".rstrip(": "))
+        named = runs.handle(runs.run_of(member.experiment, site, anew), site)
+        print(f"# {named}: {member.label}".rstrip(": "))
     for number, (script, array) in enumerate(scripts(plan), 1):
         print(f"##### ARRAY{number}: sbatch of this script, {len(array.tasks)} x {'+'.join(array.stage)}\n{script}")
         for index, task in enumerate(array.tasks):
@@ -168,10 +172,9 @@ def _submit(plan: Plan, chosen: Sequence[Member], site: Site, parsed: argparse.N
     from ftlib.submission.replace import set_aside
     from ftlib.submission.snapshot import find_home, snapshot_folder, take_snapshot
 
-    folders = [runs.run_of(member.experiment, site) for member in chosen]
-    with set_aside(folders if parsed.replace else [], site):
-        for member in chosen:
-            runs.open_run(member.experiment, site)
+    replaced = [runs.run_of(member.experiment, site) for member in chosen] if parsed.replace else []
+    with set_aside(replaced, site):
+        folders = [runs.open_run(member.experiment, site, parsed.replace) for member in chosen]
         if parsed.executor == "slurm":
             home = find_home()
             take_snapshot(home, snapshot_folder(home, site))

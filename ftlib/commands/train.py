@@ -20,6 +20,8 @@ def main(argv: list[str]) -> int:
     experiment = command_line.load(command.parse_args(argv), site)
     run = runs.open_run(experiment, site)
     print(run.folder)
+    if notice := runs.recipe_notice(experiment, site):
+        console.say(notice)
     if run.done.exists():
         console.say(f"{run.folder}: already trained; the result is in {run.result(experiment.config.adapter.method)}")
         console.say(

@@ -32,9 +32,15 @@ from ftlib.data.rows import Rows, RowWriter
 from ftlib.data.sources import MAKERS, annotation_files, left_out, version
 from ftlib.data.splits import LEAKED, LEFT_OUT, SPLITS, Codes
 from ftlib.errors import UserError
+from ftlib.identity import lasting
+from ftlib.pinning import same_rows
+from ftlib.runs import Run
 from ftlib.site import Site
 
 FORMAT = 3
+_READABLE = range(3, FORMAT + 1)
+"""Formats of what is used as it is, where a run was made from it."""
+
 _BLOCK = 1000
 _SPOOL = "rows.jsonl"
 _WHY_NOT = {LEFT_OUT: "beyond max_train or max_eval", LEAKED: "image asked in another split"}
@@ -93,9 +99,14 @@ def prepared_folder(config: Config, site: Site) -> Path:
         UserError: the annotation file is missing.
     """
     data = config.data
-    rule = data.model_dump(exclude={"prompt": True, "parts": {"__all__": {"prompt", "weight"}}})
-    content = [*[_content(part) for part in data.datasets.values()], *_codec(config)]
-    return site.store / "prepared" / f"{data.source}-{files.fingerprint([FORMAT, config.task, rule, content])[:12]}"
+    rule = lasting(data, {"Data": ("prompt",), "Part": ("prompt", "weight")})
+    parts = [FORMAT, config.task, rule, _contents(config)]
+    return site.store / "prepared" / f"{data.source}-{files.fingerprint(parts)[:12]}"
+
+
+def _contents(config: Config) -> list[Any]:
+    """What tells whether the rows of a config's dataset are the same."""
+    return [*[_content(part) for part in config.data.datasets.values()], *_codec(config)]
 
 
 def _content(data: Data) -> list[str]:
@@ -123,16 +134,56 @@ def _listing(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def open_prepared(config: Config, site: Site) -> Prepared:
-    """The prepared form of a config's dataset.
+def open_prepared(config: Config, site: Site, run: Run | None = None) -> Prepared:
+    """The prepared form of a config's dataset; see `find_prepared`.
 
     Raises:
         UserError: it has not been prepared.
     """
-    folder = prepared_folder(config, site)
-    if not files.is_complete(folder):
+    found = find_prepared(config, site, run)
+    if found is None:
+        folder = prepared_folder(config, site)
         raise UserError(f"the dataset of this config is not prepared ({folder})", "Run `ftlib prepare CONFIG` first.")
+    return found
+
+
+def find_prepared(config: Config, site: Site, run: Run | None = None) -> Prepared | None:
+    """The prepared form of a config's dataset; None before it is prepared.
+
+    Args:
+        run: goes on with what it was made from while that exists, whatever new data of its config would be called.
+
+    Raises:
+        UserError: the annotation file is missing.
+    """
+    if run and (found := _made_from(run, config, site)):
+        return found
+    folder = prepared_folder(config, site)
+    return _read(folder, config) if files.is_complete(folder) else None
+
+
+def _read(folder: Path, config: Config) -> Prepared:
     return Prepared(folder=folder, root=Path(config.data.root), facts=files.read_json(folder / "data.json"))
+
+
+def _made_from(run: Run, config: Config, site: Site) -> Prepared | None:
+    """The prepared data that a run noted, or, of a run that did not note their place, any with the same rows."""
+    if not run.data.exists():
+        return None
+    noted = files.read_json(run.data)
+    place = noted.get("prepared")
+    within = site.store / "prepared"
+    for folder in [within / place] if place else sorted(within.glob(f"{noted['source']}-*")):
+        if files.is_complete(folder):
+            found = _read(folder, config)
+            if found.facts.get("format", 3) in _READABLE and same_rows(found.facts, noted):
+                return found
+    return None
+
+
+def changed_since(prepared: Prepared, config: Config) -> bool:
+    """Whether a dataset's annotation files are others than those that it was prepared from, as far as that is known."""
+    return prepared.facts.get("content") not in (None, files.fingerprint(_contents(config)))
 
 
 def prepare(config: Config, site: Site, encode: Encode | None = None) -> Prepared:
@@ -144,13 +195,16 @@ def prepare(config: Config, site: Site, encode: Encode | None = None) -> Prepare
     Raises:
         UserError: faulty rows or images, impossible splits, storage full or read-only.
     """
-    with files.publish_folder(prepared_folder(config, site)) as folder:
+    place = prepared_folder(config, site)
+    with files.publish_folder(place) as folder:
         intake = take_in(config.data, folder / _SPOOL, config.task, encode)
         images = check_images(intake, config.data)
         codes = intake.divide(config.data.split)
         splits, dropped = _write(folder, intake, images, codes, config.data)
         files.write_json(folder / "bad.json", {"count": intake.bad.count, "shown": intake.bad.shown})
         facts = {
+            "format": FORMAT,
+            "content": files.fingerprint(_contents(config)),
             "source": config.data.source,
             "rule": config.data.split.model_dump(),
             "labels": intake.labels,
@@ -161,7 +215,7 @@ def prepare(config: Config, site: Site, encode: Encode | None = None) -> Prepare
         files.write_json(folder / "data.json", facts)
         for spool in folder.glob("rows.*"):
             spool.unlink()
-    return open_prepared(config, site)
+    return _read(place, config)
 
 
 @dataclass(frozen=True)

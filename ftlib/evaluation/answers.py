@@ -31,6 +31,7 @@ from ftlib.evaluation.choosing import Threshold
 from ftlib.evaluation.contexts import FIELD, add_bare_answers, bare_rows, paired
 from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.records import make_records
+from ftlib.identity import lasting
 from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.summary import summary
 from ftlib.models.mask_decoder import MaskCodec
@@ -119,7 +120,7 @@ def _made_in(asked: Asked, folder: Path, settings: dict[str, Any]) -> Path:
     """The shared folder that `folder` becomes a copy of; without one, itself."""
     if asked.shared is None:
         return folder
-    decisive = [settings, asked.subject.config.model.model_dump(), asked.prepared.labels]
+    decisive = [settings, lasting(asked.subject.config.model), asked.prepared.labels]
     return asked.shared / files.fingerprint(decisive)[:16] / "evaluation"
 
 

@@ -14,6 +14,7 @@ from ftlib.data.prepared import Prepared
 from ftlib.evaluation.choosing import Threshold
 from ftlib.evaluation.contexts import FIELD
 from ftlib.evaluation.subject import Subject
+from ftlib.identity import lasting
 
 _LATER = ("threshold", "positive", "min_precision", "mask_decoder")
 """Settings that look at answers which are there already."""
@@ -48,7 +49,7 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:
     """Everything that the scores depend on."""
-    evaluation = asked.config.evaluation
+    evaluation, answers = asked.config.evaluation, lasting(asked.config.evaluation)
     own = {
         "choose": ["positive", "min_precision"],
         "generate": ["num_beams", "max_new_tokens", "generation", "positive"],
@@ -56,7 +57,7 @@ def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[s
     return {
         "model": asked.subject.name,
         "weights": asked.subject.digest,
-        "loaded": asked.subject.config.model.model_dump(exclude={"base", "revision", "attention"}),
+        "loaded": lasting(asked.subject.config.model, {"Model": ("base", "revision", "attention")}),
         "task": asked.config.task,
         "prompt": asked.config.data.prompt,
         **({"prompts": asked.config.data.templates} if asked.config.data.parts else {}),
@@ -64,7 +65,7 @@ def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[s
         "fingerprint": asked.prepared.facts["splits"][split]["fingerprint"],
         "trained_on": files.fingerprint(sorted(row.digest for row in asked.trained_on))[:16],
         "decode": evaluation.decode,
-        **{name: getattr(evaluation, name) for name in own[evaluation.decode]},
+        **{name: answers[name] for name in own[evaluation.decode] if name in answers},
         "mask_decoder": files.sha256(Path(evaluation.mask_decoder)) if evaluation.mask_decoder else None,
         "labels": asked.prepared.labels if evaluation.decode == "choose" else None,
         "threshold": threshold.as_json() if threshold else None,

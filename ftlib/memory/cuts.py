@@ -15,6 +15,7 @@ from ftlib.data.prompts import prompt_of
 from ftlib.errors import UserError
 from ftlib.memory.need import Need, Rows, need
 from ftlib.models.families import FAMILIES
+from ftlib.runs import Run
 from ftlib.site import Site
 
 ASSUMED_TEXT, ASSUMED_ANSWER = 96, 32
@@ -68,14 +69,16 @@ def gpu_bytes() -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def longest_rows(config: Config, site: Site, folder: Path, model: torch.nn.Module) -> tuple[Rows, bool]:
+def longest_rows(
+    config: Config, site: Site, folder: Path, model: torch.nn.Module, run: Run | None = None
+) -> tuple[Rows, bool]:
     """The longest training rows, and whether they were found in prepared data.
 
     Without it PaliGemma's rows are taken to be the image, 64 tokens of prompt and 32 of answer; a causal model's rows
     fill all its positions (or `model.max_length`).
     """
     try:
-        prepared = open_prepared(config, site)
+        prepared = open_prepared(config, site, run)
     except UserError:
         return _assumed(config, model), False
     inputs = FAMILIES[config.model.family].load_inputs(folder, config)

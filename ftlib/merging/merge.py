@@ -13,6 +13,7 @@ from ftlib import __version__, console, files, ownership
 from ftlib.environment import describe_environment
 from ftlib.errors import UserError
 from ftlib.hub import MERGE_RECORD
+from ftlib.identity import lasting
 from ftlib.merging.blend import Work
 from ftlib.merging.card import card, formula, record
 from ftlib.merging.concatenate import write_adapter
@@ -82,7 +83,7 @@ def _find(recipe: Recipe, site: Site) -> _Inputs:
         check_belonging(base, recipe.revision, model, site)
     console.say("hashing what goes in")
     digests = hashes([base, *models])
-    fields = recipe.model_dump(by_alias=True, exclude={"output"})
+    fields = lasting(recipe, {"Recipe": ("output",)})
     return _Inputs(base, models, digests, files.fingerprint([fields, digests, __version__]))
 
 

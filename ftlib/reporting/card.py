@@ -6,6 +6,8 @@ from typing import Any
 
 from ftlib import __version__, files
 from ftlib.config import Attention, Config, Lora
+from ftlib.history import recipe_in
+from ftlib.identity import told_recipe
 from ftlib.metrics.summary import number, span
 from ftlib.runs import Run
 
@@ -62,7 +64,8 @@ def _method(run: Run, config: Config) -> str:
     if config.loss.label_smoothing:
         facts["label smoothing"] = config.loss.label_smoothing
     lines = [f"- {name}: {value}" for name, value in facts.items()]
-    return "\n".join(["## Training", "", _what_trained(config), "", *lines])
+    recipe = told_recipe(config, recipe_in(files.read_jsonl_log(run.history)))
+    return "\n".join(["## Training", "", _what_trained(config) + recipe, "", *lines])
 
 
 def _course(run: Run, config: Config) -> dict[str, Any]:

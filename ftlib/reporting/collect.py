@@ -87,6 +87,7 @@ class RunRecord:
         folder: the run folder.
         standing: how far the run is.
         config_text: config.yaml as it is.
+        recipe: that it was made with, see `identity.RECIPES`.
         done: the DONE marker's content; None while the run is not finished.
         data: data.json; None before training has begun.
         metrics, history: the rows of metrics.jsonl and history.jsonl.
@@ -100,6 +101,7 @@ class RunRecord:
     config: Config
     config_text: str
     identity: str
+    recipe: int
     done: dict[str, Any] | None
     data: dict[str, Any] | None
     metrics: list[dict[str, Any]]
@@ -152,6 +154,7 @@ def collect(run: Run, site: Site, standing: Standing) -> RunRecord:
         config=experiment.config,
         config_text=run.config_file.read_text(encoding="utf-8"),
         identity=experiment.identity,
+        recipe=experiment.names[0].recipe,
         done=_optional_json(run.done),
         data=_optional_json(run.data),
         metrics=files.read_jsonl_log(run.metrics),

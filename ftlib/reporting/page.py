@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ftlib import __version__
+from ftlib.identity import told_recipe
 from ftlib.reporting import html
 from ftlib.reporting.classes import classes_section
 from ftlib.reporting.collect import RunRecord
@@ -46,4 +47,5 @@ def _subject(record: RunRecord) -> Node:
     how = {"full": "all weights", "attention": "the attention weights"}.get(config.adapter.method)
     data = ", ".join(part.name for part in config.data.parts) or config.data.source
     trained = f"Trains {how or f'a {config.adapter.method} adapter'} of {config.model.base} on {data}."
-    return html.note(f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch} rows a step.")
+    recipe = told_recipe(config, record.recipe)
+    return html.note(f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch} rows a step.{recipe}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftlib.config import Config, identity_fields
+from ftlib.identity import identity_fields, lasting
 from ftlib.reporting.collect import AFTER, Evaluation, RunRecord
 from ftlib.reporting.seeds import Spread, spread_of
 
@@ -81,7 +81,7 @@ def _own_evaluation(record: RunRecord, split: str, when: str) -> Evaluation | No
 
 def group_settings(records: Sequence[RunRecord]) -> list[Setting]:
     """Settings by contest, best on valid first; those without a score there come last, by name. Test has no say."""
-    flat = [dict(_flatten(_telling(record.config))) for record in records]
+    flat = [dict(_flatten(_telling(record))) for record in records]
     keys = varied_keys(flat)
     members: dict[tuple[str, ...], list[RunRecord]] = {}
     for record, fields in zip(records, flat, strict=True):
@@ -99,11 +99,11 @@ def trained_settings(records: Sequence[RunRecord]) -> list[Setting]:
     return group_settings([record for record in records if not record.only_asked])
 
 
-def _telling(config: Config) -> dict[str, Any]:
+def _telling(record: RunRecord) -> dict[str, Any]:
     """The fields that a score depends on: those that name the run, and how it was asked."""
-    raw = config.model_dump()
-    asked = {key: value for key, value in raw["evaluation"].items() if key not in _SAME_SCORES}
-    return {"name": config.name, **identity_fields(raw), "evaluation": asked}
+    config = record.config
+    asked = lasting(config.evaluation, {"Evaluation": _SAME_SCORES})
+    return {"name": config.name, **identity_fields(config, record.recipe), "evaluation": asked}
 
 
 def varied_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:

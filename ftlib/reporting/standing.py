@@ -53,6 +53,7 @@ class Standing:
         seconds_per_step: median of the last steps.
         eta: seconds until the last step, while it runs.
         node, job: of the newest attempt.
+        recipe: that it is trained with, see `identity.RECIPES`.
     """
 
     run: str
@@ -65,6 +66,7 @@ class Standing:
     loss: float | None
     node: str
     job: str
+    recipe: int = 0
 
 
 def own_jobs(events: Events) -> list[str]:
@@ -139,6 +141,7 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing
         loss=next((record["loss"] for record in reversed(steps) if "loss" in record), None),
         node=attempts[-1].host if attempts else "",
         job=number,
+        recipe=history.recipe_in(events),
     )
 
 

@@ -76,7 +76,7 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
         UserError: nothing staged or prepared, data changed under the run, storage full.
         Diverged: so did every attempt that `guard.restarts` allows.
     """
-    prepared = open_prepared(experiment.config, site)
+    prepared = open_prepared(experiment.config, site, run)
     with ranks.joined(experiment.config.training.get("ddp_timeout", 1800)):
         _fit(experiment, run, prepared, site)
 
@@ -84,12 +84,14 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
 def _fit(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> None:
     config = experiment.config
     if console.speaks():
-        pin_data(run, prepared.facts)
+        pin_data(run, prepared.facts, prepared.folder.name)
         files.cut_jsonl_log(run.history)
     ranks.wait()
     attempt = next_attempt(config, run)
     place = ranks.share(legs.find_place(run, attempt) if console.speaks() else Place(Leg(attempt)))
-    history.begin(run, "train", step=place.step, **facts_of(config, place.leg))
+    recipe = experiment.named(run.folder.name).recipe
+    facts = facts_of(config, place.leg) | ({"recipe": recipe} if recipe else {})
+    history.begin(run, "train", step=place.step, **facts)
     run.note_environment(describe_environment())
     if place.checkpoint:
         console.say(f"going on from the checkpoint of step {place.step}")

@@ -35,7 +35,7 @@ def sized_to_gpu(experiment: Experiment, run: Run, site: Site) -> Experiment:
         return experiment
     folder = find_model(config.model, site)
     model = build_shapes(folder, config)
-    rows, _ = longest_rows(config, site, folder, model)
+    rows, _ = longest_rows(config, site, folder, model, run)
     cut = choose_cut(model, config, rows, int(SHARE * capacity), _proved(run))
     chosen = cut.applied(config)
     accumulation = chosen.training["gradient_accumulation_steps"]

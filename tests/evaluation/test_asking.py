@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ftlib import files
+from ftlib.data import prepared
 from ftlib.evaluation.asking import batches_by_image
 from tests.conftest import FULL, counts_and_dies, read_lines
 
@@ -169,10 +171,43 @@ def test_other_data_than_the_run_learned_is_refused(
     rows = shutil.copytree(shared / "data", tmp_path / "data") / "data.jsonl"
     config = trained(write_config, ftlib, root=str(rows.parent))
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[5:]))
+    shutil.rmtree(next(store.glob("prepared/*")))
     assert ftlib("prepare", config)[0] == 0
     code, _, error = ftlib("evaluate", "tiny", "--split", "test")
     assert code == 2 and "the dataset has changed since this run began" in error
     assert not list(store.glob("runs/*/tiny/*/eval/*/*/after"))
+
+
+def test_a_run_keeps_the_prepared_data_that_it_was_made_from(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, shared: Path, tmp_path: Path
+) -> None:
+    rows = shutil.copytree(shared / "data", tmp_path / "data") / "data.jsonl"
+    config = trained(write_config, ftlib, root=str(rows.parent))
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[5:]))
+    code, out, error = ftlib("prepare", config, "training.max_steps=2")
+    assert code == 0 and "the dataset's files have changed since" in error
+    (folder,) = store.glob("prepared/*")
+    assert out.strip() == str(folder)
+    assert ftlib("evaluate", "tiny", "--split", "test")[0] == 0
+    assert ftlib("prepare", config)[1].strip() != str(folder), "another run takes the rows as they are now"
+
+
+@pytest.mark.parametrize("format", [3, 4])
+def test_a_run_that_noted_no_folder_finds_its_rows(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, format: int
+) -> None:
+    """Version 0.1 noted only what was in the folder, and later versions may give it another name."""
+    trained(write_config, ftlib)
+    (run,) = store.glob("runs/*/tiny/*")
+    noted = files.read_json(run / "data.json")
+    del noted["prepared"], noted["format"], noted["content"]
+    files.write_json(run / "data.json", noted)
+    (folder,) = store.glob("prepared/*")
+    monkeypatch.setattr(prepared, "FORMAT", 4)
+    monkeypatch.setattr(prepared, "_READABLE", range(format, 5))
+    code, _, error = ftlib("evaluate", "tiny", "--split", "test")
+    assert (code == 0) == (format == 3), error
+    assert list(store.glob("prepared/*")) == [folder] and ("is not prepared" in error) == (format == 4)
 
 
 def test_of_a_run_only_evaluation_can_be_set(write_config: Callable[..., Path], ftlib: Ftlib, store: Path) -> None:

@@ -188,10 +188,11 @@ def test_changed_data_under_a_run_is_refused(
 ) -> None:
     config = prepared(FULL)
     run = run_of(config, tmp_path / "runs")
-    files.write_json(run.data, {"splits": "of other data"})
+    noted = {"source": "jsonl", "splits": {"train": {"rows": 1, "fingerprint": "of other data"}}}
+    files.write_json(run.data, noted)
     code, _, error = ftlib("train", config)
     assert code == 2 and "the dataset has changed since this run began" in error
-    assert files.read_json(run.data) == {"splits": "of other data"}
+    assert files.read_json(run.data) == noted
 
 
 def test_a_run_goes_on_with_the_code_it_began_with(prepared: Callable[[str], Path], tmp_path: Path) -> None:

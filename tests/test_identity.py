@@ -1,0 +1,195 @@
+"""Identities, prepared keys and evaluation settings outlast new keys; changed results get a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+from pydantic import Field
+
+from ftlib import files, identity, runs
+from ftlib.config import Config
+from ftlib.config_base import Section
+from ftlib.config_file import load_experiment, read_source
+from ftlib.data import prepared
+from ftlib.evaluation.asked import Asked, settings_of
+from ftlib.identity import RecipeChange, lasting
+from ftlib.merging.recipe import Recipe
+from ftlib.runs import Run
+from ftlib.site import Site, find_site
+from ftlib.submission.sweep import expand
+from tests.conftest import REPOSITORY
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "identities.json").read_text())
+"""What version 0.1 called the runs of these configs (one for each point of a sweep). It may only grow."""
+
+SITE = Site(Path("/store"), Path("/runs"))
+
+
+def named(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """For each run of a config: its possible identities, prepared folders, and the hash of its evaluation's settings.
+
+    Datasets are not there: their content stands in as a text.
+    """
+    monkeypatch.setattr(prepared, "_content", lambda data: [f"annotations of {data.source} {data.file}"])
+    monkeypatch.setattr(prepared, "_codec", lambda config: [])
+    found = []
+    for member in expand(read_source(path, []), SITE, {}):
+        config = member.experiment.config
+        subject = SimpleNamespace(name=config.model.base, digest="digest", config=config)
+        rows = SimpleNamespace(facts={"splits": {"valid": {"fingerprint": "rows"}}}, labels=["a", "b"])
+        asked = Asked(cast(Any, subject), config, cast(Any, rows), without_context=config.evaluation.without_context)
+        settings = files.fingerprint(settings_of(asked, "valid", None))[:16]
+        identities = [name.identity for name in member.experiment.names]
+        found.append(
+            {
+                "identity": identities,
+                "prepared": [prepared.prepared_folder(config, SITE).name],
+                "evaluation": [settings],
+            }
+        )
+    return found
+
+
+def assert_found(known: list[dict[str, str]], now: list[dict[str, Any]]) -> None:
+    for old, new in zip(known, now, strict=True):
+        assert {key for key in old if old[key] not in new[key]} == set()
+
+
+@pytest.mark.parametrize("name", GOLDEN["configs"])
+def test_shipped_configs_keep_their_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_found(GOLDEN["configs"][name], named(REPOSITORY / "configs" / name, monkeypatch))
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN["generated"])))
+def test_generated_configs_keep_their_names(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = GOLDEN["generated"][number]
+    path = tmp_path / "generated.yaml"
+    path.write_text(yaml.safe_dump(known["config"]))
+    assert_found(known["runs"], named(path, monkeypatch))
+
+
+class Inner(Section):
+    share: float = 0.5
+
+
+class Loss(Section):
+    """`config.Loss` with keys of a later version: plain, and sections of their own."""
+
+    average: str = "token"
+    label_smoothing: float = 0.0
+    on: str = "response"
+    packing: bool = False
+    later: int = 7
+    inner: Inner = Inner()
+    optional: Inner | None = None
+    several: list[Inner] = Field(default_factory=list)
+
+
+def test_a_new_key_enters_only_where_it_differs_from_its_default() -> None:
+    before = {"average": "token", "label_smoothing": 0.0, "on": "response", "packing": False}
+    assert lasting(Loss()) == lasting(Loss(later=7, inner=Inner(share=0.5))) == before
+    assert lasting(Loss(later=8)) == {**before, "later": 8}
+    assert lasting(Loss(inner=Inner(share=1.0))) == {**before, "inner": {"share": 1.0}}
+    assert lasting(Loss(optional=Inner())) == {**before, "optional": {}}
+    assert lasting(Loss(several=[Inner(), Inner(share=1.0)])) == {**before, "several": [{}, {"share": 1.0}]}
+
+
+def test_the_record_of_keys_is_that_of_version_0_1() -> None:
+    """Adding to it would rename runs; a key without a default would have to stand in every config anyway."""
+    content = {section: sorted(keys) for section, keys in identity.ALWAYS.items()}
+    assert files.fingerprint(content)[:16] == RECORD
+
+
+RECORD = "5860eb96025b7152"
+
+
+def test_saved_configs_have_no_newer_keys_at_their_defaults(write_config: Callable[..., Path]) -> None:
+    """The code that an older run has pinned refuses keys that it does not know."""
+    saved = yaml.safe_load(load_experiment(write_config(), [], SITE, {}).to_yaml())
+    assert set(saved) == identity.ALWAYS["Config"] - {"sweep"}
+    for section in ("model", "data", "loss", "guard", "checkpoint", "evaluation", "job"):
+        assert set(saved[section]) == identity.ALWAYS[section.capitalize()]
+
+
+def test_merges_keep_their_names() -> None:
+    recipe = Recipe.model_validate(
+        {"base": "b", "models": [{"model": "m"}], "method": "ties", "lambda": 0.5, "output": "o"}
+    )
+    assert lasting(recipe, {"Recipe": ("output",)}) == {
+        "base": "b", "revision": None, "models": [{"model": "m", "weight": 1.0}], "method": "ties", "density": None,
+        "trim": None, "normalize": None, "lambda": 0.5, "seed": None, "layer": None, "parts": {}, "form": "model",
+    }  # fmt: skip
+
+
+def decays(config: Config) -> bool:
+    return float(config.training.get("weight_decay", 0)) > 0
+
+
+CHANGE = RecipeChange(1, "biases are not decayed", decays)
+
+
+def begin(run: Run) -> None:
+    """Leave what the beginning of a training leaves."""
+    with files.publish_folder(run.code) as folder:
+        (folder / "some.py").write_text("code of its time")
+
+
+def test_a_recipe_renames_only_the_runs_that_it_affects(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config()
+    plain, decayed = (load_experiment(path, [f"training.weight_decay={decay}"], SITE, {}) for decay in (0, 0.1))
+    monkeypatch.setattr(identity, "RECIPES", (CHANGE,))
+    after = [load_experiment(path, [f"training.weight_decay={decay}"], SITE, {}) for decay in (0, 0.1)]
+    assert after[0] == plain
+    assert after[1].identity != decayed.identity
+    assert [name.recipe for name in after[1].names] == [1, 0]
+    assert after[1].names[1].identity == decayed.identity
+
+
+@pytest.fixture
+def older(store: Path, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Run]:
+    """A config, and a run of it that was made before the code changed."""
+    path = write_config(replace=("  max_steps: 12", "  max_steps: 2\n  weight_decay: 0.1"))
+    site = find_site()
+    run = runs.open_run(load_experiment(path, [], site), site)
+    monkeypatch.setattr(identity, "RECIPES", (CHANGE,))
+    return path, run
+
+
+def test_an_unfinished_run_of_an_older_recipe_goes_on_under_its_name(older: tuple[Path, Run], ftlib: Ftlib) -> None:
+    path, run = older
+    site = find_site()
+    assert runs.run_of(load_experiment(path, [], site), site) != run, "it was never begun: nothing is lost"
+    begin(run)
+    config = run.config_file.read_text()
+    experiment = load_experiment(path, ["job.mem=1G"], site)
+    assert runs.open_run(experiment, site) == run
+    assert run.config_file.read_text() == config.replace("mem: 16G", "mem: 1G")
+    notice = runs.recipe_notice(experiment, site)
+    assert notice and f"tiny/{run.folder.name} is of recipe 0 (changed since: biases are not decayed)" in notice
+    assert "goes on with the code that it began with" in notice and "another name" in notice
+    assert runs.run_of(experiment, site, anew=True) != run
+
+
+def test_a_finished_run_of_an_older_recipe_is_named_and_can_be_used(older: tuple[Path, Run]) -> None:
+    path, run = older
+    site = find_site()
+    begin(run)
+    files.write_json(run.done, {"step": 2, "result": "model"})
+    experiment = load_experiment(path, [], site)
+    new = runs.run_of(experiment, site)
+    assert new != run and new.folder.name == experiment.identity
+    notice = runs.recipe_notice(experiment, site)
+    assert notice and f"stays as it is: ftlib evaluate tiny/{run.folder.name}" in notice
+    assert f"tiny/{new.folder.name} is a new run" in notice
+    own = load_experiment(run.config_file, [], site)
+    assert own.identity == run.folder.name and runs.run_of(own, site) == run, "its own config means it"
