@@ -1,8 +1,9 @@
 """The GPU acceptance run: does ftlib train and evaluate rightly on this GPU, and how fast?
 
 Run: `make gpu`, or `python -m tests.gpu [NAME…]` for some of the checks. Every check is a process of its own, forked
-after the imports, and is killed at twice its budget; one JSON line per result goes to stdout as soon as it is there, everything else to
-stderr. A failed check does not stop the rest. Exit code 0: all are ok; 1: some are not; 2: there is no GPU.
+after the imports, and is killed at twice its budget; one JSON line per result goes to stdout as soon as it is there,
+everything else to stderr. A failed check does not stop the rest. Exit code 0: all are ok; 1: some are not;
+2: there is no GPU.
 
 `FTLIB_GPU_REHEARSAL=cpu` runs the same code with tiny shapes on the CPU. tests/benchmarks/README.md explains the lines.
 """

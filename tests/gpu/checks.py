@@ -124,7 +124,7 @@ def sdpa(folder: Path) -> Results:
                 ok &= name == "cudnn" or (nans == 0 and max(errors) < tolerance)
         if not REHEARSAL:
             chosen = torch._fused_sdp_choice(*_expanded(*inputs), _masks(seen, dtype)["float"])
-            found["chosen"] = SDPBackend(chosen).name if hasattr(SDPBackend, "__call__") else int(chosen)
+            found["chosen"] = SDPBackend(chosen).name if callable(SDPBackend) else int(chosen)
         yield f"sdpa {str(dtype).removeprefix('torch.')}", ok, found
 
 
@@ -171,7 +171,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def agreement(folder: Path) -> Results:
-    """Tiny models on the GPU in float32 and bfloat16, by every way of computing attention, against the CPU's float32."""
+    """Tiny models on the GPU in float32 and bfloat16, by every way of computing attention, against the CPU."""
     from transformers import PaliGemmaForConditionalGeneration
 
     from ftlib.models.tiny import tiny_config, tiny_processor
@@ -356,7 +356,7 @@ def numbers(folder: Path) -> Results:
 
 
 def out_of_memory(folder: Path) -> Results:
-    """Memory runs out in forward, backward, optimizer and evaluation: smaller pieces with the same losses, or plain words."""
+    """Memory runs out in forward, backward, optimizer and evaluation: smaller pieces, the same losses, or a message."""
     sections = {"batch": {"auto": True}, "adapter": {"method": "lora", "r": 4, "alpha": 8, "freeze": []}, **_BF16}
     config = models.write_config(folder, **sections)
     _prepare(config)
@@ -519,7 +519,7 @@ def _small_paligemma() -> tuple[Any, PaliGemmaInputs]:
 
 
 def paligemma_224(folder: Path) -> Results:
-    """PaliGemma-3B at 224 pixels with LoRA: what `ftlib plan` says of its memory, rows/s and MFU, and against others."""
+    """PaliGemma-3B at 224 pixels with LoRA: what `ftlib plan` says of its memory, rows/s, MFU, and against others."""
     model, inputs = models.paligemma(224)
     rows = image_rows(folder / "rows")
     rate = matmul_rate()
@@ -772,7 +772,7 @@ def neox(folder: Path) -> Results:
 
 
 def compiled(folder: Path) -> Results:
-    """torch.compile over an epoch of bucketed batches: graphs, recompiles, the same losses; then PaliGemma-3B's speed."""
+    """torch.compile over an epoch of bucketed batches: graphs, recompiles, the same losses; PaliGemma-3B's speed."""
     from torch._dynamo.utils import counters
 
     backend = {"torch_compile_backend": "aot_eager"} if REHEARSAL else {}

@@ -1,7 +1,7 @@
 """The FLOPs of a training row: the forward pass and the gradients that the method needs; nothing recomputed counts.
 
-A product of a matrix with a vector costs 2 FLOPs a weight, the gradient of its input as many, and that of its weights as many
-again. Attention's two products cost 4·T²·heads·head_dim forward and twice as many backward.
+A product of a matrix with a vector costs 2 FLOPs a weight, the gradient of its input as many, and that of its weights
+as many again. Attention's two products cost 4·T²·heads·head_dim forward and twice as many backward.
 """
 
 from __future__ import annotations
