@@ -12,6 +12,7 @@ import sys
 from ftlib import __version__, preemption
 from ftlib.environment import prefer_expandable_segments
 from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER, UserError
+from ftlib.out_of_memory import enough_memory
 
 COMMANDS = {
     "demo": "no cluster, no downloads: real digits through the whole chain, ending in a report",
@@ -91,7 +92,8 @@ def _run(name: str, arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise UserError(f"{name}: no such command", f"Did you mean {near[0]}?" if near else "See `ftlib --help`.")
     try:
-        code: int = importlib.import_module(f"ftlib.commands.{name}").main(arguments)
+        with enough_memory():
+            code: int = importlib.import_module(f"ftlib.commands.{name}").main(arguments)
     except ModuleNotFoundError as error:
         if error.name not in HEAVY_PACKAGES:
             raise

@@ -28,6 +28,7 @@ from typing import Any
 
 from ftlib import console, files
 from ftlib.errors import Diverged, UserError
+from ftlib.out_of_memory import enough_memory
 from ftlib.preemption import Preempted, first_to
 from ftlib.runs import Run, job_number
 
@@ -109,7 +110,8 @@ def endings(run: Run, command: str, seen: float) -> Iterator[None]:
     if console.speaks():
         _close_unheard(run, command, seen)
     try:
-        yield
+        with enough_memory():
+            yield
     except Preempted as signal:
         run.note("preempted", command=command, signal=str(signal))
         raise

@@ -133,6 +133,9 @@ wait_for() {
 # Did the kernel kill this step for its memory? srun's exit code is 1 or 137 then; only its words tell.
 out_of_memory() { grep -qE 'oom[-_ ]kill|Out Of Memory' "$job_tmp/stderr" 2>/dev/null; }
 
+# bitsandbytes ends a process that finds no memory by itself; only its words tell.
+out_of_memory_in_bitsandbytes() { grep -qE '^Error out of memory at line [0-9]+ in file ' "$job_tmp/stderr" 2>/dev/null; }
+
 # Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words.
 first_killed() {
     local first
@@ -174,6 +177,12 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     if [[ $term == 1 ]]; then exit "$code"; fi # cancelled before its handlers stood
     if being_preempted; then requeue "preempted before its start was over"; fi
     if (( code == 138 )); then requeue "USR1 came before the first handler stood"; fi
+    if out_of_memory_in_bitsandbytes; then
+        note failed "$code" "out of memory in bitsandbytes"
+        echo "ftlib: $command: bitsandbytes found no memory, on the GPU or for what it pages out to the host. Set batch.auto: true," \
+            "or a smaller training.per_device_train_batch_size (evaluation.batch_size), or ask for a larger GPU or more memory (job.mem)" >&2
+        exit "$code"
+    fi
     if out_of_memory; then
         note killed "$code" "out of memory"
         echo "ftlib: $command ran out of the job's memory; ask for more: sbatch --mem=…" >&2

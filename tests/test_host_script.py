@@ -128,6 +128,16 @@ def test_of_several_tasks_one_that_was_killed_is_the_reason(
     assert not reason or json.loads(history.read_text())["reason"] == reason
 
 
+def test_bitsandbytes_that_ends_the_process_is_told(tmp_path: Path) -> None:
+    """It prints that memory ran out and calls exit(1) in C: no Python code hears of it."""
+    failing = "echo 'Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp' >&2; sleep 0.5; return 1"
+    noted = f'echo "$job_tmp" > "$job_tmp/notes/run"; {failing}'
+    done = bash(STEP.format(tmp=tmp_path, srun=noted, command="train"), SLURM_JOB_ID="7")
+    assert done.returncode == 1 and "bitsandbytes found no memory" in done.stderr and "job.mem" in done.stderr
+    line = json.loads((tmp_path / "history.jsonl").read_text())
+    assert (line["event"], line["reason"]) == ("failed", "out of memory in bitsandbytes")
+
+
 @pytest.mark.parametrize(("before", "lines"), [("", 1), ('{"event": "start"}\n', 2), ('{"event": "tor', 2)])
 def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int) -> None:
     history = tmp_path / "history.jsonl"

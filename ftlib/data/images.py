@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ftlib import files
 from ftlib.errors import UserError
+from ftlib.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,6 +104,8 @@ def open_image(path: Path, frame: int = 0) -> Image:
     except Image.UnidentifiedImageError:
         raise UserError(f"{path}: not an image that can be read") from None
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: truncated or damaged image: {error}") from None
 
 

@@ -17,13 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from ftlib import console, files, preemption
 from ftlib.config import Evaluation
 from ftlib.data.examples import Example
 from ftlib.data.images import image_path, open_image
-from ftlib.errors import UserError
 from ftlib.evaluation.subject import Subject
 from ftlib.models.families import check_images
 from ftlib.models.rows import Row
@@ -127,14 +124,10 @@ def _encoded(
 
 
 def _answer(subject: Subject, settings: Evaluation, labels: Sequence[str], rows: Sequence[Row]) -> list[Answer]:
-    try:
-        if settings.decode == "choose":
-            answers = [{"likelihoods": numbers} for numbers in subject.weigh(rows, labels).tolist()]
-        else:
-            answers = [{"text": text} for text in subject.answer(rows, settings)]
-    except torch.cuda.OutOfMemoryError:
-        problem = f"a batch of {len(rows)} questions does not fit into the GPU's memory"
-        raise UserError(problem, "Set evaluation.batch_size smaller; answers so far are kept.") from None
+    if settings.decode == "choose":
+        answers = [{"likelihoods": numbers} for numbers in subject.weigh(rows, labels).tolist()]
+    else:
+        answers = [{"text": text} for text in subject.answer(rows, settings)]
     return [answer | noted for answer, noted in zip(answers, _cuts(subject, settings, labels, rows), strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from ftlib.hub import find_model
 from ftlib.models.families import FAMILIES, Inputs
 from ftlib.models.generate import answer_rows, label_likelihoods
 from ftlib.models.loading import device, load_adapter, load_model
-from ftlib.models.room import enough_memory
 from ftlib.models.rows import Row
+from ftlib.out_of_memory import MORE_MEMORY, enough_memory
 from ftlib.runs import Run
 from ftlib.site import Site
 
@@ -69,14 +70,31 @@ class Subject:
         return parts[0] if len(parts) == 1 else files.fingerprint(parts)[:16]
 
     def answer(self, rows: Sequence[Row], settings: Evaluation) -> list[str]:
-        """Answer one batch in words of the model's own."""
-        return answer_rows(
-            self.model, self.inputs, rows, settings.max_new_tokens, settings.num_beams, settings.generation
-        )
+        """Answer one batch in words of the model's own.
+
+        Raises:
+            UserError: out of memory.
+        """
+        model = self.model
+        with _smaller_batch(rows):
+            return answer_rows(
+                model, self.inputs, rows, settings.max_new_tokens, settings.num_beams, settings.generation
+            )
 
     def weigh(self, rows: Sequence[Row], labels: Sequence[str]) -> Tensor:
-        """Log-likelihood of every label for one batch, shape (rows, labels)."""
-        return label_likelihoods(self.model, self.inputs, rows, labels)
+        """Log-likelihood of every label for one batch, shape (rows, labels).
+
+        Raises:
+            UserError: out of memory.
+        """
+        model = self.model
+        with _smaller_batch(rows):
+            return label_likelihoods(model, self.inputs, rows, labels)
+
+
+def _smaller_batch(rows: Sequence[Row]) -> contextlib.AbstractContextManager[None]:
+    remedy = "Set evaluation.batch_size smaller; answers so far are kept."
+    return enough_memory(remedy, f"{MORE_MEMORY} Or: {remedy}", f"with a batch of {len(rows)} questions")
 
 
 def untrained(config: Config, site: Site) -> Subject:

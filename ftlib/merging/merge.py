@@ -25,10 +25,15 @@ from ftlib.merging.sources import Source, check_belonging, find_source, hashes
 from ftlib.merging.statistics import Record, by_layer, table
 from ftlib.merging.stream import expected_peak, resident_peak, write_shards
 from ftlib.merging.tensors import INDEX, Stored, open_weights
+from ftlib.out_of_memory import MORE_MEMORY, enough_memory
 from ftlib.site import Site
 
 _BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files of the base that belong to the result too: config, tokenizer, processor."""
+
+_FEWER_THREADS = (
+    f"{MORE_MEMORY} Or take fewer cores (taskset, --cpus-per-task): each core's thread holds its own blocks."
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,14 @@ def merge(recipe: Recipe, site: Site) -> Path:
         The result's folder.
 
     Raises:
-        UserError: inputs that do not belong together, NaN, an output that is something else, storage full.
+        UserError: inputs that do not belong together, NaN, an output that is something else, storage full, out of
+            memory.
     """
+    with enough_memory(host=_FEWER_THREADS):
+        return _merge(recipe, site)
+
+
+def _merge(recipe: Recipe, site: Site) -> Path:
     output = Path(recipe.output).expanduser().absolute()
     inputs = _find(recipe, site)
     if output.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import traceback
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from ftlib.hub import require_model
 from ftlib.models import attention as attending
 from ftlib.models.causal import check_model
 from ftlib.models.families import FAMILIES
+from ftlib.out_of_memory import enough_memory, is_out_of_memory
 
 NEVER_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", "lm_head", "embed_out"]
 """What is no linear layer of a language model; SigLIP and the (tied) head lose too much. Regular expressions."""
@@ -59,8 +61,20 @@ def load_weights(
 
     Raises:
         UserError: no model there, damaged files, pickles of more than tensors, keys that do not fit, an attention that
-            does not fit the model, or no bitsandbytes to quantize with.
+            does not fit the model, no bitsandbytes to quantize with, or out of memory.
     """
+    with enough_memory():
+        return _load_weights(folder, dtype, family, quantization, attention, final_softcap)
+
+
+def _load_weights(
+    folder: Path,
+    dtype: str,
+    family: str,
+    quantization: Literal["none", "int8", "nf4"],
+    attention: attending.Attention,
+    final_softcap: attending.FinalSoftcap,
+) -> PreTrainedModel:
     require_model(folder)
     try:
         config = _config(folder, family, final_softcap)
@@ -77,7 +91,13 @@ def load_weights(
         problem = f"{folder}: the weights hold more than tensors; loading them could run somebody's code"
         raise UserError(problem, "Take a model with safetensors.") from None
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-        raise UserError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from None
+        if is_out_of_memory(error):
+            raise
+        lost = _lost_words(error)
+        if is_out_of_memory(RuntimeError(lost)):
+            raise RuntimeError(lost) from None
+        problem = f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}"
+        raise UserError(f"{problem}: {lost.splitlines()[0]}" if lost else problem) from None
     _raise_wrong_keys(folder, info)
     check_model(model, str(folder))
     attending.apply_final_softcap(model)
@@ -85,6 +105,19 @@ def load_weights(
         layers = sum(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
         console.say(f"{quantization}: {layers} linear layers of the language model; everything else is {dtype}")
     return model
+
+
+def _lost_words(error: Exception) -> str:
+    """What went wrong while transformers quantized weights: it collects such errors and raises one without their words.
+
+    Each is kept as a traceback, the error's own words and what was at work; "" if nothing was collected.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        collected = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
+        if collected:
+            lines = next(iter(collected.values())).splitlines()
+            return "\n".join(line for line in lines if line and not line.startswith((" ", "Traceback", "Error")))
+    return ""
 
 
 def device() -> torch.device:
@@ -146,6 +179,8 @@ def fill_adapter(adapted: torch.nn.Module, folder: Path) -> None:
     try:
         weights = load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{folder}: the adapter cannot be loaded: {str(error).splitlines()[0]}") from None
     expected = get_peft_model_state_dict(adapted)
     odd = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]

@@ -24,7 +24,7 @@ from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model
 from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
-from ftlib.models.room import SMALLER_MODEL, enough_memory
+from ftlib.out_of_memory import SMALLER_MODEL, enough_memory
 from ftlib.pinning import pin_data
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
@@ -182,10 +182,10 @@ def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
         torch.cuda.empty_cache()
     training_arguments = arguments.build(config, job.run.folder, leg)
     set_seed(training_arguments.seed)
-    model = trainable_model(config, job.base, job.start)
-    trained, total = count_parameters(model)
-    console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
     with enough_memory():
+        model = trainable_model(config, job.base, job.start)
+        trained, total = count_parameters(model)
+        console.say(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_device()}")
         trainer = AnswerTrainer(config, model, job.rows, training_arguments, job.run.checkpoints(leg.attempt), leg)
     job.halving.begin_leg()
     trainer.halving = job.halving

@@ -18,6 +18,7 @@ from ftlib.data.images import image_path, open_image
 from ftlib.data.prompts import Templates
 from ftlib.errors import UserError
 from ftlib.models.families import Inputs
+from ftlib.out_of_memory import is_out_of_memory
 from ftlib.training.lengths import measure
 
 _CHUNK = 1000
@@ -118,6 +119,8 @@ def try_images(rows: Iterable[Example], root: Path, inputs: Inputs) -> int:
         except UserError as error:
             return error.problem
         except Exception as error:  # what a processor raises is its own affair
+            if is_out_of_memory(error):
+                raise
             return f"{image}: the model's processor rejects it: {error}"
         return ""
 

@@ -1,4 +1,4 @@
-"""Out of GPU memory in mid-training: halve the micro-batch and compute the same step again.
+"""Out of memory in mid-training: halve the micro-batch and compute the same step again.
 
 A micro-batch's loss is a sum over its rows, divided by what the whole effective batch counts, so its halves add up to
 the same loss and the same gradients.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ftlib.errors import UserError
+from ftlib.out_of_memory import is_out_of_memory
 
 Compute = Callable[[dict[str, Tensor]], Tensor]
 """Forward and backward of some rows; gradients are added up, the loss is returned."""
@@ -65,7 +66,9 @@ class Halving:
         """The losses; None: out of memory. What the failed attempt held is free once this has returned."""
         try:
             return [self._in_pieces(batch, compute) for batch in batches]
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             return None
 
     def _in_pieces(self, batch: dict[str, Tensor], compute: Compute) -> Tensor:
@@ -78,7 +81,7 @@ class Halving:
         size = min(self.size or largest, largest)
         if size == 1:
             raise UserError(
-                "out of GPU memory with a single row at once",
+                "out of memory with a single row at once",
                 "Set training.gradient_checkpointing: true or model.quantization: nf4, or ask for a larger GPU; "
                 "`ftlib plan CONFIG --gpu SIZE` says what would fit.",
             )

@@ -52,7 +52,7 @@ def sized_to_gpu(experiment: Experiment, run: Run, site: Site) -> Experiment:
 def note_halved(run: Run, size: int) -> None:
     """Tell user and history that memory ran out and how many rows are computed at once from now on."""
     run.note("out of memory", micro_batch=size, gpu=gpu_name())
-    console.say(f"out of GPU memory; going on from the same step with {size} rows at once")
+    console.say(f"out of memory; going on from the same step with {size} rows at once")
 
 
 def gpu_name() -> str | None:

@@ -33,11 +33,20 @@ def config(request: pytest.FixtureRequest, store: Path, write_config: Callable[.
     return path
 
 
+ERRORS = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "driver": RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in …"),
+    "host": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+}
+
+
 class ScarceMemory:
     """compute_loss of a GPU that at some steps has no room for more than so many rows, in forward or in backward."""
 
-    def __init__(self, rooms: dict[int, int], backward: bool) -> None:
+    def __init__(self, rooms: dict[int, int], backward: bool, error: str) -> None:
         self.rooms = rooms
+        self.error = ERRORS[error]
         self.backward = backward
         self.real = AnswerTrainer.compute_loss
         self.failures = 0
@@ -58,7 +67,7 @@ class ScarceMemory:
         self.failures += 1
         if self.backward:
             self.handle.remove()
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise self.error
 
 
 def has_gradients(trainer: AnswerTrainer) -> bool:
@@ -70,21 +79,25 @@ def results(run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, load_file(run.folder / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize(
+    ("backward", "error"),
+    [(False, "torch"), (True, "torch"), (False, "cuBLAS"), (True, "driver"), (False, "host")],
+    ids=["forward", "backward", "forward-cublas", "backward-driver", "forward-host"],
+)
 def test_losses_and_weights_are_those_of_the_undisturbed_run(
-    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, backward: bool
+    config: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, backward: bool, error: str
 ) -> None:
     straight = run_of(config, tmp_path / "straight")
     assert ftlib("train", config)[0] == 0
     first, second = sorted(random.sample(range(6), 2))
     print(f"memory runs out in steps {first + 1} and {second + 1}")
-    memory = ScarceMemory({first: 2, second: 1}, backward)
+    memory = ScarceMemory({first: 2, second: 1}, backward, error)
     monkeypatch.setattr(AnswerTrainer, "compute_loss", lambda *given, **more: memory(*given, **more))
     monkeypatch.setattr(AnswerTrainer, "model_gradients", has_gradients, raising=False)
     scarce = run_of(config, tmp_path / "scarce")
-    code, _, error = ftlib("train", config)
-    assert code == 0 and memory.failures == 2, error
-    assert "out of GPU memory; going on from the same step with 2 rows at once" in error
+    code, _, said = ftlib("train", config)
+    assert code == 0 and memory.failures == 2, said
+    assert "out of memory; going on from the same step with 2 rows at once" in said
     losses, weights = results(straight)
     again, same = results(scarce)
     assert again == pytest.approx(losses, rel=1e-5)
@@ -103,7 +116,7 @@ def test_a_single_row_that_does_not_fit_is_the_end(
     run = run_of(config, tmp_path / "runs")
     monkeypatch.setattr(AnswerTrainer, "compute_loss", never)
     code, _, error = ftlib("train", config)
-    assert code == 2 and "out of GPU memory with a single row at once" in error and "Traceback" not in error
+    assert code == 2 and "out of memory with a single row at once" in error and "Traceback" not in error
     assert not run.done.exists()
     config.write_text(config.read_text().replace("auto: true", "auto: false"))
     code, _, error = ftlib("train", config)

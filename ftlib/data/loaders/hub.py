@@ -27,6 +27,7 @@ from ftlib.data.loaders.layout import Part
 from ftlib.data.loaders.rows import Numbered, Parse, Reading
 from ftlib.errors import UserError
 from ftlib.hub import Repository, find_staged, looks_local
+from ftlib.out_of_memory import is_out_of_memory
 from ftlib.site import find_site
 
 _PARTS: dict[str, Part] = {
@@ -105,6 +106,8 @@ def _load(data: Data) -> Any:
         else:
             tables = datasets.load_dataset(name, subset or None)
     except Exception as error:  # whatever the readers of its files raise
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         remedy = "Run `ftlib stage CONFIG` on a machine that reaches the hub; check data.file."
         raise UserError(f"dataset {data.file}: cannot be read: {reason}", remedy) from None
