@@ -102,6 +102,7 @@ def _load_weights(
     check_model(model, str(folder))
     attending.apply_final_softcap(model)
     if quantization != "none":
+        _compute_alike_on_every_cpu(model)
         layers = sum(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
         console.say(f"{quantization}: {layers} linear layers of the language model; everything else is {dtype}")
     return model
@@ -143,6 +144,17 @@ def _quantized(dtype: str, quantization: str) -> dict[str, Any]:
         llm_int8_skip_modules=NEVER_QUANTIZED, **(nf4 if quantization == "nf4" else {"load_in_8bit": True})
     )
     return {"quantization_config": settings, "device_map": {"": device()}}
+
+
+def _compute_alike_on_every_cpu(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights as they are stored.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks them in place when a layer is first used in evaluation mode: layers
+    of other shapes than its kernel's then fail, scales are rounded to bfloat16, and no gradient passes from then on.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
