@@ -6,16 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from ftlib.__main__ import main
+from tests import isolation, needs
 
-# Several test processes compute at once: one thread each. torch reads this when it is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 CONFIG = """\
@@ -64,6 +63,51 @@ sys.exit(main(sys.argv[3:]))
 def counts_and_dies(log: Path, deadly: int, *command: object) -> list[str]:
     """A command line of ftlib that logs the number of rows of each batch and dies after a given one (0: never)."""
     return [sys.executable, "-c", COUNTS_AND_DIES, str(log), str(deadly), *map(str, command)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of ours."""
+    parser.addoption(
+        "--ran", type=Path, help="write the names of the tests that ran, and were not skipped, to this file"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is collected."""
+    if (REPOSITORY / "jobs" / "site.env").exists():
+        problem = "jobs/site.env is your site's, and tests would work in its store and queue"
+        pytest.exit(f"{problem}. Run them in another checkout: git clone {REPOSITORY} /tmp/ftlib", returncode=2)
+    isolation.hide_machine(gpus=config.option.markexpr == "long")
+    config.add_cleanup(isolation.clean_up)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before tests are chosen by their marks."""
+    for item in items:
+        if "cluster" in item.path.relative_to(REPOSITORY / "tests").parts:
+            item.add_marker("cluster")
+
+
+@pytest.fixture(autouse=True)
+def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the test's marks ask for is on PATH."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in needs.PROGRAMS:
+            if request.node.get_closest_marker(name):
+                patch.setenv("PATH", needs.path_with(name, tmp_path_factory.mktemp("programs") / name))
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was skipped and what enables it; with --ran, what was not."""
+    stats = terminalreporter.stats
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in stats.get("skipped", [])]
+    terminalreporter.section("skipped")
+    for line in needs.summary(reasons, "not long" in config.option.markexpr):
+        terminalreporter.write_line(line)
+    if path := config.getoption("ran"):
+        path.write_text("".join(f"{report.nodeid}\n" for report in stats.get("passed", []) if report.when == "call"))
 
 
 class Scheduling(LoadFileScheduling):

@@ -12,6 +12,7 @@ import pytest
 
 from ftlib import disk
 from ftlib.errors import UserError
+from tests import needs
 
 
 @pytest.fixture
@@ -21,11 +22,12 @@ def small(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
     if made.returncode:
-        pytest.skip("file systems cannot be mounted here")
+        needs.lack("mount")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.mount
 def test_what_fits_and_what_does_not(small: Path) -> None:
     disk.require_space(small / "not" / "there yet", 7_000_000)
     with pytest.raises(UserError, match=r"9\.0 MB are needed and only 8\.4 MB are free") as caught:
@@ -34,6 +36,7 @@ def test_what_fits_and_what_does_not(small: Path) -> None:
     assert not list(small.iterdir())
 
 
+@pytest.mark.mount
 def test_a_limit_that_free_space_does_not_show(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a quota: the system call meets it."""
     usage = type("Usage", (), {"free": 10**12})
@@ -53,6 +56,7 @@ def test_where_nothing_can_be_reserved_free_space_has_to_do(tmp_path: Path, monk
     assert ctypes is disk.ctypes
 
 
+@pytest.mark.mount
 def test_nothing_needs_no_room(small: Path) -> None:
     (small / "full").write_bytes(b"x" * 8 * 1024 * 1024)
     disk.require_space(small, 0)

@@ -7,17 +7,15 @@ import re
 import subprocess
 import sys
 
-import pytest
-
+from tests import needs
 from tests.conftest import REPOSITORY
 
 LOWEST = os.environ.get("FTLIB_LOWEST_TRANSFORMERS", "")
 
 
-@pytest.mark.skipif(
-    not LOWEST and "CI" not in os.environ, reason="FTLIB_LOWEST_TRANSFORMERS is not set; run `make test`"
-)
 def test_gates_hold_on_the_lowest_supported_transformers() -> None:
+    if not LOWEST:
+        needs.lack("lowest")
     bound = re.search(r"transformers>=([\d.]+),", (REPOSITORY / "setup.cfg").read_text())
     assert bound
     environment = {**os.environ, "PYTHONPATH": LOWEST}

@@ -1,7 +1,7 @@
 """A user's view of the test cluster: a clone of the repository, a store with the image, sbatch and sacct.
 
 The tests need root (to become the ordinary user) and a running cluster (`tests/cluster/up.sh`). Without one they are
-skipped with that reason; under CI that is a failure.
+skipped with that reason; under CI that is a failure. They see the machine as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from ftlib import files
+from tests import isolation, needs
 from tests.conftest import REPOSITORY
 
 USER = "ftuser"
@@ -111,14 +112,18 @@ class Cluster:
         return len(files.read_jsonl_log(logs[0])) if logs else 0
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+@pytest.fixture(scope="package", autouse=True)
+def machine() -> Iterator[None]:
+    """Nothing of the machine is hidden."""
+    with isolation.shown():
+        yield
+
+
+@pytest.fixture(scope="package")
+def cluster(machine: None) -> Iterator[Cluster]:
     """The cluster, with a fresh clone of the working tree and an empty store that holds the image."""
-    problem = _problem()
-    if problem and "CI" in os.environ:
-        pytest.fail(problem)
-    if problem:
-        pytest.skip(problem)
+    if problem := _problem():
+        needs.lack("cluster", problem)
     home = STATE / "home"
     shutil.rmtree(home, ignore_errors=True)
     user = Cluster(home)
@@ -161,11 +166,11 @@ def _make_login() -> None:
 
 def _problem() -> str | None:
     if os.geteuid() != 0:
-        return "the cluster's tests need root"
+        return "its tests need root"
     if not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode:
-        return "no cluster is up: run `make cluster`"
+        return "Slurm does not answer"
     if not (STATE / "ftlib.sif").exists():
-        return f"there is no image {STATE / 'ftlib.sif'}: run `make cluster`"
+        return f"there is no image {STATE / 'ftlib.sif'}"
     return None
 
 

@@ -24,12 +24,13 @@ START = {"event": "start", "time": 5, "job": "7", "host": "n1"}
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path) -> Path:
-    """sacct that prints the file `sacct`, and scancel that notes what it was asked."""
+    """sacct that prints the file `sacct`, scancel that notes what it was asked, and nobody's jobs in squeue."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sacct.txt").write_text("")
     programs = {
         "sacct": f"cat '{folder}/sacct.txt'",
+        "squeue": "",
         "scancel": f"echo \"$@\" >> '{folder}/cancelled'; sed -i s/PENDING/CANCELLED/ '{folder}/sacct.txt'",
     }
     for name, text in programs.items():

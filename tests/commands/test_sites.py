@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
+
 Ftlib = Callable[..., tuple[int, str, str]]
 SECRETS = {"HF_TOKEN": "hf_planted0123456789secret", "WANDB_API_KEY": "wandb_planted0123456789secret"}
 
@@ -18,11 +20,12 @@ def lockable(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "the shared store"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
+        needs.lack("mount")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.mount
 def test_a_store_that_can_only_be_read_and_no_secret_anywhere(
     ftlib: Ftlib, lockable: Path, tmp_path: Path, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from ftlib.models.generate import answer_rows, label_likelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.paligemma import PaliGemmaInputs
 from ftlib.training.loss import answer_loss
+from tests import needs
 from tests.models.tiny_paligemma import save
 
 PROMPTS = ["which digit is this?", "read", ""]
@@ -20,9 +21,10 @@ LABELS = ["0", "three or eight"]
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex attention runs on a GPU")
 @pytest.mark.parametrize("generation", [1, 2])
 def test_flex_is_eager(tmp_path: Path, generation: int) -> None:
+    if not torch.cuda.is_available():
+        needs.lack("gpu")
     save(tmp_path, generation)
     inputs = PaliGemmaInputs.load(tmp_path)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))

@@ -7,28 +7,28 @@ import gzip
 import importlib.util
 import os
 import random
-import shutil
 import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pytest
+from tests import needs
 
 FOLDERS = ("/usr/share/doc", "/usr/share/common-licenses", "/usr/share/man", "/usr/share/perl", "/usr/share/perl5")
 NO_TEXT = {".so", ".pyc", ".a", ".o", ".png", ".jpg", ".gif", ".whl", ".exe", ".jar"}
 LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\v\f\x85\u2028\u2029"), " ")
 DROPPED = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
 _FOUND = importlib.util.find_spec("pycocoevalcap")
-EXAMPLE = Path(os.environ.get("COCO_CAPTION_EXAMPLE", "coco-caption-example"))
-"""The public example of coco-caption (references.json, results.json), if somebody has it."""
 PACKAGE = Path(_FOUND.submodule_search_locations[0]) if _FOUND and _FOUND.submodule_search_locations else None
 
-needs_java = pytest.mark.skipif(
-    (PACKAGE is None or shutil.which("java") is None) and "CI" not in os.environ,
-    reason="the program to compare with needs Java and pycocoevalcap",
-)
+
+def public_example() -> Path:
+    """The folder of coco-caption's public example (references.json, results.json), if somebody has it."""
+    folder = Path(os.environ.get("COCO_CAPTION_EXAMPLE", "coco-caption-example"))
+    if not folder.is_dir():
+        needs.lack("example")
+    return folder
 
 
 def stanford(captions: Sequence[str]) -> list[list[str]]:

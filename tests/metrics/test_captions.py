@@ -11,19 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
 
 from ftlib.metrics import captions_java
 from ftlib.metrics.captions import measure
 from ftlib.metrics.ptb_tokenizer import tokenize
 from ftlib.metrics.totals import Measured
-from tests.metrics.stanford import EXAMPLE, PACKAGE, counted, needs_java, stanford
-
-pytest.importorskip("pycocoevalcap", reason="the program to compare with")
-
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.rouge.rouge import Rouge
+from tests.metrics.stanford import PACKAGE, counted, public_example, stanford
 
 KNOWN = {"BLEU-1": 0.5794, "BLEU-2": 0.4044, "BLEU-3": 0.2785, "BLEU-4": 0.1908, "ROUGE-L": 0.3963, "CIDEr-D": 0.5998}
 WORDS = "a a a the the man woman dog surfboard wave riding on in of with two 5 1/2 U.S. sign's (red) don't , . and"
@@ -74,14 +71,15 @@ def require_equal(found: Measured, expected: Scores) -> None:
         assert by_image[name] == pytest.approx(np.array(images), abs=EXACT), name
 
 
-@needs_java
-@pytest.mark.skipif(not EXAMPLE.is_dir(), reason="COCO_CAPTION_EXAMPLE names no folder with the public example")
+@pytest.mark.java
+@pytest.mark.long
 def test_equal_to_the_official_scores_of_the_public_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = json.loads((EXAMPLE / "references.json").read_text())
+    example = public_example()
+    release = json.loads((example / "references.json").read_text())
     references: References = {image["id"]: [] for image in release["images"]}
     for record in release["annotations"]:
         references[record["image_id"]].append(record["caption"])
-    predictions = {one["image_id"]: one["caption"] for one in json.loads((EXAMPLE / "results.json").read_text())}
+    predictions = {one["image_id"]: one["caption"] for one in json.loads((example / "results.json").read_text())}
     expected = official(references, predictions, lambda captions: list(map(counted, stanford(captions))))
     monkeypatch.setenv("PATH", "")
     found = measure(references, predictions)
@@ -91,7 +89,7 @@ def test_equal_to_the_official_scores_of_the_public_example(monkeypatch: pytest.
     assert found.rows == pytest.approx(expected["CIDEr-D"][1], abs=EXACT)
 
 
-@needs_java
+@pytest.mark.java
 def test_equal_from_the_captions_on(monkeypatch: pytest.MonkeyPatch) -> None:
     references, predictions = made(99, 40)
     expected = official(references, predictions, lambda captions: list(map(counted, stanford(captions))))
@@ -134,7 +132,7 @@ def test_resampling_computes_corpus_scores_anew(no_java: None) -> None:
     assert values["CIDEr-D"][0] == pytest.approx(np.average(found.rows, weights=drawn), abs=EXACT)
 
 
-@needs_java
+@pytest.mark.java
 def test_meteor_equals_the_official_one_and_its_resamples() -> None:
     assert PACKAGE is not None
     before = {path: path.stat().st_mtime_ns for path in PACKAGE.rglob("*")}

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from ftlib.metrics.ptb_tokenizer import split, tokenize
-from tests.metrics.stanford import EXAMPLE, LINE_BREAKS, counted, english, needs_java, stanford
+from tests.metrics.stanford import LINE_BREAKS, counted, english, public_example, stanford
 
 WANTED = 60_000
 
@@ -75,14 +75,14 @@ def test_known_tokens(caption: str) -> None:
     assert " ".join(tokenize([caption, "And more"])[0]) == EXPECTED[caption]
 
 
-@needs_java
+@pytest.mark.java
 def test_known_tokens_are_the_programs() -> None:
     compare([*EXPECTED, "the last line"])
     theirs = stanford(list(EXPECTED))
     assert [" ".join(counted(tokens)) for tokens in theirs[:-1]] == list(EXPECTED.values())[:-1]
 
 
-@needs_java
+@pytest.mark.java
 def test_no_difference_on_english_text(record_property: pytest.RecordProperty) -> None:
     found = english(WANTED)
     record_property("lines", len(found))
@@ -90,16 +90,17 @@ def test_no_difference_on_english_text(record_property: pytest.RecordProperty) -
     compare([line.translate(LINE_BREAKS) for line in found])
 
 
-@needs_java
-@pytest.mark.skipif(not EXAMPLE.is_dir(), reason="COCO_CAPTION_EXAMPLE names no folder with the public example")
+@pytest.mark.java
+@pytest.mark.long
 def test_no_difference_on_the_public_captions() -> None:
-    references = json.loads((EXAMPLE / "references.json").read_text())["annotations"]
-    results = json.loads((EXAMPLE / "results.json").read_text())
+    example = public_example()
+    references = json.loads((example / "references.json").read_text())["annotations"]
+    results = json.loads((example / "results.json").read_text())
     for records in (references, results):
         compare([record["caption"] for record in records])
 
 
-@needs_java
+@pytest.mark.java
 @pytest.mark.parametrize("seed", range(3))
 def test_no_difference_on_hard_words(seed: int) -> None:
     draw = random.Random(seed)
@@ -112,27 +113,27 @@ def test_no_difference_on_hard_words(seed: int) -> None:
     compare(captions)
 
 
-@needs_java
+@pytest.mark.java
 def test_no_difference_on_any_character() -> None:
     codes = [code for code in range(1, 0x10000) if not 0x3400 <= code < 0xF900 and code not in LINE_BREAKS]
     codes += [*range(0x3400, 0xD800, 61), *range(0xE000, 0xF900, 61), *range(0x10000, 0x20000, 61)]
     compare([shape.format(chr(code)) for shape in ("q{}q", "a_{}b", "a {} b", "Inc. {}") for code in codes])
 
 
-@needs_java
+@pytest.mark.java
 def test_the_next_line_counts_as_for_the_program() -> None:
     endings = ("it's", "ends with :)", "Acme Inc.", "in '90", "Plan A.", "U.S.", "file.txt", "a.k.a", "don't", "No.")
     following = ("The next", "the next", "5 more", "ltd", "", "\u00c9t\u00e9", "<b> x")
     compare([line for ending in endings for after in following for line in (ending, after)])
 
 
-@needs_java
+@pytest.mark.java
 @pytest.mark.parametrize("last", ["it's", "ends with :)", "in '90", "Acme Inc. 5 1/2"])
 def test_the_last_line_counts_as_for_the_program(last: str) -> None:
     compare(["one", last])
 
 
-@needs_java
+@pytest.mark.java
 def test_a_tag_that_goes_on_in_the_next_lines() -> None:
     compare(["see <a href='one", "two' b='", "", "x'> end", "of it"])
     assert tokenize(["<a b='x", "y'> z", "w"]) == [["<a\u00a0b='x"], ["y'>", "z"], ["w"]]

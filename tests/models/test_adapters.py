@@ -209,7 +209,6 @@ QUANTIZED = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
 def test_only_the_language_models_linear_layers_are_quantized(
     folders: dict[str, Path], name: str, quantization: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     plain = load_weights(folders[name], "float32", FAMILY[name])
     model = load_weights(folders[name], "bfloat16", FAMILY[name], quantization)
     quantized = {key for key, module in model.named_modules() if type(module).__name__ == QUANTIZED[quantization]}
@@ -235,7 +234,6 @@ def test_only_the_language_models_linear_layers_are_quantized(
 def test_adapters_on_quantized_bases(
     folders: dict[str, Path], name: str, quantization: str, method: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     from peft import PeftModel
 
     family, batch = FAMILY[name], batch_of(folders, name)
@@ -254,7 +252,6 @@ def test_adapters_on_quantized_bases(
 
 
 def test_dora_on_int8_needs_a_gpu(folders: dict[str, Path]) -> None:
-    pytest.importorskip("bitsandbytes")
     model = load_weights(folders["llama"], "bfloat16", "causal", "int8")
     with pytest.raises(UserError, match="int8 needs a GPU"):
         prepare_for_training(model, Lora(method="dora"), "x", "causal")

@@ -71,7 +71,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_4_bit_layers_compute_alike_on_every_kind_of_cpu(folder: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     found = {}
     for answer in ("yes", "no"):
         command = [sys.executable, "-c", SCRIPT, str(folder), answer]

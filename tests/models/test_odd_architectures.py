@@ -97,7 +97,6 @@ def test_the_look_at_packing_leaves_no_trace(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_quantized_rows_are_packed(folders: dict[str, Path], quantization: str) -> None:
     """8-bit logits change with what is computed beside them, seen or not."""
-    pytest.importorskip("bitsandbytes")
     models = {name: load_weights(folders[name], "bfloat16", "causal", quantization) for name in ("llama", "lfm2")}
     check_packing(models["llama"], CausalInputs.load(folders["llama"]))
     with pytest.raises(UserError, match="see each other"):

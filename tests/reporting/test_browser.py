@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from ftlib.runs import Run
 from ftlib.site import Site
 from tests.reporting.fake_runs import CONFIG, evaluate, finish, new_run, row, train
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 LONG = "a_very_long_label_without_any_place_to_break_it_" * 4
 EVIL = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 WRAPPER = """<body><iframe id="page" style="width: WIDTHpx; height: 900px; border: 0"></iframe><script>
@@ -31,17 +28,16 @@ page.onload = () => {
 page.src = "PAGE";
 </script></body>"""
 
-pytestmark = pytest.mark.skipif(BROWSER is None and "CI" not in os.environ, reason="no chromium on this machine")
+pytestmark = pytest.mark.browser
 
 
 def _open(page: Path, width: int, folder: Path) -> dict[str, object]:
     """What the browser finds on the page in a window of that width."""
-    assert BROWSER, "no chromium on this machine"
     wrapper = folder / "wrapper.html"
     wrapper.write_text(WRAPPER.replace("WIDTH", str(width)).replace("PAGE", page.as_uri()), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
     command = [
-        BROWSER,
+        "chromium",
         *flags,
         "--virtual-time-budget=10000",
         f"--window-size={width},900",

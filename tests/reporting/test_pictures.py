@@ -48,7 +48,6 @@ def test_path_out_of_the_data_folder_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_image_says_so(tmp_path: Path) -> None:
-    pytest.importorskip("PIL")
     (tmp_path / "page.png").write_bytes(b"<svg onload='x'>")
     markup = picture(tmp_path, "page.png").markup
     assert "not an image" in markup

@@ -28,7 +28,7 @@ FOUR = ("sweep.seed=[0, 1]", "sweep.data.prompt=['a {prefix}', 'b {prefix}']")
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{fake.folder}:{os.environ['PATH']}")
     return fake
 
 

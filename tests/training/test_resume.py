@@ -96,8 +96,6 @@ def test_interrupted_at_any_step_the_result_is_the_same(
 ) -> None:
     from ftlib.training import fit
 
-    if kind in ("qlora", "int8"):
-        pytest.importorskip("bitsandbytes")
     config = prepared(*KINDS[kind])
     straight = run_of(config, tmp_path / "straight")
     assert ftlib("train", config)[0] == 0
