@@ -35,6 +35,7 @@ from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number, space_needed
 from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import Fitted, fit_rows, try_images
+from ftlib.training.guards import require_finite
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
 from ftlib.training.sizing import note_halved, sized_to_gpu
@@ -140,12 +141,16 @@ def _attempt(job: _Job, place: Place) -> bool:
         trainer = _trainer(job, place.leg)
         try:
             place = _train(job, trainer, place)
+            over = not goes_on(job.examiner, trainer.model, place)
+            if over:
+                _take_best(job, trainer)
+                require_finite(trainer.model)
         except Diverged as error:
             if console.speaks():
                 _note_divergence(job, trainer, str(error))
             ranks.wait()
             return False
-        if not goes_on(job.examiner, trainer.model, place):
+        if over:
             if console.speaks():
                 _publish(job, trainer, place)
             ranks.wait()
@@ -282,13 +287,18 @@ def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
     return job.examiner.round_over(trainer.model, place, trainer.state.global_step >= trainer.state.max_steps)
 
 
+def _take_best(job: _Job, trainer: AnswerTrainer) -> None:
+    """Let the model have the best checkpoint's weights, if a best one is wanted."""
+    if best := ranks.share(job.examiner.best(trainer.leg.attempt)):
+        load_trainable(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
+
+
 def _publish(job: _Job, trainer: AnswerTrainer, place: Place) -> None:
     """Write the result, readable by plain transformers and peft, and the DONE marker."""
     method = job.config.adapter.method
     result = job.run.result(method)
     facts = {"step": place.step, "result": result.name, "threads": torch.get_num_threads()}
     if best := job.examiner.best(place.leg.attempt):
-        load_trainable(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
         facts["best"] = {name: best[name] for name in ("step", "metric", "value")}
     with files.publish_folder(result) as folder:
         if result.name == "model":

@@ -1,4 +1,4 @@
-"""Has training diverged? Judged from the losses that are logged, step by step."""
+"""Has training diverged? Judged from the losses that are logged, step by step, and from the weights to be kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import math
 from collections import Counter, deque
 from statistics import median
 
+import torch
+
 from ftlib.config_course import Guard
+from ftlib.errors import Diverged
+from ftlib.training import ranks
 
 WINDOW = 50
 """Of how many losses the running median is."""
@@ -17,6 +21,22 @@ ENOUGH = 20
 
 SKIPPED = 25
 """So many skipped steps in a row are no search for a scale: from torch's first, 65,536, it is down at 1/512 by then."""
+
+
+def require_finite(model: torch.nn.Module) -> None:
+    """Refuse to keep weights with a NaN or an infinity in them: no loss has seen what the last update made of them.
+
+    All ranks must call it.
+
+    Raises:
+        Diverged: some of the trainable parameters, on any rank.
+    """
+    trained = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad and one.numel()}
+    ends = torch.stack([torch.stack(one.aminmax()).float() for one in trained.values()]).cpu()  # NaN if any is
+    wrong = [name for name, pair in zip(trained, ends.isfinite().all(dim=1), strict=True) if not pair]
+    if any(ranks.highest(len(wrong))):
+        shown = f", such as {wrong[0]}" if wrong else ""
+        raise Diverged(f"weights that are no finite numbers, in {len(wrong)} of {len(trained)} parameters{shown}")
 
 
 class Watch:

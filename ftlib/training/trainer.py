@@ -25,7 +25,7 @@ from ftlib.models.rows import Row
 from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
-from ftlib.training.guards import Watch
+from ftlib.training.guards import Watch, require_finite
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
 from ftlib.training.lengths import FewShapes, compile_each_shape
@@ -186,6 +186,7 @@ class AnswerTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         step = self.leg.offset + self.state.global_step
         target = runs.checkpoint_folder(self.checkpoints, step)
+        require_finite(self.model)
         if self.is_world_process_zero():
             self._write_checkpoint(target)
         else:

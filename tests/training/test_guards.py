@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from ftlib import files
 from ftlib.config_course import Guard
+from ftlib.errors import Diverged
 from ftlib.runs import Run
-from ftlib.training.guards import ENOUGH, SKIPPED, Watch
+from ftlib.training.guards import ENOUGH, SKIPPED, Watch, require_finite
 from ftlib.training.legs import Leg
 from tests.conftest import FULL, LORA
 from tests.training.test_resume import outcome, run_of
@@ -117,6 +120,46 @@ def test_a_short_run_that_is_trained_in_its_last_step_is_done(
     monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda accelerator: next(answers)))
     assert ftlib("train", wild, *steady)[0] == 0
     assert [line.get("skipped") for line in lines(run)] == [True, True, None]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_found(value: float, dtype: torch.dtype) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 300), torch.nn.Embedding(0, 2)).to(dtype)
+    require_finite(model)
+    with torch.no_grad():
+        model[0].weight[250, 1] = value
+    with pytest.raises(Diverged, match=r"no finite numbers, in 1 of 2 parameters, such as 0\.weight"):
+        require_finite(model)
+    model[0].weight.requires_grad_(False)
+    require_finite(model)
+
+
+INFINITE_STEP = (
+    "training.max_steps=1", "training.optim=sgd", "training.weight_decay=1e4", "training.learning_rate=3e38",
+    "training.warmup_steps=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["trainer", "fit"])
+def test_what_the_last_update_makes_of_the_weights_is_looked_at(
+    wild: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Before the checkpoint and, as with one that older code has written, before the result is published."""
+    overrides = (*INFINITE_STEP, "guard.restarts=1", "guard.learning_rate_factor=1e-40", "guard.max_loss=1e9")
+    run = run_of(wild, tmp_path / "runs", *overrides)
+    saved: list[int] = []
+    if where == "fit":
+        monkeypatch.setattr("ftlib.training.trainer.require_finite", lambda model: saved.append(1))
+    code, _, error = ftlib("train", wild, *overrides)
+    assert code == 0 and "training diverged at step 1 of attempt 0: weights that are no finite numbers, in " in error
+    assert len(saved) == (2 if where == "fit" else 0)
+    (trip,) = events(run, "diverged")
+    assert math.isfinite(lines(run)[0]["loss"]) and math.isfinite(lines(run)[0]["grad_norm"])
+    assert (trip["step"], trip["attempt"], trip["learning_rate"]) == (1, 0, 3e38)
+    assert not run.checkpoints(0).exists()
+    weights = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
 
 
 def test_above_max_loss_once_is_enough_even_in_the_warm_up() -> None:
