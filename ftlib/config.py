@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
-from ftlib.config_base import NAME, Count, Section, Split
+from ftlib.config_base import NAME, Count, PathKind, Section, Split
 from ftlib.config_course import Batch, Checkpoint, Guard, Round
 from ftlib.config_data import CHAT
 from ftlib.config_data import Data as Data
@@ -43,6 +43,9 @@ class Model(Section):
     quantization: Literal["none", "int8", "nf4"] = "none"
     max_length: Count | None = None
     too_long: Literal["drop", "truncate", "stop"] = "drop"
+
+    def paths(self) -> dict[str, PathKind]:
+        return {"base": "model"}
 
 
 class Lora(Section):
@@ -121,6 +124,9 @@ class Evaluation(Section):
     prompts: list[str] = []
     mask_decoder: str | None = None
     without_context: bool = False
+
+    def paths(self) -> dict[str, PathKind]:
+        return {"mask_decoder": "path"}
 
     @model_validator(mode="before")
     @classmethod
@@ -205,6 +211,9 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
     sweep: Annotated[dict[str, Any] | None, WithJsonSchema(SWEEP_SCHEMA)] = None
+
+    def paths(self) -> dict[str, PathKind]:
+        return {"warm_start": "run"}
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ftlib.config_base import NAME, Count, Section
+from ftlib.config_base import NAME, Count, PathKind, Section
 
 Source = Literal[
     "coco_captions",
@@ -85,6 +85,9 @@ class Part(Section):
     prompt: str | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
+    def paths(self) -> dict[str, PathKind]:
+        return {"file": "dataset"} if self.source == "hub" else {}
+
 
 class Data(Section):
     """Where the rows come from and how they are asked. `source: mixture` takes those of several datasets, its `parts`.
@@ -102,6 +105,9 @@ class Data(Section):
     on_bad: Literal["stop", "skip"] = "stop"
     frames: Literal["first", "middle", "last", "all", "exclude"] = "first"
     split: SplitRule = SplitRule()
+
+    def paths(self) -> dict[str, PathKind]:
+        return {"root": "path", **({"file": "dataset"} if self.source == "hub" else {})}
 
     @model_validator(mode="after")
     def _parts_of_a_mixture(self) -> Data:

@@ -18,10 +18,11 @@ from pydantic import BaseModel, ValidationError
 
 from ftlib import training_fields, yaml_core
 from ftlib.config import Config, Section
-from ftlib.config_base import NAME
+from ftlib.config_base import NAME, PathKind
 from ftlib.errors import UserError
 from ftlib.identity import identity, lasting, recipes_of
 from ftlib.job_options import DURATION, MEMORY, WORD, SbatchOption
+from ftlib.local_paths import STORE, stored_text, with_paths
 from ftlib.site import Site
 
 S = TypeVar("S", bound=Section)
@@ -153,6 +154,8 @@ def set_field(data: dict[str, Any], places: dict[yaml_core.Path, str], key: str,
     if not isinstance(section, dict):
         raise UserError(f"{place}: {key}: there is no section of that name to set a key in")
     section[names[-1]] = value
+    for known in [known for known in places if known[: len(names)] == names]:
+        del places[known]  # what stood below has been replaced
     for length in range(1, len(names) + 1):
         places.setdefault(names[:length], place)
     places[names] = place
@@ -169,15 +172,36 @@ def check(source: Source, site: Site, environment: Mapping[str, str] = os.enviro
     expanded = _expand(movable, (), {"store": str(site.store)}, [])
     if isinstance(expanded.get("training"), dict):
         faults += [(("training", name), message) for name, message in training_fields.faults(expanded["training"])]
-    config = _validate(Config, expanded, faults, source)
-    return Experiment(config=config, names=_names(Config.model_validate(movable), source.path))
+    _validate(Config, expanded, faults, source)
+    written = Config.model_validate(movable)
+    own = source.path.absolute().parent.name if source.path.name == RUN_CONFIG else ""
+    from_here = _located(written, source, site, Path.cwd())  # as version 0.1 took relative paths
+    kept = any(identity(written, recipe) == own for recipe in recipes_of(written))
+    config = from_here if kept else _located(written, source, site, source.path.absolute().parent)
+    absolute = with_paths(config, lambda key, text, kind: text.replace(STORE, str(site.store), 1))
+    forms = [config, *([written] if from_here == config else []), absolute]  # the latter two named runs of version 0.1
+    names: dict[str, RunName] = {}
+    for recipe in recipes_of(config):
+        for form in forms:
+            name = RunName(identity(form, recipe), recipe, lasting(form, {"Config": ("sweep",)}))
+            names.setdefault(name.identity, name)
+    ordered = sorted(names.values(), key=lambda name: name.identity != own)
+    final = _expand(lasting(config), (), {"store": str(site.store)}, [])
+    return Experiment(config=Config.model_validate(final), names=tuple(ordered))
 
 
-def _names(config: Config, path: Path) -> tuple[RunName, ...]:
-    raw = lasting(config, {"Config": ("sweep",)})
-    names = [RunName(identity(config, recipe), recipe, raw) for recipe in recipes_of(config)]
-    own = path.absolute().parent.name if path.name == RUN_CONFIG else None
-    return tuple(sorted(names, key=lambda name: name.identity != own))
+def _located(section: S, source: Source, site: Site, folder: Path) -> S:
+    """The section with its paths as they are stored.
+
+    Args:
+        folder: what relative paths of the file count from.
+    """
+
+    def stored(key: tuple[int | str, ...], text: str, kind: PathKind) -> str:
+        here = Path.cwd() if source.place(key) == _COMMAND_LINE else folder
+        return stored_text(text, kind, here, site.store)
+
+    return with_paths(section, stored)
 
 
 def load_section(
@@ -191,16 +215,22 @@ def load_section(
     source = read_source(path, overrides)
     faults: list[tuple[yaml_core.Path, str]] = []
     expanded = _expand(source.data, (), {**environment, "store": str(site.store)}, faults)
-    return _validate(schema, expanded, faults, source)
+    return _with_absolute_paths(_validate(schema, expanded, faults, source), source, site)
 
 
-def check_section(schema: type[S], data: dict[str, Any]) -> S:
+def check_section(schema: type[S], data: dict[str, Any], site: Site) -> S:
     """Check fields that come from the command line.
 
     Raises:
         UserError: every fault found, one a line.
     """
-    return _validate(schema, data, [], Source(Path(_COMMAND_LINE), data, {}))
+    source = Source(Path(_COMMAND_LINE), data, {})
+    return _with_absolute_paths(_validate(schema, data, [], source), source, site)
+
+
+def _with_absolute_paths(section: S, source: Source, site: Site) -> S:
+    located = _located(section, source, site, source.path.absolute().parent)
+    return with_paths(located, lambda key, text, kind: text.replace(STORE, str(site.store), 1))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[yaml_core.Path, int]]:

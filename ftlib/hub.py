@@ -76,8 +76,8 @@ def require_model(folder: Path) -> None:
 
 
 def looks_local(base: str) -> bool:
-    """Whether a model's or dataset's name is that of a folder, not one of the hub."""
-    return base.startswith(("/", ".", "~")) or base.count("/") != 1 or Path(base).is_dir()
+    """Whether a model's or dataset's name is that of a folder, not one of the hub; configs name folders absolutely."""
+    return base.startswith(("/", ".", "~")) or base.count("/") != 1
 
 
 def cache_name(repository: Repository) -> str:

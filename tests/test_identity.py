@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+import ftlib as ftlib_package
 from ftlib import files, identity, runs
 from ftlib.config import Config
 from ftlib.config_base import Section
@@ -20,20 +22,24 @@ from ftlib.data import prepared
 from ftlib.evaluation.asked import Asked, settings_of
 from ftlib.identity import RecipeChange, lasting
 from ftlib.merging.recipe import Recipe
+from ftlib.reporting.card import write_card
+from ftlib.reporting.page import render
+from ftlib.reporting.settings import group_settings
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
 from ftlib.submission.sweep import expand
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, start_ftlib
+from tests.reporting import fake_runs
 
 Ftlib = Callable[..., tuple[int, str, str]]
 
 GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "identities.json").read_text())
-"""What version 0.1 called the runs of these configs (one for each point of a sweep). It may only grow."""
+"""What each version called the runs of these configs (of a sweep, each point), oldest first. It may only grow."""
 
 SITE = Site(Path("/store"), Path("/runs"))
 
 
-def named(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def named(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[str]]]:
     """For each run of a config: its possible identities, prepared folders, and the hash of its evaluation's settings.
 
     Datasets are not there: their content stands in as a text.
@@ -51,16 +57,16 @@ def named(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found.append(
             {
                 "identity": identities,
-                "prepared": [prepared.prepared_folder(config, SITE).name],
+                "prepared": [folder.name for folder in prepared.possible_folders(config, SITE)],
                 "evaluation": [settings],
             }
         )
     return found
 
 
-def assert_found(known: list[dict[str, str]], now: list[dict[str, Any]]) -> None:
+def assert_found(known: list[dict[str, list[str]]], now: list[dict[str, list[str]]]) -> None:
     for old, new in zip(known, now, strict=True):
-        assert {key for key in old if old[key] not in new[key]} == set()
+        assert {key for key in old if not set(old[key]) <= set(new[key])} == set()
 
 
 @pytest.mark.parametrize("name", GOLDEN["configs"])
@@ -193,3 +199,52 @@ def test_a_finished_run_of_an_older_recipe_is_named_and_can_be_used(older: tuple
     assert f"tiny/{new.folder.name} is a new run" in notice
     own = load_experiment(run.config_file, [], site)
     assert own.identity == run.folder.name and runs.run_of(own, site) == run, "its own config means it"
+
+
+def test_the_recipe_is_shown(older: tuple[Path, Run], ftlib: Ftlib, tmp_path: Path) -> None:
+    path, run = older
+    site = find_site()
+    begin(run)
+    fake_runs.train(run)
+    fake_runs.finish(run)
+    config = load_experiment(run.config_file, [], site).config
+    write_card(run, config)
+    told = "Recipe 0 (changed since: biases are not decayed)."
+    assert told in (run.result("full") / "README.md").read_text()
+    assert told in render(fake_runs.record_of(run, site), made=0.0)
+    assert "recipe" not in ftlib("status")[1], "all are of the same one"
+    new = runs.open_run(load_experiment(path, [], site), site)
+    new.note("start", step=0, attempt=0, recipe=1)
+    files.write_json(new.data, files.read_json(run.data))
+    write_card(new, config)
+    assert " Recipe 1.\n" in (new.result("full") / "README.md").read_text()
+    lines = [line.split()[:2] for line in ftlib("status")[1].splitlines()]
+    assert lines[0] == ["run", "recipe"]
+    assert sorted(lines[2:]) == sorted([[f"tiny/{run.folder.name}", "0"], [f"tiny/{new.folder.name}", "1"]])
+    records = [fake_runs.record_of(each, site) for each in (run, new)]
+    assert sorted(setting.values["recipe"] for setting in group_settings(records)) == ["1", "–"], "not one setting"
+
+
+def test_evaluating_or_replacing_by_a_config_names_the_older_run(older: tuple[Path, Run], ftlib: Ftlib) -> None:
+    path, run = older
+    begin(run)
+    assert f"# tiny/{run.folder.name}" in ftlib("submit", path, "--dry-run")[1]
+    code, out, error = ftlib("submit", path, "--dry-run", "--replace")
+    assert code == 0 and f"tiny/{run.folder.name}" not in out and "goes on with the code" not in error
+    files.write_json(run.done, {"step": 2, "result": "model"})
+    code, _, error = ftlib("evaluate", path)
+    assert code == 2 and f"ftlib evaluate tiny/{run.folder.name}" in error
+
+
+def test_an_unfinished_run_is_prepared_again_by_its_own_code(older: tuple[Path, Run]) -> None:
+    """Which looks for the folder by the name that it gave it."""
+    path, run = older
+    with files.publish_folder(run.code) as folder:
+        shutil.copytree(Path(ftlib_package.__file__).parent, folder / "ftlib")
+        own = folder / "ftlib" / "data" / "prepared.py"
+        own.write_text(own.read_text().replace("FORMAT = 3\n", "FORMAT = 33\n"))
+    process = start_ftlib("prepare", path)
+    out, error = process.communicate()
+    assert process.returncode == 0 and "this run began with other code" in error, error
+    config = load_experiment(path, [], find_site()).config
+    assert Path(out.strip()) not in prepared.possible_folders(config, find_site())

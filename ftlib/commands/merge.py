@@ -79,7 +79,7 @@ def _recipe(parsed: argparse.Namespace, site: Site) -> Recipe:
     for name in ("config", "overrides"):
         options.pop(name, None)
     if not parsed.config:
-        return check_section(Recipe, _fields(options))
+        return check_section(Recipe, _fields(options), site)
     if options:
         problem = f"--{min(options)}: with a config file, fields are set by KEY=VALUE"
         raise UserError(problem, f"For example: ftlib merge {parsed.config} density=0.2")

@@ -77,8 +77,9 @@ def _choose(members: Sequence[Member], site: Site, parsed: argparse.Namespace) -
     from ftlib.submission.slurm import Slurm, Unreachable
 
     slurm = Slurm()
-    for notice in dict.fromkeys(filter(None, (runs.recipe_notice(member.experiment, site) for member in members))):
-        console.say(notice)
+    if not parsed.replace:
+        for notice in filter(None, (runs.recipe_notice(member.experiment, site) for member in members)):
+            console.say(notice)
     folders = [runs.run_of(member.experiment, site) for member in members]
     pairs = [(run, member.experiment.config) for run, member in zip(folders, members, strict=True)]
     try:

@@ -2,8 +2,9 @@
 
 `<store>/prepared/<source>-<key>/` holds train, valid and test as JSONL with their offsets, bad.json (records that were
 left out) and data.json. The key is the hash of the task (which says what a faulty row is), of the config's data section
-(but for the prompt, which is applied when rows are read) and of the annotation files. Images that are replaced in place
-are not noticed.
+(but for the prompt, which is applied when rows are read) and of the annotation files; `data.root` enters it where that
+is below the store. Data that were prepared from elsewhere are the same if some of their images are. Images that are
+replaced in place are not noticed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ftlib.data.sources import MAKERS, annotation_files, left_out, version
 from ftlib.data.splits import LEAKED, LEFT_OUT, SPLITS, Codes
 from ftlib.errors import UserError
 from ftlib.identity import lasting
+from ftlib.local_paths import STORE, stored_path, stored_text, with_paths
 from ftlib.pinning import same_rows
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -42,6 +44,9 @@ _READABLE = range(3, FORMAT + 1)
 """Formats of what is used as it is, where a run was made from it."""
 
 _BLOCK = 1000
+_LOOKED_AT = 20
+"""Images of each split, roughly, that tell whether a folder elsewhere holds the same ones."""
+
 _SPOOL = "rows.jsonl"
 _WHY_NOT = {LEFT_OUT: "beyond max_train or max_eval", LEAKED: "image asked in another split"}
 
@@ -98,10 +103,46 @@ def prepared_folder(config: Config, site: Site) -> Path:
     Raises:
         UserError: the annotation file is missing.
     """
+    by_content, by_path = possible_folders(config, site)
+    found = [folder for folder in (by_content, by_path) if files.is_complete(folder)]
+    for folder in found:
+        if _same_images(_read(folder, config), config, site):
+            return folder
+    return by_path if by_content in found else by_content
+
+
+def possible_folders(config: Config, site: Site) -> tuple[Path, Path]:
+    """Where the prepared form of a config's dataset may lie: by its content, or by its root's path.
+
+    The latter, as in version 0.1, is for a second dataset with the same annotation files and other images.
+
+    Raises:
+        UserError: the annotation file is missing.
+    """
     data = config.data
-    rule = lasting(data, {"Data": ("prompt",), "Part": ("prompt", "weight")})
-    parts = [FORMAT, config.task, rule, _contents(config)]
-    return site.store / "prepared" / f"{data.source}-{files.fingerprint(parts)[:12]}"
+    without = {"Data": ("prompt",), "Part": ("prompt", "weight")}  # prompts are applied when rows are read
+    rule = lasting(data, without)
+    movable = lasting(with_paths(data, lambda key, text, kind: stored_text(text, kind, Path("/"), site.store)), without)
+    if not movable["root"].startswith(STORE):
+        del movable["root"]
+    contents = _contents(config)
+    keys = [files.fingerprint([FORMAT, config.task, each, contents])[:12] for each in (movable, rule)]
+    by_content, by_path = (site.store / "prepared" / f"{data.source}-{key}" for key in keys)
+    return by_content, by_path
+
+
+def _same_images(prepared: Prepared, config: Config, site: Site) -> bool:
+    """Whether a root that is not the one that data were prepared from shows the same pictures; some are looked at."""
+    known, root = prepared.facts.get("root"), Path(config.data.root)
+    if known in (None, stored_path(root, site.store)):  # without it, the folder's name knows the path
+        return True
+    for split in SPLITS:
+        rows = prepared.rows(split)
+        for row in (rows[place] for place in range(0, len(rows), max(1, len(rows) // _LOOKED_AT))):
+            path = image_path(root, row.image)
+            if row.image and not (path.is_file() and files.sha256(path) == row.digest):
+                return False
+    return True
 
 
 def _contents(config: Config) -> list[Any]:
@@ -204,6 +245,7 @@ def prepare(config: Config, site: Site, encode: Encode | None = None) -> Prepare
         files.write_json(folder / "bad.json", {"count": intake.bad.count, "shown": intake.bad.shown})
         facts = {
             "format": FORMAT,
+            "root": stored_path(Path(config.data.root), site.store),
             "content": files.fingerprint(_contents(config)),
             "source": config.data.source,
             "rule": config.data.split.model_dump(),

@@ -44,7 +44,12 @@ def finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not files.is_complete(folder):
         return None
     scores: dict[str, Any] = files.read_json(folder / "scores.json")
-    return scores if scores["settings"] == settings else None
+    return scores if _placeless(scores["settings"]) == _placeless(settings) else None
+
+
+def _placeless(settings: dict[str, Any]) -> dict[str, Any]:
+    """A store may have moved; `weights` tells folders with a model of the same name apart."""
+    return {**settings, "model": Path(settings["model"]).name}
 
 
 def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[str, Any]:

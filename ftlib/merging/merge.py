@@ -38,12 +38,17 @@ _FEWER_THREADS = (
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The base and the models, and what identifies this merge of them."""
+    """The base and the models, and what identifies this merge of them.
+
+    Attributes:
+        earlier: what identified it in version 0.1, which looked at where the models lay, too.
+    """
 
     base: Source
     models: list[Source]
     digests: list[dict[str, str]]
     identity: str
+    earlier: str
 
 
 def merge(recipe: Recipe, site: Site) -> Path:
@@ -64,7 +69,7 @@ def _merge(recipe: Recipe, site: Site) -> Path:
     output = Path(recipe.output).expanduser().absolute()
     inputs = _find(recipe, site)
     if output.exists():
-        return _already(output, inputs.identity)
+        return _already(output, inputs)
     stored = open_weights(inputs.base.folder)
     base = canonical_weights(inputs.base.folder)
     models = [_open(source, base) for source in inputs.models]
@@ -77,7 +82,7 @@ def _merge(recipe: Recipe, site: Site) -> Path:
     with files.storage_errors(output):
         partial.mkdir(parents=True, exist_ok=True)
         with ownership.owned(partial):
-            _begin(partial, inputs.identity)
+            _begin(partial, inputs)
             if recipe.form == "adapter":
                 _publish_adapter(recipe, inputs, weights, models, output)
             else:
@@ -94,12 +99,15 @@ def _find(recipe: Recipe, site: Site) -> _Inputs:
         check_belonging(base, recipe.revision, model, site)
     console.say("hashing what goes in")
     digests = hashes([base, *models])
-    fields = lasting(recipe, {"Recipe": ("output",)})
-    return _Inputs(base, models, digests, files.fingerprint([fields, digests, __version__]))
+    fields = lasting(recipe, {"Recipe": ("base", "output"), "Input": ("model",)})
+    earlier = lasting(recipe, {"Recipe": ("output",)})
+    identities = [files.fingerprint([each, digests, __version__]) for each in (fields, earlier)]
+    return _Inputs(base, models, digests, *identities)
 
 
-def _already(output: Path, identity: str) -> Path:
-    made = (output / MERGE_RECORD).is_file() and files.read_json(output / MERGE_RECORD)["identity"] == identity
+def _already(output: Path, inputs: _Inputs) -> Path:
+    record = output / MERGE_RECORD
+    made = record.is_file() and files.read_json(record)["identity"] in (inputs.identity, inputs.earlier)
     if made and files.is_complete(output):
         console.say(f"{output}: already merged")
         return output
@@ -112,14 +120,14 @@ def _open(source: Source, base: dict[str, Stored]) -> Tuned:
     return fitted_checkpoint(source.label, Checkpoint(canonical_weights(source.folder)), base)
 
 
-def _begin(partial: Path, identity: str) -> None:
+def _begin(partial: Path, inputs: _Inputs) -> None:
     """Shards of another merge are of no use."""
     plan = partial / "plan.json"
-    if plan.exists() and files.read_json(plan) != identity:
+    if plan.exists() and files.read_json(plan) not in (inputs.identity, inputs.earlier):
         console.say("the recipe or its models have changed; beginning anew")
         for path in partial.glob("model*"):
             path.unlink()
-    files.write_json(plan, identity)
+    files.write_json(plan, inputs.identity)
 
 
 def _publish_model(work: Work, inputs: _Inputs, output: Path) -> None:

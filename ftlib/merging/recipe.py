@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ftlib.config import Section
+from ftlib.config_base import PathKind, Section
 
 Method = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "layerswap", "slerp"]
 MergePart = Literal["vision", "projector", "embeddings", "head"]
@@ -37,6 +37,9 @@ class Input(Section):
     model: Annotated[str, Field(min_length=1)]
     weight: float = 1.0
 
+    def paths(self) -> dict[str, PathKind]:
+        return {"model": "run"}
+
 
 class Recipe(Section):
     """A merge. `models` are called a, b, c … in `parts`.
@@ -60,6 +63,9 @@ class Recipe(Section):
     parts: dict[MergePart, PartSource] = Field(default_factory=dict)
     form: Literal["model", "adapter"] = "model"
     output: Annotated[str, Field(min_length=1)]
+
+    def paths(self) -> dict[str, PathKind]:
+        return {"base": "run", "output": "path"}
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Recipe:

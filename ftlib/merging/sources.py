@@ -72,11 +72,11 @@ def _run_of(folder: Path) -> Run | None:
 
 
 def _locate(text: str, revision: str | None, site: Site) -> Path:
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
+    folder = Path(text)
+    if folder.is_absolute() and folder.is_dir():
+        return folder
     if any((site.runs / text).glob("config.yaml")) or any((site.runs / text).glob("*/config.yaml")):
-        return runs.find_run(text, site).folder
+        return runs.find_run(str(site.runs / text), site).folder
     if looks_local(text):
         raise UserError(f"{text}: no such folder, and no run of that name in {site.runs}")
     return find_model(Model(family="causal", base=text, revision=revision), site)
@@ -161,7 +161,8 @@ def _check_base(base: Source, revision: str | None, model: Source, site: Site) -
         return
     said = f"{name} (revision {theirs})" if theirs else name
     try:
-        folder = find_source(name, theirs, site).folder
+        here = Path.cwd() / Path(name).expanduser()  # peft notes a base's folder as it was named
+        folder = find_source(str(here) if here.is_dir() else name, theirs, site).folder
     except UserError:
         raise UserError(
             f"{model.label} was trained on {said}, which is not here; whether that is {base.label} cannot be told",

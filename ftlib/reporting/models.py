@@ -104,7 +104,7 @@ def origin_of(base: str) -> str:
 
 def _merge_record(base: str) -> dict[str, Any] | None:
     path = Path(base).expanduser() / MERGE_RECORD
-    return files.read_json(path) if path.is_file() else None
+    return files.read_json(path) if looks_local(base) and path.is_file() else None
 
 
 def _dataset(config: Config, dataset: str) -> str:

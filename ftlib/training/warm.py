@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ftlib import console, files, runs
 from ftlib.config import Attention, Config, Lora
+from ftlib.config_file import load_experiment
 from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import check_trainable
@@ -36,7 +37,7 @@ def find_start(config: Config, run: Run, site: Site) -> Path | None:
         folder = _result(config.warm_start, run, site)
     _check_kind(folder, isinstance(config.adapter, Lora))
     if isinstance(config.adapter, Lora):
-        _check_base(folder, config)
+        _check_base(folder, config, site)
     found = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
     weights = {path.name: files.sha256(path) for path in sorted(found)}
     noted = {"folder": str(folder), "sha256": files.fingerprint(weights)}
@@ -51,19 +52,23 @@ def find_start(config: Config, run: Run, site: Site) -> Path | None:
 def _result(text: str, run: Run, site: Site) -> Path:
     """A folder of weights as it is, or a run's result; by name this run itself, which may share it, is not meant."""
     folder = Path(text)
-    if any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
-        return folder.absolute()
+    if folder.is_absolute() and any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        return folder
     others = [path.parent for path in (site.runs / text).glob("*/config.yaml") if path.parent != run.folder]
-    other = Run(others[0]) if len(others) == 1 else runs.find_run(text, site)
+    other = Run(others[0]) if len(others) == 1 else runs.find_run(str(site.runs / text), site)
     if not other.done.exists():
         raise UserError(f"warm_start: {other.folder}: not trained to its end yet", "Run `ftlib train` for it first.")
     return other.folder / str(files.read_json(other.done)["result"])
 
 
-def _check_base(folder: Path, config: Config) -> None:
+def _check_base(folder: Path, config: Config, site: Site) -> None:
     """An adapter of equal shape over another base would be loaded without a word."""
     facts = files.read_json(folder / "adapter_config.json")
     trained_on = (facts.get("base_model_name_or_path"), facts.get("revision"))
+    own = Run(folder.parent)
+    if own.config_file.is_file() and own.done.exists():  # which knows its base wherever the store lies by now
+        model = load_experiment(own.config_file, [], site).config.model
+        trained_on = (model.base, model.revision)
     if trained_on != (config.model.base, config.model.revision):
         name, revision = trained_on
         problem = f"warm_start: {folder} was trained over {name}{f' at {revision}' if revision else ''}"
