@@ -143,6 +143,7 @@ NOT_IN_RESULT = (
     "ddp_timeout",
     "debug",
 )
+"""What never enters an identity. Another name here would rename the runs that have set it."""
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import yaml
 
 from ftlib import files, runs
 from ftlib.config_file import Experiment, load_experiment, load_section
+from ftlib.data.prepared import possible_folders
 from ftlib.merging.recipe import Recipe
 from ftlib.site import Site, find_site
 from tests.conftest import FULL, LORA
@@ -186,3 +187,22 @@ def test_roots_outside_the_store_count_by_their_content(
         places.append(out.strip())
     assert places[0] == places[1] == places[3] != places[2] == places[4]
     assert len(list(store.glob("prepared/*"))) == 2
+
+
+def test_data_that_version_0_1_prepared_are_found(
+    store: Path, write_config: Callable[..., Path], shared: Path, ftlib: Ftlib
+) -> None:
+    """Then the folder's name was the hash of an absolute path, also below the store."""
+    shutil.copytree(shared / "data", store / "datasets" / "own")
+    for root in ("${store}/datasets/own", str(shared / "data")):
+        path = write_config(FULL, root=f'"{root}"')
+        assert ftlib("prepare", path)[0] == 0
+        by_content, by_path = possible_folders(load_experiment(path, [], find_site()).config, find_site())
+        by_content.rename(by_path)
+        facts = files.read_json(by_path / "data.json")
+        with files.publish_folder(by_path) as folder:
+            shutil.copytree(by_path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(files.MARKER))
+            left = {key: value for key, value in facts.items() if key not in ("format", "root", "content")}
+            files.write_json(folder / "data.json", left)
+        code, out, error = ftlib("prepare", path)
+        assert code == 0 and "already prepared" in error and out.strip() == str(by_path)
