@@ -47,6 +47,7 @@ _BLOCK = 1000
 _LOOKED_AT = 20
 """Images of each split, roughly, that tell whether a folder elsewhere holds the same ones."""
 
+_LOOK = "Check data.root and data.file; relative paths count from the config's folder."
 _SPOOL = "rows.jsonl"
 _WHY_NOT = {LEFT_OUT: "beyond max_train or max_eval", LEAKED: "image asked in another split"}
 
@@ -155,7 +156,7 @@ def _content(data: Data) -> list[str]:
     sources = annotation_files(data)
     for source in sources:
         if not source.is_file():
-            remedy = "Run `ftlib stage CONFIG` first." if data.source in MAKERS else "Check data.root and data.file."
+            remedy = "Run `ftlib stage CONFIG` first." if data.source in MAKERS else _LOOK
             raise UserError(f"{source}: no such file", remedy)
     return [files.sha256(source) for source in sources] or version(data) or _listing(Path(data.root))
 
