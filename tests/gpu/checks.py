@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ftlib.models.adapters import prepare_for_training
 from ftlib.models.generate import answer_rows, label_likelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.paligemma import PaliGemmaInputs
+from ftlib.out_of_memory import is_out_of_memory
 from ftlib.site import find_site
 from ftlib.training.loss import answer_loss
 from tests.gpu import models
@@ -45,7 +47,7 @@ from tests.gpu.machine import (
     seconds,
     synchronize,
 )
-from tests.gpu.models import DTYPE, adapted, config_of, image_rows, measure, text_rows
+from tests.gpu.models import adapted, config_of, image_rows, measure, mixed, text_rows
 
 Results = Iterator[tuple[str, bool, dict[str, Any]]]
 
@@ -124,7 +126,7 @@ def sdpa(folder: Path) -> Results:
                 ok &= name == "cudnn" or (nans == 0 and max(errors) < tolerance)
         if not REHEARSAL:
             chosen = torch._fused_sdp_choice(*_expanded(*inputs), _masks(seen, dtype)["float"])
-            found["chosen"] = SDPBackend(chosen).name if callable(SDPBackend) else int(chosen)
+            found["chosen"] = next(name for name, one in SDPBackend.__members__.items() if int(one) == chosen)
         yield f"sdpa {str(dtype).removeprefix('torch.')}", ok, found
 
 
@@ -235,7 +237,7 @@ def _loss_and_gradients(
 _FORK = multiprocessing.get_context("fork")
 
 
-def _forked(function: Callable[..., object], *arguments: object) -> int | None:
+def forked(function: Callable[..., object], *arguments: object) -> int | None:
     """Run a function in a process of its own, which may be killed; its exit code."""
 
     def run() -> None:
@@ -248,7 +250,18 @@ def _forked(function: Callable[..., object], *arguments: object) -> int | None:
     return process.exitcode
 
 
-def _train(config: Path, runs_folder: Path, die_at: int = 0, *overrides: str) -> int:
+def begin(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Start a function in a process of its own; what is returned waits for its result.
+
+    A process that has used CUDA can fork no other that does, so those that start others use it in these only.
+    """
+    receive, send = _FORK.Pipe(duplex=False)
+    _FORK.Process(target=lambda: send.send(function())).start()
+    send.close()
+    return receive.recv
+
+
+def train(config: Path, runs_folder: Path, die_at: int = 0, *overrides: str) -> int:
     """`ftlib train`, killed after a step if wished."""
     from ftlib.training import fit
 
@@ -265,10 +278,10 @@ def _train(config: Path, runs_folder: Path, die_at: int = 0, *overrides: str) ->
     return main(["train", str(config), *overrides])
 
 
-def _prepare(config: Path) -> None:
+def prepare(config: Path) -> None:
     os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(config.parent / "runs"))
     for command in ("stage", "prepare"):
-        if code := _forked(main, [command, str(config)]):
+        if code := forked(main, [command, str(config)]):
             raise RuntimeError(f"ftlib {command} ended with {code}")
 
 
@@ -278,7 +291,7 @@ def _run_folder(config: Path, runs_folder: Path) -> runs.Run:
     return runs.open_run(load_experiment(config, [], site), site)
 
 
-def _outcome(config: Path, runs_folder: Path) -> tuple[list[float], dict[str, str]]:
+def outcome(config: Path, runs_folder: Path) -> tuple[list[float], dict[str, str]]:
     """The logged losses, and hashes of the result's weights."""
     run = _run_folder(config, runs_folder)
     losses = [line["loss"] for line in files.read_jsonl_log(run.metrics) if "loss" in line]
@@ -290,16 +303,16 @@ def _outcome(config: Path, runs_folder: Path) -> tuple[list[float], dict[str, st
 def _interrupted(folder: Path, die_at: int = 5, **sections: Any) -> dict[str, Any]:
     """Train once undisturbed and once killed and resumed: what differs."""
     config = models.write_config(folder, **sections)
-    _prepare(config)
+    prepare(config)
     codes = [
-        _forked(_train, config, folder / "straight"),
-        _forked(_train, config, folder / "broken", die_at),
-        _forked(_train, config, folder / "broken"),
+        forked(train, config, folder / "straight"),
+        forked(train, config, folder / "broken", die_at),
+        forked(train, config, folder / "broken"),
     ]
     found: dict[str, Any] = {"exit_codes": codes}
     if codes != [0, -signal.SIGKILL, 0]:
         return {**found, "complete": False}
-    straight, broken = _outcome(config, folder / "straight"), _outcome(config, folder / "broken")
+    straight, broken = outcome(config, folder / "straight"), outcome(config, folder / "broken")
     difference = max((abs(a - b) for a, b in zip(straight[0], broken[0], strict=True)), default=math.inf)
     finite = all(map(math.isfinite, straight[0]))
     return {**found, "complete": bool(straight[1]) and finite, "steps": len(straight[0]),
@@ -307,13 +320,10 @@ def _interrupted(folder: Path, die_at: int = 5, **sections: Any) -> dict[str, An
             "first_loss": round(straight[0][0], 4), "last_loss": round(straight[0][-1], 4)}  # fmt: skip
 
 
-_BF16 = {"model": {"dtype": "float32" if REHEARSAL else "bfloat16"}, "training": {"bf16": not REHEARSAL}}
-
-
 def resume(folder: Path) -> Results:
     """Killed with SIGKILL and resumed, on the GPU: the same losses and the same bytes."""
     kinds: dict[str, dict[str, Any]] = {
-        "lora bf16": _BF16,
+        "lora 16 bits": begin(mixed)(),
         "full float32": {"adapter": {"method": "full"}},
     }
     for name, sections in kinds.items():
@@ -324,48 +334,41 @@ def resume(folder: Path) -> Results:
 
 def numbers(folder: Path) -> Results:
     """Other kinds of numbers than bf16: fp16 with its scaler, int8, NF4, paged optimizers; trained and resumed."""
+    usual = begin(mixed)()
     half = {"model": {"dtype": "float16"}, "training": {"fp16": True}}
     kinds: dict[str, dict[str, Any]] = {
         "fp16": {} if REHEARSAL else half,
-        "int8": {"model": {**_BF16["model"], "quantization": "int8"}, "training": _BF16["training"]},
+        "int8": {"model": {**usual["model"], "quantization": "int8"}, "training": usual["training"]},
         "nf4 paged_adamw_8bit": {
-            "model": {**_BF16["model"], "quantization": "nf4"},
-            "training": {**_BF16["training"], "optim": "paged_adamw_8bit"},
+            "model": {**usual["model"], "quantization": "nf4"},
+            "training": {**usual["training"], "optim": "paged_adamw_8bit"},
         },
         "adamw_8bit": {"training": {"optim": "adamw_8bit"}},
     }
-    here, there = {}, []
-    for name, sections in kinds.items():
-        receive, send = _FORK.Pipe(duplex=False)
-
-        def run(sections: dict[str, Any] = sections, name: str = name, send: Any = send) -> None:
-            send.send(_interrupted(folder / name.replace(" ", "-"), **sections))
-
-        process = _FORK.Process(target=run)
-        process.start()
-        send.close()
-        here[name] = receive
-        there.append(process)
-    for name, receive in here.items():
+    begun = {
+        name: begin(partial(_interrupted, folder / name.replace(" ", "-"), **sections))
+        for name, sections in kinds.items()
+    }
+    for name, result in begun.items():
         try:
-            found = receive.recv()
+            found = result()
         except EOFError:
             found = {"complete": False}
-        ok = found["complete"] and found["loss_difference"] < 1e-6
-        yield f"numbers {name}", ok, found
+        yield f"numbers {name}", found["complete"] and found["loss_difference"] < 1e-6, found
 
 
 def out_of_memory(folder: Path) -> Results:
     """Memory runs out in forward, backward, optimizer and evaluation: smaller pieces, the same losses, or a message."""
-    sections = {"batch": {"auto": True}, "adapter": {"method": "lora", "r": 4, "alpha": 8, "freeze": []}, **_BF16}
+    adapter = {"method": "lora", "r": 4, "alpha": 8, "freeze": []}  # no dropout: halves draw other random numbers
+    sections = {"batch": {"auto": True}, "adapter": adapter, **begin(mixed)()}
     config = models.write_config(folder, **sections)
-    _prepare(config)
-    codes = {"straight": _forked(_train, config, folder / "straight")}
+    prepare(config)
+    codes = {"straight": forked(train, config, folder / "straight")}
     for place in ("forward", "backward", "optimizer"):
-        codes[place] = _forked(_train_out_of_memory, config, folder / place, place)
-    expected = _outcome(config, folder / "straight")[0]
+        codes[place] = forked(_train_out_of_memory, config, folder / place, place)
+    expected = outcome(config, folder / "straight")[0]
     for place in ("forward", "backward"):
-        losses = _outcome(config, folder / place)[0]
+        losses = outcome(config, folder / place)[0]
         history = files.read_jsonl_log(_run_folder(config, folder / place).history)
         halved = [line["micro_batch"] for line in history if line["event"] == "out of memory"]
         differences = [abs(a - b) for a, b in zip(expected, losses, strict=False)]
@@ -375,13 +378,11 @@ def out_of_memory(folder: Path) -> Results:
     checkpoints = list((_run_folder(config, folder / "optimizer").folder / "checkpoints").rglob("COMPLETE.json"))
     ok = codes["optimizer"] == 2 and bool(checkpoints)
     yield "out_of_memory optimizer", ok, {"exit_code": codes["optimizer"], "checkpoints": len(checkpoints)}
-    code = _forked(_evaluate_out_of_memory, config, folder / "straight")
+    code = forked(_evaluate_out_of_memory, config, folder / "straight")
     yield "out_of_memory evaluation", code == 2, {"exit_code": code}
     if not REHEARSAL:
-        receive, send = _FORK.Pipe(duplex=False)
-        _forked(_exhaust, send)
-        send.close()
-        yield "out_of_memory kinds", True, receive.recv()
+        kinds = begin(_exhaust)()
+        yield "out_of_memory kinds", all("not recognized" not in str(text) for text in kinds.values()), kinds
 
 
 def _exhaust_memory() -> None:
@@ -421,7 +422,7 @@ def _train_out_of_memory(config: Path, runs_folder: Path, place: str) -> int:
             return step(self, *arguments, **more)
 
         torch.optim.AdamW.step = stepping  # type: ignore[method-assign,assignment]
-    return _train(config, runs_folder)
+    return train(config, runs_folder)
 
 
 def _evaluate_out_of_memory(config: Path, runs_folder: Path) -> int:
@@ -436,7 +437,7 @@ def _evaluate_out_of_memory(config: Path, runs_folder: Path) -> int:
     return main(["evaluate", str(config)])
 
 
-def _exhaust(send: Any) -> None:
+def _exhaust() -> dict[str, Any]:
     """What torch raises where libraries find no memory: cuBLAS' handle, cuDNN's workspace, a plain tensor."""
     torch.zeros(1, device=DEVICE)
     free, _ = torch.cuda.mem_get_info()
@@ -461,8 +462,9 @@ def _exhaust(send: Any) -> None:
             torch.cuda.synchronize()
             found[name] = "nothing was raised"
         except BaseException as error:
-            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    send.send(found)
+            known = "" if is_out_of_memory(error) else "not recognized: "
+            found[name] = f"{known}{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return found
 
 
 def synchronisation(folder: Path) -> Results:
@@ -601,7 +603,7 @@ def _others(model: Any, inputs: Any, rows: Any, folder: Path, ours: dict[int, fl
                     trainable, lines, collate, micro_batch, checkpointing, 0 if REHEARSAL else workers, folder
                 )
             except torch.OutOfMemoryError:
-                yield f"paligemma_224 {name}", True, {"out_of_memory": True}
+                yield f"paligemma_224 {name}", True, {"does_not_fit": True}
                 continue
             finally:
                 model.gradient_checkpointing_disable()
@@ -627,7 +629,7 @@ def _plain(
     arguments = TrainingArguments(
         output_dir=str(folder / "plain"), max_steps=10, per_device_train_batch_size=micro_batch, learning_rate=1e-4,
         gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
-        save_strategy="no", report_to="none", remove_unused_columns=False, bf16=not REHEARSAL, disable_tqdm=True,
+        save_strategy="no", report_to="none", remove_unused_columns=False, **mixed()["training"], disable_tqdm=True,
         logging_steps=1, dataloader_num_workers=workers,
     )  # fmt: skip
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Marks()])
@@ -658,7 +660,7 @@ def paligemma_448(folder: Path) -> Results:
             with adapted(model, config) as trainable:
                 speed = measure(config, trainable, inputs, rows, folder / "rows")
         except torch.OutOfMemoryError:
-            yield f"paligemma_448 {method} {micro_batch}", False, {"out_of_memory": True}
+            yield f"paligemma_448 {method} {micro_batch}", True, {"does_not_fit": True}
             continue
         finally:
             if "checkpointing" in method:
@@ -682,7 +684,7 @@ def nf4(folder: Path) -> Results:
         del model
         gc.collect()
         reset_peak()
-        model = load_weights(base, DTYPE, "paligemma", "none" if REHEARSAL else "nf4")
+        model = load_weights(base, models.dtype(), "paligemma", "none" if REHEARSAL else "nf4")
         loaded = time.monotonic()
     finally:
         for path in base.glob("*"):
@@ -761,7 +763,7 @@ def neox(folder: Path) -> Results:
                 with adapted(model, config) as trainable:
                     speed = measure(config, trainable, inputs, rows, folder)
             except torch.OutOfMemoryError:
-                yield f"neox {name} {length} x {micro_batch}", False, {"out_of_memory": True}
+                yield f"neox {name} {length} x {micro_batch}", True, {"does_not_fit": True}
                 reset_peak()
                 continue
             figures = {"tokens_per_s": round(speed.rows_per_second * length), **_speed_figures(speed, flops, rate)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import random
@@ -39,8 +40,21 @@ from ftlib.training.trainer import AnswerTrainer
 from tests.gpu.machine import DEVICE, REHEARSAL, peak_allocated, peak_reserved, reset_peak
 
 LORA = {"method": "lora", "r": 8, "alpha": 16}
-DTYPE = "float32" if REHEARSAL else "bfloat16"
 ROWS = 32 if REHEARSAL else 1024
+
+
+@functools.cache
+def dtype() -> str:
+    """The 16-bit numbers that this GPU computes with; a rehearsal is in float32."""
+    if REHEARSAL:
+        return "float32"
+    return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"
+
+
+def mixed() -> dict[str, Any]:
+    """Sections of a config that computes with them."""
+    kinds = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
+    return {"model": {"dtype": dtype()}, "training": kinds[dtype()]}
 
 
 def paligemma(size: int) -> tuple[PaliGemmaForConditionalGeneration, PaliGemmaInputs]:
@@ -81,7 +95,7 @@ def neox(width: int, layers: int = 32) -> tuple[GPTNeoXForCausalLM, CausalInputs
 def _random(kind: Any, config: Any) -> Any:
     """Weights of a normal distribution, drawn on the device in its type: no file is read."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, DTYPE))
+    torch.set_default_dtype(getattr(torch, dtype()))
     try:
         with torch.device(DEVICE), no_init_weights():
             model = kind(config)
@@ -121,11 +135,11 @@ def config_of(family: str, micro_batch: int, adapter: dict[str, Any] | None = No
     fields: dict[str, Any] = {
         "name": "gpu",
         "task": "caption" if family == "paligemma" else "instruct",
-        "model": {"family": family, "base": "none", "dtype": DTYPE},
+        "model": {"family": family, "base": "none", **mixed()["model"]},
         "adapter": adapter or (LORA if family == "paligemma" else {**LORA, "targets": ["query_key_value"]}),
         "data": {"source": "jsonl", "root": "/", "prompt": "{prefix}"},
         "training": {"per_device_train_batch_size": micro_batch, "learning_rate": 1e-4, "max_steps": 8,
-                     "bf16": not REHEARSAL},
+                     **mixed()["training"]},
         "checkpoint": {"steps": 1_000_000, "minutes": 1_000_000},
         "evaluation": {"before": False},
     }  # fmt: skip
