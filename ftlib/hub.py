@@ -14,9 +14,24 @@ from typing import Literal
 from ftlib import files
 from ftlib.config import Model
 from ftlib.errors import UserError
+from ftlib.hashes import hash_files
 from ftlib.site import Site
 
 EMBEDDED = "ftlib/"
+WEIGHTS = (
+    ("model.safetensors", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+)
+"""The names that transformers loads weights by, one form of them after the other; the first that is there is enough."""
+
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
+_READ_BESIDE = (
+    *("config.json", "generation_config.json", "*.safetensors.index.json", "*.bin.index.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template*"),
+    *("processor_config.json", "preprocessor_config.json"),
+)
+"""What else transformers reads of a model's folder."""
+
 MERGE_RECORD = "merge.json"
 """In the folder of a merged model: how it was made."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -62,6 +77,26 @@ def find_model(model: Model, site: Site) -> Path:
     found = find_staged(repository, site)
     if found is None:
         raise UserError(f"model {model.base} is not in the store ({cache_folder(repository, site)})", remedy)
+    return found
+
+
+def model_hashes(folder: Path, site: Site) -> dict[str, str]:
+    """The SHA-256 of every file that transformers reads of a model's folder; see `hashes.hash_files`.
+
+    Raises:
+        UserError: a file is not what was staged.
+    """
+    forms = [[path.name for pattern in patterns for path in folder.glob(pattern)] for patterns in WEIGHTS]
+    weights = next(filter(None, forms), [])
+    beside = {path.name for pattern in (*TOKENIZERS, *_READ_BESIDE) for path in folder.glob(pattern)}
+    names = [name for name in sorted({*weights, *beside}) if (folder / name).is_file()]
+    found = hash_files(folder, names, site)
+    marker = folder / files.MARKER
+    staged = files.read_json(marker) if marker.is_file() else {}
+    for name, digest in found.items():
+        if name in staged and staged[name]["sha256"] != digest:
+            problem = f"{folder / name}: not the file that was staged: its content has changed"
+            raise UserError(problem, "Put the old file back, or remove the folder and run `ftlib stage CONFIG`.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A run goes on with the code and the data that it began with, whatever has been edited or installed since.
+"""A run goes on with the code, the data and the base model that it began with, whatever has been edited since.
 
 The package is copied into the run folder (`code/ftlib`) when training starts there for the first time.
 """
@@ -88,4 +88,46 @@ def require_data(run: Run, facts: dict[str, Any]) -> None:
         raise UserError(
             f"{run.folder}: the dataset has changed since this run began",
             "Put the old data back, or give the config another name or seed to begin a new run.",
+        )
+
+
+def pin_base(run: Run, hashes: dict[str, str]) -> None:
+    """Note the content of a run's base model; a run that has a note goes on with nothing else.
+
+    A run that began before such notes gets one now, and is told so.
+
+    Args:
+        hashes: file → SHA-256, from `hub.model_hashes`.
+
+    Raises:
+        UserError: a file has changed, is gone, or is new.
+    """
+    require_base(run, hashes)
+    if run.base.exists() or not console.speaks():
+        return
+    if run.data.exists():
+        console.say(
+            f"{run.folder}: the base model's content was not recorded when this run began; it is from now on. "
+            "Whether it is still the same cannot be told."
+        )
+    files.write_json(run.base, hashes)
+
+
+def require_base(run: Run, hashes: dict[str, str]) -> None:
+    """Refuse another base model than a run began with: an adapter, or a half-trained model, means nothing on it.
+
+    Raises:
+        UserError: a file has changed, is gone, or is new.
+    """
+    before = files.read_json(run.base) if run.base.exists() else hashes
+    odd = {
+        **{name: "has changed" for name in before.keys() & hashes.keys() if before[name] != hashes[name]},
+        **dict.fromkeys(before.keys() - hashes.keys(), "is gone"),
+        **dict.fromkeys(hashes.keys() - before.keys(), "is new"),
+    }
+    if odd:
+        told = ", ".join(f"{name} {what}" for name, what in sorted(odd.items())[:3]) + (" …" if len(odd) > 3 else "")
+        raise UserError(
+            f"{run.folder}: the base model is not the one that this run was begun with: {told}",
+            "Put the old files back, or give the config another name or seed to begin a new run.",
         )

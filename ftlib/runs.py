@@ -62,6 +62,11 @@ class Run:
         return self.folder / "data.json"
 
     @property
+    def base(self) -> Path:
+        """The base model's files: SHA-256 of each."""
+        return self.folder / "base.json"
+
+    @property
     def warm_start(self) -> Path:
         """The weights that training began with, if they are another run's: folder and hash."""
         return self.folder / "warm_start.json"

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftlib import console, disk, files, hub
+from ftlib import console, disk, files, hashes, hub
 from ftlib.config import Model
 from ftlib.errors import UserError
 from ftlib.once import made_once
@@ -27,13 +27,6 @@ from ftlib.site import Site, site_settings
 
 _BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
 """Config, tokenizer and processor."""
-
-_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
-_WEIGHTS = (
-    ("model.safetensors", "model-*-of-*.safetensors"),
-    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
-)
-"""The names that transformers loads weights by, one form of them after the other; the first that is there is enough."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +95,11 @@ def _wanted_of_model(repository: hub.Repository, remote: Remote) -> list[str]:
     def matching(patterns: tuple[str, ...]) -> list[str]:
         return [name for name in remote.sizes if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
-    for patterns in _WEIGHTS:
+    for patterns in hub.WEIGHTS:
         weights = [name for name in matching(patterns) if "/" not in name]
         if weights:
             return [name for name in matching(_BESIDE) if "/" not in name] + weights
-    looked_for = ", ".join(name for patterns in _WEIGHTS for name in patterns)
+    looked_for = ", ".join(name for patterns in hub.WEIGHTS for name in patterns)
     raise UserError(f"model {repository.name}: no weights in it; looked for {looked_for}")
 
 
@@ -146,7 +139,9 @@ def _mirrored(repository: hub.Repository) -> Remote | None:
     present = [path for path in folder.rglob("*") if path.is_file() and path.name != files.MARKER]
     if repository.kind == "model":
         _require_whole(repository, folder, {path.name for path in present})
-    return Remote(commit, {str(path.relative_to(folder)): path.stat().st_size for path in present}, {}, folder)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in present}
+    blobs = {name: blob for name in sizes if (blob := hashes.blob_name(folder / name))}
+    return Remote(commit, sizes, blobs, folder)
 
 
 def _require_whole(repository: hub.Repository, folder: Path, names: set[str]) -> None:
@@ -155,7 +150,7 @@ def _require_whole(repository: hub.Repository, folder: Path, names: set[str]) ->
     Raises:
         UserError: no config or no tokenizer.
     """
-    for what, patterns in {"config": ("config.json",), "tokenizer": _TOKENIZERS}.items():
+    for what, patterns in {"config": ("config.json",), "tokenizer": hub.TOKENIZERS}.items():
         if not any(fnmatch.filter(names, pattern) for pattern in patterns):
             problem = f"model {repository.name}: the hub cannot be reached, and {folder} holds no {what} of it"
             raise UserError(problem, "Run `ftlib stage CONFIG` where the hub can be reached.")
@@ -181,6 +176,9 @@ def _bring(
         for name in wanted:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(folder / name, temporary / name)
+    hashes.remember(
+        target, {name: entry["sha256"] for name, entry in files.read_json(target / files.MARKER).items()}, site
+    )
     shutil.rmtree(folder)
 
 

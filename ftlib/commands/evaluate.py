@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlib import command_line, console, history, runs
-from ftlib.config import Config
+from ftlib.config import Config, Lora
 from ftlib.config_file import Experiment, load_experiment
 from ftlib.errors import UserError
+from ftlib.hub import find_model, model_hashes
 from ftlib.metrics.summary import number, span
-from ftlib.pinning import require_data
+from ftlib.pinning import pin_base, require_data
 from ftlib.preemption import tell_host
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
@@ -128,6 +129,8 @@ def _own_rows(own: Config, run: Run, site: Site, when: str) -> Asked:
 
     prepared, bare = open_prepared(own, site, run), own.evaluation.without_context
     require_data(run, prepared.facts)
+    if when == "before" or isinstance(own.adapter, Lora):
+        pin_base(run, model_hashes(find_model(own.model, site), site))
     if when == "before":
         return Asked(subject.untrained(own, site), own, prepared, shared=site.runs / ".before", without_context=bare)
     return Asked(subject.trained(own, run, site), own, prepared, prepared.rows("train"), without_context=bare)

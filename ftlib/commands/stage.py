@@ -33,14 +33,15 @@ def main(argv: list[str]) -> int:
 
 
 def _stage_model(config: Config, site: Site) -> Path:
-    if not hub.is_embedded(config.model):
-        return staging.stage_model(config.model, site)
-    folder = hub.embedded_folder(config.model, site)
-    if not files.is_complete(folder):
+    """Also hashes what it holds, so that no job has to."""
+    embedded = hub.is_embedded(config.model)
+    folder = hub.embedded_folder(config.model, site) if embedded else staging.stage_model(config.model, site)
+    if embedded and not files.is_complete(folder):
         from ftlib.models.tiny import make_embedded
 
         with files.publish_folder(folder) as temporary:
             make_embedded(config.model.base, temporary)
+    hub.model_hashes(folder, site)
     return folder
 
 

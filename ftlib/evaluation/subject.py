@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ftlib import files
 from ftlib.config import Config, Evaluation, Lora
-from ftlib.hub import find_model
+from ftlib.hub import find_model, model_hashes
 from ftlib.models.families import FAMILIES, Inputs
 from ftlib.models.generate import answer_rows, label_likelihoods
 from ftlib.models.loading import device, load_adapter, load_model
 from ftlib.models.rows import Row
 from ftlib.out_of_memory import MORE_MEMORY, enough_memory
+from ftlib.pinning import require_base
 from ftlib.runs import Run
 from ftlib.site import Site
 
@@ -103,11 +104,17 @@ def untrained(config: Config, site: Site) -> Subject:
 
 
 def trained(config: Config, run: Run, site: Site) -> Subject:
-    """A run's result, for scores after training."""
+    """A run's result, for scores after training.
+
+    Raises:
+        UserError: the base of its adapter is not the one that it was trained on.
+    """
     result = run.result(config.adapter.method)
     if not isinstance(config.adapter, Lora):
         return Subject(result.name, result, config)
-    return Subject(result.name, find_model(config.model, site), config, adapter=result)
+    base = find_model(config.model, site)
+    require_base(run, model_hashes(base, site))
+    return Subject(result.name, base, config, adapter=result)
 
 
 def _digest(folder: Path) -> str:

@@ -13,6 +13,7 @@ from ftlib import files, runs
 from ftlib.config import Model
 from ftlib.config_file import load_experiment
 from ftlib.errors import UserError
+from ftlib.hashes import hash_files
 from ftlib.hub import find_model, looks_local
 from ftlib.merging import threads
 from ftlib.merging.tensors import weight_files
@@ -155,11 +156,22 @@ def _vocabulary(folder: Path) -> dict[str, int]:
 
 
 def _check_base(base: Source, revision: str | None, model: Source, site: Site) -> None:
+    """By content where the run recorded it, else by name, else by the weights of the base that is named."""
     assert model.trained_on
     name, theirs = model.trained_on
+    said = f"{name} (revision {theirs})" if theirs else name
+    others = UserError(f"{model.label} was trained on {said}, and its weights differ from those of {base.label}")
+    run = _run_of(model.folder)
+    if run and run.base.exists():
+        recorded = {
+            digest for file, digest in files.read_json(run.base).items() if file.endswith((".safetensors", ".bin"))
+        }
+        present = hash_files(base.folder, [path.name for path in weight_files(base.folder)], site)
+        if not recorded <= set(present.values()):
+            raise others
+        return
     if (name, theirs) == (base.label, revision):
         return
-    said = f"{name} (revision {theirs})" if theirs else name
     try:
         here = Path.cwd() / Path(name).expanduser()  # peft notes a base's folder as it was named
         folder = find_source(str(here) if here.is_dir() else name, theirs, site).folder
@@ -172,4 +184,4 @@ def _check_base(base: Source, revision: str | None, model: Source, site: Site) -
         return
     one, other = hashes([base, Source(name, folder, "model", None)])
     if sorted(one.values()) != sorted(other.values()):
-        raise UserError(f"{model.label} was trained on {said}, and its weights differ from those of {base.label}")
+        raise others

@@ -21,11 +21,11 @@ from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment
 from ftlib.errors import Diverged, UserError
-from ftlib.hub import find_model
+from ftlib.hub import find_model, model_hashes
 from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
 from ftlib.out_of_memory import SMALLER_MODEL, enough_memory
-from ftlib.pinning import pin_data
+from ftlib.pinning import pin_base, pin_data
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
 from ftlib.site import Site
@@ -84,6 +84,8 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
 
 def _fit(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> None:
     config = experiment.config
+    base = find_model(config.model, site)
+    pin_base(run, model_hashes(base, site))
     if console.speaks():
         pin_data(run, prepared.facts, prepared.folder.name)
         files.cut_jsonl_log(run.history)
@@ -97,7 +99,7 @@ def _fit(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> No
     if place.checkpoint:
         console.say(f"going on from the checkpoint of step {place.step}")
     started = time.monotonic()
-    job = _job(sized_to_gpu(experiment, run, site), run, prepared, site)
+    job = _job(sized_to_gpu(experiment, run, site), run, prepared, base, site)
     while not _attempt(job, place):
         place = Place(Leg(next_attempt(config, run)))
         facts = facts_of(config, place.leg)
@@ -106,9 +108,8 @@ def _fit(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> No
     run.note("done", step=files.read_json(run.done)["step"], seconds=round(time.monotonic() - started, 1))
 
 
-def _job(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> _Job:
+def _job(experiment: Experiment, run: Run, prepared: Prepared, base: Path, site: Site) -> _Job:
     config = experiment.config
-    base = find_model(config.model, site)
     examiner = Examiner(config, run, prepared, base)
     examiner.require()
     start = find_start(config, run, site)

@@ -18,6 +18,7 @@ from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import check_trainable
 from ftlib.models.loading import fill_adapter, load_model, load_weights
 from ftlib.models.paligemma import trust_image_tokens
+from ftlib.pinning import require_base
 from ftlib.runs import Run
 from ftlib.site import Site
 
@@ -38,6 +39,8 @@ def find_start(config: Config, run: Run, site: Site) -> Path | None:
     _check_kind(folder, isinstance(config.adapter, Lora))
     if isinstance(config.adapter, Lora):
         _check_base(folder, config, site)
+        if run.base.exists():
+            require_base(Run(folder.parent), files.read_json(run.base))
     found = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
     weights = {path.name: files.sha256(path) for path in sorted(found)}
     noted = {"folder": str(folder), "sha256": files.fingerprint(weights)}
