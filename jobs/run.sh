@@ -155,8 +155,8 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     local command=$1 code killed tasks=()
     shift
     rm -f "$job_tmp"/notes/* "$job_tmp/stderr"
-    # A task for each GPU trains and evaluates; everything else is one process's work.
-    if [[ $command != train && $command != evaluate ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
+    # A task for each GPU trains, evaluates and checks several GPUs; everything else is one process's work.
+    if [[ $command != train && $command != evaluate && $command != several ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
     # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
     srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
         "${container[@]}" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
