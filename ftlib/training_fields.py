@@ -109,6 +109,14 @@ REMOVED: dict[str, str] = {
     "save_safetensors": "nothing; weights are always saved as safetensors",
 }
 
+OPTIMIZERS_THAT_DO_NOT_RESUME: dict[str, str] = {
+    "schedule_free": "saves other weights than it trains",
+    "lomo": "steps within the backward pass",
+    "layerwise": "steps within the backward pass",
+    "grokadamw": "keeps some of its averages out of its state",
+}
+"""Part of an optimizer's name → why its runs could not be resumed."""
+
 POSITIVE = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -187,6 +195,9 @@ def _type_fault(name: str, value: Any) -> str | None:
         near = difflib.get_close_matches(value, entry["choices"], n=1)
         hint = f"did you mean {near[0]}?" if near else "one of: " + ", ".join(entry["choices"])
         return f"{value!r} is not a choice; {hint}"
+    for part, reason in OPTIMIZERS_THAT_DO_NOT_RESUME.items():
+        if name == "optim" and part in str(value):
+            return f"{value} {reason}, so that runs could not be resumed; take another"
     return None
 
 

@@ -34,12 +34,6 @@ _KIND = {
     list: "a list",
     type(None): "null",
 }
-_OTHER_LOOPS = {
-    "schedule_free": "saves other weights than it trains",
-    "lomo": "steps within the backward pass",
-    "layerwise": "steps within the backward pass",
-}
-"""Part of an optimizer's name → why ftlib's loop and checkpoints do not suit it."""
 _BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 """Schedules that the Trainer steps only when it evaluates, which ftlib's does not: their rate would stay constant."""
 
@@ -100,12 +94,9 @@ def _check_optimizer(built: TrainingArguments) -> None:
     """Find out before the model is loaded whether optimizer and schedule can be made.
 
     Raises:
-        UserError: a package or a setting of theirs is missing, or the optimizer needs another training loop.
+        UserError: a package or a setting of theirs is missing.
     """
     name, schedule = built.optim.value, built.lr_scheduler_type.value
-    for part, reason in _OTHER_LOOPS.items():
-        if part in name:
-            raise UserError(f"training.optim: {name} {reason}, which ftlib's checkpoints do not know", "Take another.")
     plain = copy.copy(built)
     plain.optim_target_modules = built.optim_target_modules and "all-linear"  # the model's own are not there yet
     layer = torch.nn.Linear(1, 1, device="meta")  # draws no random numbers
@@ -113,10 +104,24 @@ def _check_optimizer(built: TrainingArguments) -> None:
         Trainer.get_optimizer_cls_and_kwargs(plain, torch.nn.Sequential(layer))
     except (ImportError, ValueError, TypeError) as error:
         raise UserError(f"training.optim: {name}: {error}") from None
+    _trust_projections(name)
     try:
         get_scheduler(schedule, torch.optim.SGD(layer.parameters()), 1, 100, built.lr_scheduler_kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"training.lr_scheduler_type: {schedule}: {error}", "See lr_scheduler_kwargs.") from None
+
+
+def _trust_projections(optimizer: str) -> None:
+    """Let torch load the objects in low-rank optimizers' states, without which no checkpoint could be resumed from."""
+    if "galore" in optimizer:
+        from galore_torch.galore_projector import GaLoreProjector
+
+        torch.serialization.add_safe_globals([GaLoreProjector])
+    elif "apollo" in optimizer:
+        from apollo_torch.random_projector import GradientProjector
+        from apollo_torch.svd_projector import GaLoreProjector as SingularProjector
+
+        torch.serialization.add_safe_globals([GradientProjector, SingularProjector])
 
 
 def _check_loading(config: Config) -> None:
@@ -134,11 +139,11 @@ def learning_rate(config: Config, leg: Leg) -> float:
 
 
 def _check_numbers(config: Config) -> None:
-    """Refuse a type of numbers that this machine has not; to take another silently would change the result.
+    """Refuse what this machine cannot compute; to take another type of numbers silently would change the result.
 
     Raises:
-        UserError: bf16 on a CPU that was not asked for, fp16 on any, a CPU where there is a GPU, bfloat16 on a GPU
-            older than Ampere.
+        UserError: bf16 on a CPU that was not asked for, fp16 and Triton kernels on any, a CPU where there is a GPU,
+            bfloat16 on a GPU older than Ampere.
     """
     training = config.training
     on_cpu = not torch.cuda.is_available()
@@ -147,6 +152,8 @@ def _check_numbers(config: Config) -> None:
         raise UserError(problem, "To train on the CPU, hide it: set CUDA_VISIBLE_DEVICES= (to nothing) for the job.")
     if on_cpu and training.get("fp16"):
         raise UserError("training.fp16 needs a GPU, and training is on the CPU", "Leave it out, or take training.bf16.")
+    if on_cpu and training.get("use_liger_kernel"):
+        raise UserError("training.use_liger_kernel needs a GPU, and training is on the CPU", "Leave it out.")
     if on_cpu and training.get("bf16") and not training.get("use_cpu"):
         raise UserError(
             "training.bf16: torch sees no GPU", "To train on the CPU on purpose, set training.use_cpu: true."

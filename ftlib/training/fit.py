@@ -25,6 +25,7 @@ from ftlib.hub import find_model, model_hashes
 from ftlib.models.adapters import count_parameters
 from ftlib.models.families import FAMILIES, check_images
 from ftlib.out_of_memory import SMALLER_MODEL, enough_memory
+from ftlib.packages import require_packages
 from ftlib.pinning import pin_base, pin_data
 from ftlib.reporting.card import write_card
 from ftlib.runs import Run
@@ -74,9 +75,11 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
     """Train a run whose folder this process owns.
 
     Raises:
-        UserError: nothing staged or prepared, data changed under the run, storage full.
+        UserError: a package that the config asks for is missing, nothing staged or prepared, data changed under the
+            run, storage full.
         Diverged: so did every attempt that `guard.restarts` allows.
     """
+    require_packages(experiment.config)
     prepared = open_prepared(experiment.config, site, run)
     with ranks.joined(experiment.config.training.get("ddp_timeout", 1800)):
         _fit(experiment, run, prepared, site)

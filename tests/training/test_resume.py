@@ -50,6 +50,8 @@ KINDS = {
         (f"{BASE}, ", f"{BASE}, dtype: bfloat16, quantization: nf4, "),
         (WARMUP, f"{WARMUP}\n  optim: paged_adamw_8bit"),
     ),
+    "galore": (FULL, (WARMUP, f"{WARMUP}\n  optim: galore_adamw\n  optim_target_modules: [mlp]")),
+    "apollo": (FULL, (WARMUP, f"{WARMUP}\n  optim: apollo_adamw\n  optim_target_modules: [mlp]")),
     "int8": (LORA, (f"{BASE}, ", f"{BASE}, dtype: bfloat16, quantization: int8, ")),
 }
 """Adapter section and replacements in the config, for each method."""
