@@ -49,16 +49,11 @@ class Meter:
 
     def facts(self, started: float) -> dict[str, float]:
         """Medians over the micro-batches after the first."""
-        import torch
 
         def median(times: list[float]) -> float:
             return statistics.median(after - before for before, after in itertools.pairwise(times[1:]))
 
         facts = {"seconds": median(self.walls), "cpu_seconds": median(self.cpus), "start_up": self.first - started}
-        if torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
-            context = total - free - torch.cuda.memory_reserved()
-            return {**facts, "peak": torch.cuda.max_memory_reserved() + context}
         return {**facts, "peak": self.peak - self.base}
 
 
@@ -101,8 +96,6 @@ def seed(plan: dict[str, Any], meter: Meter) -> float:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
         PaliGemmaForConditionalGeneration,
         PaliGemmaProcessor,
         Trainer,
@@ -110,21 +103,15 @@ def seed(plan: dict[str, Any], meter: Meter) -> float:
     )
 
     metered(meter)
-    dtype = getattr(torch, plan["dtype"])
-    if plan["family"] == "paligemma":
-        processor = PaliGemmaProcessor.from_pretrained(plan["base"])
-        model = PaliGemmaForConditionalGeneration.from_pretrained(plan["base"], dtype=dtype)
-        targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-        collate = image_collate(processor)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(plan["base"], dtype=dtype)
-        targets = r".*\.query_key_value"
-        collate = text_collate(AutoTokenizer.from_pretrained(plan["base"]))
+    processor = PaliGemmaProcessor.from_pretrained(plan["base"])
+    model = PaliGemmaForConditionalGeneration.from_pretrained(plan["base"], dtype=torch.float32)
+    targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    collate = image_collate(processor)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=targets))
     arguments = TrainingArguments(
         output_dir=plan["output"], max_steps=plan["steps"], per_device_train_batch_size=plan["micro_batch"],
         learning_rate=1e-4, gradient_checkpointing=plan["checkpointing"], save_strategy="no", report_to="none",
-        remove_unused_columns=False, bf16=plan["dtype"] == "bfloat16", disable_tqdm=True,
+        remove_unused_columns=False, disable_tqdm=True,
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=plan_rows(plan), data_collator=collate).train()
     return loading_rate(plan, lambda rows: collate(plan_rows(plan)[: len(rows)]))
@@ -142,23 +129,11 @@ def image_collate(processor: Any) -> Callable[[list[dict[str, str]]], Any]:
     return collate
 
 
-def text_collate(tokenizer: Any) -> Callable[[list[dict[str, str]]], Any]:
-    """Everything is learned but the padding."""
-
-    def collate(rows: list[dict[str, str]]) -> Any:
-        texts = [row["prefix"] + row["suffix"] + tokenizer.eos_token for row in rows]
-        batch = tokenizer(texts, return_tensors="pt", padding="longest")
-        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        return batch
-
-    return collate
-
-
 def plan_rows(plan: dict[str, Any]) -> list[dict[str, str]]:
     """The rows with the paths of their images."""
     root = Path(plan["rows"])
     rows = [json.loads(line) for line in (root / "data.jsonl").read_text().splitlines()]
-    return [{**row, "image": str(root / row["image"])} if "image" in row else row for row in rows]
+    return [{**row, "image": str(root / row["image"])} for row in rows]
 
 
 def loading_rate(plan: dict[str, Any], collate: Callable[[list[Any]], Any]) -> float:
@@ -169,14 +144,14 @@ def loading_rate(plan: dict[str, Any], collate: Callable[[list[Any]], Any]) -> f
     torch.set_num_threads(1)
     rows = plan_rows(plan)[:16]
     start = time.process_time()
-    opened = [(row["prefix"], Image.open(row["image"]).convert("RGB") if "image" in row else None, row["suffix"])
+    opened = [(row["prefix"], Image.open(row["image"]).convert("RGB"), row["suffix"])
               for row in rows] if plan["recipe"] == "ftlib" else rows  # fmt: skip
     collate(opened)
     return len(rows) / (time.process_time() - start)
 
 
 def main() -> None:
-    """`python -m tests.benchmarks.recipes.worker PLAN.json`"""
+    """`python worker.py PLAN.json`; PYTHONPATH says whose ftlib it is."""
     plan = json.loads(Path(sys.argv[1]).read_text())
     meter = Meter()
     rate = {"ftlib": ftlib, "seed": seed}[plan["recipe"]](plan, meter)

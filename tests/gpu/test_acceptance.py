@@ -1,0 +1,178 @@
+"""The acceptance run, rehearsed on the CPU: every check runs, and what is wrong is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.gpu.flops import neox_flops, paligemma_flops
+
+REHEARSAL = {"FTLIB_GPU_REHEARSAL": "cpu", "PYTHONPATH": str(REPOSITORY)}
+NAMES = {
+    "environment", "sdpa", "agreement", "resume", "numbers", "out_of_memory", "synchronisation", "plan",
+    "paligemma_224", "paligemma_448", "nf4", "generation", "neox", "compile", "all",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What a whole rehearsal prints."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    environment = {**os.environ, **REHEARSAL, "HOME": str(folder)}
+    command = [sys.executable, "-m", "tests.gpu"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, [line for line in found if not line["ok"]] or done.stderr[-3000:]
+    return found
+
+
+def test_every_check_runs_and_is_ok(lines: list[dict[str, Any]]) -> None:
+    assert {line["name"].split()[0] for line in lines} == NAMES
+    assert all(line["ok"] for line in lines)
+    resumed = [line for line in lines if line["name"].startswith("resume")]
+    assert all(line["exit_codes"] == [0, -signal.SIGKILL, 0] and line["same_bytes"] for line in resumed)
+
+
+def test_lines_name_no_host_no_user_and_no_path(lines: list[dict[str, Any]]) -> None:
+    text = json.dumps(lines)
+    assert os.uname().nodename not in text
+    assert str(REPOSITORY) not in text and "/tmp" not in text and sys.prefix not in text
+
+
+def test_the_page_tells_every_check(lines: list[dict[str, Any]], tmp_path: Path) -> None:
+    from tests.gpu.page import main
+
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "one.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(tmp_path / "lines", tmp_path / "page") == 0
+    page = (tmp_path / "page.html").read_text()
+    assert all(
+        line["name"] in page.replace("&#x27;", "'") for line in lines if line["name"] not in ("all", "environment")
+    )
+    assert "not measured" in page and "reached" not in page  # a rehearsal reaches no goal
+    failed = [*lines, {"name": "resume of a stranger", "ok": False, "seconds": 1, "error": "<b>"}]
+    (tmp_path / "lines" / "one.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
+    assert main(tmp_path / "lines", tmp_path / "page") == 1
+    assert "FAILED" in (tmp_path / "page.html").read_text() and "<b>" not in (tmp_path / "page.html").read_text()
+
+
+def test_goals_are_compared_with_the_best_line() -> None:
+    from tests.gpu.page import page
+
+    machine = {"name": "environment", "ok": True, "gpu": "some H200", "data_sheet_tflops": 989}
+    speeds = [{"name": f"paligemma_224 lora {n}", "ok": True, "model_tflops": n} for n in (390, 410)]
+    assert '<td class="r">410</td><td class="l">reached</td>' in page([machine, *speeds])
+    assert '<td class="r">390</td><td class="l">not reached</td>' in page([machine, speeds[0]])
+
+
+def test_a_check_that_fails_hangs_or_dies_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    program = f"""
+import json, os, time
+from pathlib import Path
+from tests.gpu.__main__ import run_checks
+from tests.gpu.checks import Check
+
+def raises(folder): raise ValueError("/some/path: no")
+def hangs(folder):
+    yield "hangs before", True, {{}}
+    time.sleep(600)
+def dies(folder): os.kill(os.getpid(), 11)
+def memory(folder): raise MemoryError
+def good(folder): yield "good", True, {{"value": 1}}
+
+checks = [Check("raises", 5, raises), Check("hangs", 1, hangs), Check("dies", 5, dies), Check("memory", 5, memory, alone=True),
+          Check("good", 5, good)]
+print(run_checks(checks, Path({str(tmp_path)!r}), lambda line: print(json.dumps(line)), 2))
+"""
+    begun = time.monotonic()
+    environment = {**os.environ, **REHEARSAL}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    *printed, verdict = done.stdout.splitlines()
+    found = {line["name"]: line for line in map(json.loads, printed)}
+    assert verdict == "False" and time.monotonic() - begun < 300
+    assert found["raises"]["error"].startswith("ValueError: …: no")
+    assert found["hangs before"]["ok"] and found["hangs"]["error"] == "killed at twice its budget of 1 s"
+    assert found["dies"]["error"] == "exit -11"
+    assert found["memory"]["ok"] and found["memory"]["does_not_fit"]
+    assert found["good"]["ok"] and found["good"]["value"] == 1
+
+
+def test_a_resume_that_loses_something_is_seen(tmp_path: Path) -> None:
+    """With the weights of a checkpoint not put back, the check of resuming fails."""
+    program = """
+import sys
+from tests.gpu import __main__, checks
+from ftlib.training import fit, trainer
+fit.load_trainable = trainer.load_trainable = lambda model, folder: None
+sys.exit(__main__.main(["resume"]))
+"""
+    environment = {**os.environ, **REHEARSAL}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    found = {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 1 and not found["all"]["ok"]
+    assert not found["resume full float32"]["ok"] and found["resume full float32"]["loss_difference"] > 0
+
+
+def test_without_a_gpu_nothing_is_measured() -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "tests.gpu"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no GPU here" in done.stderr and not done.stdout
+
+
+def test_two_ranks_agree_with_one_and_survive_a_kill(tmp_path: Path) -> None:
+    """tests.gpu.several, as Slurm would start it, with gloo."""
+    results = [*_ranks(tmp_path / "shared")]
+    assert [line["name"] for line in results] == ["several bandwidth", "several losses", "several kill and resume"]
+    assert all(line["ok"] for line in results), results
+    assert results[0]["gb_per_s"]["gpus"] == 2 and results[1]["loss_difference"] < 1e-5
+    assert -signal.SIGKILL in results[2]["exit_codes_of_the_killed"] and results[2]["same_bytes"]
+
+
+def _ranks(shared: Path) -> Iterator[dict[str, Any]]:
+    step = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "127.0.0.1", "SLURM_JOB_ID": str(os.getpid())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.gpu.several", str(shared)],
+            cwd=REPOSITORY,
+            env={**os.environ, **REHEARSAL, **step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    yield from map(json.loads, (shared / "lines.jsonl").read_text().splitlines())
+
+
+def test_flops_of_known_models() -> None:
+    """PaliGemma-3B's row costs 2.74 TFLOP at 224 pixels and 10.06 at 448 with LoRA; GPT-NeoX's parameters × 4."""
+    text = SimpleNamespace(hidden_size=2048, num_attention_heads=8, head_dim=256, num_key_value_heads=1,
+                           intermediate_size=16384, num_hidden_layers=18, vocab_size=257216)  # fmt: skip
+    for size, expected in {224: 2.74e12, 448: 10.06e12}.items():
+        vision = SimpleNamespace(
+            image_size=size, patch_size=14, hidden_size=1152, intermediate_size=4304, num_hidden_layers=27
+        )
+        config = SimpleNamespace(text_config=text, vision_config=vision)
+        tokens = ((size // 14) ** 2 + 53, 12)
+        assert paligemma_flops(config, tokens, "lora") == pytest.approx(expected, rel=3e-3)
+        less = paligemma_flops(config, tokens, "attention")
+        assert paligemma_flops(config, tokens, "lora") < less < paligemma_flops(config, tokens, "full")
+    neox = SimpleNamespace(hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, vocab_size=52224)
+    dense = 32 * 12 * 2560**2 + 2560 * 52224
+    assert neox_flops(neox, 512, 512) == pytest.approx(4 * dense * 512, rel=0.07)
