@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, model_validator
 
 from ftlib import generation_fields, training_fields
-from ftlib.config_base import NAME, Count, PathKind, Section, Split
+from ftlib.config_base import LOSS, NAME, Count, PathKind, Section, Split
 from ftlib.config_course import Batch, Checkpoint, Guard, Round
 from ftlib.config_data import CHAT
 from ftlib.config_data import Data as Data
@@ -110,6 +110,9 @@ class Evaluation(Section):
     `without_context`: of task instruct, ask every row that has a context a second time without it.
 
     `mask_decoder`: the file vae-oid.npz of PaliGemma's authors, for task segment.
+
+    `loss`: compute loss and perplexity on valid at every checkpoint of training, or every `checkpoint.best.every` steps
+    where the best checkpoint is chosen by it.
     """
 
     splits: Annotated[list[Split], Field(min_length=1)] = ["valid"]
@@ -124,6 +127,7 @@ class Evaluation(Section):
     prompts: list[str] = []
     mask_decoder: str | None = None
     without_context: bool = False
+    loss: bool = False
 
     def paths(self) -> dict[str, PathKind]:
         return {"mask_decoder": "path"}
@@ -258,7 +262,9 @@ class Config(Section):
     @property
     def asks_in_training(self) -> bool:
         """Whether the course of training depends on generated answers."""
-        return self.checkpoint.best is not None or any(one.until for one in self.rounds)
+        best = self.checkpoint.best
+        metrics = [*([best.metric] if best else []), *[one.until.metric for one in self.rounds if one.until]]
+        return any(metric.lower() != LOSS for metric in metrics)
 
     @property
     def effective_batch(self) -> int:

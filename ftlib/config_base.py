@@ -12,6 +12,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(min_length=1)]
 PathKind = Literal["path", "model", "dataset", "run"]
 """A path, or where none is meant a name of the hub (model; dataset, before a colon) or of a run."""
+LOSS = "loss"
+"""The metric that every task has: the loss, computed as in training."""
 
 
 class Section(BaseModel):

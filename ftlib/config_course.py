@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ftlib.config_base import Count, Name, Section, Split
 
@@ -12,8 +12,8 @@ from ftlib.config_base import Count, Name, Section, Split
 class Best(Section):
     """The result is the checkpoint with the best `metric` on valid, not the last one.
 
-    Valid is answered by generation every `every` steps and at the end of a round. After `patience` such evaluations
-    in a row without a better one the round ends early.
+    Valid is answered by generation, or for `metric: loss` its loss computed, every `every` steps and at the end of a
+    round. After `patience` such evaluations in a row without a better one the round ends early.
     """
 
     metric: Name
@@ -61,11 +61,27 @@ class Guard(Section):
 
 
 class Until(Section):
-    """Converged: the rows of a split, answered by generation, reach `at_least` in `metric` (in the metric's unit)."""
+    """Converged: the rows of a split, answered by generation, reach `at_least` in `metric` (in the metric's unit).
+
+    A metric of which lower is better, such as `loss`, reaches `at_most`.
+    """
 
     split: Split = "train"
     metric: Name
-    at_least: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Until:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give at_least, or at_most for a metric of which lower is better")
+        return self
+
+    def reached(self, value: float | None) -> bool:
+        """Whether a value of the metric is enough; an undefined one is not."""
+        if value is None:
+            return False
+        return value >= self.at_least if self.at_least is not None else value <= (self.at_most or 0.0)
 
 
 class Round(Section):

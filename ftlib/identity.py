@@ -140,8 +140,9 @@ def identity_fields(config: Config, recipe: int) -> dict[str, Any]:
     fields = lasting(config, _NOT_IN_RESULT)
     fields["training"] = training_fields.result_changing(config.training)
     fields["training"]["effective_batch"] = config.effective_batch
-    if config.asks_in_training:
+    if config.checkpoint.best or config.asks_in_training:
         fields["best"] = _plain(config.checkpoint.best, None)
+    if config.asks_in_training:
         evaluation = lasting(config.evaluation)
         fields["evaluation"] = {key: evaluation[key] for key in _ANSWERS if key in evaluation}
     return fields | ({"recipe": recipe} if recipe else {})

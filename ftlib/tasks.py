@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ftlib.config_base import LOSS
 from ftlib.data import expected
 from ftlib.data.examples import Bad, Example
 from ftlib.data.expected import VQA_PEOPLE
@@ -44,6 +45,7 @@ class Task:
 
     Attributes:
         columns: the metrics of tables, the one that stands for all others first.
+        lower_is_better: those of its metrics that are errors; of all others higher is better.
         parse: generated text → answer.
         measure: (records, the dataset's labels, the positive label if one is named) → findings.
         submission: records → the challenge's result file, as JSON; None where the rows lack what it needs.
@@ -57,6 +59,11 @@ class Task:
     submission: Callable[[Sequence[Record]], Any] | None = None
     fault: Callable[[Example], str] | None = None
     closed: bool = False
+    lower_is_better: tuple[str, ...] = ()
+
+    def higher_is_better(self, metric: str) -> bool:
+        """The direction of one of its metrics, or of the loss."""
+        return metric not in (*self.lower_is_better, LOSS)
 
     def checked(self, row: Example | Bad) -> Example | Bad:
         """The row, or the record that it is no use as."""

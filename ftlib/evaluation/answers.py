@@ -236,10 +236,11 @@ def _scores(
 
 def _summary(asked: Asked, records: list[Record]) -> dict[str, Any]:
     """What scores.json says of all rows, or of a part of them; every record gets its own score on the way."""
-    measured = TASKS[asked.config.task].measure(records, asked.prepared.labels, asked.config.evaluation.positive)
+    task = TASKS[asked.config.task]
+    measured = task.measure(records, asked.prepared.labels, asked.config.evaluation.positive)
     for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
         record["score"] = score
-    return summary(measured, intervals(measured))
+    return {**summary(measured, intervals(measured)), "higher_is_better": task.higher_is_better(measured.headline)}
 
 
 def _publish(folder: Path, records: list[Record], scores: dict[str, Any], task: str) -> None:

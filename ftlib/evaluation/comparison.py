@@ -46,7 +46,8 @@ def change_by_training(config: Config, labels: list[str], before: Path, after: P
     found = compare_evaluations(config, labels, before, after)
     low, high = found["interval"]
     size = f"{found['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, p = {found['p']:.4f})"
-    sentence = f"training changed {found['metric']} by {size}: {found['verdict']}"
+    direction = "" if TASKS[config.task].higher_is_better(found["metric"]) else " (lower is better)"
+    sentence = f"training changed {found['metric']}{direction} by {size}: {found['verdict']}"
     change = {**found, "sentence": sentence, "of": [settings_hash(one) for one in scores]}
     files.write_json(after.with_name("comparison.json"), change)
     return change

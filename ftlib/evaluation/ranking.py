@@ -101,7 +101,7 @@ def _ask(posed: Sequence[Asked], split: str, partial: Path) -> list[list[Answer]
 
 def _ranking(asked: Asked, folders: dict[str, Path]) -> list[dict[str, Any]]:
     scores = {prompt: files.read_json(folder / "scores.json") for prompt, folder in folders.items()}
-    order = sorted(scores, key=lambda prompt: -_value(scores[prompt]))
+    order = sorted(scores, key=lambda prompt: -_merit(scores[prompt]))
     ranked = []
     for prompt in order:
         change = None
@@ -113,6 +113,8 @@ def _ranking(asked: Asked, folders: dict[str, Path]) -> list[dict[str, Any]]:
     return ranked
 
 
-def _value(scores: dict[str, Any]) -> float:
-    """Undefined scores come last."""
-    return float("-inf") if scores["value"] is None else float(scores["value"])
+def _merit(scores: dict[str, Any]) -> float:
+    """The best has the highest; undefined scores come last."""
+    if scores["value"] is None:
+        return float("-inf")
+    return float(scores["value"]) * (1 if scores.get("higher_is_better", True) else -1)

@@ -100,7 +100,13 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def line_chart(
-    title: str, points: Sequence[Point], marks: Sequence[float], noisy: bool, width: int, height: int
+    title: str,
+    points: Sequence[Point],
+    marks: Sequence[float],
+    noisy: bool,
+    width: int,
+    height: int,
+    beside: Sequence[Point] = (),
 ) -> Node:
     """A curve with axes and vertical marks.
 
@@ -110,13 +116,15 @@ def line_chart(
         marks: steps at which something happened.
         noisy: draw a running mean over the values (on a log axis: of their logarithms), and take a log axis if they
             span much. A schedule is exact and must not be rounded off like that.
+        beside: a second curve of few points, each of which is drawn.
     """
-    x = _step_scale([step for step, _ in points], _LEFT, width - _RIGHT)
-    values = [value for _, value in points]
+    x = _step_scale([step for step, _ in (*points, *beside)], _LEFT, width - _RIGHT)
+    values = [value for _, value in (*points, *beside)]
     y = _value_scale(values, height - _BOTTOM, _TOP, log=noisy and wants_log(values))
     shown = [mark for mark in marks if x.low <= mark <= x.high]
     marked = [_mark(x(mark), height) for mark in shown]
     curves = _curves([(x(step), y(value)) for step, value in points], noisy)
+    curves += _dotted([(x(step), y(value)) for step, value in beside])
     return _svg(title, width, height, _horizontal_axis(x, height), _vertical_axis(y, width), *marked, *curves)
 
 
@@ -206,6 +214,12 @@ def _curves(places: Sequence[Point], noisy: bool) -> list[Node]:
         return [_polyline(places, "smooth")]
     means = zip([place for place, _ in places], smooth([place for _, place in places]), strict=True)
     return [_polyline(places, "raw"), _polyline(list(means), "smooth")]
+
+
+def _dotted(places: Sequence[Point]) -> list[Node]:
+    shown = downsample(places, OVERLAY_POINTS)
+    dots = [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.6, class_="beside-dot") for x, y in shown]
+    return [_polyline(shown, "beside"), *dots] if shown else []
 
 
 def _polyline(places: Sequence[Point], kind: str, limit: int = MAX_POINTS) -> Node:

@@ -42,6 +42,11 @@ class Evaluation:
         return None if value is None else float(value)
 
     @property
+    def higher_is_better(self) -> bool:
+        """The direction of the main metric, and of the rows' scores; evaluations that do not tell it have no errors."""
+        return bool(self.scores.get("higher_is_better", True))
+
+    @property
     def rows(self) -> str:
         """The fingerprint of the rows that were asked."""
         return str(self.scores["settings"]["fingerprint"])

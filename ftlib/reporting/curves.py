@@ -1,6 +1,6 @@
-"""Loss, learning rate, gradient norm, speed, memory and scores on the way; where training was taken up again.
+"""Loss in training and on valid, learning rate, gradient norm, speed, memory and scores on the way.
 
-Attempts that diverged stand in the same charts, one behind the other.
+Marks stand where training was taken up again. Attempts that diverged stand in the same charts, one behind the other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ftlib.config_base import LOSS
 from ftlib.reporting import charts
 from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.html import Child, Node, note, section, tag
@@ -21,14 +22,16 @@ def curves_section(record: RunRecord) -> Node:
     resumed = [begins[event["attempt"]] + event["step"] for event in record.starts if event["step"] > 0]
     marks = sorted({*resumed, *begins.values()} - {0})
     steps = [line for line in record.metrics if "loss" in line]
+    losses = [line for line in record.metrics if _is_valid_loss(line)]
     figures = [
         figure
         for figure in (
-            _figure(steps, begins, "loss", "Loss", marks, large=True),
+            _figure(steps, begins, "loss", "Loss", marks, large=True, on_valid=losses),
             _figure(steps, begins, "learning_rate", "Learning rate", marks, noisy=False),
             _figure(steps, begins, "grad_norm", "Gradient norm", marks),
             _figure(steps, begins, "seconds", "Seconds a step", marks),
             _figure(steps, begins, "memory_gib", "GPU memory, GiB", marks, noisy=False),
+            _figure(losses, begins, "perplexity", "Perplexity on valid", marks, noisy=False),
             *_score_figures(record, begins, marks),
         )
         if figure
@@ -49,8 +52,8 @@ def attempt_begins(record: RunRecord) -> dict[int, int]:
 
 
 def _score_figures(record: RunRecord, begins: dict[int, int], marks: list[int]) -> list[Node | None]:
-    """One for each split and metric that was asked in training."""
-    asked = [line for line in record.metrics if "split" in line]
+    """One for each split and metric that was asked in training; the loss on valid stands beside that of training."""
+    asked = [line for line in record.metrics if "split" in line and not _is_valid_loss(line)]
     figures = []
     for split, metric in dict.fromkeys((line["split"], line["metric"]) for line in asked):
         lines = [line for line in asked if (line["split"], line["metric"]) == (split, metric)]
@@ -66,18 +69,43 @@ def _figure(
     marks: list[int],
     large: bool = False,
     noisy: bool = True,
+    on_valid: Sequence[dict[str, Any]] = (),
 ) -> Node | None:
-    known = [line for line in lines if line.get(key) is not None and math.isfinite(line[key])]
-    if not known:
+    """A curve; `on_valid` are the lines of a second one, whose numbers are under `value`."""
+    points = _points(lines, begins, key)
+    if not points:
         return None
-    points = [(float(begins[line["attempt"]] + line["step"]), float(line[key])) for line in known]
-    values = [value for _, value in points]
-    log = noisy and charts.wants_log(values)
-    last = f"{values[-1]:.4g} at step {known[-1]['step']:g}"
+    beside = _points(on_valid, begins, "value")
+    log = noisy and charts.wants_log([value for _, value in (*points, *beside)])
+    last = _at(_known(lines, key)[-1], key)
+    told = f"{title} over {len(points)} steps; {last}"
+    keys: list[Child] = []
+    if beside:
+        known = _known(on_valid, "value")
+        lowest = min(known, key=lambda line: float(line["value"]))
+        last += f"; on valid {_at(known[-1], 'value')}, lowest {_at(lowest, 'value')}"
+        told += f"; on valid, {len(beside)} times: {_at(known[-1], 'value')}, lowest {_at(lowest, 'value')}"
+        keys = [tag("i", class_="key training"), "training", tag("i", class_="key valid"), "valid"]
     size = (600, 330) if large else (400, 176)
-    chart = charts.line_chart(f"{title} over {len(points)} steps; {last}", points, marks, noisy, *size)
-    caption = tag("figcaption", tag("strong", title), " (log scale)" if log else "", tag("span", last))
+    chart = charts.line_chart(told, points, marks, noisy, *size, beside)
+    caption = tag("figcaption", tag("strong", title), " (log scale)" if log else "", *keys, tag("span", last))
     return tag("figure", caption, chart, class_="large" if large else "small")
+
+
+def _known(lines: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line.get(key) is not None and math.isfinite(line[key])]
+
+
+def _points(lines: Sequence[dict[str, Any]], begins: dict[int, int], key: str) -> list[charts.Point]:
+    return [(float(begins[line["attempt"]] + line["step"]), float(line[key])) for line in _known(lines, key)]
+
+
+def _at(line: dict[str, Any], key: str) -> str:
+    return f"{line[key]:.4g} at step {line['step']:g}"
+
+
+def _is_valid_loss(line: dict[str, Any]) -> bool:
+    return (line.get("split"), line.get("metric")) == ("valid", LOSS)
 
 
 def _legend(record: RunRecord, resumed: list[int], begins: dict[int, int]) -> list[Child]:

@@ -27,6 +27,7 @@ class Gallery:
 
     def __init__(self, split: SplitRecord, root: Path, graded: bool) -> None:
         self.graded = graded
+        self.higher_is_better = split.latest.higher_is_better
         self.rows = split.latest.predictions
         self.root = root
         self.before = {row["id"]: row for row in split.before.predictions} if split.before and split.after else {}
@@ -38,29 +39,40 @@ class Gallery:
         return [part for part in (self._by_score() if self.graded else self._by_verdict()) if part]
 
     def _by_score(self) -> list[Node | None]:
-        rows = sorted(self.rows, key=_score)
-        lowest = rows[: min(MAX_WRONG, (len(rows) + 1) // 2)]
-        change = {row["id"]: _score(row) - _score(self.before[row["id"]]) for row in rows if row["id"] in self.before}
+        rows = sorted(self.rows, key=self._merit)
+        worst = rows[: min(MAX_WRONG, (len(rows) + 1) // 2)]
+        again = [row for row in rows if row["id"] in self.before]
+        change = {row["id"]: self._merit(row) - self._merit(self.before[row["id"]]) for row in again}
+        titles = ["Lowest scores", "Highest scores"][:: 1 if self.higher_is_better else -1]
         moved = sorted((row for row in rows if change.get(row["id"])), key=lambda row: change[row["id"]])
         worse, better = [[row for row in moved if sign * change[row["id"]] > 0] for sign in (-1, 1)]
         return [
-            self._group("Lowest scores", rows, lowest),
+            self._group(titles[0], rows, worst),
             self._group("Most improved by training", better, better[::-1][:MAX_CHANGED]),
             self._group("Most worsened by training", worse, worse[:MAX_CHANGED]),
-            self._group("Highest scores", rows, self._unseen(rows[::-1])[:MAX_RIGHT]),
+            self._group(titles[1], rows, self._unseen(rows[::-1])[:MAX_RIGHT]),
         ]
 
     def _by_verdict(self) -> list[Node | None]:
-        wrong = sorted((row for row in self.rows if not _right(row)), key=_score)
-        right = [row for row in self.rows if _right(row)]
-        learned = [row for row in right if row["id"] in self.before and not _right(self.before[row["id"]])]
-        lost = [row for row in wrong if row["id"] in self.before and _right(self.before[row["id"]])]
+        wrong = sorted((row for row in self.rows if not self._right(row)), key=self._merit)
+        right = [row for row in self.rows if self._right(row)]
+        learned = [row for row in right if row["id"] in self.before and not self._right(self.before[row["id"]])]
+        lost = [row for row in wrong if row["id"] in self.before and self._right(self.before[row["id"]])]
         return [
             self._group("Wrong answers", wrong, wrong[:MAX_WRONG]),
             self._group("Wrong before training, right after", learned, spread(learned, MAX_CHANGED)),
             self._group("Right before training, wrong after", lost, spread(lost, MAX_CHANGED)),
             self._group("Right answers", right, spread(self._unseen(right), MAX_RIGHT)),
         ]
+
+    def _right(self, row: Row) -> bool:
+        """A partial score is not right, nor is an answer without one."""
+        if row.get("score") is None:
+            return False
+        return _score(row) >= 1 if self.higher_is_better else _score(row) <= 0
+
+    def _merit(self, row: Row) -> float:
+        return _score(row) if self.higher_is_better else -_score(row)
 
     def _unseen(self, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if row["id"] not in self._shown]
@@ -76,7 +88,7 @@ class Gallery:
         return group(tag("h3", title, " ", count), cards)
 
     def _card(self, row: Row) -> Node:
-        right = _right(row)
+        right = self._right(row)
         bare = row.get("without_context")
         facts = [
             _fact("with context" if bare else "answer", tag("strong", _answer(row["prediction"])), self._mark(row))
@@ -85,7 +97,7 @@ class Gallery:
             facts.insert(0, _fact("without context", _answer(bare["prediction"]), self._mark(bare)))
         if self.graded or not right:
             facts.append(_fact("expected", _expected(row)))
-        if not self.graded and 0 < _score(row) < 1:
+        if not self.graded and not right and _score(row) > 0:
             facts.append(_fact("score", f"{_score(row):.2f}"))
         if row["id"] in self.before:
             earlier = self.before[row["id"]]
@@ -100,7 +112,7 @@ class Gallery:
 
     def _mark(self, row: Row) -> str:
         """What stands behind an answer: its score, or the verdict."""
-        return f"\u00a0({_score(row):.2f})" if self.graded else f"\u00a0{'✓' if _right(row) else '✗'}"
+        return f"\u00a0({_score(row):.2f})" if self.graded else f"\u00a0{'✓' if self._right(row) else '✗'}"
 
 
 def gallery_section(record: RunRecord) -> Node:
@@ -124,11 +136,6 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
     if len(rows) <= count:
         return list(rows)
     return [rows[number * len(rows) // count] for number in range(count)]
-
-
-def _right(row: Row) -> bool:
-    """A partial score is not right."""
-    return _score(row) >= 1
 
 
 def _score(row: Row) -> float:

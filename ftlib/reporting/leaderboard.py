@@ -26,9 +26,9 @@ class _Place(NamedTuple):
 
 def leaderboards(settings: Sequence[Setting]) -> list[Table]:
     """A table per metric and dataset: settings ranked by valid, with their scores on test beside."""
-    boards = [(board[0].metric, board) for board in contests(settings)]
+    boards = contests(settings)
     several = len(boards) > 1
-    return [_leaderboard(metric, place_of(board) if several else "", board) for metric, board in boards if metric]
+    return [_leaderboard(place_of(board) if several else "", board) for board in boards if board[0].metric]
 
 
 def place_of(settings: Sequence[Setting]) -> str:
@@ -36,9 +36,10 @@ def place_of(settings: Sequence[Setting]) -> str:
     return ", ".join(dict.fromkeys(run.config.name for setting in settings for run in setting.runs))
 
 
-def _leaderboard(metric: str, place: str, settings: Sequence[Setting]) -> Table:
+def _leaderboard(place: str, settings: Sequence[Setting]) -> Table:
+    metric, lower = settings[0].metric, not settings[0].higher_is_better
     headers = ["setting", "seeds", CHOICE, "95 % interval", REPORT, "95 % interval", f"{CHOICE} before"]
-    remark = f"{metric}: {_OVER_SEEDS}. Ranked by {CHOICE}; {REPORT} had no part in it."
+    remark = f"{metric}: {_OVER_SEEDS}. Ranked by {CHOICE}{', lower is better' * lower}; {REPORT} had no part in it."
     missing = [setting.name for setting in settings if setting.spread(CHOICE) is None]
     unranked = [f"Not ranked, for want of scores on {CHOICE}: {'; '.join(missing)}."] if missing else []
     title = f"Leaderboard, {metric}{place and ' on '}{place}"

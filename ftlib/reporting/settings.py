@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ CHOICE, REPORT = "valid", "test"
 """The split that a setting is chosen on, and the one that it is reported on."""
 
 _SEED = "seed"
-_SAME_SCORES = ("splits", "before", "batch_size", "prompts", "without_context")
+_SAME_SCORES = ("splits", "before", "batch_size", "prompts", "without_context", "loss")
 """What `evaluation` says beside how answers are found and judged."""
 
 
@@ -27,12 +28,14 @@ class Setting:
         name: that of its runs' config, if no other setting has it; else `values` in words.
         values: dotted key → value in words, of the keys in which the settings differ.
         metric: the main metric of its task; None before any evaluation.
+        higher_is_better: the metric's direction.
         runs: its members, by seed.
     """
 
     name: str
     values: Mapping[str, str]
     metric: str | None
+    higher_is_better: bool
     runs: Sequence[RunRecord]
 
     @property
@@ -40,6 +43,11 @@ class Setting:
         """The metric and the data: only settings that have both in common can be ranked."""
         data = self.runs[0].config.data
         return self.metric or "~", data.source, data.root, data.file, *[part.name for part in data.parts]
+
+    @property
+    def best_run(self) -> RunRecord:
+        """By its score on valid; one without a score is behind all others."""
+        return max(self.runs, key=lambda run: _merit(own_score(run, CHOICE), self.higher_is_better))
 
     def spread(self, split: str, when: str = AFTER) -> Spread | None:
         """Over the seeds that have a score of the run's own dataset; None if no run has."""
@@ -113,10 +121,9 @@ def varied_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _setting(name: str, values: dict[str, str], runs: list[RunRecord]) -> Setting:
-    scored = [run.splits[0].latest.scores["metric"] for run in runs if run.splits]
-    return Setting(
-        name or _told(values), values, scored[0] if scored else None, sorted(runs, key=lambda run: run.config.seed)
-    )
+    latest = next((run.splits[0].latest for run in runs if run.splits), None)
+    metric, higher = (latest.scores["metric"], latest.higher_is_better) if latest else (None, True)
+    return Setting(name or _told(values), values, metric, higher, sorted(runs, key=lambda run: run.config.seed))
 
 
 def _told(values: dict[str, str]) -> str:
@@ -126,9 +133,16 @@ def _told(values: dict[str, str]) -> str:
     return ", ".join(f"{end if end != _SEED and ends.count(end) == 1 else key}={value}" for (key, value), end in known)
 
 
-def _rank(setting: Setting) -> tuple[tuple[str, ...], bool, float, str]:
+def _rank(setting: Setting) -> tuple[tuple[str, ...], float, str]:
     found = setting.spread(CHOICE)
-    return setting.contest, found is None, -found.mean if found else 0.0, setting.name
+    return setting.contest, -_merit(found.mean if found else None, setting.higher_is_better), setting.name
+
+
+def _merit(value: float | None, higher_is_better: bool) -> float:
+    """What to order values by, the best having the highest; undefined ones come last."""
+    if value is None:
+        return -math.inf
+    return value if higher_is_better else -value
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from ftlib.reporting.settings import (
     Setting,
     asked_unlike_rows,
     contests,
-    own_score,
     trained_settings,
 )
 from ftlib.reporting.state import happened, state
@@ -90,11 +88,6 @@ def _best_of(setting: Setting) -> str:
     return f"{setting.name} – {setting.metric} {spread_text(chosen)}{told}"
 
 
-def _chosen_by(run: RunRecord) -> float:
-    score = own_score(run, CHOICE)
-    return -math.inf if score is None else score
-
-
 def _curves(settings: Sequence[Setting]) -> Node:
     curves = [
         (min(number, COLOURS), points)
@@ -120,7 +113,7 @@ def _again(settings: Sequence[Setting]) -> Node:
     """The best run's config and the commands that make it anew, for each contest."""
     parts: list[Node] = []
     for board in contests(settings):
-        run = max(board[0].runs, key=_chosen_by)
+        run = board[0].best_run
         lead = note("The best setting's best run on ", CHOICE, ": ", tag("code", run.handle), ". Save as config.yaml:")
         parts += [lead, tag("pre", run.config_text), tag("pre", "\n".join(commands(run)))]
     return section("Do the best again", *parts) if parts else group()

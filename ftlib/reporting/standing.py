@@ -126,8 +126,8 @@ def stand(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Standing
     state, reason = _state(run, events, now, number, job)
     steps = _last_records(run.metrics)
     step = steps[-1]["step"] if steps else 0
-    paces = [record["seconds"] for record in steps[-_RECENT_STEPS:] if "seconds" in record]
-    pace = statistics.median(paces) if paces else None
+    paces = [record["seconds"] for record in steps if "seconds" in record and "split" not in record]
+    pace = statistics.median(paces[-_RECENT_STEPS:]) if paces else None
     total = _total(run, events)
     left = pace * (total - step) if pace is not None and total is not None and state == "running" else None
     return Standing(

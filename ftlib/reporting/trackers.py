@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ftlib import files
+from ftlib.config_base import LOSS
 from ftlib.errors import UserError
 from ftlib.reporting.collect import BEFORE, RunRecord
 
@@ -31,7 +32,7 @@ def write_tensorboard(record: RunRecord) -> Path:
         for name in CURVES:
             for step, value in record.curve(name):
                 writer.add_scalar(f"train/{name}", value, int(step))
-        for name, step, value in _scores(record):
+        for name, step, value in (*_asked(record), *_scores(record)):
             writer.add_scalar(name, value, step)
         writer.add_text("config", f"```yaml\n{record.config_text}\n```")
         writer.close()
@@ -65,14 +66,33 @@ def write_wandb(record: RunRecord, project: str) -> Path:
         config=record.config.model_dump(),
         settings=quiet,
     )
-    steps = {step for name in CURVES for step, _ in record.curve(name)}
-    curves = {name: dict(record.curve(name)) for name in CURVES}
-    for step in sorted(steps):
-        run.log({f"train/{name}": curve[step] for name, curve in curves.items() if step in curve}, step=int(step))
+    by_step: dict[int, dict[str, float]] = {}
+    for name in CURVES:
+        for at, value in record.curve(name):
+            by_step.setdefault(int(at), {})[f"train/{name}"] = value
+    for name, step, value in _asked(record):
+        by_step.setdefault(step, {})[name] = value
+    for step in sorted(by_step):
+        run.log(by_step[step], step=step)
     run.summary.update({name: value for name, _, value in _scores(record)})
     run.finish()
     wandb.teardown()  # only then all of it is in the file
     return Path(run.dir).parent
+
+
+def _asked(record: RunRecord) -> Iterator[tuple[str, int, float]]:
+    """(name, step, value) of what was asked and of losses that were computed in training, in the last attempt."""
+    last = max((line["attempt"] for line in record.metrics if "loss" in line), default=0)
+    for line in record.metrics:
+        if "split" not in line or line["attempt"] != last:
+            continue
+        values = {line["metric"]: line["value"]}
+        if line["metric"] == LOSS:
+            values["perplexity"] = line["perplexity"]
+            values |= {f"{LOSS}/{part}": found["value"] for part, found in line.get("parts", {}).items()}
+        for name, value in values.items():
+            if value is not None:
+                yield f"{line['split']}/{name}", line["step"], value
 
 
 def _scores(record: RunRecord) -> Iterator[tuple[str, int, float]]:

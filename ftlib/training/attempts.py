@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import torch
 
 from ftlib import console, files
 from ftlib.config import Config
@@ -15,6 +12,7 @@ from ftlib.training import ranks
 from ftlib.training.arguments import learning_rate
 from ftlib.training.examiner import Examiner
 from ftlib.training.legs import Leg, Place, divergences
+from ftlib.training.trainer import AnswerTrainer
 
 
 def facts_of(config: Config, leg: Leg) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def next_attempt(config: Config, run: Run) -> int:
     raise Diverged("\n".join(["training diverged in every attempt; no result was written.", *tried, remedy]))
 
 
-def goes_on(examiner: Examiner, model: torch.nn.Module, place: Place) -> bool:
+def goes_on(examiner: Examiner, trainer: AnswerTrainer, place: Place) -> bool:
     """Whether another round follows; it is asked whether training has converged, and the history told."""
     config, run, number = examiner.config, examiner.run, place.leg.round
     rounds = config.rounds
@@ -51,9 +49,8 @@ def goes_on(examiner: Examiner, model: torch.nn.Module, place: Place) -> bool:
     until = rounds[number + follows].until
     found: dict[str, Any] = {}
     if until:
-        value = examiner.value(model, place, until.split, until.metric)
-        found = {"split": until.split, "metric": until.metric, "converged": value >= until.at_least}
-        found["value"] = value if math.isfinite(value) else None
+        value = examiner.value(trainer, place, until.split, until.metric)
+        found = {"split": until.split, "metric": until.metric, "converged": until.reached(value), "value": value}
     told = [line for line in files.read_jsonl_log(run.history) if line["event"] == "round"]
     if (place.leg.attempt, number) not in [(line["attempt"], line["round"]) for line in told]:
         run.note("round", step=place.step, **facts_of(config, place.leg), **found)

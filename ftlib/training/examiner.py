@@ -1,13 +1,15 @@
 """Ask a model while it is trained: for the best checkpoint, for early stopping, and whether it has converged.
 
 Every evaluation belongs to a checkpoint that has just been written. Its answers lie in
-`eval/<dataset>/<split>/attempt-A-step-N/`, so that a run that is ended in the middle asks only what is missing; its
-value is a line of metrics.jsonl, which is dropped with the steps around it. Nothing else remembers which is the best.
+`eval/<dataset>/<split>/attempt-A-step-N/`, so that a run that is ended in the middle asks only what is missing; a loss
+is computed again. The value is a line of metrics.jsonl, which is dropped with the steps around it. Nothing else
+remembers which is the best.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import time
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ import torch
 
 from ftlib import console, files, preemption
 from ftlib.config import Attention, Config, Split
+from ftlib.config_base import LOSS
+from ftlib.config_course import Until
 from ftlib.data.prepared import Prepared
 from ftlib.errors import UserError
 from ftlib.evaluation.answers import require_settings, scores_everywhere
@@ -27,10 +31,14 @@ from ftlib.evaluation.asked import Asked
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics import captions_java
 from ftlib.metrics.summary import number
+from ftlib.models.families import FAMILIES
 from ftlib.runs import Run
 from ftlib.tasks import TASKS
 from ftlib.training import ranks
+from ftlib.training.batching import TrainingRows
 from ftlib.training.legs import Leg, Place, logged
+from ftlib.training.trainer import AnswerTrainer
+from ftlib.training.validation import Batch, cut_batches, rows_for_loss, split_loss
 
 _OF_POSITIVE = ("precision", "recall", "F1")
 
@@ -52,31 +60,38 @@ class Examiner:
         """Refuse what could not be asked later.
 
         Raises:
-            UserError: a metric that the task does not have, a split without rows, settings that nothing can be scored
-                with.
+            UserError: a metric that the task does not have, a bound on its wrong side, a split without rows or with
+                rows that no loss is of, settings that nothing can be scored with.
         """
         self.prepared.require_rows(self.config.evaluation.splits)
-        if self._wanted():
+        if self.config.asks_in_training:
             require_settings(self.config, self.prepared)
-        for field, split, metric in self._wanted():
-            if fault := self._fault(split, metric):
+        for field, split, metric, until in self._wanted():
+            if fault := self._fault(split, metric, until):
                 raise UserError(f"{field}: {fault[0]}", fault[1])
+            if metric_name(self.config.task, metric) == LOSS:
+                self._loss_batches(split)
 
     @property
-    def splits(self) -> list[str]:
+    def splits(self) -> list[Split]:
         """The splits that are asked in training."""
-        return sorted({split for _, split, _ in self._wanted()})
+        return sorted({split for _, split, _, _ in self._wanted()})
 
-    def _wanted(self) -> list[tuple[str, str, str]]:
-        """(the config's field, split, metric)"""
+    def _wanted(self) -> list[tuple[str, Split, str, Until | None]]:
+        """(the config's field, split, metric, the bound that it is to reach)"""
         best = self.config.checkpoint.best
-        wanted: list[tuple[str, str, str]] = [("checkpoint.best", "valid", best.metric)] if best else []
+        wanted: list[tuple[str, Split, str, Until | None]] = []
+        if self.config.evaluation.loss:
+            wanted.append(("evaluation.loss", "valid", LOSS, None))
+        if best:
+            wanted.append(("checkpoint.best", "valid", best.metric, None))
         for place, one in enumerate(self.config.rounds):
-            wanted += [(f"rounds.{place}.until", one.until.split, one.until.metric)] if one.until else []
+            if one.until:
+                wanted.append((f"rounds.{place}.until", one.until.split, one.until.metric, one.until))
         return wanted
 
-    def _fault(self, split: str, metric: str) -> tuple[str, str] | None:
-        known = TASKS[self.config.task].columns
+    def _fault(self, split: Split, metric: str, until: Until | None) -> tuple[str, str] | None:
+        known = (*TASKS[self.config.task].columns, LOSS)
         name = metric_name(self.config.task, metric)
         if name is None:
             return f"task {self.config.task} has no metric {metric!r}", f"It has {', '.join(known)}."
@@ -86,22 +101,33 @@ class Examiner:
             return f"{name} cannot be computed here: {lacking}", "Install it, or take another metric, such as CIDEr-D."
         if not len(self.prepared.rows(split)):
             return f"there are no rows in {split}", "See data.split."
+        if until and (until.at_least is not None) != self._higher_is_better(name):
+            if until.at_most is None:
+                return f"of {name} lower is better", "Set at_most instead of at_least."
+            return f"of {name} higher is better", "Set at_least instead of at_most."
         return None
 
-    def round_over(self, model: torch.nn.Module, place: Place, last: bool) -> bool:
-        """Ask valid if that is due at a checkpoint; whether patience has come to its end.
+    def _higher_is_better(self, metric: str) -> bool:
+        return TASKS[self.config.task].higher_is_better(metric)
+
+    def round_over(self, trainer: AnswerTrainer, place: Place, last: bool) -> bool:
+        """Ask valid, or compute its loss, if that is due at a checkpoint; whether patience has come to its end.
 
         Args:
             last: whether it is the round's last step.
         """
         best = self.config.checkpoint.best
-        if best is None or not (last or (place.step - place.leg.offset) % best.every == 0):
+        due = best is not None and (last or (place.step - place.leg.offset) % best.every == 0)
+        name = metric_name(self.config.task, best.metric) if best else None
+        if self.config.evaluation.loss and name != LOSS:  # else by `every`, whatever else checkpoints are written for
+            self.value(trainer, place, "valid", LOSS)
+        if best is None or not due:
             return False
-        self.value(model, place, "valid", best.metric)
+        self.value(trainer, place, "valid", best.metric)
         return ranks.share(best.patience is not None and console.speaks() and self._in_vain(place.leg) >= best.patience)
 
-    def value(self, model: torch.nn.Module, place: Place, split: Split, metric: str) -> float:
-        """A metric of the model at a checkpoint, asked unless that has been done; undefined counts as -inf.
+    def value(self, trainer: AnswerTrainer, place: Place, split: Split, metric: str) -> float | None:
+        """A metric of the model at a checkpoint, asked unless that has been done; None where it is undefined.
 
         Raises:
             UserError: the metric cannot be computed here.
@@ -114,25 +140,30 @@ class Examiner:
         line = ranks.share(line)  # a slower rank may read what the first has just written, or read late on NFS
         if line is None:
             started = time.monotonic()
-            found = self._scores(model, place, split)
-            if name not in found["metrics"]:
-                raise UserError(f"{name} was not computed on {split}", "\n".join(found["remarks"]))
-            line = {**about, "round": place.leg.round, "value": found["metrics"][name]["value"]}
+            found, told = self._loss(trainer, split) if name == LOSS else self._score(trainer, place, split, name)
+            line = {**about, "round": place.leg.round, **found}
             if console.speaks():
                 files.append_jsonl(self.run.metrics, {**line, "seconds": time.monotonic() - started})
-            console.say(f"step {place.step}: {name} on {split} {number(line['value'], found['unit'])}")
-        return _order(line)
+            console.say(f"step {place.step}: {name} on {split} {told}")
+        value: float | None = line["value"]
+        return value
 
     def best(self, attempt: int) -> dict[str, Any] | None:
         """The line of metrics.jsonl about the best checkpoint so far (the first of equals), if one is wanted."""
         lines = self._asked_valid(attempt)
-        return max(lines, key=_order) if lines else None
+        return max(lines, key=self._merit) if lines else None
 
     def _in_vain(self, leg: Leg) -> int:
         """Evaluations of this round since the best one."""
         lines = self._asked_valid(leg.attempt)
-        place = lines.index(max(lines, key=_order))
+        place = lines.index(max(lines, key=self._merit))
         return sum(line["round"] == leg.round for line in lines[place + 1 :])
+
+    def _merit(self, line: dict[str, Any]) -> float:
+        """Undefined values come last."""
+        if line["value"] is None:
+            return float("-inf")
+        return float(line["value"]) * (1 if self._higher_is_better(line["metric"]) else -1)
 
     def _asked_valid(self, attempt: int) -> list[dict[str, Any]]:
         best = self.config.checkpoint.best
@@ -140,6 +171,35 @@ class Examiner:
             return []
         about = ("valid", metric_name(self.config.task, best.metric))
         return [line for line in logged(self.run, attempt) if (line.get("split"), line.get("metric")) == about]
+
+    def _loss(self, trainer: AnswerTrainer, split: Split) -> tuple[dict[str, Any], str]:
+        """What its line says, and the same in words."""
+        rows, batches = self._loss_batches(split)
+        model = trainer.model
+        with undisturbed(model):
+            model.eval()
+            found = split_loss(model, rows, batches, self.config, trainer.accelerator.autocast(), f"loss on {split}")
+        return found, f"{number(found['value'], 'fraction')}, perplexity {number(found['perplexity'], 'fraction')}"
+
+    def _loss_batches(self, split: Split) -> tuple[TrainingRows, list[Batch]]:
+        """The same at every checkpoint."""
+        if split not in self._losses:
+            inputs = FAMILIES[self.config.model.family].load_inputs(self.base, self.config)
+            rows = rows_for_loss(self.config, self.prepared, split, inputs)
+            self._losses[split] = rows, cut_batches(rows, self.config.micro_batch)
+        return self._losses[split]
+
+    @functools.cached_property
+    def _losses(self) -> dict[Split, tuple[TrainingRows, list[Batch]]]:
+        return {}
+
+    def _score(self, trainer: AnswerTrainer, place: Place, split: Split, name: str) -> tuple[dict[str, Any], str]:
+        """What its line says, and the same in words."""
+        found = self._scores(trainer.model, place, split)
+        if name not in found["metrics"]:
+            raise UserError(f"{name} was not computed on {split}", "\n".join(found["remarks"]))
+        value = found["metrics"][name]["value"]
+        return {"value": value}, number(value, found["unit"])
 
     def _scores(self, model: torch.nn.Module, place: Place, split: Split) -> dict[str, Any]:
         attempt, step = place.leg.attempt, place.step
@@ -154,7 +214,7 @@ class Examiner:
 
 def metric_name(task: str, name: str) -> str | None:
     """A metric as its task spells it, for `f1` or `macro_f1`; None if there is none."""
-    plain = {known.lower(): known for known in TASKS[task].columns}
+    plain = {known.lower(): known for known in (*TASKS[task].columns, LOSS)}
     return plain.get(name.lower().replace("_", " "))
 
 
@@ -192,7 +252,3 @@ def rounded(model: torch.nn.Module, config: Config) -> Iterator[None]:
     finally:
         for parameter, data in exact.items():
             parameter.data = data
-
-
-def _order(line: dict[str, Any]) -> float:
-    return float("-inf") if line["value"] is None else float(line["value"])

@@ -145,7 +145,7 @@ def _attempt(job: _Job, place: Place) -> bool:
         trainer = _trainer(job, place.leg)
         try:
             place = _train(job, trainer, place)
-            over = not goes_on(job.examiner, trainer.model, place)
+            over = not goes_on(job.examiner, trainer, place)
             if over:
                 _take_best(job, trainer)
                 require_finite(trainer.model)
@@ -278,7 +278,7 @@ def _is_over(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
     """Whether the checkpoint that a leg goes on from is its last; what was to be asked there and was not is asked."""
     trainer.state.global_step = place.step - place.leg.offset
     last = trainer.state.global_step >= trainer.total_steps
-    return job.examiner.round_over(trainer.model, place, last) or last
+    return job.examiner.round_over(trainer, place, last) or last
 
 
 def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
@@ -288,7 +288,7 @@ def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
         runs.rotate_checkpoints(trainer.checkpoints, job.config.checkpoint.keep, best["step"] if best else None)
     if any(ranks.highest(signal_number())):
         return False
-    return job.examiner.round_over(trainer.model, place, trainer.state.global_step >= trainer.state.max_steps)
+    return job.examiner.round_over(trainer, place, trainer.state.global_step >= trainer.state.max_steps)
 
 
 def _take_best(job: _Job, trainer: AnswerTrainer) -> None:

@@ -35,6 +35,7 @@ class Fitted:
         dropped, truncated: how many were too long.
         unanswered: how many of the dropped have a prompt that leaves no room for any answer: no label would be left.
         named: the first of the rows that were too long, in words.
+        split: which rows, in words.
     """
 
     kept: Sequence[int]
@@ -43,6 +44,7 @@ class Fitted:
     truncated: int = 0
     unanswered: int = 0
     named: Sequence[str] = ()
+    split: str = "training"
 
     @property
     def sentence(self) -> str:
@@ -53,9 +55,10 @@ class Fitted:
         fates = [(self.dropped, "dropped"), (self.truncated, "truncated")]
         shown = " and ".join(f"{count:,} {fate}" for count, fate in fates if count)
         filled = f" (the prompts of {self.unanswered:,} leave no room for an answer)" if self.unanswered else ""
-        first = f"of {total:,} training rows, those of more than {self.limit:,} tokens were too long: {shown}{filled}"
+        first = f"of {total:,} {self.split} rows, those of more than {self.limit:,} tokens were too long: {shown}"
         more = self.dropped + self.truncated - len(self.named)
-        return "\n".join([first, *[f"  {row}" for row in self.named], *([f"  … and {more:,} more"] if more else [])])
+        rest = [f"  … and {more:,} more"] if more else []
+        return "\n".join([first + filled, *[f"  {row}" for row in self.named], *rest])
 
 
 def fit_rows(
@@ -63,6 +66,7 @@ def fit_rows(
     templates: Templates,
     inputs: Inputs,
     too_long: Literal["drop", "truncate", "stop"],
+    split: str = "training",
 ) -> Fitted:
     """Compare every row's length with what the model takes.
 
@@ -73,7 +77,7 @@ def fit_rows(
         UserError: rows that are too long, for `stop`; no row fits.
     """
     if inputs.limit is None:
-        return Fitted(range(len(examples)))
+        return Fitted(range(len(examples)), split=split)
     kept: list[int] = []
     faults: list[str] = []
     truncated = unanswered = 0
@@ -88,9 +92,9 @@ def fit_rows(
     if too_long == "stop":
         raise_faults(faults, "Shorten them, or set model.too_long: drop or truncate.")
     if not kept:
-        raise UserError(f"none of {len(examples):,} training rows fits into {inputs.limit:,} tokens", faults[0])
+        raise UserError(f"none of {len(examples):,} {split} rows fits into {inputs.limit:,} tokens", faults[0])
     dropped = len(examples) - len(kept)
-    return Fitted(kept, inputs.limit, dropped, truncated, unanswered, faults[:MAX_FAULTS_SHOWN])
+    return Fitted(kept, inputs.limit, dropped, truncated, unanswered, faults[:MAX_FAULTS_SHOWN], split)
 
 
 def _fault(name: str, prompt: int, answer: int, limit: int) -> str:

@@ -38,11 +38,15 @@ def answer_loss(
     Returns:
         Scalar.
     """
+    return loss_of_logits(*answer_logits(model, batch), average, items, smoothing)
+
+
+def answer_logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits of the columns that hold labels, and these, as `loss_of_logits` takes them."""
     width = min(batch["labels"].shape[1], batch["input_ids"].shape[1] - 1)
     logits = model(**forward_arguments(batch), logits_to_keep=width + 1).logits
     # The last logits foretell nothing. They get a label that is ignored: cutting them off would copy all others.
-    labels = pad(batch["labels"][:, -width:], (0, 1), value=IGNORED)
-    return loss_of_logits(logits, labels, average, items, smoothing)
+    return logits, pad(batch["labels"][:, -width:], (0, 1), value=IGNORED)
 
 
 def loss_of_logits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from ftlib.data.examples import write_records
 from ftlib.models.causal import CausalInputs
 from ftlib.models.rows import forward_arguments
 from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
+from ftlib.tasks import TASKS
 from tests.conftest import counts_and_dies, read_lines
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -82,6 +84,13 @@ def test_a_planted_prompt_wins(config: Path, store: Path, ftlib: Ftlib) -> None:
     assert {str(record["prompt"]).split()[0] for record in records} == {"bad"}
     assert {record["prediction"] for record in records} == {"no"}
     assert not list(folder.glob("partial*"))
+
+
+def test_of_an_error_rate_the_lowest_wins(config: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = dataclasses.replace(TASKS["instruct"], lower_is_better=("exact match",))
+    monkeypatch.setitem(TASKS, "instruct", errors)
+    code, output, _ = ftlib("prompts", config)
+    assert code == 0 and "good" not in output
 
 
 def test_another_precision_is_asked_anew(config: Path, store: Path, ftlib: Ftlib) -> None:

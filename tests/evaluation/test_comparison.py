@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ftlib.config_file import load_experiment
 from ftlib.evaluation.comparison import change_by_training
 from ftlib.runs import Run
 from ftlib.site import Site
+from ftlib.tasks import TASKS
 from tests.reporting.fake_runs import CONFIG, evaluate, finish, new_run, record_of, row, train
 
 SETTINGS = {
@@ -55,6 +57,12 @@ def test_training_is_what_differs(run: Run, site: Site) -> None:
         change and change["difference"] == 1 and change["sentence"].startswith("training changed accuracy by +1.0000")
     )
     assert record_of(run, site).splits[0].change is not None
+
+
+def test_the_sentence_tells_an_error_rate(run: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "classify", dataclasses.replace(TASKS["classify"], lower_is_better=("accuracy",)))
+    change = _change(run, site)
+    assert change and change["sentence"].startswith("training changed accuracy (lower is better) by +1.0000")
 
 
 @pytest.mark.parametrize(

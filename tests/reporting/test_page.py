@@ -85,6 +85,23 @@ def test_curves_and_the_mark_of_a_resumed_attempt(finished: Run, page: Page) -> 
     assert "0.1333 at step 30" in made
 
 
+def test_the_loss_on_valid_stands_beside_that_of_training(run: Run, page: Page) -> None:
+    train(run)
+    for step, value in ((10, 1.5), (20, 0.75), (30, 0.875)):
+        line = {"step": step, "attempt": 0, "split": "valid", "metric": "loss", "value": value, "perplexity": 2 * value}
+        files.append_jsonl(run.metrics, line)
+    made = page(run)
+    told = "0.1333 at step 30; on valid 0.875 at step 30, lowest 0.75 at step 20"
+    assert told in text_of(made) and "Loss over 30 steps; 0.1333 at step 30; on valid, 3 times: 0.875" in made
+    assert made.count('class="beside"') == 1 and made.count('class="beside-dot"') == 3
+    assert "Perplexity on valid over 3 steps; 1.75 at step 30" in made
+    assert "loss on valid over" not in made, "it has no chart of its own"
+    assert made.count('class="chart"') == 6
+    undefined = {"step": 31, "attempt": 0, "split": "valid", "metric": "loss", "value": None, "perplexity": None}
+    files.append_jsonl(run.metrics, undefined)
+    assert told in text_of(page(run))
+
+
 def test_confusion_matrix_counts(finished: Run, page: Page) -> None:
     matrix = page(finished).partition('class="confusion')[2].partition("</table>")[0]
     rows = [re.findall(r'<td class="(\w+)"[^>]*>([^<]*)', line) for line in matrix.split("<tr>")[2:]]
@@ -137,6 +154,21 @@ def test_graded_answers_stand_by_their_scores(site: Site, tmp_path: Path, page: 
     assert groups == [["row-1", "row-2", "row-3", "row-4"], ["row-7", "row-6"], [], ["row-8", "row-5"]]
     assert "<strong>after 7</strong>\u00a0(0.70)" in answers and "<dd>before 7\u00a0(0.10)</dd>" in answers
     assert "✓" not in answers and "✗" not in answers
+
+
+def test_of_errors_the_highest_are_the_worst(run: Run, site: Site, tmp_path: Path, page: Page) -> None:
+    rows = [row(number, "x", "y", score=number / 10) for number in range(4)]
+    evaluate(run, "valid", "before", [{**one, "score": 0.1} for one in rows], higher_is_better=False)
+    evaluate(run, "valid", "after", rows, higher_is_better=False)
+    made = text_of(page(run))
+    assert made.index("Wrong answers 3") < made.index("row-3") < made.index("row-2") < made.index("row-1")
+    assert "Wrong before training, right after 1" in made and made.count("row-0") == 1
+    graded = new_run(site, tmp_path, CONFIG.replace("task: classify", "task: caption"))
+    evaluate(graded, "valid", "before", [{**one, "score": 0.15} for one in rows], higher_is_better=False)
+    evaluate(graded, "valid", "after", rows, higher_is_better=False)
+    made = text_of(page(graded))
+    places = [made.index(title) for title in ("Highest scores 2 of 4", "row-3", "row-2", "Most improved by training")]
+    assert places == sorted(places) and made.index("Most improved by training") < made.index("row-0")
 
 
 def test_prompts_that_differ_stand_on_the_cards(run: Run, page: Page) -> None:

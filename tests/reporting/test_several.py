@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from scipy.stats import t as student
 
+from ftlib import files
 from ftlib.config_file import load_experiment
 from ftlib.reporting.collect import RunRecord
 from ftlib.reporting.seeds import spread_of, student_quantile
@@ -87,6 +88,18 @@ def test_settings_are_ranked_by_valid_alone(records: list[RunRecord]) -> None:
     assert reported.mean == pytest.approx(0.5)
     left = other.spread("valid")
     assert left and (left.n, left.mean) == (2, pytest.approx(0.7))
+
+
+def test_of_an_error_rate_the_lowest_comes_first(sweep: list[Run], site: Site, ftlib: Ftlib, tmp_path: Path) -> None:
+    for run in sweep:
+        for folder in run.folder.glob("eval/*/*/after"):
+            told = {"settings": files.read_json(folder / "scores.json")["settings"], "higher_is_better": False}
+            evaluate(run, folder.parent.name, "after", files.read_jsonl_log(folder / "predictions.jsonl"), **told)
+    settings = group_settings([record_of(run, site) for run in sweep])
+    assert [setting.values["training.learning_rate"] for setting in settings] == ["0.01", "0.001"]
+    assert settings[0].best_run.config.seed == 0, "0.6 is lower than 0.8"
+    ftlib("report", "pets", "-o", tmp_path / "page.html")
+    assert "Ranked by valid, lower is better; test had no part in it." in (tmp_path / "page.md").read_text()
 
 
 def test_jobs_and_intervals_of_saving_and_a_second_question_are_no_settings(site: Site, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
     tell(run, {"event": "preempted", "signal": "SIGTERM"}, {**START, "step": 8}, TRAINING)
     for step in range(1, 11):
         files.append_jsonl(run.metrics, {"step": step, "loss": 1 / step, "seconds": 90.0 if step < 6 else 2.0})
+    for _ in range(60):  # no step took so long
+        files.append_jsonl(run.metrics, {"step": 10, "split": "valid", "metric": "loss", "seconds": 900.0})
     with ownership.owned(run.folder):
         found = stand(run, site, storage_time(site.runs), {})
     assert found == Standing("digits/abc", "running", "preempted 2 times", 10, 40, 46.0, 46.0 * 30, 0.1, "n3", "7")

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -28,6 +29,7 @@ from ftlib.site import Site
 from ftlib.training import ranks
 from ftlib.training.examiner import Examiner
 from ftlib.training.legs import Leg, Place
+from ftlib.training.trainer import AnswerTrainer
 from tests.conftest import FULL, start_ftlib
 from tests.training.test_examiner import PLAIN, dictate, rewrite
 from tests.training.test_resume import outcome, run_of
@@ -44,6 +46,21 @@ def hook(run, record, update):
     if record["step"] == 5 and os.environ["SLURM_PROCID"] == "1":
         os.kill(os.getpid(), signal.SIGUSR1)
 fit._log_step = hook
+from ftlib.__main__ import main
+sys.exit(main())
+"""
+
+SIGNALLED_IN_LOSS = """
+import os, signal, sys
+from ftlib.training import validation
+plain, calls = validation._sums, 0
+def sums(*arguments):
+    global calls
+    calls += 1
+    if calls == 3 and os.environ["SLURM_PROCID"] == "1":
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return plain(*arguments)
+validation._sums = sums
 from ftlib.__main__ import main
 sys.exit(main())
 """
@@ -109,13 +126,18 @@ def test_two_ranks_are_one(
     config: Path, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]], average: str
 ) -> None:
     """They ask together, too; the few rows of valid are one batch, so that the second rank has none."""
-    asking = (f"loss.average={average}", "checkpoint.best={metric: accuracy, every: 6}", "evaluation.batch_size=32")
+    best = ("checkpoint.best={metric: accuracy, every: 6}", "evaluation.batch_size=32")
+    asking = (f"loss.average={average}", "checkpoint.steps=6", "evaluation.loss=true", *best)
     one = run_of(config, tmp_path / "one", *asking)
     assert ftlib("train", config, *asking)[0] == 0
     two = run_of(config, tmp_path / "two", *asking, *ONE_BY_TWO)
     codes, errors = ends_of(start_two(config, *asking, *ONE_BY_TWO))
     assert codes == [0, 0], errors
-    assert [line["step"] for line in files.read_jsonl_log(two.metrics) if "split" in line] == [6, 12]
+    asked = [[line for line in files.read_jsonl_log(run.metrics) if "split" in line] for run in (one, two)]
+    found = [(line["step"], line["metric"]) for line in asked[1]]
+    assert found == [(6, "loss"), (6, "accuracy"), (12, "loss"), (12, "accuracy")]
+    ours, theirs = ([line["value"] for line in lines if line["metric"] == "loss"] for lines in asked)
+    assert theirs == pytest.approx(ours, rel=1e-4), "the weights differ by rounding"
     assert two.folder.name == one.folder.name, "the same run, whatever the number of GPUs"
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
     ours, theirs = (load_file(run.result("full") / "model.safetensors") for run in (one, two))
@@ -144,13 +166,13 @@ def test_of_several_ranks_the_first_ones_reading_decides(
     monkeypatch.setattr(console, "ranks", lambda: (1, 2))
     monkeypatch.setattr(ranks, "share", lambda value: told.pop(0))
     dictate(monkeypatch, [0.25])
-    model = torch.nn.Linear(1, 1)
+    trainer = cast("AnswerTrainer", SimpleNamespace(model=torch.nn.Linear(1, 1)))
     told[:] = [None]
-    assert examiner.value(model, Place(Leg(), 2), "valid", "accuracy") == 0.25 and not told, "it asks with the first"
+    assert examiner.value(trainer, Place(Leg(), 2), "valid", "accuracy") == 0.25 and not told, "it asks with the first"
     told[:] = [{**about, "step": 3, "value": 0.125}, True]
-    assert examiner.round_over(model, Place(Leg(), 3), last=False) and not told
+    assert examiner.round_over(trainer, Place(Leg(), 3), last=False) and not told
     told[:] = [{**about, "step": 2, "value": 0.25}, False]
-    assert not examiner.round_over(model, Place(Leg(), 2), last=False) and not told
+    assert not examiner.round_over(trainer, Place(Leg(), 2), last=False) and not told
 
 
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(config: Path, tmp_path: Path) -> None:
@@ -178,6 +200,22 @@ def another_number_of_ranks_goes_on_and_says_what_differs(config: Path, run: Run
     assert alone.returncode == 0, error
     assert "the checkpoint is of 2 processes, now there are 1" in error
     assert losses_of(run) == pytest.approx(losses, rel=1e-5), "without dropout nothing differs but rounding"
+
+
+def test_a_signal_to_one_rank_stops_both_within_the_loss_on_valid(config: Path, tmp_path: Path) -> None:
+    loss = [*ONE_BY_TWO, "evaluation.loss=true"]
+    straight = run_of(config, tmp_path / "straight", *loss)
+    assert ends_of(start_two(config, *loss))[0] == [0, 0]
+    stopped = run_of(config, tmp_path / "stopped", *loss)
+    codes, errors = ends_of(start_two(config, *loss, program=["-c", SIGNALLED_IN_LOSS]))
+    assert codes == [75, 75], errors
+    assert all("ended by SIGUSR1" in error and "Traceback" not in error for error in errors)
+    assert not any("split" in line for line in files.read_jsonl_log(stopped.metrics)), "it is computed again"
+    codes, errors = ends_of(start_two(config, *loss))
+    assert codes == [0, 0], errors
+    told = [[line for line in files.read_jsonl_log(run.metrics) if "split" in line] for run in (stopped, straight)]
+    values = [[(line["step"], line["value"], line["perplexity"]) for line in lines] for lines in told]
+    assert len(values[0]) == 4 and values[0] == values[1] and losses_of(stopped) == losses_of(straight)
 
 
 def test_the_first_rank_to_fail_tells_the_host_why(config: Path, tmp_path: Path) -> None:
