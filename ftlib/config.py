@@ -32,6 +32,9 @@ class Model(Section):
     `quantization` keeps the language model's linear layers in 8 bits (Dettmers et al. 2022, arXiv:2208.07339) or in 4
     (NF4 with double quantization: QLoRA, Dettmers et al. 2023, arXiv:2305.14314); all else stays in `dtype`, which is
     also what they compute in.
+
+    `chat_template_arguments` are passed to the model's chat template (`data.prompt: chat`), in training and wherever it
+    is asked, such as `{enable_thinking: false}`.
     """
 
     family: Literal["paligemma", "causal"]
@@ -43,6 +46,7 @@ class Model(Section):
     quantization: Literal["none", "int8", "nf4"] = "none"
     max_length: Count | None = None
     too_long: Literal["drop", "truncate", "stop"] = "drop"
+    chat_template_arguments: dict[str, Any] = {}
 
     def paths(self) -> dict[str, PathKind]:
         return {"base": "model"}
@@ -233,6 +237,8 @@ class Config(Section):
             raise ValueError("loss.on: everything and loss.packing are for model.family: causal")
         if self.model.family != "causal" and self.data.prompt == CHAT:
             raise ValueError("data.prompt: chat is for model.family: causal")
+        if self.model.chat_template_arguments and self.data.prompt != CHAT:
+            raise ValueError("model.chat_template_arguments is for data.prompt: chat")
         if self.evaluation.without_context and self.task != "instruct":
             raise ValueError("evaluation.without_context is for task: instruct; rows of other tasks have no context")
         if self.loss.packing and self.loss.average == "example":

@@ -14,6 +14,7 @@ from typing import Any
 from ftlib import training_fields
 from ftlib.config import Config
 from ftlib.config_base import Section
+from ftlib.config_data import CHAT
 from ftlib.files import fingerprint
 
 ALWAYS: dict[str, frozenset[str]] = {
@@ -71,7 +72,13 @@ class RecipeChange:
     affects: Callable[[Config], bool]
 
 
-RECIPES: tuple[RecipeChange, ...] = ()
+RECIPES: tuple[RecipeChange, ...] = (
+    RecipeChange(
+        1,
+        "answers of a chat are trained as the model's template writes them",
+        lambda config: config.data.prompt == CHAT,
+    ),
+)
 """Code that trains something else than before for some unchanged configs gets an entry here, the last one:
 
     RecipeChange(1, "biases are not decayed", lambda config: float(config.training.get("weight_decay", 0)) > 0),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlib import command_line, console, history, runs
 from ftlib.config import Config, Lora
+from ftlib.config_data import CHAT
 from ftlib.config_file import Experiment, load_experiment
 from ftlib.errors import UserError
 from ftlib.hub import find_model, model_hashes
@@ -143,6 +144,9 @@ def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str,
         other = load_experiment(path, [], site).config
         if other.task != own.task:
             raise UserError(f"{path}: its task is {other.task}, this run's is {own.task}")
+        if (other.data.prompt == CHAT) != (own.data.prompt == CHAT):
+            problem = f"{path}: its data.prompt is {other.data.prompt!r}, this run's is {own.data.prompt!r}"
+            raise UserError(problem, "Only chat is asked by the model's chat template; set data.prompt alike.")
         of_the_run = other.name == own.data.source
         if other.name in asked or (of_the_run and other.data != own.data):
             problem = f"{path}: results on another dataset lie under the name {other.name} already"

@@ -3,16 +3,14 @@
 A row is `[bos] prompt answer <eos>`, bos where the model's own tokenizer puts one (an empty prompt without one is
 `<eos>`: a text begins where another ended); prompt and answer are tokenized apart, so that a question is exactly a
 training row before its answer. With the model's chat template a prompt is a conversation (JSON, see
-`data/instruct.py`), rendered by the template, and an answer ends with what the template ends a turn with. Rows are
-padded on the left and bring their positions along: without them GPT-2 counts the padding.
+`data/instruct.py`), rendered by the template, and an answer is written as `chat.py` says. Rows are padded on the left
+and bring their positions along: without them GPT-2 counts the padding.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +20,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ftlib.errors import UserError
+from ftlib.models.chat import ChatTemplate
 from ftlib.models.rows import IGNORED, Row, left_padded, positions
-from ftlib.models.tokenizers import load_tokenizer, special_tokens, written_bos
+from ftlib.models.tokenizers import load_tokenizer, written_bos
 
 MODEL_CLASS = AutoModelForCausalLM
-
-_PROBE = "\N{BLACK STAR}"
-_BREAK = "\N{ZERO WIDTH SPACE}"
 
 
 class CausalInputs:
@@ -44,6 +40,7 @@ class CausalInputs:
         chat: bool = False,
         labels_on: Literal["response", "everything"] = "response",
         packing: bool = False,
+        chat_template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
@@ -51,13 +48,13 @@ class CausalInputs:
             chat: prompts are conversations, rendered by the tokenizer's chat template.
             labels_on: what carries loss; the very first token never does.
             packing: whether training rows share sequences, see `batch`.
+            chat_template_arguments: see `chat.ChatTemplate`.
 
         Raises:
-            UserError: the tokenizer has no end-of-sequence token, or no chat template where one is wanted.
+            UserError: the tokenizer has no end-of-sequence token, or no chat template that will do where one is wanted.
         """
         self.tokenizer = tokenizer
         self.limit = limit
-        self.chat = chat
         self.labels_on = labels_on
         self.packing = packing
         if tokenizer.eos_token_id is None:
@@ -66,9 +63,9 @@ class CausalInputs:
         self.pad_id: int = self._tokenizer_eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._bos = written_bos(tokenizer)
         self.start = len(self._bos)
-        specials = sorted(special_tokens(tokenizer), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, specials)))
-        self.eos_id = self._end_of_turn() if chat else self._tokenizer_eos
+        self._chat = ChatTemplate(tokenizer, chat_template_arguments or {}) if chat else None
+        self.eos_id: int = tokenizer.convert_tokens_to_ids(self._chat.end) if self._chat else self._tokenizer_eos
+        self.remark = self._chat.remark if self._chat else ""
 
     @classmethod
     def load(cls, folder: Path, max_length: int | None = None, **settings: Any) -> CausalInputs:
@@ -102,12 +99,12 @@ class CausalInputs:
 
     def answer_ids(self, answer: str) -> list[int]:
         """An answer and its end."""
-        return [*self._text_ids([answer])[0], self.eos_id]
+        return self._answer_ids([answer])[0]
 
     def lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
         """Tokens of every prompt and of every answer with its end."""
-        pairs = zip(self._prompt_ids(prompts), self._text_ids(answers), strict=True)
-        return [(len(prompt), len(answer) + 1) for prompt, answer in pairs]
+        pairs = zip(self._prompt_ids(prompts), self._answer_ids(answers), strict=True)
+        return [(len(prompt), len(answer)) for prompt, answer in pairs]
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Rows padded on the left; packed, as many as fit stand one behind the other in the length of the longest.
@@ -146,18 +143,23 @@ class CausalInputs:
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids → text, without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self._chat.bare(text) if self._chat else text
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.tokenizer.save_pretrained(folder)
 
     def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        if not self.chat:
+        if self._chat is None:
             return [[*self._bos, *ids] or [self._tokenizer_eos] for ids in self._text_ids(prompts)]
-        rendered = [self._rendered(self._conversation(prompt)) for prompt in prompts]
-        ids: list[list[int]] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        asked = [self._chat.prompt(prompt) for prompt in prompts]
+        ids: list[list[int]] = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        if self._chat is not None:
+            return self._chat.answer_ids(answers)
+        return [[*ids, self.eos_id] for ids in self._text_ids(answers)]
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Special tokens written out in user text (`</s>`) stay text."""
@@ -165,35 +167,6 @@ class CausalInputs:
             "input_ids"
         ]
         return ids
-
-    def _conversation(self, prompt: str) -> list[dict[str, str]]:
-        """The turns of a prompt; special tokens written out in them are broken, so that they cannot end a turn."""
-        turns: list[dict[str, str]] = json.loads(prompt)
-        return [
-            {**turn, "content": self._special.sub(lambda match: match[0][0] + _BREAK + match[0][1:], turn["content"])}
-            for turn in turns
-        ]
-
-    def _rendered(self, turns: list[dict[str, str]], asking: bool = True) -> str:
-        """
-        Raises:
-            UserError: the model has no chat template, or it refuses these turns.
-        """
-        from jinja2 import TemplateError
-
-        if not self.tokenizer.chat_template:
-            raise UserError("data.prompt: chat: the model's tokenizer has no chat template", "Set data.prompt: alpaca.")
-        try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking))
-        except TemplateError as error:
-            raise UserError(f"the model's chat template refuses a conversation: {error}") from None
-
-    def _end_of_turn(self) -> int:
-        """The first special token that the template writes behind an answer; without one the end of the sequence."""
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-        behind = self._rendered(turns, asking=False).rpartition(_PROBE)[2]
-        found = self._special.search(behind)
-        return int(self.tokenizer.convert_tokens_to_ids(found[0])) if found else self._tokenizer_eos
 
 
 def check_model(model: torch.nn.Module, name: str) -> None:

@@ -29,6 +29,7 @@ class Inputs(Protocol):
         first_position: what positions count from.
         limit: how many positions a row may have; None: more than any row needs.
         start: how many ids stand before every prompt's text (bos, image tokens).
+        remark: what is told when training begins; empty for nothing.
     """
 
     pad_id: int
@@ -37,6 +38,7 @@ class Inputs(Protocol):
     first_position: int
     limit: int | None
     start: int
+    remark: str
 
     @property
     def end_ids(self) -> set[int]: ...
@@ -107,6 +109,7 @@ FAMILIES: dict[str, Family] = {
             chat=config.data.prompt == CHAT,
             labels_on=config.loss.on,
             packing=config.loss.packing,
+            chat_template_arguments=config.model.chat_template_arguments,
         ),
         causal.part,
         images=False,

@@ -38,6 +38,7 @@ class PaliGemmaInputs:
 
     both_ways = True
     first_position = 1
+    remark = ""
 
     def __init__(self, processor: PaliGemmaProcessor, limit: int | None = None) -> None:
         self.processor = processor

@@ -204,6 +204,8 @@ def _trainer(job: _Job, leg: Leg) -> AnswerTrainer:
 def _rows(config: Config, run: Run, prepared: Prepared, folder: Path) -> TrainingRows:
     """The rows to learn from; what becomes of those that are too long is said and noted."""
     inputs = FAMILIES[config.model.family].load_inputs(folder, config)
+    if inputs.remark:
+        console.say(inputs.remark)
     examples = prepared.rows("train")
     check_images(config.model.family, examples)
     fitted = fit_rows(examples, config.data.templates, inputs, config.model.too_long)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ftlib import files
 from ftlib.commands import chat
 from ftlib.data.examples import write_records
 from tests.conftest import read_lines
-from tests.models.tiny_causal import save
+from tests.models.tiny_causal import CHATML, save
 
 Ftlib = Callable[..., tuple[int, str, str]]
 
@@ -338,3 +339,39 @@ def test_rows_that_would_see_each_other_are_not_packed(config: Path, ftlib: Ftli
     assert code == 2 and "loss.packing: in this model's architecture (opt) rows" in error
     code, _, error = ftlib("train", config, *overrides, "loss.packing=false", "loss.average=example")
     assert code == 0, error
+
+
+def test_arguments_of_the_chat_template_are_those_of_training_wherever_the_model_is_asked(
+    config: Path, base: Path, ftlib: Ftlib, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "polite")
+    template = CHATML.replace("assistant\n", "assistant\n{% if polite %}Yes. {% endif %}")
+    (folder / "chat_template.jinja").write_text(template)
+    polite = ["data.prompt=chat", "model.chat_template_arguments={polite: true}"]
+    assert ftlib("prepare", config, f"model.base={folder}", *polite)[0] == 0
+    code, output, error = ftlib("train", config, f"model.base={folder}", *polite, "name=refused")
+    assert code == 2 and "asks with 'Yes. ', but writes nothing before an answer" in error
+    template = template.replace("{{ m['content'] }}", "{% if polite and m.role == 'assistant' %}Yes. {% endif %}", 1)
+    template = template.replace("{% endif %}<|im_end|>", "{% endif %}{{ m['content'] }}<|im_end|>")
+    (folder / "chat_template.jinja").write_text(template)
+    folders = {}
+    for name, own in (("rude", polite[:1]), ("polite", polite)):
+        code, output, error = ftlib("train", config, f"model.base={folder}", *own)
+        assert code == 0, error
+        folders[name] = Path(output.strip())
+    assert folders["rude"] != folders["polite"]
+    text = "<|im_start|>user\nreverse abc<|im_end|>\n<|im_start|>assistant\n"
+    for name, behind in (("rude", ""), ("polite", "Yes. ")):
+        code, output, error = ftlib("predict", folders[name], "--prompt", "reverse abc")
+        assert code == 0, error
+        (wanted,) = plain_answers(folder, folders[name] / "adapter", [text + behind], end="<|im_end|>")
+        assert output.strip("\n") == wanted
+    code, output, error = ftlib("evaluate", folders["polite"], "--json")
+    assert code == 0, error
+    assert json.loads(output)[-1]["settings"]["loaded"]["chat_template_arguments"] == {"polite": True}
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("name: instruct", "name: other"))
+    code, _, error = ftlib("evaluate", folders["polite"], "--data", other)
+    assert code == 2 and "its data.prompt is 'alpaca', this run's is 'chat'" in error
+    code, _, error = ftlib("train", config, polite[1])
+    assert code == 2 and "model.chat_template_arguments is for data.prompt: chat" in error

@@ -1,0 +1,238 @@
+"""A model's chat template: the text that a conversation is asked with, and the text of an answer as training sees it.
+
+Generation sees what the template renders with `add_generation_prompt`. A training row is the very same text, and behind
+it what the template itself writes for an answer, up to the token that ends the turn. Templates differ in what they do
+in between, which is found out with a short conversation when the template is read:
+
+- nothing: the generation prompt is all that stands before an answer;
+- the generation prompt is missing, or a part of it: what is missing (`header`) is added, in training and asking alike;
+- something that an answer may bring along itself, such as an empty block of thoughts, or a space (`lead`): the model
+  learns to write it, as any program that asks by the template sees it do, and it is removed from generated answers.
+
+A template that asks in one way and writes an answer in another is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ftlib.errors import UserError
+from ftlib.models.tokenizers import special_tokens
+
+DAY = date(2024, 7, 26)
+"""Today, for templates that write the date: a run asks as it was trained. It is what Llama 3 writes without a clock."""
+
+_PROBE = "\N{BLACK STAR}"
+_QUESTION = [{"role": "user", "content": "a"}]
+_ANCHOR = "a"
+_BREAK = "\N{ZERO WIDTH SPACE}"
+_REMEDY = "Set model.chat_template_arguments so that both are alike, or data.prompt: alpaca."
+_SHOWN = 60
+_PARTS = "".join(f" | replace('%{one}', '{DAY.strftime('%' + one)}')" for one in "aAbBdHIjmMpSyY")
+_CLOCK = "{% macro strftime_now(format) %}{{ format" + _PARTS + " }}{% endmacro %}\n"
+"""Put before a template, it stands in for transformers' function of that name, which knows the time."""
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Attributes:
+        end: the token that ends a turn; without one in the template the end of the sequence.
+        remark: what a user should know of this template's prompts; empty for nothing.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
+        """
+        Args:
+            arguments: for the template, such as `{"enable_thinking": False}`.
+
+        Raises:
+            UserError: no template, arguments that it does not have, or a template that asks in one way and writes an
+                answer in another.
+        """
+        self._tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise UserError("data.prompt: chat: the model's tokenizer has no chat template", "Set data.prompt: alpaca.")
+        self._arguments = dict(arguments)
+        self._text = _text_of(tokenizer, self._arguments.get("tools"))
+        self._require_arguments()
+        self._dated = bool(re.search(r"\bstrftime_now\b", self._text))
+        if self._dated:
+            self._text = _CLOCK + self._text
+        self._special = _any_of(special_tokens(tokenizer))
+        asked, whole = self._render(_QUESTION, asking=True), self._render(_answered(_PROBE))
+        before, found, self._behind = whole.rpartition(_PROBE)
+        if not found:
+            raise UserError("the model's chat template leaves answers out", _REMEDY)
+        if not before.startswith(asked):
+            same = next(
+                (place for place, pair in enumerate(zip(asked, before, strict=False)) if len(set(pair)) > 1),
+                len(before),
+            )
+            problem = f"asks with {_tail(asked[same:])}, but writes {_tail(before[same:])} before an answer"
+            raise UserError(f"the model's chat template {problem}", _REMEDY)
+        self._header, self._lead = self._divided(before[len(asked) :], whole)
+        self._before = asked + self._header
+        ending = _any_of({str(token) for token in tokenizer.added_tokens_decoder.values()}).search(self._behind)
+        self.end = ending[0] if ending else str(tokenizer.eos_token)
+        self._closing = self._behind[: ending.start()] if ending else ""
+        specials = special_tokens(tokenizer) | {self.end}
+        self._special, self._broken = _any_of(specials), _any_of({_broken(token) for token in specials})
+        self.remark = self._remark()
+
+    def prompt(self, conversation: str) -> str:
+        """The text that a conversation is asked with.
+
+        Args:
+            conversation: turns as JSON; special tokens written out in them are broken, so that they cannot end a turn.
+
+        Raises:
+            UserError: the template refuses these turns.
+        """
+        turns = [{**turn, "content": self._without_specials(turn["content"])} for turn in json.loads(conversation)]
+        return self._render(turns, asking=True) + self._header
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """Answers as they stand behind any prompt, each with the end of its turn.
+
+        They are tokenized behind a prompt, since many tokenizers put a space before a text that stands alone.
+
+        Raises:
+            UserError: the template does not write an answer as it is.
+        """
+        texts = [self._written(answer) for answer in answers]
+        found = [self._special.search(text, len(self._lead) if text.startswith(self._lead) else 0) for text in texts]
+        heads = [text[: one.start()] if one else text + self.end for text, one in zip(texts, found, strict=True)]
+        tails = [text[one.start() :] if one else "" for text, one in zip(texts, found, strict=True)]
+        before = self._ids([self._before])[0]
+        end = self._tokenizer.convert_tokens_to_ids(self.end)
+        ids = []
+        for text, tail, whole in zip(texts, tails, self._ids([self._before + head for head in heads]), strict=True):
+            if whole[: len(before)] != before:  # a token across the border, which generation cannot see
+                ids.append([*self._plain_ids(text), end])
+            elif tail:
+                ids.append([*whole[len(before) :], *self._plain_ids(tail), end])
+            else:
+                ids.append(whole[len(before) :])
+        return ids
+
+    def bare(self, text: str) -> str:
+        """A generated answer without what the template writes around every answer."""
+        if self._lead:
+            text = re.sub(r"\A\s*" + r"\s*".join(map(re.escape, self._lead.split())) + r"\s*", "", text)
+        return text.rstrip() if self._closing else text
+
+    def _divided(self, missing: str, whole: str) -> tuple[str, str]:
+        """What stands between the generation prompt and an answer → what prompts get, what answers get.
+
+        Spaces are an answer's: tokenizers join them to the word that follows.
+        """
+        try:
+            if self._render(_answered(missing + _PROBE)) == whole:
+                return "", missing
+        except UserError:  # no answer may hold such words
+            pass
+        header = missing.rstrip(" ")
+        return header, missing[len(header) :]
+
+    def _written(self, answer: str) -> str:
+        """What the template writes for an answer, up to the end of the turn; special tokens in it are as they were."""
+        whole = self._render(_answered(self._without_specials(answer)))
+        if not (whole.startswith(self._before) and whole.endswith(self._behind)):
+            raise UserError(f"the model's chat template writes other words around the answer {_head(answer)}", _REMEDY)
+        text = whole[len(self._before) : len(whole) - len(self._behind)] + self._closing
+        text = self._broken.sub(lambda match: match[0].replace(_BREAK, "", 1), text)
+        if _squeezed(answer) not in _squeezed(self._before + text):
+            raise UserError(f"the model's chat template changes or leaves out the answer {_head(answer)}", _REMEDY)
+        return text
+
+    def _render(self, turns: list[dict[str, str]], asking: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": asking, "chat_template": self._text}
+        try:
+            return str(self._tokenizer.apply_chat_template(turns, **settings, **self._arguments))
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(f"the model's chat template refuses a conversation: {error}") from None
+
+    def _require_arguments(self) -> None:
+        """
+        Raises:
+            UserError: an argument that ftlib sets itself, or that the template does not know: it would change nothing.
+        """
+        own = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"} - {"tools", "documents"}
+        for name in self._arguments:
+            if name in own:
+                raise UserError(f"model.chat_template_arguments: {name} is set by ftlib")
+            if not re.search(rf"\b{re.escape(name)}\b", self._text):
+                raise UserError(f"model.chat_template_arguments: the model's chat template has no argument {name}")
+
+    def _remark(self) -> str:
+        remarks = []
+        if self._header:
+            remarks.append(
+                f"the model's chat template asks without {self._header!r}, but writes it before an answer; ftlib adds "
+                "it to prompts, in training and asking alike (other programs have to do so, too)"
+            )
+        if self._lead.strip():
+            remarks.append(
+                f"the model's chat template writes {self._lead!r} before an answer, but does not ask with it; the "
+                "model learns to write it, and it is removed from generated answers"
+            )
+        if self._dated:
+            remarks.append(f"the model's chat template may write the date; for ftlib today is always {DAY:%d %b %Y}")
+        return "\n".join(remarks)
+
+    def _without_specials(self, text: str) -> str:
+        return self._special.sub(lambda match: _broken(match[0]), text)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """A text that goes on where another ended; special tokens written out in it stay text."""
+        texts = [_ANCHOR, _ANCHOR + text, text]
+        found: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        anchor, behind, alone = found
+        return behind[len(anchor) :] if behind[: len(anchor)] == anchor else alone
+
+
+def _text_of(tokenizer: PreTrainedTokenizerBase, tools: Any) -> str:
+    try:
+        return str(tokenizer.get_chat_template(tools=tools))
+    except ValueError as error:  # several, and none is the default
+        raise UserError(f"data.prompt: chat: {error}") from None
+
+
+def _answered(answer: str) -> list[dict[str, str]]:
+    return [*_QUESTION, {"role": "assistant", "content": answer}]
+
+
+def _any_of(words: set[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
+
+
+def _broken(token: str) -> str:
+    return token[0] + _BREAK + token[1:]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _tail(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else "…" + text[-_SHOWN:]) if text else "nothing"
+
+
+def _head(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
