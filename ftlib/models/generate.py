@@ -22,7 +22,10 @@ from ftlib.models.families import Inputs
 from ftlib.models.rows import Row, positions, shortened
 
 MAX_LABEL_TOKENS = 512
-"""How many label tokens go into one forward pass."""
+"""How many label tokens of a row go into one forward pass."""
+
+MAX_HEAD_TOKENS = 2048
+"""How many label tokens of all rows do: with 257,152 words their logits are 1 GiB in bfloat16."""
 
 
 def answer_rows(
@@ -75,10 +78,15 @@ def label_likelihoods(model: torch.nn.Module, inputs: Inputs, rows: Sequence[Row
         batch = inputs.prompt_batch(model, fitting(inputs, rows, max(map(len, answers))))
         chunks = list(_chunks(answers))
         longest = batch["attention_mask"].shape[1] + max(sum(map(len, chunk)) for chunk in chunks)
-        if takes_any_mask(model, longest):
-            parts = [_likelihoods(model, inputs, batch, chunk) for chunk in chunks]
-        else:
-            parts = [_likelihoods(model, inputs, batch, [answer], alone=True) for answer in answers]
+        alone = not takes_any_mask(model, longest)
+        parts = []
+        for chunk in [[answer] for answer in answers] if alone else chunks:
+            size = max(1, MAX_HEAD_TOKENS // sum(map(len, chunk)))
+            pieces = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
+            weighed = [
+                _likelihoods(model, inputs, dict(zip(batch, piece, strict=True)), chunk, alone) for piece in pieces
+            ]
+            parts.append(torch.cat(weighed))
     return torch.cat(parts, dim=1).cpu()
 
 

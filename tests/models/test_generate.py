@@ -93,18 +93,25 @@ def test_an_image_goes_through_the_vision_tower_once(
     assert answer_rows(model, inputs, apart, 4) == together
 
 
-@pytest.mark.parametrize("chunk", [512, 4])
+@pytest.mark.parametrize(("chunk", "head"), [(512, 2048), (4, 2048), (512, 80), (4, 1)])
 def test_likelihoods_are_the_training_loss(
     model: torch.nn.Module,
     inputs: PaliGemmaInputs,
     rows: list[Row],
     chunk: int,
+    head: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All labels in one pass give what each would cost as the answer of a training row."""
+    """All labels in one pass, of few rows or many, give what each would cost as the answer of a training row."""
     monkeypatch.setattr(generate, "MAX_LABEL_TOKENS", chunk)
+    monkeypatch.setattr(generate, "MAX_HEAD_TOKENS", head)
+    sizes = []
+    watch = model.get_output_embeddings().register_forward_hook(lambda *seen: sizes.append(seen[-1].shape[:2]))
     found = label_likelihoods(model, inputs, rows[:6], LABELS)
-    for row, numbers in zip(rows, found, strict=False):
+    watch.remove()
+    assert all(rows == 1 or rows * (columns - 1) <= head for rows, columns in sizes)
+    assert sum(rows for rows, _ in sizes) % 6 == 0 and (len(sizes) == 1) == ((chunk, head) == (512, 2048))
+    for row, numbers in zip(rows[:6], found, strict=True):
         for label, number in zip(LABELS, numbers, strict=True):
             answer = inputs.answer_ids(label)
             forced = inputs.batch([Row([*row.ids, *answer], len(answer), row.pixels)])
