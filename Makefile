@@ -1,5 +1,7 @@
 # make demo   sets everything up and runs the whole chain on real digits
 # make test   sets everything up and passes the tests
+# make fresh  both on a newcomer's machine: a bare Debian, an ordinary user (Debian, as root); without what needs more
+# make rest   the tests that make fresh leaves out
 # make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
 # make lint   style, types
 # make long   what takes long and rarely breaks
@@ -12,15 +14,24 @@ BIN := $(VENV)/bin
 LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.version_info < (3, 11) else "py311")').txt
 comma := ,
 LOWEST := $(VENV)/lowest
+MARKS := not long
+# What a bare machine or an ordinary user has not: tests/needs.py.
+NEEDS := cluster or java or browser or mount
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test cluster lint long bench gpu gpu-wheels fields lock clean
+.PHONY: demo test fresh rest cluster lint long bench gpu gpu-wheels fields lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
 
 test: $(VENV)/.test $(LOWEST)/.done
-	FTLIB_LOWEST_TRANSFORMERS=$(abspath $(LOWEST)) $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
+	FTLIB_LOWEST_TRANSFORMERS="$(CURDIR)/$(LOWEST)" $(BIN)/python -m pytest -m "$(MARKS)" $(if $(RAN),--ran "$(RAN)") --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
+
+fresh:
+	tests/fresh.sh "not long and not ($(NEEDS))" $(RAN)
+
+rest: MARKS := not long and ($(NEEDS))
+rest: test
 
 cluster:
 	tests/cluster/up.sh

@@ -4,19 +4,15 @@
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$here/common.sh"
+# shellcheck source-path=SCRIPTDIR source=../debian.sh
+. "$here/../debian.sh"
 
 PACKAGES=(slurm-wlm slurm-client slurmdbd munge mariadb-server
-  squashfs-tools uidmap squashfuse fuse2fs fuse-overlayfs fuse3 patchelf debootstrap ca-certificates)
+  squashfs-tools uidmap squashfuse fuse2fs fuse-overlayfs fuse3 patchelf mmdebstrap ca-certificates)
 LIBS=/usr/local/lib/apptainer-libs
 TEST_USER=ftuser
 
 as_user() { runuser -l "$TEST_USER" -c "$*"; }
-
-mirror() { # the machine's own Debian mirror
-  # shellcheck disable=SC2016
-  apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages' 'Release: bookworm' | head -n 1 | grep . ||
-    die "no Debian 12 mirror among apt's sources"
-}
 
 install_packages() {
   local policy=/usr/sbin/policy-rc.d states
@@ -81,12 +77,10 @@ make_devices() {
 make_image() {
   [[ -s $STATE/base.sif ]] && return
   say "build base.sif"
-  local root=$STATE/base-root uri
-  uri=$(mirror)
-  umount -q "$root/proc" "$root/sys" 2>/dev/null || true # left by an interrupted debootstrap
-  rm -rf --one-file-system "$root" "$STATE/base.sif.new"
+  local root=$STATE/base-root
+  rm -f "$STATE/base.sif.new"
   {
-    debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates bookworm "$root" "$uri" &&
+    make_root "$root" python3 python3-venv python3-pip ca-certificates &&
       apptainer build "$STATE/base.sif.new" "$root"
   } >"$STATE/log/image.out" 2>&1 </dev/null || die "base image: see $STATE/log/image.out"
   mv "$STATE/base.sif.new" "$STATE/base.sif"
