@@ -18,19 +18,20 @@ host_settings() { # pip.conf of the root, and the paths that it names, one a lin
   python3 -m venv "$STATE/pip"
   "$STATE/pip/bin/pip" config list | python3 -c '
 import ast, configparser, pathlib, sys
-settings, paths = configparser.RawConfigParser(), {}
+settings, paths, parser = {}, {}, configparser.RawConfigParser()
 for line in sys.stdin:
     name, _, value = line.partition("=")
     section, _, option = name.replace(":env:", "global").rpartition(".")
     value = ast.literal_eval(value)
-    settings.setdefault(section, {})[option] = value if isinstance(value, str) else str(value)
-    for word in settings[section][option].split():
+    settings.setdefault(section, {})[option] = str(value)
+    for word in str(value).split():
         path = pathlib.Path(word.removeprefix("file://"))
         if path.is_absolute() and path.exists() and len(path.parts) > 2:
             index = word.startswith("file://") and path.is_dir()  # its files lie beside it
             paths[path.parent if index else path] = True
+parser.read_dict(settings)
 with open(sys.argv[1], "w") as file:
-    settings.write(file)
+    parser.write(file)
 print(*paths, sep="\n")' "$ROOT/etc/pip.conf"
 }
 
