@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
 
 test: $(VENV)/.test $(LOWEST)/.done
-	FTLIB_LOWEST_TRANSFORMERS="$(CURDIR)/$(LOWEST)" $(BIN)/python -m pytest -m "$(MARKS)" $(if $(RAN),--ran "$(RAN)") --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
+	FTLIB_LOWEST_TRANSFORMERS="$(CURDIR)/$(LOWEST)" $(BIN)/python -m pytest -m "$(MARKS)" $(if $(RAN),--ran="$(RAN)") --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 
 fresh:
 	tests/fresh.sh "not long and not ($(NEEDS))" $(RAN)
