@@ -45,6 +45,7 @@ def prepare_for_training(
         UserError: everything would be frozen, or a target is no linear layer of this model.
     """
     kind = FAMILIES[family]
+    model.enable_input_require_grads = _keep_inputs_as_they_are  # type: ignore[method-assign]
     if isinstance(adapter, Lora):
         adapted = _add_lora(model, kind, adapter)
         settings = adapted.peft_config["default"]
@@ -58,6 +59,13 @@ def prepare_for_training(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("adapter.freeze: nothing is left to train")
     return model
+
+
+def _keep_inputs_as_they_are() -> None:
+    """Stands in for what transformers does to embeddings at gradient checkpointing: it makes their output want a
+    gradient. Only the reentrant kind needs that, which ftlib refuses; it would run the backward pass through a frozen
+    vision tower, and cut the program of torch.compile there.
+    """
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

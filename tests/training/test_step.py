@@ -108,3 +108,14 @@ def test_the_loss_copies_no_logits() -> None:
         answer_loss(model, batch, "token").backward()
     assert {"_log_softmax", "nll_loss_backward"} <= seen
     assert not seen & {"clone", "copy_", "_to_copy", "slice", "slice_backward", "transpose"}
+
+
+def test_checkpointing_runs_no_backward_pass_through_a_frozen_vision_tower() -> None:
+    model, inputs, image = family("paligemma")
+    adapted = prepare_for_training(model, Lora(method="lora", r=2), "base").train()
+    adapted.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    wanted = []
+    model.model.multi_modal_projector.register_forward_hook(lambda *seen: wanted.append(seen[-1].requires_grad))
+    answer_loss(adapted, batch_of(inputs, image), "token").backward()
+    assert wanted == [False]
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in adapted.parameters())
