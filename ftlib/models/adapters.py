@@ -45,7 +45,7 @@ def prepare_for_training(
         UserError: everything would be frozen, or a target is no linear layer of this model.
     """
     kind = FAMILIES[family]
-    model.enable_input_require_grads = _keep_inputs_as_they_are  # type: ignore[method-assign]
+    model.enable_input_require_grads = _keep_inputs_as_they_are
     if isinstance(adapter, Lora):
         adapted = _add_lora(model, kind, adapter)
         settings = adapted.peft_config["default"]
