@@ -31,5 +31,9 @@ class UserError(Exception):
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
 
 
+class TaskLost(Exception):
+    """Another task of this job, a rank, is gone or does not answer; what ended it stands in its own words."""
+
+
 class Diverged(Exception):
     """Training has gone wrong in a way that more steps do not mend; such a model must never become a result."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib import console, files
-from ftlib.errors import Diverged, UserError
+from ftlib.errors import Diverged, TaskLost, UserError
 from ftlib.out_of_memory import enough_memory
 from ftlib.preemption import Preempted, first_to
 from ftlib.runs import Run, job_number
@@ -120,6 +120,9 @@ def endings(run: Run, command: str, seen: float) -> Iterator[None]:
         raise
     except UserError as error:
         _note_failure(run, command, error.problem)
+        raise
+    except TaskLost as error:
+        _note_failure(run, command, str(error))
         raise
     except Exception as error:
         first = (str(error).strip() or "no message").splitlines()[0]

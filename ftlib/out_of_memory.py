@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 
 from ftlib.errors import UserError
+from ftlib.job_memory import job_memory
 
 SMALLER_MODEL = "Set model.quantization: nf4, or take a larger GPU; `ftlib plan CONFIG --gpu SIZE` says what would fit."
 MORE_MEMORY = "Ask for more memory: job.mem (sbatch --mem=…)."
@@ -65,7 +66,8 @@ def enough_memory(remedy: str = SMALLER_MODEL, host: str = MORE_MEMORY, doing: s
             raise
         of_host, words = _tell(error)
         where = " ".join(filter(None, ["out of memory" if of_host else "out of GPU memory", doing]))
-        raise UserError(f"{where}: {words}" if words else where, host if of_host else remedy) from None
+        told = ": ".join(filter(None, [where, words]))
+        raise UserError(f"{told}; {job_memory()}" if of_host else told, host if of_host else remedy) from None
 
 
 def _tell(error: BaseException) -> tuple[bool, str]:

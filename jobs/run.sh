@@ -136,6 +136,19 @@ out_of_memory() { grep -qE 'oom[-_ ]kill|Out Of Memory' "$job_tmp/stderr" 2>/dev
 # bitsandbytes ends a process that finds no memory by itself; only its words tell.
 out_of_memory_in_bitsandbytes() { grep -qE '^Error out of memory at line [0-9]+ in file ' "$job_tmp/stderr" 2>/dev/null; }
 
+# Of several tasks one that waited for the others until NCCL's watchdog ended it, with signal 6.
+waited_in_vain() {
+    local said='.*Rank ([0-9]+)\].*Watchdog caught collective operation timeout: WorkNCCL\(.*Timeout\(ms\)=([0-9]+)\).*'
+    sed -nE "s/$said/rank \1 waited \2 ms in vain for another (NCCL)/p" "$job_tmp/stderr" 2>/dev/null | head -n 1
+}
+
+# What Slurm gave this job, in words.
+memory_given() {
+    if [[ ${SLURM_MEM_PER_NODE:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_NODE MiB a node, /dev/shm and tmpfs included"; return; fi
+    if [[ ${SLURM_MEM_PER_CPU:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_CPU MiB a CPU, /dev/shm and tmpfs included"; return; fi
+    echo "/dev/shm and tmpfs count"
+}
+
 # Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words.
 first_killed() {
     local first
@@ -152,7 +165,7 @@ being_preempted() {
 }
 
 run_step() { # COMMAND LINE…: one ftlib command and what runs it in the container; returns only if it is done
-    local command=$1 code killed tasks=()
+    local command=$1 code killed waited tasks=()
     shift
     rm -f "$job_tmp"/notes/* "$job_tmp/stderr"
     # A task for each GPU trains, evaluates and checks several GPUs; everything else is one process's work.
@@ -185,11 +198,17 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     fi
     if out_of_memory; then
         note killed "$code" "out of memory"
-        echo "ftlib: $command ran out of the job's memory; ask for more: sbatch --mem=…" >&2
+        echo "ftlib: $command ran out of the job's memory ($(memory_given)); ask for more: sbatch --mem=…" >&2
         exit "$code"
     fi
     if (( code > 128 )); then
-        note killed "$code" "${killed:-signal $((code - 128))}"
+        waited=$(waited_in_vain)
+        note killed "$code" "${waited:-${killed:-signal $((code - 128))}}"
+        if [[ -n $waited ]]; then
+            echo "ftlib: $waited: it hung or died, as its own output may tell; training.ddp_timeout is how long the others wait" >&2
+        elif [[ -n $killed ]]; then
+            echo "ftlib: $killed: killed; if that was for the job's memory ($(memory_given)), ask for more: sbatch --mem=…" >&2
+        fi
         if [[ -e $job_tmp/notes/checkpointed ]]; then requeue "$command was killed after a checkpoint"; fi
         echo "ftlib: $command was killed (signal $((code - 128))) before its first checkpoint of this start" >&2
     fi

@@ -138,6 +138,28 @@ def test_bitsandbytes_that_ends_the_process_is_told(tmp_path: Path) -> None:
     assert (line["event"], line["reason"]) == ("failed", "out of memory in bitsandbytes")
 
 
+def test_a_rank_that_nccl_ended_is_told(tmp_path: Path) -> None:
+    """Its watchdog aborts the process: no Python code hears of it, and "signal 6" says nothing."""
+    words = (
+        "[rank1]:[E1128 ProcessGroupNCCL.cpp:685] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL("
+        "SeqNum=12, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=60000) ran for 60064 milliseconds.",
+        "srun: error: n1: task 1: Aborted (core dumped)",
+    )
+    failing = 'echo "$job_tmp" > "$job_tmp/notes/run"; ' + "; ".join(f"echo '{line}' >&2" for line in words)
+    script = STEP.format(tmp=tmp_path, srun=f"{failing}; sleep 0.5; return 134", command="train")
+    done = bash(script, SLURM_NTASKS="2", SLURM_JOB_ID="7")
+    told = "rank 1 waited 60000 ms in vain for another (NCCL)"
+    assert done.returncode == 134 and f"ftlib: {told}" in done.stderr and "training.ddp_timeout" in done.stderr
+    assert json.loads((tmp_path / "history.jsonl").read_text())["reason"] == told
+
+
+def test_a_killed_rank_is_told_with_the_jobs_memory(tmp_path: Path) -> None:
+    failing = "echo 'srun: error: n2: task 3: Killed' >&2; sleep 0.5; return 137"
+    script = STEP.format(tmp=tmp_path, srun=failing, command="train")
+    done = bash(script, SLURM_NTASKS="4", SLURM_JOB_ID="7", SLURM_MEM_PER_NODE="2048")
+    assert "ftlib: n2: task 3: killed; if that was for the job's memory (it has 2048 MiB a node" in done.stderr
+
+
 @pytest.mark.parametrize(("before", "lines"), [("", 1), ('{"event": "start"}\n', 2), ('{"event": "tor', 2)])
 def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int) -> None:
     history = tmp_path / "history.jsonl"

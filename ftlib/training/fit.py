@@ -42,6 +42,7 @@ from ftlib.training.legs import Leg, Place
 from ftlib.training.sizing import note_halved, sized_to_gpu
 from ftlib.training.trainer import AnswerTrainer
 from ftlib.training.warm import find_start, trainable_model
+from ftlib.training.workers import watched_workers
 
 _LESS_MEMORY = (
     "Set batch.auto: true, or halve training.per_device_train_batch_size and double "
@@ -271,7 +272,7 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
     job.run.note("training", total=total)
     with console.progress("step", total, start=place.step) as update, preemption.graceful():
         trainer.on_step = lambda record: _log_step(job.run, record, update)
-        with enough_memory(SMALLER_MODEL if job.config.batch.auto else _LESS_MEMORY):
+        with enough_memory(SMALLER_MODEL if job.config.batch.auto else _LESS_MEMORY), watched_workers():
             trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.begun else None)
     return trainer.reached
 

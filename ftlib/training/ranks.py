@@ -17,10 +17,17 @@ import torch
 from torch import Tensor, distributed
 
 from ftlib import console
-from ftlib.errors import UserError
+from ftlib.errors import TaskLost, UserError
+from ftlib.job_memory import job_memory
 from ftlib.models.loading import device
 
 T = TypeVar("T")
+_TOO_LATE = re.compile("timed out|timeout", re.IGNORECASE)
+"""gloo says "Timed out waiting" or "Application timeout", as it happens."""
+
+_GONE = re.compile("connection (was )?(closed|reset)|broken pipe|ncclRemoteError|remote process exit", re.IGNORECASE)
+"""Of gloo's, NCCL's and the store's words."""
+
 _FIRST_PORT, _PORTS = 12_000, 20_000
 """Below the ports that Linux hands out by itself (32768 and above)."""
 
@@ -37,15 +44,21 @@ def joined(timeout: float) -> Iterator[None]:
 
     Raises:
         UserError: several nodes, and no word of where they meet.
-        TimeoutError: another rank did not come in time.
+        TaskLost: another rank did not come in time, or is gone.
     """
     try:
         _join(timeout)
         yield
-    except RuntimeError as error:  # gloo says "Timed out waiting" or "Application timeout", as it happens
-        if console.ranks()[1] > 1 and re.search("timed out|timeout", str(error), re.IGNORECASE):
-            raise TimeoutError(f"another task did not answer for {timeout:g} s (training.ddp_timeout)") from error
+    except RuntimeError as error:
+        if console.ranks()[1] == 1:
+            raise
+        if _TOO_LATE.search(str(error)):
+            raise TaskLost(f"another task did not answer for {timeout:g} s (training.ddp_timeout)") from error
+        if _GONE.search(str(error)):
+            raise TaskLost(f"another task of this job is gone; {job_memory()}") from error
         raise
+    if distributed.is_initialized():  # after a failure the others might never come to it
+        distributed.destroy_process_group()
 
 
 def _join(timeout: float) -> None:

@@ -23,7 +23,7 @@ from torch import distributed
 from ftlib import console, files, runs
 from ftlib.config_file import load_experiment
 from ftlib.data.prepared import Prepared
-from ftlib.errors import UserError
+from ftlib.errors import TaskLost, UserError
 from ftlib.runs import Run
 from ftlib.site import Site
 from ftlib.training import ranks
@@ -241,8 +241,10 @@ def test_a_wait_in_vain_has_one_name(monkeypatch: pytest.MonkeyPatch, words: str
     """gloo has several; what another RuntimeError says stays."""
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    with pytest.raises(TimeoutError, match="another task did not answer for 5 s"), ranks.joined(5):
+    with pytest.raises(TaskLost, match="another task did not answer for 5 s"), ranks.joined(5):
         raise RuntimeError(words)
+    with pytest.raises(TaskLost, match="another task of this job is gone; the job has "), ranks.joined(5):
+        raise RuntimeError("[/pytorch/third_party/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:41322")
     with pytest.raises(RuntimeError, match="CUDA runtime"), ranks.joined(5):
         raise RuntimeError("CUDA runtime error")
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
@@ -263,8 +265,35 @@ def test_a_rank_that_waits_in_vain_fails(config: Path, tmp_path: Path) -> None:
         error = first.communicate(timeout=120)[1]
         assert first.returncode == 1, error
         last = files.read_jsonl_log(run.history)[-1]
-        reason = "TimeoutError: another task did not answer for 20 s (training.ddp_timeout)"
+        reason = "another task did not answer for 20 s (training.ddp_timeout)"
         assert last["event"] == "failed" and last["reason"] == reason
+        assert f"ftlib: {reason}" in error and "Traceback" not in error
     finally:
         second.kill()
         second.wait()
+
+
+def test_a_rank_whose_partner_is_killed_says_so(config: Path, tmp_path: Path) -> None:
+    """Before, it ended in a traceback about a closed connection."""
+    long = ("training.max_steps=4000", *ONE_BY_TWO)
+    run = run_of(config, tmp_path / "runs", *long)
+    first, second = start_two(config, *long)
+    try:
+        while len(files.read_jsonl_log(run.metrics)) < 3:
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.2)
+        second.kill()
+        error = first.communicate(timeout=120)[1]
+        assert first.returncode == 1 and "ftlib: another task of this job is gone; the job has " in error, error
+        assert "Traceback" not in error
+        assert files.read_jsonl_log(run.history)[-1]["reason"].startswith("another task of this job is gone")
+    finally:
+        second.wait()
+
+
+def test_the_group_is_left_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL warns of leaked resources, or hangs, where a process ends without that."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    with ranks.joined(5):
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    assert not distributed.is_initialized()

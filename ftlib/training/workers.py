@@ -1,0 +1,100 @@
+"""A data-loading worker that dies: which one, of which signal, how much memory the job has, and what to change.
+
+torch tells it as an error about a process number, or, where the worker died while it handed rows over, about a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from ftlib.errors import UserError
+from ftlib.job_memory import job_memory
+
+_PATIENCE_SECONDS = 2.0
+"""A worker's end is heard of a little later than that of its pipe."""
+
+_OF_WORKERS = re.compile(r"DataLoader worker|Pin memory thread|items of ancdata")
+_FULL_SHM = re.compile(r"</torch_|shared memory ?\(shm\)|out of shared memory")
+_SHM = Path("/dev/shm")
+
+
+@contextlib.contextmanager
+def watched_workers() -> Iterator[None]:
+    """Inside, data-loading workers are at work.
+
+    Raises:
+        UserError: one of them died, or /dev/shm, through which they hand rows over, is full.
+    """
+    kills = job_memory().oom_kills
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        full = bool(_FULL_SHM.search(str(error)))
+        of_workers = full or isinstance(error, (OSError, EOFError)) or _OF_WORKERS.search(str(error))
+        dead = _dead_workers() if of_workers else []
+        if not dead and not full:
+            raise
+        raise _death(dead, full, kills) from None
+
+
+def _dead_workers() -> list[tuple[int, BaseProcess]]:
+    """(number, process) of every worker that did not end well.
+
+    torch may hear of a dead worker anywhere in a step: the error's own place does not lead to the workers.
+    """
+    loaders = [one for one in gc.get_objects() if issubclass(type(one), _MultiProcessingDataLoaderIter)]
+    workers = [pair for loader in loaders for pair in enumerate(loader._workers)]
+    deadline = time.monotonic() + (_PATIENCE_SECONDS if workers else 0)
+    while True:
+        dead = [(number, process) for number, process in workers if process.exitcode]
+        if dead or time.monotonic() >= deadline:
+            return dead
+        time.sleep(0.05)
+
+
+def _death(dead: list[tuple[int, BaseProcess]], full: bool, kills: int) -> UserError:
+    """What to tell of it.
+
+    Args:
+        full: /dev/shm was full.
+        kills: processes of this job that the kernel had killed for memory before.
+    """
+    told = "; ".join(_end(number, process) for number, process in dead) or "a data-loading worker failed"
+    ends = {process.exitcode for _, process in dead}
+    memory = job_memory()
+    if memory.oom_kills > kills:
+        cause = ": the job's memory ran out"
+    elif full or -signal.SIGBUS in ends:
+        cause = f": /dev/shm is full{_room()}"
+    elif -signal.SIGKILL in ends:
+        cause = ": most often that means that memory ran out"
+    else:
+        return UserError(told, "Set training.dataloader_num_workers: 0: the training process itself then says why.")
+    return UserError(
+        f"{told}{cause}; {memory}",
+        "Ask for more memory: job.mem (sbatch --mem=…), or set training.dataloader_num_workers or "
+        "training.dataloader_prefetch_factor lower. The same command goes on from the last checkpoint.",
+    )
+
+
+def _end(number: int, process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"data-loading worker {number} (process {process.pid}) {how}"
+
+
+def _room() -> str:
+    if not _SHM.is_dir():
+        return ""
+    size = shutil.disk_usage(_SHM)
+    return f" ({size.used / 2**30:.1f} of {size.total / 2**30:.1f} GiB)"
