@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ftlib import files
 from ftlib.data.examples import write_records
 from tests.conftest import REPOSITORY, read_lines
 from tests.models.tiny_causal import save
@@ -125,3 +126,20 @@ def test_opencalm_learns_from_both_sets(name: str, tmp_path: Path, store: Path, 
     assert scores["n"] == 3 and scores["parts"].keys() == {"hh_rlhf_49k", "dolly_15k"}
     code, output, _ = ftlib("predict", name, "--prompt", "1とは何ですか", "--context", "文脈")
     assert code == 0 and "without context" in output and "with context" in output
+
+
+def test_the_loss_on_valid_tells_each_part(config: Path, ftlib: Ftlib, store: Path) -> None:
+    """Packed, and without the sums that are too long; the sums count half, as in training."""
+    assert ftlib("prepare", config)[0] == 0
+    code, _, error = ftlib("train", config, "evaluation.loss=true", "loss.packing=true")
+    assert code == 0, error
+    (metrics,) = store.glob("runs/*/mixed/*/metrics.jsonl")
+    (line,) = [line for line in files.read_jsonl_log(metrics) if "split" in line]
+    words, sums = line["parts"]["words"], line["parts"]["sums"]
+    (prepared,) = store.rglob("valid.jsonl")
+    short = sum(len(row["prefix"]) < 600 for row in files.read_jsonl_log(prepared) if row["dataset"] == "sums")
+    assert (words["rows"], sums["rows"], line["rows"]) == (4, short, 4 + short) and short < 8
+    assert f"of 12 valid rows, those of more than 512 tokens were too long: {8 - short} dropped" in error
+    weighed = [(words, 1.0), (sums, 0.5)]
+    tokens = sum(weight * part["tokens"] for part, weight in weighed)
+    assert line["value"] == pytest.approx(sum(w * part["value"] * part["tokens"] for part, w in weighed) / tokens)
