@@ -15,6 +15,16 @@ from ftlib.site import REPOSITORY
 PACKAGES = ("ftlib", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "numpy", "pillow")
 
 
+COMPUTING = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+"""Packages whose version may change what a step computes."""
+
+
+def other_versions(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Of two records, the packages that compute and whose version differs, such as "torch 2.11.0 → 2.13.0"; or ""."""
+    pairs = [(name, before["packages"].get(name), now["packages"].get(name)) for name in COMPUTING]
+    return ", ".join(f"{name} {old or 'none'} → {new or 'none'}" for name, old, new in pairs if old != new)
+
+
 def describe_environment() -> dict[str, Any]:
     """A record of this process's surroundings; holds no environment variables, so no secret."""
     return {

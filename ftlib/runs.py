@@ -105,12 +105,16 @@ class Run:
         record = {"event": event, "time": round(time.time(), 3), "host": host_name(), "job": job_number(), **details}
         files.append_jsonl(self.history, record)
 
+    def environments(self) -> list[dict[str, Any]]:
+        """What environment.json holds: what each start was made with, oldest first."""
+        found: list[dict[str, Any]] = files.read_json(self.environment) if self.environment.exists() else []
+        return found
+
     def note_environment(self, environment: dict[str, Any]) -> None:
         """Add this start's surroundings to environment.json; the first rank does."""
         if not console.speaks():
             return
-        earlier = files.read_json(self.environment) if self.environment.exists() else []
-        files.write_json(self.environment, [*earlier, {"time": round(time.time(), 3), **environment}])
+        files.write_json(self.environment, [*self.environments(), {"time": round(time.time(), 3), **environment}])
 
 
 def run_of(experiment: Experiment, site: Site, anew: bool = False) -> Run:

@@ -19,7 +19,7 @@ from ftlib import console, disk, files, history, preemption, runs
 from ftlib.config import Config
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
-from ftlib.environment import describe_environment
+from ftlib.environment import describe_environment, other_versions
 from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model, model_hashes
 from ftlib.models.adapters import count_parameters
@@ -99,9 +99,12 @@ def _fit(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> No
     recipe = experiment.named(run.folder.name).recipe
     facts = facts_of(config, place.leg) | ({"recipe": recipe} if recipe else {})
     history.begin(run, "train", step=place.step, **facts)
-    run.note_environment(describe_environment())
+    earlier, environment = run.environments(), describe_environment()
+    run.note_environment(environment)
     if place.checkpoint:
         console.say(f"going on from the checkpoint of step {place.step}")
+        if earlier and (versions := other_versions(earlier[-1], environment)):
+            console.say(f"with other versions than before, so that losses may differ a little: {versions}")
     started = time.monotonic()
     job = _job(sized_to_gpu(experiment, run, site), run, prepared, base, site)
     while not _attempt(job, place):

@@ -210,3 +210,21 @@ def test_a_run_goes_on_with_the_code_it_began_with(prepared: Callable[[str], Pat
     assert process.returncode == 0, error
     assert "this run began with other code; going on with that" in error
     assert "pinned code goes on from chk of step 3" in error
+
+
+def test_other_versions_are_told_once(
+    prepared: Callable[[str], Path], tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]]
+) -> None:
+    config = prepared(LORA)
+    run = run_of(config, tmp_path / "runs")
+    assert ftlib("train", config)[0] == 0
+    noted = files.read_json(run.environment)
+    torch, peft = (noted[0]["packages"][name] for name in ("torch", "peft"))
+    noted[0]["packages"] |= {"torch": "2.0.1", "numpy": "1.0"}
+    del noted[0]["packages"]["peft"]
+    files.write_json(run.environment, noted)
+    for told in (f"so that losses may differ a little: torch 2.0.1 → {torch}, peft none → {peft}\n", ""):
+        run.done.unlink()
+        code, _, error = ftlib("train", config)
+        assert code == 0 and "going on from the checkpoint of step 12" in error
+        assert told in error and ("other versions" in error) == bool(told)
