@@ -21,6 +21,7 @@ from ftlib.ownership import owned, storage_time
 from ftlib.reporting import standing
 from ftlib.runs import Run
 from ftlib.site import Site, find_site
+from ftlib.submission.replace import finish_interrupted
 from ftlib.submission.slurm import Job, Slurm, Unreachable
 
 _DAY = 86400
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
     if parsed.runs and not (parsed.chosen or parsed.older_than):
         raise UserError("clean --runs would delete every run", "Name runs, or say --older-than DAYS.")
     site = find_site()
+    finish_interrupted(site)
     before = time.time() - parsed.older_than * _DAY
     old = [run for run in runs.find_runs(parsed.chosen, site) if _touched(run) <= before]
     found = [waste for run in _idle(old, site) for waste in _waste(run, parsed.runs)]

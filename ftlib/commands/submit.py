@@ -31,8 +31,11 @@ def main(argv: list[str]) -> int:
     site = find_site()
     from ftlib.config_file import read_source
     from ftlib.submission import sweep
+    from ftlib.submission.replace import finish_interrupted
 
     members = sweep.expand(read_source(parsed.config, parsed.overrides), site)
+    if not parsed.dry_run:
+        finish_interrupted(site)
     chosen = _choose(members, site, parsed)
     if not chosen:
         return 0

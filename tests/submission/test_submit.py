@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -260,6 +262,63 @@ def test_what_is_replaced_stays_until_something_takes_its_place(submit: Submit, 
     assert submit(*FOUR, "--replace")[0] == 2, "three were taken, the last was not"
     assert [run.done.exists() for run in before] == [False, False, False, True]
     assert not list(store.glob("runs/*/.replaced-*"))
+
+
+KILLED_WHILE_REPLACING = """
+import os, signal, sys
+from ftlib.submission import launch
+from ftlib.runs import Run
+plain, taken = Run.note, []
+def note(self, event, **details):
+    plain(self, event, **details)
+    taken.append(event)
+    if len(taken) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "sending":
+    Run.note = note
+else:
+    launch.EXECUTORS["slurm"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from ftlib.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("where", "back"), [("before", [True] * 4), ("sending", [False, True, True, True])])
+def test_a_replacement_that_was_killed_is_undone_where_nothing_has_begun(
+    submit: Submit, slurm: FakeSlurm, store: Path, config_file: Path, where: str, back: list[bool], ftlib: Submit
+) -> None:
+    """Killed before any job was taken, or when one run's history told of its job and the others' did not yet."""
+    submit(*FOUR)
+    before = runs(store)
+    for run in before:
+        finish(run)
+        files.write_json(run.done, {"step": 1})
+    command = [sys.executable, "-c", KILLED_WHILE_REPLACING, where, "submit", config_file, *FOUR, "--replace"]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    (aside,) = store.glob("runs/*/.replaced-*")
+    assert len(list(aside.glob("*/*"))) == 4
+    assert submit(*FOUR, "--dry-run")[0] == 0 and aside.exists()
+    owner = aside / "owner.json"
+    dead = files.read_json(owner)
+    files.write_json(owner, {**dead, "pid": os.getpid(), "started": process_start(os.getpid())})
+    assert ftlib("clean", "--yes")[0] == 0 and len(list(aside.glob("*/*"))) == 4, "it may be at work still"
+    files.write_json(owner, dead)
+    _, _, err = ftlib("clean", "--yes")
+    assert err.count("back, since the --replace that moved it was interrupted") == sum(back)
+    assert [run.done.exists() for run in before] == back and set(runs(store)) == set(before)
+    assert not [*store.glob("runs/*/.replaced-*"), *store.glob("runs/*/.deleted-*")]
+
+
+def test_a_deletion_that_was_killed_is_finished(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    submit()
+    (run,) = runs(store)
+    left = run.folder.parent.parent / ".deleted-1" / "tiny" / run.folder.name
+    left.mkdir(parents=True)
+    old = run.folder.parent.parent / ".replaced-1" / "0"
+    old.mkdir(parents=True)
+    (old / "config.yaml").touch()
+    submit()
+    assert not left.parent.parent.exists() and old.exists(), "an older ftlib's is nobody's, and stays"
 
 
 def test_what_was_taken_before_a_refusal_is_known(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
