@@ -79,10 +79,16 @@ class Attention(Section):
 
 
 class Full(Section):
-    """Train the weights themselves, but for the frozen parts."""
+    """Train the weights themselves, but for the frozen parts, which stay in `model.dtype`.
+
+    Weights of a bfloat16 model train in float32 (master weights, Micikevicius et al. 2018, arXiv:1710.03740): torch's
+    autocast computes in bfloat16, and the result is saved in bfloat16. With `master_weights: false` they train in
+    bfloat16 themselves, in half the memory, and updates smaller than some 1/256 of a weight are rounded away.
+    """
 
     method: Literal["full"]
     freeze: list[Part] = []
+    master_weights: bool = True
 
 
 class Loss(Section):
@@ -271,6 +277,14 @@ class Config(Section):
         best = self.checkpoint.best
         metrics = [*([best.metric] if best else []), *[one.until.metric for one in self.rounds if one.until]]
         return any(metric.lower() != LOSS for metric in metrics)
+
+    @property
+    def autocast(self) -> Literal["bf16", "fp16"] | None:
+        """What torch.autocast computes in, by TrainingArguments' names; a bfloat16 model's master weights need it."""
+        if self.training.get("fp16"):
+            return "fp16"
+        masters = isinstance(self.adapter, Full) and self.adapter.master_weights and self.model.dtype == "bfloat16"
+        return "bf16" if self.training.get("bf16") or masters else None
 
     @property
     def effective_batch(self) -> int:

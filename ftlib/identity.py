@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlib import training_fields
-from ftlib.config import Config
+from ftlib.config import Attention, Config, Full, Lora
 from ftlib.config_base import Section
 from ftlib.config_data import CHAT
 from ftlib.files import fingerprint
@@ -72,12 +72,34 @@ class RecipeChange:
     affects: Callable[[Config], bool]
 
 
+def _rounds_updates(config: Config) -> bool:
+    """Whether weights would train in bfloat16 themselves."""
+    return isinstance(config.adapter, Full) and config.adapter.master_weights and config.model.dtype == "bfloat16"
+
+
+def _decays_more(config: Config) -> bool:
+    """Whether weight decay was for parameters that it leaves alone now: magnitudes of DoRA, tables of embeddings.
+
+    A text model's tables of positions count as its language part.
+    """
+    adapter = config.adapter
+    if not float(config.training.get("weight_decay") or 0) > 0 or isinstance(adapter, Attention):
+        return False
+    if isinstance(adapter, Lora):
+        return adapter.method == "dora"
+    return config.model.family == "causal" or not {"vision", "embeddings"} <= set(adapter.freeze)
+
+
+MASTER_WEIGHTS = RecipeChange(2, "full fine-tuning in bfloat16 trains float32 master weights", _rounds_updates)
+
 RECIPES: tuple[RecipeChange, ...] = (
     RecipeChange(
         1,
         "answers of a chat are trained as the model's template writes them",
         lambda config: config.data.prompt == CHAT,
     ),
+    MASTER_WEIGHTS,
+    RecipeChange(3, "weight_decay spares embeddings and DoRA's magnitudes", _decays_more),
 )
 """Code that trains something else than before for some unchanged configs gets an entry here, the last one:
 

@@ -152,6 +152,7 @@ def test_a_recipe_renames_only_the_runs_that_it_affects(
     write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_config()
+    monkeypatch.setattr(identity, "RECIPES", ())
     plain, decayed = (load_experiment(path, [f"training.weight_decay={decay}"], SITE, {}) for decay in (0, 0.1))
     monkeypatch.setattr(identity, "RECIPES", (CHANGE,))
     after = [load_experiment(path, [f"training.weight_decay={decay}"], SITE, {}) for decay in (0, 0.1)]
@@ -161,10 +162,41 @@ def test_a_recipe_renames_only_the_runs_that_it_affects(
     assert after[1].names[1].identity == decayed.identity
 
 
+DECAY = "training.weight_decay=0.1"
+ALL_BUT_LANGUAGE = "adapter={method: full, freeze: [vision, projector, embeddings]}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "recipes"),
+    [
+        ([], [0]),
+        (["model.dtype=bfloat16"], [2, 0]),
+        (["model.dtype=bfloat16", "adapter.master_weights=false"], [0]),
+        (["model.dtype=bfloat16", "adapter={method: lora}", DECAY], [0]),
+        (["model.dtype=bfloat16", "adapter={method: dora}"], [0]),
+        (["model.dtype=bfloat16", "adapter={method: dora}", DECAY], [3, 0]),
+        (["model.dtype=bfloat16", "training.bf16=true", "adapter={method: attention}", DECAY], [0]),
+        (["model.dtype=bfloat16", DECAY], [3, 2, 0]),
+        (["training.weight_decay=0"], [0]),
+        ([DECAY, ALL_BUT_LANGUAGE], [0]),
+        ([DECAY, "adapter={method: full, freeze: [embeddings]}"], [3, 0]),
+        ([DECAY, ALL_BUT_LANGUAGE, "model.family=causal", "task=instruct"], [3, 0]),
+    ],
+)
+def test_which_runs_have_other_weights_now(
+    write_config: Callable[..., Path], overrides: list[str], recipes: list[int]
+) -> None:
+    """Master weights are recipe 2, what weight decay spares is recipe 3."""
+    experiment = load_experiment(write_config(), overrides, SITE, {})
+    assert [name.recipe for name in experiment.names] == recipes
+    assert len({name.identity for name in experiment.names}) == len(recipes)
+
+
 @pytest.fixture
 def older(store: Path, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Run]:
     """A config, and a run of it that was made before the code changed."""
     path = write_config(replace=("  max_steps: 12", "  max_steps: 2\n  weight_decay: 0.1"))
+    monkeypatch.setattr(identity, "RECIPES", ())
     site = find_site()
     run = runs.open_run(load_experiment(path, [], site), site)
     monkeypatch.setattr(identity, "RECIPES", (CHANGE,))

@@ -112,7 +112,7 @@ def need(model: torch.nn.Module, config: Config, rows: Rows, micro_batch: int, c
         model: from `build_shapes`; left as it was.
         checkpointing: gradient checkpointing (recompute a layer's activations instead of keeping them).
     """
-    mixed = torch.bfloat16 if config.training.get("bf16") else torch.float16 if config.training.get("fp16") else None
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}[config.autocast]
     kernels = GpuKernels(mixed)
     if checkpointing:
         recompute = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), kernels)}

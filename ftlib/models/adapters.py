@@ -1,4 +1,5 @@
-"""What is trained: low-rank adapters on named layers, the attention weights, or all weights but frozen parts.
+"""What is trained, and in which type: low-rank adapters on named layers, the attention weights, or all weights but
+frozen parts.
 
 The one place that knows which parameters a method trains; the families say which part of a model a parameter belongs
 to. Everything here works on the meta device too, where a model has shapes and no weights.
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _BLOCKS = {"attention": re.compile(r"attn|attention"), "mlp": re.compile(r"mlp|feed_forward|ffn")}
 """Target → how the block is called that holds its layers, in SigLIP, Gemma, Llama, GPT-NeoX, GPT-2 and their kin."""
+
+_UNDECAYED = re.compile(r"lora_magnitude_vector|bias|norm\b")
+"""Of names in lower case: what is no vector in some models, such as the biases of experts."""
 
 _PARTS = ("language", "vision", "projector")
 """Targets that are all linear layers of a part."""
@@ -56,6 +61,11 @@ def prepare_for_training(
     else:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(kind.part(model, name) not in adapter.freeze)
+        for parameter in master_weights(model, adapter):
+            parameter.data = parameter.data.float()
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.register_forward_pre_hook(_as_its_weight)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("adapter.freeze: nothing is left to train")
     return model
@@ -66,6 +76,36 @@ def _keep_inputs_as_they_are() -> None:
     gradient. Only the reentrant kind needs that, which ftlib refuses; it would run the backward pass through a frozen
     vision tower, and cut the program of torch.compile there.
     """
+
+
+def master_weights(model: torch.nn.Module, adapter: Lora | Full | Attention) -> list[torch.nn.Parameter]:
+    """The model's own weights that train in float32, whatever `model.dtype` is."""
+    if isinstance(adapter, Lora) or (isinstance(adapter, Full) and not adapter.master_weights):
+        return []
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def undecayed(model: torch.nn.Module) -> set[str]:
+    """Names of the trainable parameters that weight decay leaves alone, since zero is not where they rest.
+
+    DoRA's magnitudes (columns' lengths), norms' scales, biases, and embeddings with a head that is tied to them. Every
+    vector is one of these; a head of its own decays, as other linear layers do.
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    return {
+        name
+        for name, parameter in named.items()
+        if parameter.dim() < 2 or id(parameter) in tables or _UNDECAYED.search(name.lower())
+    }
+
+
+def _as_its_weight(norm: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """On the CPU torch refuses a frozen LayerNorm in 16 bits behind trained weights in float32, with autocast too."""
+    weight, (value, *_) = norm.weight, inputs
+    if weight is None or value.device.type != "cpu" or weight.dtype in (torch.float32, value.dtype):
+        return None
+    return (value.to(weight.dtype),)  # type: ignore[arg-type]
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from ftlib import __version__, files
 from ftlib.config import Attention, Config, Lora
 from ftlib.history import recipe_in
-from ftlib.identity import told_recipe
+from ftlib.identity import MASTER_WEIGHTS, told_recipe
 from ftlib.metrics.summary import number, span
 from ftlib.runs import Run
 
@@ -64,8 +64,9 @@ def _method(run: Run, config: Config) -> str:
     if config.loss.label_smoothing:
         facts["label smoothing"] = config.loss.label_smoothing
     lines = [f"- {name}: {value}" for name, value in facts.items()]
-    recipe = told_recipe(config, recipe_in(files.read_jsonl_log(run.history)))
-    return "\n".join(["## Training", "", _what_trained(config) + recipe, "", *lines])
+    recipe = recipe_in(files.read_jsonl_log(run.history))
+    trained = _what_trained(config, recipe) + told_recipe(config, recipe)
+    return "\n".join(["## Training", "", trained, "", *lines])
 
 
 def _course(run: Run, config: Config) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _course(run: Run, config: Config) -> dict[str, Any]:
     return facts
 
 
-def _what_trained(config: Config) -> str:
+def _what_trained(config: Config, recipe: int) -> str:
     adapter, model = config.adapter, config.model
     if isinstance(adapter, Lora):
         kind = {"lora": "LoRA", "dora": "DoRA"}[adapter.method]
@@ -91,7 +92,9 @@ def _what_trained(config: Config) -> str:
         return f"{kind}{over} ({how}) on {', '.join(adapter.targets)}{_frozen(config)}."
     if isinstance(adapter, Attention):
         return f"The language model's attention weights in float32; everything else frozen in {model.dtype}."
-    return f"All weights in {model.dtype}{_frozen(config)}."
+    exact = MASTER_WEIGHTS.affects(config) and recipe >= MASTER_WEIGHTS.recipe
+    how = f", trained in float32 and saved in {model.dtype}" if exact else f" in {model.dtype}"
+    return f"All weights{how}{_frozen(config)}."
 
 
 def _frozen(config: Config) -> str:

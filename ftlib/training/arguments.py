@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import json
 import os
+import re
 import types
 import typing
 from pathlib import Path
@@ -63,8 +64,10 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
     own = {
         "gradient_accumulation_steps": micro_batches(config.effective_batch, config.micro_batch, world),
         "ddp_find_unused_parameters": config.training.get("ddp_find_unused_parameters", False),
-        # accelerate joins ranks on CPUs only if it is told so
-        "use_cpu": config.training.get("use_cpu", False) or (world > 1 and not torch.cuda.is_available()),
+        "bf16": config.autocast == "bf16",
+        # without a GPU accelerate joins ranks, and transformers computes in bfloat16, only if it is told so
+        "use_cpu": config.training.get("use_cpu", False)
+        or (not torch.cuda.is_available() and (world > 1 or config.autocast == "bf16")),
     }
     try:
         built = TrainingArguments(
@@ -94,9 +97,11 @@ def _check_optimizer(built: TrainingArguments) -> None:
     """Find out before the model is loaded whether optimizer and schedule can be made.
 
     Raises:
-        UserError: a package or a setting of theirs is missing.
+        UserError: a package or a setting of theirs is missing, or a setting that would be ignored is not.
     """
     name, schedule = built.optim.value, built.lr_scheduler_type.value
+    if built.weight_decay and re.match("galore|apollo", name):
+        raise UserError(f"training.weight_decay: transformers does not hand it to {name}", "Leave it out, or set it 0.")
     plain = copy.copy(built)
     plain.optim_target_modules = built.optim_target_modules and "all-linear"  # the model's own are not there yet
     layer = torch.nn.Linear(1, 1, device="meta")  # draws no random numbers

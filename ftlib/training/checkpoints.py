@@ -64,7 +64,9 @@ def signal_number() -> int:
     return signal.Signals[name].value if name else 0
 
 
-def space_needed(model: torch.nn.Module, optimizer: str, whole: bool, checkpoints: int) -> int:
+def space_needed(
+    model: torch.nn.Module, optimizer: str, whole: bool, checkpoints: int, saved: torch.dtype | None = None
+) -> int:
     """The least number of bytes that so many checkpoints and the result will take.
 
     A checkpoint holds the trainable weights and, for the Adam family, two moments of the same type for each of them.
@@ -72,11 +74,15 @@ def space_needed(model: torch.nn.Module, optimizer: str, whole: bool, checkpoint
     Args:
         optimizer: training.optim.
         whole: the result is a whole model, not an adapter.
+        saved: the type that trainable weights have in the result; None: that which they train in.
     """
-    trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    trainable = sum(p.numel() * p.element_size() for p in trained)
+    result = sum(p.numel() * (saved or p.dtype).itemsize for p in trained)
+    if whole:
+        result += sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     moments = 2 if "adam" in optimizer and "bit" not in optimizer else 0
-    return checkpoints * trainable * (1 + moments) + (everything if whole else trainable)
+    return checkpoints * trainable * (1 + moments) + result
 
 
 class CheckpointDue(TrainerCallback):

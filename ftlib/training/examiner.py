@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ftlib import console, files, preemption
-from ftlib.config import Attention, Config, Split
+from ftlib.config import Config, Split
 from ftlib.config_base import LOSS
 from ftlib.config_course import Until
 from ftlib.data.prepared import Prepared
@@ -31,6 +31,7 @@ from ftlib.evaluation.asked import Asked
 from ftlib.evaluation.subject import Subject
 from ftlib.metrics import captions_java
 from ftlib.metrics.summary import number
+from ftlib.models.adapters import master_weights
 from ftlib.models.families import FAMILIES
 from ftlib.runs import Run
 from ftlib.tasks import TASKS
@@ -242,9 +243,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 def rounded(model: torch.nn.Module, config: Config) -> Iterator[None]:
     """Inside, weights that train in float32 among 16-bit ones have the others' type, as when they are loaded later."""
     dtype = getattr(torch, config.model.dtype)
-    exact = {}
-    if isinstance(config.adapter, Attention):
-        exact = {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+    exact = {parameter: parameter.data for parameter in master_weights(model, config.adapter)}
     for parameter, data in exact.items():
         parameter.data = data.to(dtype)
     try:

@@ -16,13 +16,13 @@ import torch
 from transformers import set_seed
 
 from ftlib import console, disk, files, history, preemption, runs
-from ftlib.config import Config
+from ftlib.config import Config, Full
 from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment, other_versions
 from ftlib.errors import Diverged, UserError
 from ftlib.hub import find_model, model_hashes
-from ftlib.models.adapters import count_parameters
+from ftlib.models.adapters import count_parameters, master_weights
 from ftlib.models.families import FAMILIES, check_images
 from ftlib.out_of_memory import SMALLER_MODEL, enough_memory
 from ftlib.packages import require_packages
@@ -151,7 +151,7 @@ def _attempt(job: _Job, place: Place) -> bool:
             place = _train(job, trainer, place)
             over = not goes_on(job.examiner, trainer, place)
             if over:
-                _take_best(job, trainer)
+                _take_result(job, trainer)
                 require_finite(trainer.model)
         except Diverged as error:
             if console.speaks():
@@ -249,7 +249,8 @@ def _require_space(job: _Job, trainer: AnswerTrainer, steps: int) -> None:
     missing = kept - len(runs.list_checkpoints(trainer.checkpoints))
     ahead = min(missing, -(-steps // config.checkpoint.steps))  # rounded up
     whole = job.run.result(config.adapter.method).name == "model"
-    disk.require_space(job.run.folder, space_needed(trainer.model, trainer.args.optim.value, whole, ahead))
+    saved = getattr(torch, config.model.dtype) if isinstance(config.adapter, Full) else None
+    disk.require_space(job.run.folder, space_needed(trainer.model, trainer.args.optim.value, whole, ahead, saved))
 
 
 def _log_step(run: Run, record: dict[str, Any], update: console.Update) -> None:
@@ -297,10 +298,16 @@ def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
     return job.examiner.round_over(trainer, place, trainer.state.global_step >= trainer.state.max_steps)
 
 
-def _take_best(job: _Job, trainer: AnswerTrainer) -> None:
-    """Let the model have the best checkpoint's weights, if a best one is wanted."""
+def _take_result(job: _Job, trainer: AnswerTrainer) -> None:
+    """Let the model have the weights that are published: the best checkpoint's, if a best one is wanted.
+
+    Master weights of `full` are rounded to the model's type, as those of `attention` are when they are loaded.
+    """
     if best := ranks.share(job.examiner.best(trainer.leg.attempt)):
         load_trainable(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
+    if isinstance(job.config.adapter, Full):
+        for parameter in master_weights(trainer.model, job.config.adapter):
+            parameter.data = parameter.data.to(getattr(torch, job.config.model.dtype))
 
 
 def _publish(job: _Job, trainer: AnswerTrainer, place: Place) -> None:

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ftlib import files, preemption, runs
 from ftlib.config import Config
 from ftlib.errors import Diverged
+from ftlib.models.adapters import undecayed
 from ftlib.models.families import Inputs
 from ftlib.models.packing import check_packing
 from ftlib.models.rows import Row
@@ -129,6 +130,11 @@ class AnswerTrainer(Trainer):
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Rows in an epoch."""
         return self._batches.rows
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """The parameters that `training.weight_decay` is for."""
+        spared = undecayed(model)
+        return [name for name, one in model.named_parameters() if one.requires_grad and name not in spared]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """What the loss of the whole effective batch is divided by, in every micro-batch of it."""

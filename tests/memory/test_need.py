@@ -77,6 +77,23 @@ def test_bytes_of_paligemma_3b(tmp_path: Path) -> None:
     assert found.gradients <= 4 * adapter
 
 
+def test_bytes_of_master_weights(tmp_path: Path) -> None:
+    """Of all but the vision tower: 4 bytes a weight, 4 a gradient, 8 of Adam; half of that without them."""
+    small_paligemma(56).save_pretrained(tmp_path)
+    needs = {}
+    for exact in (True, False):
+        chosen = config("paligemma", {**FULL, "freeze": ["vision"], "master_weights": exact})
+        model = build_shapes(tmp_path, chosen)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+        needs[exact] = found = need(model, chosen, Rows(64, 17), 1, checkpointing=False)
+        each = 4 if exact else 2
+        assert found.optimizer == 2 * each * trained and found.adapter == 0
+        assert 0 <= found.weights - (each * trained + 2 * frozen) < 1 << 16, "and buffers"
+        assert 0.9 < found.gradients / (each * trained) <= 1
+    assert needs[True].activations > needs[False].activations, "autocast keeps a 16-bit copy of every weight"
+
+
 def test_flex_attention_is_counted_as_one_kernel(tmp_path: Path) -> None:
     """Scores that are capped, too, are never all in memory."""
     for text, others in {"gemma": ("sdpa", "eager"), "gemma2": ("eager",)}.items():

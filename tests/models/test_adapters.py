@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, PaliGemmaConfig, PaliGemmaForCond
 
 from ftlib.config import Attention, Full, Lora
 from ftlib.errors import UserError
-from ftlib.models.adapters import count_parameters, prepare_for_training
+from ftlib.models.adapters import count_parameters, prepare_for_training, undecayed
 from ftlib.models.causal import CausalInputs
 from ftlib.models.loading import load_adapter, load_weights
 from ftlib.models.paligemma import PaliGemmaInputs
 from ftlib.models.rows import forward_arguments
 from ftlib.training.loss import answer_loss
+from ftlib.training.trainer import AnswerTrainer
 from tests.models.tiny_causal import ARCHITECTURES, save
 
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -160,6 +161,49 @@ def test_attention_only(folders: dict[str, Path], name: str, dtype: str, tmp_pat
     assert torch.equal(logits_of(plain, batch_of(folders, name)), logits_of(exact, batch_of(folders, name)))
 
 
+def frozen_parts() -> list[tuple[str, list[str]]]:
+    """Every family's models, with nothing frozen and with each of its parts."""
+    parts = {"paligemma": ["vision", "projector", "embeddings", "language"], "causal": ["embeddings", "language"]}
+    return [(name, freeze) for name, family in FAMILY.items() for freeze in ([], *([part] for part in parts[family]))]
+
+
+@pytest.mark.parametrize(("name", "freeze"), frozen_parts())
+def test_bfloat16_models_train_float32_weights(folders: dict[str, Path], name: str, freeze: list) -> None:
+    model = load_weights(folders[name], "bfloat16", FAMILY[name])
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    prepare_for_training(model, Full(method="full", freeze=freeze), "x", FAMILY[name])
+    batch, trained = batch_of(folders, name), trained_names(model)
+    losses = train_a_little(model, batch, mixed=True)
+    assert losses[-1] < losses[0]
+    for key, parameter in model.named_parameters():
+        if key in trained:
+            assert parameter.dtype == torch.float32
+        else:
+            assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, before[key]), key
+    assert bool(freeze) == (trained != set(before))
+
+
+def test_small_updates_are_rounded_away_by_name_only(folders: dict[str, Path]) -> None:
+    """Adam moves every weight by about its learning rate, here 1/1,000 to 1/10,000 of most of them, ten times."""
+
+    def moved(adapter: Full) -> float:
+        model = load_weights(folders["llama"], "bfloat16", "causal")
+        before = {key: parameter.detach().float() for key, parameter in model.named_parameters()}
+        prepare_for_training(model, adapter, "x", "causal")
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-5)
+        batch = batch_of(folders, "llama")
+        for _ in range(10):
+            with torch.autocast("cpu", torch.bfloat16, enabled=adapter.master_weights):
+                answer_loss(model, batch, "token").backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        layers = [key for key in before if ".layers." in key]
+        return sum((model.get_parameter(key) != before[key]).float().mean().item() for key in layers) / len(layers)
+
+    assert moved(Full(method="full")) > 0.99
+    assert moved(Full(method="full", master_weights=False)) < 0.5
+
+
 def re_attention(key: str) -> bool:
     return "attn" in key.replace("attention", "attn") and "vision" not in key
 
@@ -189,6 +233,47 @@ def test_saved_adapters_in_plain_peft(folders: dict[str, Path], name: str, metho
     merged = logits_of(plain.merge_and_unload(), batch)
     torch.testing.assert_close(merged, ours, rtol=1e-4, atol=1e-4)
     assert (ours - base).abs().max() > 0.05
+
+
+NORMS = {
+    "gpt_neox": ["input_layernorm.weight", "post_attention_layernorm.weight", "final_layer_norm.weight"],
+    "gpt2": ["ln_1.weight", "ln_2.weight", "ln_f.weight"],
+    "llama": ["input_layernorm.weight", "post_attention_layernorm.weight", "norm.weight"],
+    "gemma": ["input_layernorm.weight", "post_attention_layernorm.weight", "norm.weight"],
+    "paligemma": [
+        "input_layernorm.weight", "post_attention_layernorm.weight", "norm.weight",
+        "layer_norm1.weight", "layer_norm2.weight", "post_layernorm.weight",
+    ],
+}  # fmt: skip
+TABLES = {
+    "gpt_neox": ["embed_in.weight"],  # its head is not tied
+    "gpt2": ["wte.weight", "wpe.weight"],
+    "llama": ["embed_tokens.weight"],
+    "gemma": ["embed_tokens.weight"],
+    "paligemma": ["embed_tokens.weight", "position_embedding.weight"],
+}
+
+
+@pytest.mark.parametrize("method", ["full", "attention", "lora", "dora"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_weight_decay_leaves_alone(folders: dict[str, Path], name: str, method: str) -> None:
+    """By hand for every family: norms, biases, embeddings and magnitudes; what is a matrix decays."""
+    kinds = {"full": Full, "attention": Attention, "lora": Lora, "dora": Lora}
+    adapter = kinds[method](method=method, **({"freeze": []} if method != "attention" else {}))
+    weights = load_weights(folders[name], "float32", FAMILY[name])
+    model = prepare_for_training(weights, adapter, "x", FAMILY[name])
+    rest = ["bias", "lora_magnitude_vector.default.weight"]
+    endings = tuple(f".{ending}" for ending in [*NORMS[name], *TABLES[name], *rest])
+    spared = {key for key in trained_names(model) if key.endswith(endings)}
+    assert undecayed(model) == spared
+    assert set(AnswerTrainer.get_decay_parameter_names(None, model)) == trained_names(model) - spared
+    decayed = trained_names(model) - spared
+    assert decayed and all(model.get_parameter(key).dim() > 1 for key in decayed)
+    seen = {ending for ending in endings if any(key.endswith(ending) for key in spared)}
+    biased = {"full": ["gpt_neox", "gpt2", "paligemma"], "attention": ["gpt_neox", "gpt2"]}
+    expected = {f".{ending}" for ending in [*NORMS[name], *TABLES[name]]} if method == "full" else set()
+    expected |= {".bias"} if name in biased.get(method, []) else set()
+    assert seen == expected | ({f".{rest[1]}"} if method == "dora" else set())
 
 
 def test_rslora_scales_by_the_square_root(folders: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from ftlib.site import Site
 from tests.reporting import fake_runs
 
 
-def card(tmp_path: Path, *overrides: tuple[str, str], scored: bool = False) -> str:
+def card(tmp_path: Path, *overrides: tuple[str, str], scored: bool = False, recipe: int = 0) -> str:
     site = Site(tmp_path / "home" / "store", tmp_path / "home" / "runs")
     text = fake_runs.CONFIG
     for old, new in overrides:
@@ -22,6 +22,7 @@ def card(tmp_path: Path, *overrides: tuple[str, str], scored: bool = False) -> s
         text = text.replace(old, new)
     run = fake_runs.new_run(site, tmp_path, text)
     fake_runs.train(run)
+    run.note("start", step=30, attempt=0, recipe=recipe)
     config = load_experiment(run.config_file, [], site).config
     if scored:
         metrics = {"accuracy": {"value": 0.875, "interval": [0.5, 0.96875]}}
@@ -44,6 +45,21 @@ def test_an_adapters_card(tmp_path: Path) -> None:
     assert 'from_pretrained("google/paligemma-3b-pt-224", revision="abc")' in text and "PeftModel" in text
     assert "- num_train_epochs: 2" in text and "- rows a step: 4" in text
     assert str(tmp_path) not in text and "home" not in text
+
+
+@pytest.mark.parametrize(
+    ("adapter", "recipe", "sentence"),
+    [
+        ("{method: full}", 2, "All weights, trained in float32 and saved in bfloat16. Recipe 2.\n"),
+        ("{method: full}", 0, "All weights in bfloat16. Recipe 0 (changed since: full fine-tuning in bfloat16 trains"),
+        ("{method: full, freeze: [vision], master_weights: false}", 0, "All weights in bfloat16, but for vision.\n"),
+    ],
+)
+def test_a_card_tells_what_the_weights_were_trained_in(
+    tmp_path: Path, adapter: str, recipe: int, sentence: str
+) -> None:
+    short = ("ftlib/tiny-paligemma}", "ftlib/tiny-paligemma, dtype: bfloat16}")
+    assert sentence in card(tmp_path, short, ("{method: lora}", adapter), recipe=recipe)
 
 
 @pytest.mark.parametrize(

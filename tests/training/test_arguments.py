@@ -66,6 +66,25 @@ def test_what_a_cpu_lacks(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "autocast"),
+    [
+        ([], None),
+        (["model.dtype=bfloat16"], "bf16"),
+        (["model.dtype=bfloat16", "training.bf16=false"], "bf16"),
+        (["model.dtype=bfloat16", "adapter.master_weights=false"], None),
+        (["model.dtype=bfloat16", "adapter={method: lora}"], None),
+        (["training.bf16=true", "training.use_cpu=true"], "bf16"),
+    ],
+)
+def test_master_weights_of_a_bfloat16_model_are_computed_with_in_bfloat16(
+    write_config: Callable[..., Path], tmp_path: Path, overrides: list[str], autocast: str | None
+) -> None:
+    chosen = config(write_config(), *overrides)
+    built = arguments.build(chosen, tmp_path, Leg())
+    assert chosen.autocast == autocast and built.bf16 == (autocast is not None) and not built.fp16
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["lr_scheduler_type=cosine_with_min_lr"], "lr_scheduler_type: cosine_with_min_lr: .*min_lr"),
@@ -73,6 +92,8 @@ def test_what_a_cpu_lacks(
         (["lr_scheduler_type=reduce_lr_on_plateau"], "lr_scheduler_type: reduce_lr_on_plateau .*stay constant"),
         (["lr_scheduler_type=greedy"], "lr_scheduler_type: greedy .*stay constant"),
         (["optim=galore_adamw"], "optim: galore_adamw: .*optim_target_modules"),
+        (["optim=galore_adamw", "weight_decay=0.1"], "weight_decay: transformers does not hand it to galore_adamw"),
+        (["optim=apollo_adamw", "weight_decay=0.1"], "weight_decay: transformers does not hand it to apollo_adamw"),
         (["optim=adamw_anyprecision"], "optim: adamw_anyprecision: .*install"),
         (["optim=sgd", "optim_args=momentum"], "optim: sgd: "),
     ],

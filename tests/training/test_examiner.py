@@ -100,13 +100,21 @@ def test_asking_in_between_changes_no_loss_and_the_best_becomes_the_result(
     assert set(result) == set(weights) and all(weights[name].equal(result[name]) for name in weights)
 
 
+@pytest.mark.parametrize(
+    ("adapter", "mixed"),
+    [
+        ("{method: attention}", ["training.bf16=true", "training.use_cpu=true"]),
+        ("{method: full, freeze: [vision]}", []),
+    ],
+)
 def test_float32_weights_among_16_bit_ones_are_asked_as_they_are_after_training(
-    store: Path, write_config: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    store: Path, write_config: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch,
+    adapter: str, mixed: list[str],
+) -> None:  # fmt: skip
     """Training goes on in float32: at the end, asked in training and asked afterwards is the same."""
     monkeypatch.setenv("FTLIB_RUNS", "")
-    config = write_config("{method: attention}")
-    mixed = ["model.dtype=bfloat16", "training.bf16=true", "training.use_cpu=true"]
+    config = write_config(adapter)
+    mixed = ["model.dtype=bfloat16", *mixed]
     best = "checkpoint.best={metric: accuracy, every: 12}"
     assert ftlib("prepare", config)[0] == 0
     run = run_of(config, tmp_path / "runs", *mixed, best)

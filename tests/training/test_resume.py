@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ftlib import files
 from ftlib.config_file import load_experiment
@@ -45,6 +47,7 @@ KINDS = {
         (f"{BASE}, ", f"{BASE}, dtype: bfloat16, "),
         (WARMUP, f"{WARMUP}\n  bf16: true\n  use_cpu: true"),
     ),
+    "full-bf16": (FULL, (f"{BASE}, ", f"{BASE}, dtype: bfloat16, ")),
     "qlora": (
         LORA,
         (f"{BASE}, ", f"{BASE}, dtype: bfloat16, quantization: nf4, "),
@@ -122,6 +125,13 @@ def test_interrupted_at_any_step_the_result_is_the_same(
     assert len({loss for _, _, loss, _, _ in outcome(broken)[1]}) == 12
     code, _, error = ftlib("train", config)
     assert code == 0 and "already trained" in error
+    types = {
+        name: {tensor.dtype for tensor in load_file(next(broken.folder.glob(name))).values()}
+        for name in ("checkpoints/attempt-0/checkpoint-12/trainable.safetensors", "*[lr]/*model.safetensors")
+    }
+    if kind == "full-bf16":
+        assert list(types.values()) == [{torch.float32}, {torch.bfloat16}]
+        assert files.read_json(broken.folder / "model" / "config.json")["dtype"] == "bfloat16"
 
 
 @METHODS

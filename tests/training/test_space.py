@@ -18,15 +18,18 @@ def test_bytes_by_hand() -> None:
     assert space_needed(model, "adamw_torch", False, 3) == 3 * 3 * 100 + 100
     assert space_needed(model, "sgd", True, 3) == 3 * 100 + 500
     assert space_needed(model, "adamw_8bit", False, 0) == 100
+    model.float().requires_grad_(True)
+    assert space_needed(model, "adamw_torch", True, 2, torch.bfloat16) == 2 * 3 * 600 + 300
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_estimate_is_what_is_written(
     ftlib: Callable[..., tuple[int, str, str]], store: Path, write_config: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, dtype: str,
 ) -> None:  # fmt: skip
     asked: list[int] = []
     monkeypatch.setattr("ftlib.disk.require_space", lambda folder, size: asked.append(size))
-    config = write_config()
+    config = write_config(replace=("family: paligemma", f"family: paligemma, dtype: {dtype}"))
     assert ftlib("prepare", config)[0] == 0 and ftlib("train", config)[0] == 0
     (folder,) = store.glob("runs/*/tiny/*")
     run = runs.Run(folder)

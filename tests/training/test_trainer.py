@@ -1,11 +1,45 @@
-"""What the trainer tells of a step beside what the Trainer itself knows."""
+"""What the trainer does otherwise than the Trainer: what it tells of a step, and which weights decay."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ftlib.training.trainer import _gpu_memory
+from tests.conftest import FULL, LORA
+from tests.training.test_resume import run_of
+
+STRONG = ("training.max_steps=2", "training.learning_rate=1e-3", "training.warmup_steps=0",
+          "training.lr_scheduler_type=constant", "training.weight_decay=100")  # fmt: skip
+"""A tenth of a weight each step, while Adam moves it by 1/1,000."""
+
+
+def test_embeddings_and_dora_magnitudes_do_not_decay(
+    store: Path, write_config: Callable[..., Path], shared: Path, tmp_path: Path,
+    ftlib: Callable[..., tuple[int, str, str]],
+) -> None:  # fmt: skip
+    before = load_file(shared / "model" / "model.safetensors")
+    after = {}
+    for adapter, result in ((FULL, "model/model"), (LORA.replace("lora", "dora"), "adapter/adapter_model")):
+        config = write_config(adapter)
+        run = run_of(config, tmp_path / "runs", *STRONG)
+        assert ftlib("prepare", config)[0] == 0 and ftlib("train", config, *STRONG)[0] == 0
+        after |= load_file(run.folder / f"{result}.safetensors")
+
+    def change(ending: str, length: torch.Tensor) -> float:
+        (name,) = (name for name in after if name.endswith(ending))
+        return float(after[name].norm() / length.norm())
+
+    table, layer = "embed_tokens.weight", "layers.0.mlp.gate_proj"
+    tables = next(tensor for name, tensor in before.items() if name.endswith(table))
+    weight = next(tensor for name, tensor in before.items() if name.endswith(f"{layer}.weight"))
+    assert change(table, tables) == pytest.approx(1, abs=0.02)
+    assert change(f"{layer}.lora_magnitude_vector", weight.norm(dim=1)) == pytest.approx(1, abs=0.02)
+    assert change(f"{layer}.weight", weight) == pytest.approx(0.9**2, abs=0.02)
 
 
 def test_memory_is_that_of_a_gpu_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,22 @@ def test_an_adapter_of_another_shape_is_refused(
     trainable_model(config, shared / "model", run.folder / "adapter")
 
 
+def test_a_bfloat16_model_goes_on_from_its_saved_weights_in_float32(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> None:
+    asked = ("model.dtype=bfloat16", "training.learning_rate=2e-5")
+    config, first = trained(write_config, ftlib, FULL, *asked)
+    saved = load_file(first.folder / SAVED[FULL])
+    second, run, site = start_of(config, *asked, f"warm_start={first.folder}")
+    model = trainable_model(second, site.store, find_start(second, run, site))
+    theirs = {tensor.data_ptr(): name for name, tensor in saved.items()}
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16} and len(theirs) == len(saved)
+    types = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
+    assert types == {True: torch.float32, False: torch.bfloat16}
+    ours = sorted(parameter.double().sum().item() for parameter in model.parameters())
+    assert ours == sorted(tensor.double().sum().item() for tensor in saved.values())
+
+
 def test_attention_weights_come_back_in_full_precision(
     store: Path, write_config: Callable[..., Path], shared: Path, tmp_path: Path
 ) -> None:
