@@ -49,6 +49,9 @@ def main(argv: list[str]) -> int:
     left_out = {reason: count for reason, count in result.facts["left_out"].items() if count}
     for reason, count in {**left_out, **({"bad records": result.facts["bad"]} if result.facts["bad"] else {})}.items():
         console.say(f"left out: {count} ({reason})")
+    if found := result.facts.get("one_color"):
+        names = ", ".join(found["shown"]) + (", …" if found["images"] > len(found["shown"]) else "")
+        console.say(f"images of one color: {found['images']} (all pixels are alike once decoded): {names}")
     rows = [[split, str(entry["rows"]), entry["fingerprint"]] for split, entry in result.facts["splits"].items()]
     console.say(console.table(["split", "rows", "fingerprint"], rows))
     if config.data.parts:

@@ -53,6 +53,8 @@ def _images(images: Images) -> Iterator[tuple[str, str]]:
     yield "images", f"{len(images.names):,}"
     yield "  of the same content", f"{len(images.digests) - len(np.unique(images.digests)):,}"
     yield "  animated", f"{int((images.frames > 1).sum()):,}"
+    shown = ", ".join(sorted(images.one_color)[:SHOWN])
+    yield "  of one color", f"{len(images.one_color):,}" + (f": {shown}" if shown else "")
     yield "  formats", _most_common(images.kinds)
     yield "  sizes", _most_common(Counter({f"{width} × {height}": n for (width, height), n in images.sizes.items()}))
 

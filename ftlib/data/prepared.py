@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ftlib import console, files
 from ftlib.config import Config
 from ftlib.config_data import Data
-from ftlib.data.examples import Bad, Example, compact
+from ftlib.data.examples import MAX_FAULTS_SHOWN, Bad, Example, compact
 from ftlib.data.images import ImageFacts, choose_frames, image_path, inspect_image
 from ftlib.data.intake import Encode, Intake, first_rows_of_images, take_in
 from ftlib.data.rows import Rows, RowWriter
@@ -255,6 +255,8 @@ def prepare(config: Config, site: Site, encode: Encode | None = None) -> Prepare
             "bad": intake.bad.count,
             "left_out": {**left_out(config.data), **dropped},
         }
+        if alike := sorted(images.one_color):
+            facts["one_color"] = {"images": len(alike), "shown": alike[:MAX_FAULTS_SHOWN]}
         files.write_json(folder / "data.json", facts)
         for spool in folder.glob("rows.*"):
             spool.unlink()
@@ -270,6 +272,7 @@ class Images:
         digests: SHA-256 of their bytes, raw.
         frames: how many; 0 if the image cannot be used.
         sizes, kinds: how many images are of a size, of a format and mode.
+        one_color: names of those whose pixels are all alike once they are decoded.
     """
 
     names: NDArray[np.uint64]
@@ -277,6 +280,7 @@ class Images:
     frames: NDArray[np.int32]
     sizes: Counter[tuple[int, int]]
     kinds: Counter[str]
+    one_color: list[str]
 
     def find(self, name: int) -> tuple[str, int]:
         """Digest in hexadecimal and number of frames."""
@@ -292,7 +296,8 @@ def check_images(intake: Intake, data: Data) -> Images:
     """
     names, places = first_rows_of_images(intake)
     rows, root = intake.rows, Path(data.root)
-    found = Images(names, np.zeros(len(names), dtype="V32"), np.zeros(len(names), dtype=np.int32), Counter(), Counter())
+    digests, frames = np.zeros(len(names), dtype="V32"), np.zeros(len(names), dtype=np.int32)
+    found = Images(names, digests, frames, Counter(), Counter(), [])
 
     def look(place: int) -> ImageFacts | Bad:
         row = rows[place]
@@ -309,6 +314,8 @@ def check_images(intake: Intake, data: Data) -> Images:
                     intake.bad.add(seen)
                 else:
                     _note(found, number, seen)
+                    if seen.one_color:
+                        found.one_color.append(rows[int(places[number])].image)
                 update(number + 1, "")
     if intake.bad.count > bad_rows:
         intake.bad.settle()

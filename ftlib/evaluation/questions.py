@@ -17,7 +17,7 @@ from ftlib.config import Config, Evaluation
 from ftlib.config_data import CHAT
 from ftlib.config_file import load_experiment
 from ftlib.data.examples import Example, raise_faults
-from ftlib.data.images import open_image
+from ftlib.data.images import frame_of, open_image
 from ftlib.data.prompts import NAMED, prompt_of, template_fields
 from ftlib.errors import UserError
 from ftlib.evaluation.subject import Subject, trained
@@ -172,7 +172,8 @@ def _image_row(subject: Subject, question: Question) -> Row:
         raise UserError("a context is for causal models; this run's model takes an image and a prompt")
     if question.image is None:
         raise UserError("this run's model looks at an image: name one")
-    (row,) = subject.inputs.prompt_rows([question.prompt], open_image(question.image))
+    frame = frame_of(question.image, subject.config.data.frames)
+    (row,) = subject.inputs.prompt_rows([question.prompt], open_image(question.image, frame))
     return row
 
 
