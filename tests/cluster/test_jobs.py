@@ -12,7 +12,7 @@ from signal import SIGUSR1
 
 import pytest
 
-from tests.cluster.conftest import STATE, Cluster, history, losses, weights
+from tests.cluster.conftest import STATE, USER, Cluster, history, losses, weights
 from tests.conftest import REPOSITORY
 
 LONG = "configs/digits.yaml name=long training.num_train_epochs=24 checkpoint.steps=40"
@@ -276,3 +276,19 @@ def test_every_command_of_the_cluster_page_works(cluster: Cluster) -> None:
         if line.startswith("ftlib submit") and "--dry-run" not in line:
             cluster.jobs += done.stdout.split()
         (cluster.home / "ftlib" / "jobs" / "site.env").unlink(missing_ok=True)  # the store comes from the environment
+
+
+def test_the_acceptance_run(cluster: Cluster) -> None:
+    """jobs/acceptance.sbatch with two tasks, rehearsed on CPUs: one JSON file, one page, no name in them."""
+    job = cluster.sbatch(
+        "--time=20 --gres=none --nodes=2 --ntasks-per-node=1 jobs/acceptance.sbatch", FTLIB_GPU_REHEARSAL="cpu"
+    )
+    assert cluster.wait(job, 900) == "COMPLETED", cluster.log(job)
+    target = cluster.home / "ftlib" / "logs" / f"acceptance-{job}"
+    text = target.with_suffix(".json").read_text()
+    results = {line["name"]: line for line in json.loads(text)["results"]}
+    assert all(line["ok"] for line in results.values())
+    assert {"environment", "resume full float32", "several losses", "several kill and resume"} <= results.keys()
+    assert results["several bandwidth"]["gb_per_s"]["nodes"] == 2
+    assert str(cluster.home) not in text and USER not in text and not re.search(r"/(tmp|opt|home|usr)/|\bn[12]\b", text)
+    assert "checks are ok" in target.with_suffix(".html").read_text()

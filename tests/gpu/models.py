@@ -30,7 +30,7 @@ from ftlib.data.examples import Example
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.causal import CausalInputs
 from ftlib.models.families import Inputs
-from ftlib.models.paligemma import PaliGemmaInputs
+from ftlib.models.paligemma import PaliGemmaInputs, trust_image_tokens
 from ftlib.models.tiny import tiny_processor
 from ftlib.models.tiny_neox import tiny_tokenizer
 from ftlib.training import arguments
@@ -163,6 +163,7 @@ def trainer_of(config: Config, model: torch.nn.Module, inputs: Inputs, rows: lis
     kept = range(len(rows))
     dataset = TrainingRows(rows, folder, config.data.templates, inputs, kept, Draw([len(rows)], [1.0], config.seed))
     built = arguments.build(config, folder, Leg())
+    trust_image_tokens(model)
     trainer = AnswerTrainer(config, model, dataset, built, folder / "checkpoints", Leg())
     trainer._save_checkpoint = lambda model, trial: None
     return trainer
@@ -185,9 +186,10 @@ def adapted(model: PreTrainedModel, config: Config) -> Iterator[torch.nn.Module]
 
 
 def restore_forward(model: torch.nn.Module) -> None:
-    """Take off what accelerate wraps around a model's forward; every trainer would add another layer."""
-    model.__dict__.pop("forward", None)
-    model.__dict__.pop("_original_forward", None)
+    """Take off what accelerate wraps around a model's forward, and what ftlib leaves out of it."""
+    for module in model.modules():
+        for name in ("forward", "_original_forward", "get_placeholder_mask"):
+            module.__dict__.pop(name, None)
 
 
 def measure(
