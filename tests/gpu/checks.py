@@ -231,7 +231,7 @@ def _loss_and_gradients(
     loss = answer_loss(model, moved, "token")
     loss.backward()
     gradients = [p.grad.float().flatten().cpu() for p in model.parameters() if p.grad is not None]
-    return float(loss), torch.cat(gradients)
+    return float(loss.detach()), torch.cat(gradients)
 
 
 _FORK = multiprocessing.get_context("fork")

@@ -1,7 +1,7 @@
 """One JSON file and one page out of an acceptance run's lines, with its figures beside the goals.
 
-Run: `python -m tests.gpu.page FOLDER TARGET` writes TARGET.json and TARGET.html from all FOLDER/**/*.jsonl. Exit code
-0: every check is ok; 1: one is not, or there are none.
+Run: `python -m tests.gpu.page TARGET LINES.jsonl…` writes TARGET.json and TARGET.html from files that are there. Exit
+code 0: every check is ok; 1: one is not, or there are none.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ GOALS = [
 H100_TFLOPS = 989
 
 
-def main(folder: Path, target: Path) -> int:
+def main(target: Path, logs: Sequence[Path]) -> int:
     """Write both files; see the module."""
-    lines = [line for path in sorted(folder.rglob("*.jsonl")) for line in files.read_jsonl_log(path)]
+    lines = [line for path in logs for line in files.read_jsonl_log(path)]
     results = [line for line in lines if line["name"] != "all"]
     files.write_json(target.with_suffix(".json"), {"format": 1, "results": results})
     files.write_text(target.with_suffix(".html"), page(results))
@@ -117,4 +117,4 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), list(map(Path, sys.argv[2:]))))

@@ -53,17 +53,17 @@ def test_lines_name_no_host_no_user_and_no_path(lines: list[dict[str, Any]]) -> 
 def test_the_page_tells_every_check(lines: list[dict[str, Any]], tmp_path: Path) -> None:
     from tests.gpu.page import main
 
-    (tmp_path / "lines").mkdir()
-    (tmp_path / "lines" / "one.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main(tmp_path / "lines", tmp_path / "page") == 0
+    log, none = tmp_path / "one.jsonl", tmp_path / "several.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(tmp_path / "page", [log, none]) == 0
     page = (tmp_path / "page.html").read_text()
     assert all(
         line["name"] in page.replace("&#x27;", "'") for line in lines if line["name"] not in ("all", "environment")
     )
     assert "not measured" in page and '<td class="l">reached' not in page  # a rehearsal reaches no goal
     failed = [*lines, {"name": "resume of a stranger", "ok": False, "seconds": 1, "error": "<b>"}]
-    (tmp_path / "lines" / "one.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
-    assert main(tmp_path / "lines", tmp_path / "page") == 1
+    log.write_text("".join(json.dumps(line) + "\n" for line in failed))
+    assert main(tmp_path / "page", [log, none]) == 1
     assert "FAILED" in (tmp_path / "page.html").read_text() and "<b>" not in (tmp_path / "page.html").read_text()
 
 
