@@ -7,8 +7,11 @@ the module and are loaded with strict=False: such a run goes on from its initial
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,32 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+
+
+@contextlib.contextmanager
+def paged_again(optimizer: Any) -> Iterator[None]:
+    """Inside, an optimizer's state is loaded; that of a paged one (bitsandbytes) is paged afterwards as it was before.
+
+    bitsandbytes would load all of it into the GPU's memory, where it may not fit, and leave it there.
+
+    Args:
+        optimizer: accelerate's wrapper of it, or itself.
+    """
+    plain = getattr(optimizer, "optimizer", optimizer)
+    if not getattr(plain, "is_paged", False):
+        yield
+        return
+    plain.load_state_dict = partial(plain.load_state_dict, move_to_device=False)
+    try:
+        yield
+    finally:
+        del plain.load_state_dict
+    for parameter, state in plain.state.items():
+        for name, value in state.items():
+            if name in ("state1", "state2"):
+                state[name] = plain.get_state_buffer(parameter, dtype=value.dtype).copy_(value)
+            elif isinstance(value, torch.Tensor):
+                state[name] = value.to(parameter.device)
 
 
 def restore_threads(folder: Path) -> None:

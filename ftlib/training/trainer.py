@@ -25,7 +25,7 @@ from ftlib.models.packing import check_packing
 from ftlib.models.rows import Row
 from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
-from ftlib.training.checkpoints import CheckpointDue, load_trainable, save_trainable
+from ftlib.training.checkpoints import CheckpointDue, load_trainable, paged_again, save_trainable
 from ftlib.training.guards import Watch, require_finite
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
@@ -217,6 +217,10 @@ class AnswerTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_trainable(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with paged_again(self.optimizer):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
 
 def _gpu_memory() -> dict[str, float]:

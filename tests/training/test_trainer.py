@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ftlib.training.checkpoints import paged_again
 from ftlib.training.trainer import _gpu_memory
 from tests.conftest import FULL, LORA
 from tests.training.test_resume import run_of
@@ -40,6 +43,39 @@ def test_embeddings_and_dora_magnitudes_do_not_decay(
     assert change(table, tables) == pytest.approx(1, abs=0.02)
     assert change(f"{layer}.lora_magnitude_vector", weight.norm(dim=1)) == pytest.approx(1, abs=0.02)
     assert change(f"{layer}.weight", weight) == pytest.approx(0.9**2, abs=0.02)
+
+
+def test_the_state_of_a_paged_optimizer_is_paged_after_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bitsandbytes makes it, which needs a GPU: here a buffer only says so. Small states are not paged."""
+    optim = pytest.importorskip("bitsandbytes").optim
+
+    def buffer(self: Any, parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        made = torch.zeros_like(parameter, dtype=dtype)
+        made.is_paged = parameter.numel() >= 1e5
+        return made
+
+    weights = [torch.nn.Parameter(torch.ones(400, 300)), torch.nn.Parameter(torch.ones(3, 3))]
+
+    def made(kind: type) -> torch.optim.Optimizer:
+        return kind(weights, lr=0.1)
+
+    for kind in (optim.PagedAdamW8bit, optim.PagedAdamW32bit, optim.PagedLion, optim.AdamW8bit):
+        first, second = made(kind), made(kind)
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        first.step()
+        with monkeypatch.context() as patch, paged_again(SimpleNamespace(optimizer=second)):
+            patch.setattr("bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer", buffer)
+            second.load_state_dict(first.state_dict())
+        assert "load_state_dict" not in vars(second)
+        for number, weight in enumerate(weights):
+            ours, theirs = second.state[weight], first.state[weight]
+            assert set(ours) == set(theirs) and all(
+                torch.equal(*map(torch.as_tensor, (ours[n], theirs[n]))) for n in ours
+            )
+            states = [ours[name] for name in ("state1", "state2") if name in ours]
+            paged = [getattr(state, "is_paged", False) for state in states]
+            assert paged == [number == 0 and "Paged" in kind.__name__] * len(states)
 
 
 def test_memory_is_that_of_a_gpu_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
