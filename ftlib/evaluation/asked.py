@@ -9,6 +9,7 @@ from typing import Any
 
 from ftlib import files
 from ftlib.config import Config
+from ftlib.config_data import CHAT
 from ftlib.data.examples import Example
 from ftlib.data.prepared import Prepared
 from ftlib.evaluation.choosing import Threshold
@@ -59,6 +60,7 @@ def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[s
         "choose": ["positive", "min_precision"],
         "generate": ["num_beams", "max_new_tokens", "generation", "positive"],
     }
+    chat = asked.subject.inputs.remark if asked.config.data.prompt == CHAT else ""
     return {
         "model": asked.subject.name,
         "weights": asked.subject.digest,
@@ -75,6 +77,7 @@ def settings_of(asked: Asked, split: str, threshold: Threshold | None) -> dict[s
         "labels": asked.prepared.labels if evaluation.decode == "choose" else None,
         "threshold": threshold.as_json() if threshold else None,
         **({FIELD: True} if asked.without_context else {}),
+        **({"chat_template": chat} if chat else {}),
     }
 
 

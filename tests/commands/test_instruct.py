@@ -369,9 +369,28 @@ def test_arguments_of_the_chat_template_are_those_of_training_wherever_the_model
     code, output, error = ftlib("evaluate", folders["polite"], "--json")
     assert code == 0, error
     assert json.loads(output)[-1]["settings"]["loaded"]["chat_template_arguments"] == {"polite": True}
+    assert "chat_template" not in json.loads(output)[-1]["settings"]
     other = tmp_path / "other.yaml"
     other.write_text(config.read_text().replace("name: instruct", "name: other"))
     code, _, error = ftlib("evaluate", folders["polite"], "--data", other)
     assert code == 2 and "its data.prompt is 'alpaca', this run's is 'chat'" in error
     code, _, error = ftlib("train", config, polite[1])
     assert code == 2 and "model.chat_template_arguments is for data.prompt: chat" in error
+
+
+def test_a_completed_generation_prompt_is_told_and_is_part_of_what_was_asked(
+    config: Path, base: Path, ftlib: Ftlib, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "headless")
+    (folder / "chat_template.jinja").write_text(CHATML.partition("{% if add")[0])
+    overrides = [f"model.base={folder}", "data.prompt=chat"]
+    assert ftlib("prepare", config, *overrides)[0] == 0
+    code, output, error = ftlib("train", config, *overrides)
+    assert code == 0 and "asks without '<|im_start|>assistant\\n', but writes it before an answer" in error
+    run = Path(output.strip())
+    code, output, error = ftlib("predict", run, "--prompt", "reverse abc")
+    text = "<|im_start|>user\nreverse abc<|im_end|>\n<|im_start|>assistant\n"
+    assert [output.strip("\n")] == plain_answers(folder, run / "adapter", [text], end="<|im_end|>")
+    code, output, error = ftlib("evaluate", run, "--json")
+    assert code == 0, error
+    assert all("asks without" in scores["settings"]["chat_template"] for scores in json.loads(output))
