@@ -34,6 +34,7 @@ from ftlib.training import arguments, legs, ranks
 from ftlib.training.attempts import facts_of, goes_on, next_attempt, tell_ranks
 from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number, space_needed
+from ftlib.training.compiling import few_programs
 from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import Fitted, fit_rows, try_images
 from ftlib.training.guards import require_finite
@@ -276,7 +277,8 @@ def _train(job: _Job, trainer: AnswerTrainer, place: Place) -> Place:
     job.run.note("training", total=total)
     with console.progress("step", total, start=place.step) as update, preemption.graceful():
         trainer.on_step = lambda record: _log_step(job.run, record, update)
-        with enough_memory(SMALLER_MODEL if job.config.batch.auto else _LESS_MEMORY), watched_workers():
+        enough = enough_memory(SMALLER_MODEL if job.config.batch.auto else _LESS_MEMORY)
+        with enough, watched_workers(), few_programs():
             trainer.train(resume_from_checkpoint=str(place.checkpoint) if place.begun else None)
     return trainer.reached
 

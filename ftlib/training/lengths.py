@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -74,8 +73,3 @@ class FewShapes:
             for name, tensor in batch.items()
         }
         return {**padded, "labels": padded["labels"][:, -self.shapes[length] :]}
-
-
-def compile_each_shape() -> None:
-    """Have torch.compile make a program for each of few shapes, where it would make one for any after the second."""
-    torch._dynamo.config.automatic_dynamic_shapes = False

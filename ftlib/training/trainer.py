@@ -26,10 +26,11 @@ from ftlib.models.rows import Row
 from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, paged_again, save_trainable
+from ftlib.training.compiling import prepare_to_compile
 from ftlib.training.guards import Watch, require_finite
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
-from ftlib.training.lengths import FewShapes, compile_each_shape
+from ftlib.training.lengths import FewShapes
 from ftlib.training.loss import answer_loss, count_items, cut_labels
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -74,8 +75,8 @@ class AnswerTrainer(Trainer):
         static = arguments.torch_compile and not config.loss.packing
         lengths = rows.lengths() if static or config.micro_batch < config.effective_batch else None
         collate = FewShapes(rows.inputs, _labelled(lengths, config)) if static and lengths else _Collate(rows.inputs)
-        if static:
-            compile_each_shape()
+        if arguments.torch_compile:
+            prepare_to_compile(config, len(collate.shapes) if isinstance(collate, FewShapes) else None)
         # Its backward pass may make NaN of an explicit mask on a Hopper GPU (pytorch issue 196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)

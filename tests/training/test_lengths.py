@@ -95,23 +95,6 @@ def test_bucketed_is_unbucketed(name: str, average: Average) -> None:
             torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_a_program_is_compiled_for_each_shape_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._dynamo.config
-    from torch._dynamo.testing import CompileCounter
-
-    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
-    model, inputs = family("causal")
-    _, rows = rows_of(inputs, images=False, count=40)
-    collate = FewShapes(inputs, [(len(row.ids), row.n_answer) for row in rows])
-    counter = CompileCounter()
-    compiled = torch.compile(
-        model.model.embed_in if hasattr(model, "model") else model.gpt_neox.embed_in, backend=counter
-    )
-    for start in range(0, 40, 4):
-        compiled(collate(rows[start : start + 4])["input_ids"])
-    assert counter.frame_count == len({collate(rows[n : n + 4])["input_ids"].shape for n in range(0, 40, 4)}) <= SHAPES
-
-
 def test_workers_on_a_gpu_and_none_where_the_cpus_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"name": "x", "task": "vqa", "model": {"family": "paligemma", "base": "b"}, "adapter": {"method": "full"}}
     config = Config.model_validate({**fields, "data": {"source": "jsonl", "root": "x"}, "job": {"cpus": 6}})
