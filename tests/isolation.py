@@ -20,7 +20,7 @@ PROGRAMS = (
     "gzip", "head", "hostname", "id", "install", "kill", "ln", "ls", "md5sum", "mkdir", "mkfifo", "mktemp", "mount",
     "mv", "nice", "nproc", "od", "paste", "printenv", "printf", "pwd", "python3", "readlink", "realpath",
     "rm", "rmdir", "script", "sed", "seq", "setsid", "sh", "sha256sum", "sleep", "sort", "split", "stat", "stdbuf",
-    "sync", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "uniq", "wc",
+    "sync", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "uniq", "unshare", "wc",
     "which", "whoami", "xargs",
 )  # fmt: skip
 """Those of Debian's essential packages that scripts and tests use, and those that the README asks for."""
