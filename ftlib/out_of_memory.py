@@ -2,8 +2,8 @@
 
 torch raises OutOfMemoryError only where its own allocator has no room. Others fail in their own words: the CUDA driver
 (torch.AcceleratorError), cuBLAS, cuDNN and NCCL (RuntimeError), torch's allocator of host memory (RuntimeError), numpy
-and Python (MemoryError), the system (OSError with ENOMEM). torch is not imported here: errors are told by their names
-and words.
+and Python (MemoryError), the system (OSError with ENOMEM). cuDNN, cuSOLVER and cuFFT speak of an internal error where
+a GPU is full. torch is not imported here: errors are told by their names and words.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import sys
 from collections.abc import Iterator
 
 from ftlib.errors import UserError
@@ -35,6 +36,12 @@ _ANY = re.compile(
     re.IGNORECASE,
 )
 
+_PERHAPS = re.compile(r"\b(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_INTERNAL_ERROR\b|\bCUFFT_INTERNAL_ERROR\b")
+"""What cuDNN, cuSOLVER and cuFFT say on a full GPU (seen on an H200), and of other faults too."""
+
+_FULL = 512 << 20
+"""Bytes of a GPU that nobody has taken: with fewer it is full. Libraries take theirs beside torch's allocator."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or the one that it was raised from, says that memory ran out."""
@@ -44,7 +51,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__} or _ANY.search(str(error)):
         return True
+    if _PERHAPS.search(str(error)) and _gpu_is_full():
+        return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def _gpu_is_full() -> bool:
+    """Asked only after an error on a GPU, so that torch is there; a GPU that failed otherwise does not answer."""
+    torch = sys.modules.get("torch")
+    try:
+        return torch is not None and torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < _FULL
+    except RuntimeError:
+        return False
 
 
 @contextlib.contextmanager

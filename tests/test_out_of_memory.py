@@ -96,6 +96,26 @@ def test_everything_else_stays_what_it_is(error: Exception) -> None:
     assert kept.value is error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+        "cuFFT error: CUFFT_INTERNAL_ERROR",
+    ],
+)
+def test_an_internal_error_counts_where_the_gpu_is_full(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """What an H200 said whose memory was taken up to the last MiB."""
+    error, total = RuntimeError(words), 80 << 30
+    assert not is_out_of_memory(error)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for free, counts in ((64 << 20, True), (4 << 30, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, total))
+        assert is_out_of_memory(error) == counts
+    monkeypatch.setattr(torch.cuda, "mem_get_info", raising(RuntimeError("CUDA error: device-side assert triggered")))
+    assert not is_out_of_memory(error)
+
+
 def test_the_real_ones() -> None:
     for ask in (lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)):
         with pytest.raises(UserError, match="out of memory"), enough_memory():
