@@ -257,10 +257,17 @@ class Config(Section):
             raise ValueError(
                 "model.quantization: quantized weights cannot be trained; set adapter.method: lora or dora"
             )
-        if self.model.dtype == "float16" and not self.training.get("fp16"):
+        modes = [mode for mode in ("bf16", "fp16") if self.training.get(mode)]
+        auto = "precision" in self.training
+        if auto and modes:
+            raise ValueError(f"training.precision: auto chooses between bf16 and fp16; remove training.{modes[0]}")
+        if auto and self.model.dtype == "float16":
+            problem = "training.precision: auto is bf16 on newer GPUs, and model.dtype: float16 weights need fp16"
+            raise ValueError(f"{problem}; set training.fp16: true instead, or model.dtype: float32")
+        if self.model.dtype == "float16" and "fp16" not in modes:
             problem = "model.dtype: float16 loses small gradients unless they are scaled"
             raise ValueError(f"{problem}; set training.fp16: true (where nothing is trained it changes nothing)")
-        if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not self.training.get("bf16"):
+        if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not auto and "bf16" not in modes:
             problem = "adapter.method: attention trains float32 weights between bfloat16 ones"
             raise ValueError(f"{problem}; set training.bf16: true, which computes them together")
         if self.batch.auto and self.job.tasks > 1:
@@ -280,11 +287,14 @@ class Config(Section):
 
     @property
     def autocast(self) -> Literal["bf16", "fp16"] | None:
-        """What torch.autocast computes in, by TrainingArguments' names; a bfloat16 model's master weights need it."""
+        """What torch.autocast computes in, by TrainingArguments' names; a bfloat16 model's master weights need it.
+
+        With `training.precision: auto`, before a GPU has decided: bf16, which takes as much memory as fp16.
+        """
         if self.training.get("fp16"):
             return "fp16"
         masters = isinstance(self.adapter, Full) and self.adapter.master_weights and self.model.dtype == "bfloat16"
-        return "bf16" if self.training.get("bf16") or masters else None
+        return "bf16" if self.training.get("bf16") or "precision" in self.training or masters else None
 
     @property
     def effective_batch(self) -> int:

@@ -117,6 +117,9 @@ OPTIMIZERS_THAT_DO_NOT_RESUME: dict[str, str] = {
 }
 """Part of an optimizer's name → why its runs could not be resumed."""
 
+OURS: dict[str, dict[str, Any]] = {"precision": {"types": ["text"], "choices": ["auto"]}}
+"""Fields that stand beside TrainingArguments', and what ftlib takes there."""
+
 POSITIVE = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -158,7 +161,7 @@ NOT_IN_RESULT = (
 def table() -> dict[str, dict[str, Any]]:
     """Field name → {"types": JSON type names, "choices": allowed words or absent}."""
     fields: dict[str, dict[str, Any]] = json.loads(TABLE.read_text())
-    return fields
+    return fields | OURS
 
 
 def faults(training: dict[str, Any]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ LEVELS = (
     ("ftlib", "errors", "yaml_core", "files", "disk", "site", "console", "config", "config_base", "config_course",
      "config_data", "config_file", "training_fields", "generation_fields", "job_options", "identity", "local_paths",
      "runs", "history", "ownership", "once", "environment", "command_line", "preemption", "pinning", "out_of_memory",
-     "hashes", "packages", "job_memory"),
+     "hashes", "packages", "job_memory", "gpu_architectures"),
     ("data", "tasks", "metrics", "submission", "reporting", "hub", "staging", "pushing"),
     ("models", "training", "evaluation", "memory", "merging", "diagnosis"),
     ("commands",),

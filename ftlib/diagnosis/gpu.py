@@ -1,4 +1,4 @@
-"""GPUs: does torch see those that Slurm gave, does the driver suit its CUDA, do they compute, and in bfloat16?"""
+"""GPUs: does torch see those that Slurm gave, suit driver and torch, do they compute, and in bfloat16?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.diagnosis.finding import Finding, ask
+from ftlib.gpu_architectures import REMEDY, misfit
 
 _DRIVERS = {"11": 450, "12": 525, "13": 580}
 """CUDA's major version → the oldest branch of the driver that runs it (NVIDIA, CUDA Compatibility, minor versions)."""
@@ -50,6 +51,8 @@ def _one(torch: Any, index: int) -> Finding:
     """Let it compute; ask for bfloat16 in hardware."""
     check = f"GPU {index}"
     try:
+        if fault := misfit(torch, index):
+            return Finding(check, fault, REMEDY, fatal=True)
         facts = torch.cuda.get_device_properties(index)
         total = torch.ones(256, device=f"cuda:{index}").sum().item()
         with torch.cuda.device(index):
@@ -60,5 +63,5 @@ def _one(torch: Any, index: int) -> Finding:
     state = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     if total != 256:
         return Finding(check, f"{state}: adds wrongly", "Ask your site about this node.", fatal=True)
-    remedy = "No bfloat16 here: use model.dtype float32, or training.fp16." if not bf16 else ""
+    remedy = "No bfloat16 here: use training.fp16, or training.precision: auto." if not bf16 else ""
     return Finding(check, f"{state}, {'with' if bf16 else 'without'} bfloat16", remedy)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from ftlib import console
 from ftlib.config import Model
 from ftlib.errors import UserError
+from ftlib.gpu_architectures import require_kernels
 from ftlib.hub import require_model
 from ftlib.models import attention as attending
 from ftlib.models.causal import check_model
@@ -61,7 +62,8 @@ def load_weights(
 
     Raises:
         UserError: no model there, damaged files, pickles of more than tensors, keys that do not fit, an attention that
-            does not fit the model, no bitsandbytes to quantize with, or out of memory.
+            does not fit the model, no bitsandbytes to quantize with, a GPU that this build of torch has no kernels for,
+            or out of memory.
     """
     with enough_memory():
         return _load_weights(folder, dtype, family, quantization, attention, final_softcap)
@@ -76,6 +78,7 @@ def _load_weights(
     final_softcap: attending.FinalSoftcap,
 ) -> PreTrainedModel:
     require_model(folder)
+    require_kernels(torch, device().index)
     try:
         config = _config(folder, family, final_softcap)
         model, info = FAMILIES[family].model_class.from_pretrained(

@@ -71,11 +71,14 @@ def _method(run: Run, config: Config) -> str:
 
 def _course(run: Run, config: Config) -> dict[str, Any]:
     """Seed and learning rate of the attempt that made the weights, and what else happened to them."""
-    told = [line for line in files.read_jsonl_log(run.history) if "learning_rate" in line]
+    history = files.read_jsonl_log(run.history)
+    told = [line for line in history if "learning_rate" in line]
     last = told[-1] if told else {"seed": config.seed}
     facts = {name: last[name] for name in ("learning_rate", "seed") if name in last}
     if last.get("attempt"):
         facts["attempts that diverged before"] = last["attempt"]
+    if noted := [line for line in history if line["event"] == "precision"]:
+        facts["precision"] = "{mode} on {gpu}".format(**noted[0])
     if run.warm_start.exists():
         facts["began with the weights of"] = f"another run, {files.read_json(run.warm_start)['sha256'][:16]}"
     if run.done.exists() and (best := files.read_json(run.done).get("best")):

@@ -21,9 +21,11 @@ from ftlib.config_file import Experiment
 from ftlib.data.prepared import Prepared, open_prepared
 from ftlib.environment import describe_environment, other_versions
 from ftlib.errors import Diverged, UserError
+from ftlib.gpu_architectures import require_kernels
 from ftlib.hub import find_model, model_hashes
 from ftlib.models.adapters import count_parameters, master_weights
 from ftlib.models.families import FAMILIES, check_images
+from ftlib.models.loading import device
 from ftlib.out_of_memory import SMALLER_MODEL, enough_memory
 from ftlib.packages import require_packages
 from ftlib.pinning import pin_base, pin_data
@@ -40,6 +42,7 @@ from ftlib.training.fitting import Fitted, fit_rows, try_images
 from ftlib.training.guards import require_finite
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
+from ftlib.training.precision import with_precision
 from ftlib.training.sizing import note_halved, sized_to_gpu
 from ftlib.training.trainer import AnswerTrainer
 from ftlib.training.warm import find_start, trainable_model
@@ -82,6 +85,7 @@ def fit(experiment: Experiment, run: Run, site: Site) -> None:
         Diverged: so did every attempt that `guard.restarts` allows.
     """
     require_packages(experiment.config)
+    require_kernels(torch, device().index)
     prepared = open_prepared(experiment.config, site, run)
     with ranks.joined(experiment.config.training.get("ddp_timeout", 1800)):
         _fit(experiment, run, prepared, site)
@@ -107,7 +111,7 @@ def _fit(experiment: Experiment, run: Run, prepared: Prepared, site: Site) -> No
         if earlier and (versions := other_versions(earlier[-1], environment)):
             console.say(f"with other versions than before, so that losses may differ a little: {versions}")
     started = time.monotonic()
-    job = _job(sized_to_gpu(experiment, run, site), run, prepared, base, site)
+    job = _job(sized_to_gpu(with_precision(experiment, run), run, site), run, prepared, base, site)
     while not _attempt(job, place):
         place = Place(Leg(next_attempt(config, run)))
         facts = facts_of(config, place.leg)

@@ -21,11 +21,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             raise RuntimeError(seen.error)
         return SimpleNamespace(sum=lambda: SimpleNamespace(item=lambda: seen.sum))
 
-    properties = SimpleNamespace(name="NVIDIA Made Up", total_memory=80 * 2**30)
+    properties = SimpleNamespace(name="NVIDIA Made Up", total_memory=80 * 2**30, major=8, minor=6)
     monkeypatch.setattr(torch, "ones", ones)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen.count)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: seen.bf16)
     monkeypatch.setattr(torch.cuda, "device", lambda index: torch.no_grad())
     monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
