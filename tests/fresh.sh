@@ -96,8 +96,9 @@ main() {
 }
 
 ((EUID == 0)) || die "needs root, for chroot"
-if [[ ${1:-} != inside ]]; then # mounts and processes end with this one
-  exec unshare --mount --pid --fork --kill-child "$0" inside "$@"
+if [[ ${1:-} == inside ]]; then
+  main "${@:2}"
+else # in namespaces of their own: mounts and processes end with this one
+  unshare --mount --pid --fork --kill-child "$0" inside "$@"
+  rm -rf --one-file-system "$STATE"
 fi
-main "${@:2}"
-rm -rf --one-file-system "$STATE"
