@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -129,6 +130,21 @@ class Data(Section):
         if not self.parts:
             return {"": self}
         return {part.name: self._dataset(part) for part in self.parts}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Dotted key → where its files and those of its parts lie: every `root` and `file`."""
+        sections = {"": self, **{f"parts.{number}.": part for number, part in enumerate(self.parts)}}
+        return {f"{at}{key}": getattr(section, key) for at, section in sections.items() for key in ("root", "file")}
+
+    def at(self, places: Mapping[str, str]) -> Data:
+        """The same dataset at other places, as `places` names them; keys that are left out stay."""
+        own = {key: places[key] for key in ("root", "file") if key in places}
+        parts = []
+        for number, part in enumerate(self.parts):
+            keys = {key: f"parts.{number}.{key}" for key in ("root", "file")}
+            parts.append(part.model_copy(update={key: places[at] for key, at in keys.items() if at in places}))
+        return self.model_copy(update={**own, "parts": parts})
 
     @property
     def templates(self) -> dict[str, str]:

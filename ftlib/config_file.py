@@ -10,15 +10,16 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ftlib import training_fields, yaml_core
+from ftlib import files, training_fields, yaml_core
 from ftlib.config import Config, Section
 from ftlib.config_base import NAME, PathKind
+from ftlib.config_data import Data
 from ftlib.errors import UserError
 from ftlib.identity import identity, lasting, recipes_of
 from ftlib.job_options import DURATION, MEMORY, WORD, SbatchOption
@@ -31,6 +32,8 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY", re.IGNORECASE)
 _COMMAND_LINE = "command line"
 RUN_CONFIG = "config.yaml"
 """What a run's config is called in its folder."""
+DATA_PATHS = "data_paths.json"
+"""What says, beside it, where a run's data have been found since: `Experiment.elsewhere`, the newest last."""
 _PATTERNS = {
     NAME: "of letters, digits, '.', '_' and '-', a letter or digit first",
     WORD: "one word",
@@ -62,10 +65,12 @@ class Experiment:
         config: ready to use, variables expanded.
         names: those that a run of it may have, the newest recipe's first; before them, of a config in a run folder,
             the folder's.
+        elsewhere: key of `data` → where the run's data lie, as it is stored, if that is not what its name stands for.
     """
 
     config: Config
     names: tuple[RunName, ...]
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -75,6 +80,26 @@ class Experiment:
     def named(self, identity: str) -> RunName:
         """The name with an identity; the first without one of that."""
         return next((name for name in self.names if name.identity == identity), self.names[0])
+
+    def named_by(self, places: Mapping[str, str]) -> Experiment:
+        """The same experiment under the names that it would have with its data at other places.
+
+        Args:
+            places: see `Data.places`, as stored.
+        """
+        names: dict[str, RunName] = {}
+        for name in self.names:
+            form = Config.model_validate(name.raw)
+            form = form.model_copy(update={"data": form.data.at(places)})
+            raw = lasting(form, {"Config": ("sweep",)})
+            names.setdefault(found := identity(form, name.recipe), RunName(found, name.recipe, raw))
+        changed = {key: text for key, text in self.stored_data.places.items() if places.get(key) != text}
+        return replace(self, names=tuple(names.values()), elsewhere=changed)
+
+    @property
+    def stored_data(self) -> Data:
+        """The data section of the first name."""
+        return Data.model_validate(self.names[0].raw["data"])
 
     def to_yaml(self, identity: str = "") -> str:
         """The resolved config, as it is saved with a run of that identity."""
@@ -186,8 +211,21 @@ def check(source: Source, site: Site, environment: Mapping[str, str] = os.enviro
             name = RunName(identity(form, recipe), recipe, lasting(form, {"Config": ("sweep",)}))
             names.setdefault(name.identity, name)
     ordered = sorted(names.values(), key=lambda name: name.identity != own)
+    elsewhere = _elsewhere(source.path, config.data, site) if ordered[0].identity == own else {}
+    config = config.model_copy(update={"data": config.data.at(elsewhere)})
     final = _expand(lasting(config), (), {"store": str(site.store)}, [])
-    return Experiment(config=Config.model_validate(final), names=tuple(ordered))
+    return Experiment(Config.model_validate(final), tuple(ordered), elsewhere)
+
+
+def _elsewhere(path: Path, data: Data, site: Site) -> dict[str, str]:
+    """Where a run's data were found last of all places that are there: on other machines it may be another one."""
+    note = path.with_name(DATA_PATHS)
+    for places in reversed(files.read_json(note) if note.is_file() else []):
+        absolute = (text.replace(STORE, str(site.store), 1) for text in data.at(places).places.values())
+        if all(Path(text).exists() for text in absolute if text.startswith("/")):
+            found: dict[str, str] = places
+            return found
+    return {}
 
 
 def _located(section: S, source: Source, site: Site, folder: Path) -> S:

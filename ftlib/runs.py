@@ -1,7 +1,7 @@
 """Run folders: where everything of a run lies, and what happened to it.
 
-`<runs>/<name>/<identity>/` holds config.yaml, environment.json, data.json, owner.json, checkpoints/, adapter/ or
-model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE.
+`<runs>/<name>/<identity>/` holds config.yaml, environment.json, data.json, data_paths.json, owner.json, checkpoints/,
+adapter/ or model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib import console, files
-from ftlib.config_file import RUN_CONFIG, Experiment
+from ftlib.config_file import DATA_PATHS, RUN_CONFIG, Experiment
 from ftlib.errors import UserError
 from ftlib.identity import changes_since
 from ftlib.site import Site
@@ -60,6 +60,11 @@ class Run:
     def data(self) -> Path:
         """The prepared data that the run was trained on: folder and fingerprints."""
         return self.folder / "data.json"
+
+    @property
+    def data_paths(self) -> Path:
+        """Where its data were found since, if not where its config says: a list, the newest last."""
+        return self.folder / DATA_PATHS
 
     @property
     def base(self) -> Path:
@@ -162,7 +167,16 @@ def open_run(experiment: Experiment, site: Site, anew: bool = False) -> Run:
     same = run.config_file.exists() and run.config_file.read_text(encoding="utf-8") == text
     if console.speaks() and not same:
         files.write_text(run.config_file, text)
+    if console.speaks():
+        _note_data_paths(run, experiment.elsewhere)
     return run
+
+
+def _note_data_paths(run: Run, elsewhere: dict[str, str]) -> None:
+    """What works with the run's own config looks for its data first where they were last."""
+    known = files.read_json(run.data_paths) if run.data_paths.exists() else [{}]
+    if known[-1] != elsewhere:
+        files.write_json(run.data_paths, [*(each for each in known if each != elsewhere), elsewhere])
 
 
 def prompts_folder(name: str, site: Site) -> Path:

@@ -19,6 +19,7 @@ from ftlib import command_line, console, history, runs
 from ftlib.config import Config, Lora
 from ftlib.config_data import CHAT
 from ftlib.config_file import Experiment, load_experiment
+from ftlib.data.moved import known_by_data
 from ftlib.errors import UserError
 from ftlib.hub import find_model, model_hashes
 from ftlib.metrics.summary import number, span
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 def _target(parsed: argparse.Namespace, site: Site) -> tuple[Experiment, Run]:
     """A config names the run that it would train; a run brings its own config."""
     if parsed.run.endswith((".yaml", ".yml")):
-        experiment = load_experiment(Path(parsed.run), parsed.overrides, site)
+        [experiment] = known_by_data([load_experiment(Path(parsed.run), parsed.overrides, site)], site)
         return experiment, runs.open_run(experiment, site)
     run = runs.find_run(parsed.run, site)
     if others := [text for text in parsed.overrides if not text.startswith("evaluation.")]:

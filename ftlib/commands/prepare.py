@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlib import command_line, console, files, history
 from ftlib.config import Config
+from ftlib.data.moved import known_by_data
 from ftlib.errors import UserError
 from ftlib.hub import find_model
 from ftlib.pinning import use_pinned_code
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
 
         print(overview(config.data, config.task, *_length(config, site), _encode(config)))
         return 0
+    [experiment] = known_by_data([experiment], site)
     run = run_of(experiment, site)
     with files.shared_with_group(), history.before_training(run, "prepare"):
         result = prepared.find_prepared(config, site, run)

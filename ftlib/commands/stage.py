@@ -12,6 +12,7 @@ from pathlib import Path
 from ftlib import command_line, console, files, history, hub, staging
 from ftlib.config import Config
 from ftlib.config_data import Data
+from ftlib.data.moved import known_by_data
 from ftlib.runs import run_of
 from ftlib.site import Site, find_site
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     command_line.add_config(command)
     parsed = command.parse_args(argv)
     site = find_site()
-    experiment = command_line.load(parsed, site)
+    [experiment] = known_by_data([command_line.load(parsed, site)], site)
     config = experiment.config
     with files.shared_with_group(), history.before_training(run_of(experiment, site), "stage"):
         for part in config.data.datasets.values():  # first: with a model, the hub is switched off

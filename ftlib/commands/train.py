@@ -6,6 +6,7 @@ The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the resul
 from __future__ import annotations
 
 from ftlib import command_line, console, history, ownership, runs
+from ftlib.data.moved import known_by_data
 from ftlib.errors import EXIT_FAILURE, Diverged
 from ftlib.pinning import use_pinned_code
 from ftlib.preemption import tell_host, unwinding
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> int:
     command = command_line.parser("train", __doc__)
     command_line.add_config(command)
     site = find_site()
-    experiment = command_line.load(command.parse_args(argv), site)
+    [experiment] = known_by_data([command_line.load(command.parse_args(argv), site)], site)
     run = runs.open_run(experiment, site)
     print(run.folder)
     if notice := runs.recipe_notice(experiment, site):
@@ -28,7 +29,8 @@ def main(argv: list[str]) -> int:
             f"to train it on, begin a new run with its weights: warm_start={run.folder.parent.name}/{run.folder.name}"
         )
         return 0
-    use_pinned_code(run, site, ["train", *argv])
+    # older code would begin another run for data that lie elsewhere; the run's own config is the same but for that
+    use_pinned_code(run, site, ["train", *([str(run.config_file)] if experiment.elsewhere else argv)])
     from ftlib.training.fit import fit
 
     seen = history.last_sign(run)

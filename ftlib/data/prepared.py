@@ -223,6 +223,19 @@ def _made_from(run: Run, config: Config, site: Site) -> Prepared | None:
     return None
 
 
+def same_data(run: Run, config: Config, site: Site) -> bool:
+    """Whether a config's data, wherever they lie, are those that a run noted: annotation files, splits and images.
+
+    Raises:
+        UserError: the annotation file is missing.
+    """
+    made = _made_from(run, config, site)
+    if made and {"root", "content"} <= made.facts.keys() and not changed_since(made, config):
+        return _same_images(made, config, site)
+    found = find_prepared(config, site)
+    return found is not None and same_rows(found.facts, files.read_json(run.data))
+
+
 def changed_since(prepared: Prepared, config: Config) -> bool:
     """Whether a dataset's annotation files are others than those that it was prepared from, as far as that is known."""
     return prepared.facts.get("content") not in (None, files.fingerprint(_contents(config)))

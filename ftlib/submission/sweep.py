@@ -23,11 +23,12 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftlib import yaml_core
 from ftlib.config_file import Experiment, Source, check, set_field
+from ftlib.data.moved import known_by_data
 from ftlib.errors import UserError
 from ftlib.site import Site
 
@@ -70,7 +71,7 @@ def expand(source: Source, site: Site, environment: Mapping[str, str] = os.envir
     """
     sweep = source.data.get("sweep")
     if sweep is None:
-        return [Member(check(source, site, environment), "")]
+        return _known([Member(check(source, site, environment), "")], site)
     members, faults = [], []
     for point in _points(source, sweep):
         try:
@@ -79,8 +80,14 @@ def expand(source: Source, site: Site, environment: Mapping[str, str] = os.envir
             faults += error.problem.splitlines()
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
+    members = _known(members, site)
     _refuse_twins(members, source.place(("sweep",)))
     return members
+
+
+def _known(members: list[Member], site: Site) -> list[Member]:
+    experiments = known_by_data([member.experiment for member in members], site)
+    return [replace(member, experiment=each) for member, each in zip(members, experiments, strict=True)]
 
 
 def _at(source: Source, point: Point) -> Source:
