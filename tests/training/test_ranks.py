@@ -32,6 +32,7 @@ from ftlib.training.legs import Leg, Place
 from ftlib.training.trainer import AnswerTrainer
 from tests.conftest import FULL, start_ftlib
 from tests.training.test_examiner import PLAIN, dictate, rewrite
+from tests.training.test_guards import INFINITE_STEP
 from tests.training.test_resume import outcome, run_of
 
 ONE_BY_TWO = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "job.gpus=2"]
@@ -173,6 +174,19 @@ def test_of_several_ranks_the_first_ones_reading_decides(
     assert examiner.round_over(trainer, Place(Leg(), 3), last=False) and not told
     told[:] = [{**about, "step": 2, "value": 0.25}, False]
     assert not examiner.round_over(trainer, Place(Leg(), 2), last=False) and not told
+
+
+def test_both_ranks_begin_anew_when_weights_are_no_numbers(config: Path, tmp_path: Path) -> None:
+    """Master weights of a bfloat16 model, which all ranks round before the first one writes them."""
+    again = ("guard.restarts=1", "guard.learning_rate_factor=1e-40", "guard.max_loss=1e9")
+    overrides = (*ONE_BY_TWO, *INFINITE_STEP, *again, "model.dtype=bfloat16")
+    run = run_of(config, tmp_path / "runs", *overrides)
+    codes, errors = ends_of(start_two(config, *overrides))
+    assert codes == [0, 0], errors
+    (trip,) = [line for line in files.read_jsonl_log(run.history) if line["event"] == "diverged"]
+    assert trip["step"] == 1 and "weights that are no finite numbers" in trip["reason"]
+    weights = load_file(run.folder / "model" / "model.safetensors")
+    assert all(weight.dtype == torch.bfloat16 and weight.isfinite().all() for weight in weights.values())
 
 
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(config: Path, tmp_path: Path) -> None:
