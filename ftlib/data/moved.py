@@ -31,7 +31,7 @@ def known_by_data(experiments: Sequence[Experiment], site: Site) -> list[Experim
     for experiment in experiments:
         known = _known(experiment, site, compared)
         if known is not experiment:
-            places = ", ".join(known.elsewhere.values())
+            places = ", ".join(dict.fromkeys(known.elsewhere.values()))
             told.append(f"{experiment.config.name}: the same data now at {places}; going on with the run begun before")
         found.append(known)
     for line in dict.fromkeys(told):
@@ -44,7 +44,10 @@ def _known(experiment: Experiment, site: Site, compared: dict[tuple[str, str], b
     if not folder.is_dir() or run_of(experiment, site).config_file.is_file():
         return experiment
     own = experiment.stored_data.places
-    for places in dict.fromkeys(_saved_places(path) for path in sorted(folder.glob("*/config.yaml"))):
+    saved = sorted(folder.glob("*/config.yaml"), key=lambda path: (not Run(path.parent).done.exists(), path))
+    for places in dict.fromkeys(
+        map(_saved_places, saved)
+    ):  # of two that were begun with the same data, the finished one
         if not _outside(own, dict(places)):
             continue
         other = experiment.named_by(dict(places))

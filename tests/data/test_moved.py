@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,6 +230,34 @@ def test_runs_with_other_settings_are_others(
     monkeypatch.setattr(moved, "same_data", lambda *_: pytest.fail("nothing to compare"))
     for override in ("seed=4", "data.split.seed=1", "training.learning_rate=1.0e-3", "name=other", "data.file=x.jsonl"):
         assert not known(config, override).elsewhere
+
+
+def test_of_two_runs_with_the_same_data_the_finished_one_is_meant(
+    configured: Callable[..., Path], root: Path, store: Path, tmp_path: Path, begin: Begin, known: Known
+) -> None:
+    """As there may be of times when each path had its own."""
+    copies = [Path(shutil.copytree(root, tmp_path / name)) for name in ("a", "b")]
+    begun = [begin(configured(root=str(copy))) for copy in copies]
+    for run in begun:
+        run.done.write_text("{}")
+        assert runs.run_of(known(configured(root=str(root))), find_site()) == run
+        run.done.unlink()
+    for copy, run in zip(copies, begun, strict=True):
+        assert runs.run_of(known(configured(root=str(copy))), find_site()) == run
+
+
+def test_the_login_node_needs_no_torch_for_it(configured: Callable[..., Path], root: Path, begin: Begin) -> None:
+    begin(configured(root=str(root)))
+    config = configured(root=str(put_elsewhere(root, "moved")))
+    heavy = "torch", "transformers", "datasets", "PIL", "peft", "safetensors"
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({heavy}))
+from ftlib.__main__ import main
+sys.exit(main(["submit", {str(config)!r}, "--executor", "local", "--dry-run"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and SAME in done.stderr, done.stderr
 
 
 def test_data_below_the_store_are_known_by_their_path(
