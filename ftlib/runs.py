@@ -82,6 +82,11 @@ class Run:
         return self.folder / "code"
 
     @property
+    def programs(self) -> Path:
+        """Of torch.compile, until training is done; see `training/compile_cache.py`."""
+        return self.folder / "compiled"
+
+    @property
     def report(self) -> Path:
         return self.folder / "report.html"
 

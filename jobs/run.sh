@@ -41,7 +41,8 @@ enter_container() {
     job_tmp=$(mktemp -d "${FTLIB_TMP:-${SLURM_TMPDIR:-/tmp}}/ftlib.XXXXXX") || fail "no local temporary folder"
     trap 'rm -rf "$job_tmp"' EXIT
     mkdir "$job_tmp/tmp" "$job_tmp/notes"
-    # Compile caches must never be shared between nodes or inherited; jobs never reach the hub.
+    # Compile caches must never be shared between nodes or inherited: between two starts of a run, training itself keeps
+    # what is in them (ftlib/training/compile_cache.py). Jobs never reach the hub.
     to_container FTLIB_STORE "$FTLIB_STORE"
     to_container FTLIB_RUNS "$FTLIB_RUNS"
     to_container FTLIB_JOB_TMP "$job_tmp/notes"

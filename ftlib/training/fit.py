@@ -36,6 +36,7 @@ from ftlib.training import arguments, legs, ranks
 from ftlib.training.attempts import facts_of, goes_on, next_attempt, tell_ranks
 from ftlib.training.batching import Draw, TrainingRows
 from ftlib.training.checkpoints import load_trainable, restore_threads, signal_number, space_needed
+from ftlib.training.compile_cache import KeptPrograms, kept_programs
 from ftlib.training.compiling import few_programs
 from ftlib.training.examiner import Examiner
 from ftlib.training.fitting import Fitted, fit_rows, try_images
@@ -61,6 +62,7 @@ class _Job:
     Attributes:
         base: the folder of the base model.
         start: the folder whose weights training begins with, if not the base's.
+        programs: of torch.compile; None: they are not kept.
     """
 
     experiment: Experiment
@@ -70,6 +72,7 @@ class _Job:
     rows: TrainingRows
     examiner: Examiner
     halving: Halving
+    programs: KeptPrograms | None
 
     @property
     def config(self) -> Config:
@@ -126,7 +129,10 @@ def _job(experiment: Experiment, run: Run, prepared: Prepared, base: Path, site:
     examiner.require()
     start = find_start(config, run, site)
     halving = Halving(partial(note_halved, run))
-    job = _Job(experiment, run, base, start, _rows(config, run, prepared, base), examiner, halving)
+    programs = kept_programs(run.programs)
+    if programs:
+        programs.load()
+    job = _Job(experiment, run, base, start, _rows(config, run, prepared, base), examiner, halving, programs)
     if FAMILIES[config.model.family].images:
         _try_images(job, prepared)
     return job
@@ -299,6 +305,8 @@ def _on_checkpoint(job: _Job, trainer: AnswerTrainer, place: Place) -> bool:
     best = job.examiner.best(place.leg.attempt)
     if console.speaks():
         runs.rotate_checkpoints(trainer.checkpoints, job.config.checkpoint.keep, best["step"] if best else None)
+        if job.programs:
+            job.programs.save()
     if any(ranks.highest(signal_number())):
         return False
     return job.examiner.round_over(trainer, place, trainer.state.global_step >= trainer.state.max_steps)
@@ -332,3 +340,5 @@ def _publish(job: _Job, trainer: AnswerTrainer, place: Place) -> None:
         (folder / "README.md").unlink(missing_ok=True)  # peft's
     write_card(job.run, job.config)
     files.write_json(job.run.done, facts)
+    if job.programs:
+        job.programs.forget()
