@@ -11,6 +11,7 @@ libraries' own code would allocate:
     logits       micro-batch × (answer + 1) × vocabulary, in 16 and in 32 bits, and their gradients, at the peak
     activations  everything else that is alive at the peak: kept for the backward pass, and temporaries
     context      what CUDA itself takes
+    buckets      with several GPUs: a second copy of all gradients, in which DistributedDataParallel sums them up
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Need:
     activations: int
     logits: int
     context: int = CONTEXT_BYTES
+    buckets: int = 0
 
     @property
     def total(self) -> int:
@@ -171,4 +173,5 @@ def _parts(counted: Allocations, config: Config, trainable: list[torch.nn.Parame
         optimizer=state_bytes(optimizer, str(config.training.get("optim_args", "")), trainable),
         activations=counted.peak["activations"],
         logits=counted.peak["logits"],
+        buckets=own if config.job.tasks > 1 else 0,
     )

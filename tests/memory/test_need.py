@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, GPTNeoXConfig, PaliGemmaConfig
 
-from ftlib.config import Config
+from ftlib.config import Config, Job
 from ftlib.memory.counting import Allocations, GpuKernels
 from ftlib.memory.need import Rows, build_shapes, empty_batch, need
 from ftlib.models.adapters import prepare_for_training
@@ -92,6 +93,25 @@ def test_bytes_of_master_weights(tmp_path: Path) -> None:
         assert 0 <= found.weights - (each * trained + 2 * frozen) < 1 << 16, "and buffers"
         assert 0.9 < found.gradients / (each * trained) <= 1
     assert needs[True].activations > needs[False].activations, "autocast keeps a 16-bit copy of every weight"
+
+
+@pytest.mark.parametrize(("adapter", "dtype"), [(LORA, "bfloat16"), (FULL, "float32")])
+def test_buckets_are_those_that_several_gpus_sum_gradients_in(
+    tmp_path: Path, adapter: dict[str, Any], dtype: str
+) -> None:
+    small_paligemma(56).save_pretrained(tmp_path)
+    found = {}
+    for gpus in (1, 2):
+        chosen = config("paligemma", adapter, dtype).model_copy(update={"job": Job(gpus=gpus)})
+        found[gpus] = need(build_shapes(tmp_path, chosen), chosen, Rows(64, 17), 2, checkpointing=False)
+    model = real_model(tmp_path, chosen)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        facts = torch.nn.parallel.DistributedDataParallel(model)._get_ddp_logging_data()
+    finally:
+        distributed.destroy_process_group()
+    assert found[2].buckets == sum(map(int, str(facts["bucket_sizes"]).split(", "))) > 0
+    assert found[1].buckets == 0 and found[2].total - found[1].total >= found[2].buckets
 
 
 def test_flex_attention_is_counted_as_one_kernel(tmp_path: Path) -> None:
