@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
-import multiprocessing
 import os
 import platform
+import re
 import signal
 import statistics
+import subprocess
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ftlib import files, runs
-from ftlib.__main__ import main
-from ftlib.config import Evaluation
 from ftlib.config_file import load_experiment
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.generate import answer_rows, label_likelihoods
@@ -36,6 +36,7 @@ from ftlib.out_of_memory import is_out_of_memory
 from ftlib.site import find_site
 from ftlib.training.loss import answer_loss
 from tests.gpu import models
+from tests.gpu.budgets import ALONE
 from tests.gpu.flops import neox_flops, paligemma_flops
 from tests.gpu.machine import (
     DEVICE,
@@ -48,23 +49,9 @@ from tests.gpu.machine import (
     synchronize,
 )
 from tests.gpu.models import adapted, config_of, image_rows, measure, mixed, text_rows
+from tests.gpu.processes import start
 
 Results = Iterator[tuple[str, bool, dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check.
-
-    Attributes:
-        budget: seconds that it may take on an H100; it is killed at twice as many (a rehearsal, at eight times).
-        alone: whether it measures, and nothing else may run beside it.
-    """
-
-    name: str
-    budget: int
-    run: Callable[[Path], Results]
-    alone: bool = False
 
 
 def environment(folder: Path) -> Results:
@@ -234,81 +221,41 @@ def _loss_and_gradients(
     return float(loss.detach()), torch.cat(gradients)
 
 
-_FORK = multiprocessing.get_context("fork")
-
-
-def forked(function: Callable[..., object], *arguments: object) -> int | None:
-    """Run a function in a process of its own, which may be killed; its exit code."""
-
-    def run() -> None:
-        code = function(*arguments)
-        os._exit(code if isinstance(code, int) else 0)
-
-    process = _FORK.Process(target=run)
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def begin(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Start a function in a process of its own; what is returned waits for its result.
-
-    A process that has used CUDA can fork no other that does, so those that start others use it in these only.
-    """
-    receive, send = _FORK.Pipe(duplex=False)
-    _FORK.Process(target=lambda: send.send(function())).start()
-    send.close()
-    return receive.recv
-
-
-def train(config: Path, runs_folder: Path, die_at: int = 0, *overrides: str) -> int:
-    """`ftlib train`, killed after a step if wished."""
-    from ftlib.training import fit
-
-    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(runs_folder))
-    log_step = fit._log_step
-
-    def log_and_die(run: runs.Run, record: dict[str, Any], update: Any) -> None:
-        log_step(run, record, update)
-        if record["step"] == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    if die_at:
-        fit._log_step = log_and_die
-    return main(["train", str(config), *overrides])
-
-
 def prepare(config: Path) -> None:
-    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(config.parent / "runs"))
+    """`ftlib stage` and `ftlib prepare`.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    store, runs_folder = config.parent / "store", config.parent / "runs"
+    environment = {**os.environ, "FTLIB_STORE": str(store), "FTLIB_RUNS": str(runs_folder)}
     for command in ("stage", "prepare"):
-        if code := forked(main, [command, str(config)]):
+        line = [sys.executable, "-m", "ftlib", command, str(config)]
+        if code := subprocess.run(line, env=environment, stdout=subprocess.DEVNULL).returncode:
             raise RuntimeError(f"ftlib {command} ended with {code}")
 
 
-def _run_folder(config: Path, runs_folder: Path) -> runs.Run:
-    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(runs_folder))
-    site = find_site()
+def _run_of(config: Path, runs_folder: Path) -> runs.Run:
+    site = find_site({"FTLIB_STORE": str(config.parent / "store"), "FTLIB_RUNS": str(runs_folder)})
     return runs.open_run(load_experiment(config, [], site), site)
 
 
 def outcome(config: Path, runs_folder: Path) -> tuple[list[float], dict[str, str]]:
     """The logged losses, and hashes of the result's weights."""
-    run = _run_folder(config, runs_folder)
+    run = _run_of(config, runs_folder)
     losses = [line["loss"] for line in files.read_jsonl_log(run.metrics) if "loss" in line]
-    weights = {path.name: files.sha256(path) for path in sorted(run.folder.glob("[am]d*/*.safetensors"))}
-    weights |= {path.name: files.sha256(path) for path in sorted(run.folder.glob("model/*.safetensors"))}
-    return losses, weights
+    results = [path for name in ("adapter", "model") for path in sorted((run.folder / name).glob("*.safetensors"))]
+    return losses, {path.name: files.sha256(path) for path in results}
 
 
-def _interrupted(folder: Path, die_at: int = 5, **sections: Any) -> dict[str, Any]:
+def _interrupted(folder: Path, sections: dict[str, Any], die_at: int = 5) -> dict[str, Any]:
     """Train once undisturbed and once killed and resumed: what differs."""
     config = models.write_config(folder, **sections)
     prepare(config)
-    codes = [
-        forked(train, config, folder / "straight"),
-        forked(train, config, folder / "broken", die_at),
-        forked(train, config, folder / "broken"),
-    ]
+    undisturbed = start("train", config, folder / "straight")
+    killed = start("train", config, folder / "broken", die_at).code()
+    resumed = start("train", config, folder / "broken").code()
+    codes = [undisturbed.code(), killed, resumed]
     found: dict[str, Any] = {"exit_codes": codes}
     if codes != [0, -signal.SIGKILL, 0]:
         return {**found, "complete": False}
@@ -320,21 +267,24 @@ def _interrupted(folder: Path, die_at: int = 5, **sections: Any) -> dict[str, An
             "first_loss": round(straight[0][0], 4), "last_loss": round(straight[0][-1], 4)}  # fmt: skip
 
 
+def _all_interrupted(folder: Path, kinds: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`_interrupted` of several kinds at the same time."""
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        folders = [folder / name.replace(" ", "-") for name in kinds]
+        yield from zip(kinds, pool.map(_interrupted, folders, kinds.values()), strict=True)
+
+
 def resume(folder: Path) -> Results:
     """Killed with SIGKILL and resumed, on the GPU: the same losses and the same bytes."""
-    kinds: dict[str, dict[str, Any]] = {
-        "lora 16 bits": begin(mixed)(),
-        "full float32": {"adapter": {"method": "full"}},
-    }
-    for name, sections in kinds.items():
-        found = _interrupted(folder / name.replace(" ", "-"), **sections)
+    kinds = {"lora 16 bits": models.mixed(), "full float32": {"adapter": {"method": "full"}}}
+    for name, found in _all_interrupted(folder, kinds):
         ok = found["complete"] and found["loss_difference"] == 0.0 and found["same_bytes"]
         yield f"resume {name}", ok, found
 
 
 def numbers(folder: Path) -> Results:
     """Other kinds of numbers than bf16: fp16 with its scaler, int8, NF4, paged optimizers; trained and resumed."""
-    usual = begin(mixed)()
+    usual = models.mixed()
     half = {"model": {"dtype": "float16"}, "training": {"fp16": True}}
     kinds: dict[str, dict[str, Any]] = {
         "fp16": {} if REHEARSAL else half,
@@ -345,126 +295,42 @@ def numbers(folder: Path) -> Results:
         },
         "adamw_8bit": {"training": {"optim": "adamw_8bit"}},
     }
-    begun = {
-        name: begin(partial(_interrupted, folder / name.replace(" ", "-"), **sections))
-        for name, sections in kinds.items()
-    }
-    for name, result in begun.items():
-        try:
-            found = result()
-        except EOFError:
-            found = {"complete": False}
+    for name, found in _all_interrupted(folder, kinds):
         yield f"numbers {name}", found["complete"] and found["loss_difference"] < 1e-6, found
 
 
 def out_of_memory(folder: Path) -> Results:
     """Memory runs out in forward, backward, optimizer and evaluation: smaller pieces, the same losses, or a message."""
     adapter = {"method": "lora", "r": 4, "alpha": 8, "freeze": []}  # no dropout: halves draw other random numbers
-    sections = {"batch": {"auto": True}, "adapter": adapter, **begin(mixed)()}
+    sections = {"batch": {"auto": True}, "adapter": adapter, **models.mixed()}
     config = models.write_config(folder, **sections)
     prepare(config)
-    codes = {"straight": forked(train, config, folder / "straight")}
-    for place in ("forward", "backward", "optimizer"):
-        codes[place] = forked(_train_out_of_memory, config, folder / place, place)
-    expected = outcome(config, folder / "straight")[0]
+    begun = {place: start("train_out_of_memory", config, folder / place, place)
+             for place in ("nowhere", "forward", "backward", "optimizer")}  # fmt: skip
+    codes = {place: one.code() for place, one in begun.items()}
+    expected = outcome(config, folder / "nowhere")[0]
     for place in ("forward", "backward"):
         losses = outcome(config, folder / place)[0]
-        history = files.read_jsonl_log(_run_folder(config, folder / place).history)
+        history = files.read_jsonl_log(_run_of(config, folder / place).history)
         halved = [line["micro_batch"] for line in history if line["event"] == "out of memory"]
         differences = [abs(a - b) for a, b in zip(expected, losses, strict=False)]
         ok = codes[place] == 0 and bool(halved) and len(losses) == len(expected) and max(differences) < 2e-2
         found = {"exit_code": codes[place], "micro_batch": halved, "loss_difference": max(differences, default=None)}
         yield f"out_of_memory {place}", ok, found
-    checkpoints = list((_run_folder(config, folder / "optimizer").folder / "checkpoints").rglob("COMPLETE.json"))
+    checkpoints = list((_run_of(config, folder / "optimizer").folder / "checkpoints").rglob("COMPLETE.json"))
     ok = codes["optimizer"] == 2 and bool(checkpoints)
     yield "out_of_memory optimizer", ok, {"exit_code": codes["optimizer"], "checkpoints": len(checkpoints)}
-    code = forked(_evaluate_out_of_memory, config, folder / "straight")
+    code = start("evaluate_out_of_memory", config, folder / "nowhere").code()
     yield "out_of_memory evaluation", code == 2, {"exit_code": code}
-    if not REHEARSAL:
-        kinds = begin(_exhaust)()
-        yield "out_of_memory kinds", all("not recognized" not in str(text) for text in kinds.values()), kinds
 
 
-def _exhaust_memory() -> None:
-    """Ask for more than any GPU has."""
+def words_without_memory(folder: Path) -> Results:
+    """What libraries raise on a full GPU counts as out of memory. Alone: nothing else would find memory."""
     if REHEARSAL:
-        raise torch.OutOfMemoryError("CUDA out of memory. (a rehearsal)")
-    torch.empty(2**50, dtype=torch.uint8, device=DEVICE)
-
-
-def _train_out_of_memory(config: Path, runs_folder: Path, place: str) -> int:
-    """`ftlib train` that runs out of memory once, in its fifth step."""
-    from ftlib.training import trainer
-    from ftlib.training.loss import answer_loss as plain
-
-    calls = 0
-
-    def loss(model: torch.nn.Module, batch: dict[str, Tensor], *arguments: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 5 and place == "forward":
-            _exhaust_memory()
-        value = plain(model, batch, *arguments)
-        if calls == 5 and place == "backward":
-            value.register_hook(lambda gradient: _exhaust_memory())
-        return value
-
-    trainer.answer_loss = loss
-    if place == "optimizer":
-        step = torch.optim.AdamW.step
-        steps = 0
-
-        def stepping(self: Any, *arguments: Any, **more: Any) -> Any:
-            nonlocal steps
-            steps += 1
-            if steps == 5:
-                _exhaust_memory()
-            return step(self, *arguments, **more)
-
-        torch.optim.AdamW.step = stepping  # type: ignore[method-assign,assignment]
-    return train(config, runs_folder)
-
-
-def _evaluate_out_of_memory(config: Path, runs_folder: Path) -> int:
-    from ftlib.evaluation.subject import Subject
-
-    def answer(self: Subject, rows: Any, settings: Evaluation) -> list[str]:
-        _exhaust_memory()
-        return []
-
-    Subject.answer = answer  # type: ignore[method-assign]
-    os.environ.update(FTLIB_STORE=str(config.parent / "store"), FTLIB_RUNS=str(runs_folder))
-    return main(["evaluate", str(config)])
-
-
-def _exhaust() -> dict[str, Any]:
-    """What torch raises where libraries find no memory: cuBLAS' handle, cuDNN's workspace, a plain tensor."""
-    torch.zeros(1, device=DEVICE)
-    free, _ = torch.cuda.mem_get_info()
-    kept = []
-    size = free
-    while size > 2**16:
-        try:
-            kept.append(torch.empty(size, dtype=torch.uint8, device=DEVICE))
-        except RuntimeError:
-            size //= 2
-    small = [torch.randn(64, 64) for _ in range(2)]
-    found = {"free_at_the_end": torch.cuda.mem_get_info()[0]}
-    for name, run in {
-        "tensor": lambda: torch.empty(2**24, device=DEVICE),
-        "matmul": lambda: small[0].to(DEVICE) @ small[1].to(DEVICE),
-        "convolution": lambda: torch.nn.functional.conv2d(
-            torch.ones(1, 8, 64, 64, device=DEVICE), torch.ones(8, 8, 3, 3, device=DEVICE)
-        ),
-    }.items():
-        try:
-            run()
-            torch.cuda.synchronize()
-            found[name] = "nothing was raised"
-        except BaseException as error:
-            known = "" if is_out_of_memory(error) else "not recognized: "
-            found[name] = f"{known}{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return found
+        yield "words_without_memory", True, {}
+        return
+    words = start("words_without_memory").result()
+    yield "words_without_memory", all("not recognized" not in str(text) for text in words.values()), words
 
 
 def synchronisation(folder: Path) -> Results:
@@ -773,7 +639,7 @@ def neox(folder: Path) -> Results:
         reset_peak()
 
 
-def compiled(folder: Path) -> Results:
+def compile(folder: Path) -> Results:
     """torch.compile over an epoch of bucketed batches: graphs, recompiles, the same losses; PaliGemma-3B's speed."""
     from torch._dynamo.utils import counters
 
@@ -811,18 +677,36 @@ def compiled(folder: Path) -> Results:
     )
 
 
-CHECKS = [
-    Check("environment", 10, environment),
-    Check("sdpa", 10, sdpa),
-    Check("agreement", 30, agreement),
-    Check("resume", 30, resume),
-    Check("numbers", 30, numbers),
-    Check("out_of_memory", 30, out_of_memory),
-    Check("synchronisation", 10, synchronisation),
-    Check("paligemma_224", 60, paligemma_224, alone=True),
-    Check("paligemma_448", 50, paligemma_448, alone=True),
-    Check("nf4", 20, nf4, alone=True),
-    Check("generation", 35, generation, alone=True),
-    Check("neox", 45, neox, alone=True),
-    Check("compile", 40, compiled, alone=True),
-]
+def main(name: str, folder: Path) -> None:
+    """One check in this process: its results, as JSON lines, go to what stdout was; what ftlib prints does not."""
+    lines = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    begun = time.monotonic()
+
+    def tell(name: str, ok: bool, figures: dict[str, Any]) -> None:
+        nonlocal begun
+        result = {"name": name, "ok": ok, "seconds": round(time.monotonic() - begun, 1), **figures}
+        print(json.dumps(result), file=lines, flush=True)
+        begun = time.monotonic()
+
+    folder.mkdir()
+    try:
+        for result in globals()[name](folder):
+            tell(*result)
+    except BaseException as error:
+        traceback.print_exc()
+        # What a smaller GPU has no room to measure is no fault; training itself must answer in its own words.
+        too_small = name in ALONE and isinstance(error, Exception) and is_out_of_memory(error)
+        tell(name, too_small, {"does_not_fit": True} if too_small else {"error": _without_paths(error)})
+    os._exit(0)  # threads of data loading and compiling are not waited for
+
+
+def _without_paths(error: BaseException) -> str:
+    """The error and the line of the check that it came through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "tests" in Path(frame.filename).parts]
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return re.sub(r"(?<![\w.])/[^\s:'\"]+", "…", f"{type(error).__name__}: {error}")[:500] + where
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from tests.gpu.flops import neox_flops, paligemma_flops
 REHEARSAL = {"FTLIB_GPU_REHEARSAL": "cpu", "PYTHONPATH": str(REPOSITORY)}
 NAMES = {
     "environment", "sdpa", "agreement", "resume", "numbers", "out_of_memory", "synchronisation", "plan",
+    "words_without_memory",
     "paligemma_224", "paligemma_448", "nf4", "generation", "neox", "compile", "all",
 }  # fmt: skip
 
@@ -76,52 +76,73 @@ def test_goals_are_compared_with_the_best_line() -> None:
     assert '<td class="r">390</td><td class="l">not reached</td>' in page([machine, speeds[0]])
 
 
-def test_a_check_that_fails_hangs_or_dies_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
-    program = f"""
-import json, os, time
-from pathlib import Path
-from tests.gpu.__main__ import run_checks
-from tests.gpu.checks import Check
+CHECKS = """
+import os, time
+from tests.gpu import checks
 
-def raises(folder): raise ValueError("/some/path: no")
+def raises(folder):
+    raise ValueError("/some/path: no")
+
 def hangs(folder):
-    yield "hangs before", True, {{}}
+    yield "hangs before", True, {}
     time.sleep(600)
-def dies(folder): os.kill(os.getpid(), 11)
-def memory(folder): raise MemoryError
-def good(folder): yield "good", True, {{"value": 1}}
 
-checks = [Check("raises", 5, raises), Check("hangs", 1, hangs), Check("dies", 5, dies),
-          Check("memory", 5, memory, alone=True), Check("good", 5, good)]
-print(run_checks(checks, Path({str(tmp_path)!r}), lambda line: print(json.dumps(line)), 2))
+def dies(folder):
+    os.kill(os.getpid(), 11)
+
+def nf4(folder):
+    raise MemoryError
+
+def good(folder):
+    print("this is no result")
+    yield "good", True, {"value": 1}
+
+import sys
+from pathlib import Path
+vars(checks).update(raises=raises, hangs=hangs, dies=dies, nf4=nf4, good=good)
+checks.main(sys.argv[1], Path(sys.argv[2]))
 """
-    begun = time.monotonic()
-    environment = {**os.environ, **REHEARSAL}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
-    *printed, verdict = done.stdout.splitlines()
-    found = {line["name"]: line for line in map(json.loads, printed)}
-    assert verdict == "False" and time.monotonic() - begun < 300
+
+
+def test_a_check_that_fails_hangs_or_dies_is_told_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in REHEARSAL.items():
+        monkeypatch.setenv(name, value)
+    from tests.gpu import __main__ as runner
+
+    monkeypatch.setattr(runner, "_KILLED_AT", 8)
+    results: list[dict[str, Any]] = []
+    budgets = {"raises": 30, "hangs": 4, "dies": 30, "nf4": 30, "good": 30}
+    ok = runner.run_checks(budgets, tmp_path, results.append, 2, program=(sys.executable, "-c", CHECKS))
+    found = {line["name"]: line for line in results}
+    assert not ok
     assert found["raises"]["error"].startswith("ValueError: …: no")
-    assert found["hangs before"]["ok"] and found["hangs"]["error"] == "killed after 8 s"
+    assert found["hangs before"]["ok"] and found["hangs"]["error"] == "killed after 32 s"
     assert found["dies"]["error"] == "exit -11"
-    assert found["memory"]["ok"] and found["memory"]["does_not_fit"]
+    assert found["nf4"]["ok"] and found["nf4"]["does_not_fit"]
     assert found["good"]["ok"] and found["good"]["value"] == 1
+    assert len(results) == 6
+
+
+LOSES = """
+import sys
+if "tests.gpu.processes" in sys.orig_argv:
+    from ftlib.training import checkpoints
+    checkpoints.load_trainable = lambda model, folder: None
+"""
 
 
 def test_a_resume_that_loses_something_is_seen(tmp_path: Path) -> None:
     """With the weights of a checkpoint not put back, the check of resuming fails."""
-    program = """
-import sys
-from tests.gpu import __main__, checks
-from ftlib.training import fit, trainer
-fit.load_trainable = trainer.load_trainable = lambda model, folder: None
-sys.exit(__main__.main(["resume"]))
-"""
-    environment = {**os.environ, **REHEARSAL}
+    (tmp_path / "sitecustomize.py").write_text(LOSES)
+    path = f"{tmp_path}{os.pathsep}{REPOSITORY}"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "tests.gpu", "resume"],
+        cwd=REPOSITORY,
+        env={**os.environ, **REHEARSAL, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     found = {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 1 and not found["all"]["ok"]

@@ -1,0 +1,205 @@
+"""What the checks run in processes of their own, since it dies, runs out of memory or needs an untouched CUDA.
+
+`python -m tests.gpu.processes FUNCTION [ARGUMENT…]`; arguments and the result, the last line of stdout, are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process at work."""
+
+    process: subprocess.Popen[str]
+
+    def code(self) -> int:
+        """Wait for its end; its exit code."""
+        self.process.communicate()
+        return self.process.returncode
+
+    def result(self) -> Any:
+        """Wait for what its function returns.
+
+        Raises:
+            RuntimeError: it ended without a result.
+        """
+        lines = (self.process.communicate()[0] or "").splitlines()
+        if self.process.returncode or not lines:
+            raise RuntimeError(f"{self.process.args[3]} ended with {self.process.returncode}")  # type: ignore[index]
+        return json.loads(lines[-1])
+
+
+def start(function: str, *arguments: object, **environment: object) -> Started:
+    """Begin a function of this module beside this process."""
+    texts = [json.dumps(str(one) if isinstance(one, Path) else one) for one in arguments]
+    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "tests.gpu.processes", function, *texts]
+    variables = {name: str(value) for name, value in environment.items()}
+    return Started(subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True))
+
+
+def mixed() -> dict[str, Any]:
+    """Sections of a config that computes in this GPU's 16-bit numbers."""
+    from tests.gpu import models
+
+    return models.mixed()
+
+
+def train(config: str, runs_folder: str, die_at: int = 0) -> int:
+    """`ftlib train`, killed after a step if wished."""
+    from ftlib.__main__ import main
+    from ftlib.runs import Run
+    from ftlib.training import fit
+
+    os.environ.update(FTLIB_STORE=str(Path(config).parent / "store"), FTLIB_RUNS=runs_folder)
+    log_step = fit._log_step
+
+    def log_and_die(run: Run, record: dict[str, Any], update: Any) -> None:
+        log_step(run, record, update)
+        if record["step"] == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if die_at:
+        fit._log_step = log_and_die
+    return main(["train", config])
+
+
+def train_out_of_memory(config: str, runs_folder: str, place: str) -> int:
+    """`ftlib train` that runs out of memory once, in its fifth micro-batch or step."""
+    import torch
+    from torch import Tensor
+
+    from ftlib.training import trainer
+    from ftlib.training.loss import answer_loss as plain
+
+    calls = 0
+
+    def loss(model: torch.nn.Module, batch: dict[str, Tensor], *arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5 and place == "forward":
+            _exhaust_memory()
+        value = plain(model, batch, *arguments)
+        if calls == 5 and place == "backward":
+            value.register_hook(lambda gradient: _exhaust_memory())
+        return value
+
+    trainer.answer_loss = loss
+    if place == "optimizer":
+        step = torch.optim.AdamW.step
+        steps = 0
+
+        def stepping(self: Any, *arguments: Any, **more: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == 5:
+                _exhaust_memory()
+            return step(self, *arguments, **more)
+
+        torch.optim.AdamW.step = stepping  # type: ignore[method-assign,assignment]
+    return train(config, runs_folder)
+
+
+def evaluate_out_of_memory(config: str, runs_folder: str) -> int:
+    """`ftlib evaluate` whose first batch runs out of memory."""
+    from ftlib.__main__ import main
+    from ftlib.evaluation.subject import Subject
+
+    def answer(self: Subject, rows: Any, settings: Any) -> list[str]:
+        _exhaust_memory()
+        return []
+
+    Subject.answer = answer  # type: ignore[method-assign]
+    os.environ.update(FTLIB_STORE=str(Path(config).parent / "store"), FTLIB_RUNS=runs_folder)
+    return main(["evaluate", config])
+
+
+def _exhaust_memory() -> None:
+    """Ask for more than any GPU has."""
+    import torch
+
+    from tests.gpu.machine import DEVICE, REHEARSAL
+
+    if REHEARSAL:
+        raise torch.OutOfMemoryError("CUDA out of memory. (a rehearsal)")
+    torch.empty(2**50, dtype=torch.uint8, device=DEVICE)
+
+
+def words_without_memory() -> dict[str, Any]:
+    """What torch raises where libraries find no memory: a plain tensor, cuBLAS' handle, cuDNN's workspace."""
+    import torch
+
+    from ftlib.out_of_memory import is_out_of_memory
+    from tests.gpu.machine import DEVICE
+
+    inputs = torch.randn(64, 64, device=DEVICE)
+    images, filters = torch.ones(1, 8, 64, 64, device=DEVICE), torch.ones(8, 8, 3, 3, device=DEVICE)
+    kept, size = [], torch.cuda.mem_get_info()[0]
+    while size > 2**16:
+        try:
+            kept.append(torch.empty(size, dtype=torch.uint8, device=DEVICE))
+        except RuntimeError:
+            size //= 2
+    found: dict[str, Any] = {"free_at_the_end": torch.cuda.mem_get_info()[0]}
+    for name, run in {
+        "tensor": lambda: torch.empty(2**24, device=DEVICE),
+        "matmul": lambda: inputs @ inputs,
+        "convolution": lambda: torch.nn.functional.conv2d(images, filters),
+    }.items():
+        try:
+            run()
+            torch.cuda.synchronize()
+            found[name] = "nothing was raised"
+        except Exception as error:
+            known = "" if is_out_of_memory(error) else "not recognized: "
+            found[name] = f"{known}{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return found
+
+
+def bandwidth() -> dict[str, Any]:
+    """Bus bandwidth of all-reduce, 2 · (n - 1) / n · bytes / seconds: of all GPUs, inside a node, between nodes.
+
+    The formula is nccl-tests' (doc/PERFORMANCE.md), so that the figures compare with theirs.
+    """
+    import torch
+    from torch import distributed
+
+    from ftlib import console
+    from ftlib.training import ranks
+    from tests.gpu.machine import DEVICE, REHEARSAL, seconds
+
+    with ranks.joined(120):
+        rank, world = console.ranks()
+        nodes: list[str] = [""] * world
+        distributed.all_gather_object(nodes, os.environ.get("SLURM_NODEID", "0"))
+        inside = {node: [one for one in range(world) if nodes[one] == node] for node in nodes}
+        groups = {"all": list(range(world))}
+        groups |= {f"inside {node}": some for node, some in inside.items() if len(inside) > 1 and len(some) > 1}
+        if len(inside) > 1:
+            groups["between"] = [members[0] for members in inside.values()]
+        found: dict[str, Any] = {"backend": distributed.get_backend(), "gpus": world, "nodes": len(inside)}
+        for name, members in groups.items():
+            group = distributed.new_group(members)
+            for size in (2**20,) if REHEARSAL else (2**20, 2**26, 2**30):
+                if rank in members:
+                    tensor = torch.ones(size // 4, device=DEVICE)
+                    took = seconds(partial(distributed.all_reduce, tensor, group=group), 3 if REHEARSAL else 10, 2)
+                    rate = 2 * (len(members) - 1) / len(members) * size / took
+                    found[f"{name.split()[0]} {size >> 20} MiB"] = round(rate / 1e9, 2)
+    return found
+
+
+if __name__ == "__main__":
+    answer = globals()[sys.argv[1]](*map(json.loads, sys.argv[2:]))
+    if isinstance(answer, int):
+        sys.exit(answer)
+    print(json.dumps(answer), flush=True)
