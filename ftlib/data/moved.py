@@ -44,10 +44,9 @@ def _known(experiment: Experiment, site: Site, compared: dict[tuple[str, str], b
     if not folder.is_dir() or run_of(experiment, site).config_file.is_file():
         return experiment
     own = experiment.stored_data.places
+    # of two that were begun with the same data, the finished one
     saved = sorted(folder.glob("*/config.yaml"), key=lambda path: (not Run(path.parent).done.exists(), path))
-    for places in dict.fromkeys(
-        map(_saved_places, saved)
-    ):  # of two that were begun with the same data, the finished one
+    for places in dict.fromkeys(map(_saved_places, saved)):
         if not _outside(own, dict(places)):
             continue
         other = experiment.named_by(dict(places))
@@ -58,7 +57,10 @@ def _known(experiment: Experiment, site: Site, compared: dict[tuple[str, str], b
 
 
 def _outside(own: dict[str, str], places: dict[str, str]) -> bool:
-    """Whether places differ, each outside the store: in it, and in names, another one means other data."""
+    """Whether places differ, and only in paths outside the store: below it, and in names, another one means other data.
+
+    Data that were brought into the store, or out of it, count too.
+    """
     if own.keys() != places.keys():
         return False
     pairs = [(own[key], places[key]) for key in own if own[key] != places[key]]
