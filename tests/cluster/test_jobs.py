@@ -281,9 +281,9 @@ def test_every_command_of_the_cluster_page_works(cluster: Cluster) -> None:
 def test_the_acceptance_run(cluster: Cluster) -> None:
     """jobs/acceptance.sbatch with two tasks, rehearsed on CPUs: one JSON file, one page, no name in them."""
     job = cluster.sbatch(
-        "--time=20 --gres=none --nodes=2 --ntasks-per-node=1 jobs/acceptance.sbatch", FTLIB_GPU_REHEARSAL="cpu"
+        "--time=40 --gres=none --nodes=2 --ntasks-per-node=1 jobs/acceptance.sbatch", FTLIB_GPU_REHEARSAL="cpu"
     )
-    assert cluster.wait(job, 900) == "COMPLETED", cluster.log(job)
+    assert cluster.wait(job, 1800) == "COMPLETED", cluster.log(job)
     target = cluster.home / "ftlib" / "logs" / f"acceptance-{job}"
     text = target.with_suffix(".json").read_text()
     results = {line["name"]: line for line in json.loads(text)["results"]}

@@ -177,7 +177,7 @@ def _ranks(shared: Path) -> Iterator[dict[str, Any]]:
         )
         for rank in range(2)
     ]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    assert [process.wait(900) for process in processes] == [0, 0]
     yield from map(json.loads, (shared / "lines.jsonl").read_text().splitlines())
 
 
