@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 TOGETHER = {
-    "environment": 10,
     "sdpa": 10,
     "agreement": 30,
     "resume": 40,
@@ -14,6 +13,7 @@ TOGETHER = {
 """Checks of correctness, several of which run at the same time."""
 
 ALONE = {
+    "environment": 10,
     "words_without_memory": 10,
     "paligemma_224": 50,
     "paligemma_448": 45,

@@ -498,6 +498,7 @@ def _plain(
         save_strategy="no", report_to="none", remove_unused_columns=False, **mixed()["training"], disable_tqdm=True,
         logging_steps=1, dataloader_num_workers=workers,
     )  # fmt: skip
+    models.restore_forward(model)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Marks()])
     reset_peak()
     trainer.train()

@@ -67,6 +67,6 @@ def matmul_rate() -> float:
 
 def copy_rate() -> float:
     """Bytes a second, read and written, of a copy on the device."""
-    source = torch.empty(2**20 if REHEARSAL else 2**32, dtype=torch.uint8, device=DEVICE)
+    source = torch.empty(2**20 if REHEARSAL else 2**30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds(lambda: target.copy_(source), 10, 2)

@@ -180,15 +180,17 @@ def adapted(model: PreTrainedModel, config: Config) -> Iterator[torch.nn.Module]
         restore_forward(trainable)
         if trainable is not model:
             trainable.unload()  # type: ignore[operator]
+        else:
+            model.to(getattr(torch, dtype()))  # master weights were float32
         model.zero_grad(set_to_none=True)
         gc.collect()
         reset_peak()
 
 
 def restore_forward(model: torch.nn.Module) -> None:
-    """Take off what accelerate wraps around a model's forward, and what ftlib leaves out of it."""
+    """Take off what accelerate wraps around a model's forward, and what ftlib leaves out of its work."""
     for module in model.modules():
-        for name in ("forward", "_original_forward", "get_placeholder_mask"):
+        for name in ("forward", "_original_forward", "get_placeholder_mask", "enable_input_require_grads"):
             module.__dict__.pop(name, None)
 
 
