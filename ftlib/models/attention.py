@@ -25,6 +25,7 @@ Attention = Literal["auto", "eager", "sdpa", "flex"]
 FinalSoftcap = Literal["auto", "on", "off"]
 
 _NAMES = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention"}
+_FLEX_PROGRAMS = 128
 _OTHERWISE = "Take model.attention: auto; it stays the same run."
 
 
@@ -47,7 +48,27 @@ def choose_implementation(config: PreTrainedConfig, attention: Attention) -> str
         raise UserError(problem, "Take auto, eager or flex.")
     if attention == "flex" and not torch.cuda.is_available():
         raise UserError("model.attention: flex runs on a GPU, and torch sees none here", _OTHERWISE)
+    if attention == "flex":
+        allow_flex_programs()
     return implementation_of(config, attention)
+
+
+def allow_flex_programs() -> None:
+    """Let dynamo keep all programs of flex attention and its masks.
+
+    They serve batches of any length, but training and asking, with an image or from a cache, of one row or of several
+    and in one block or in several, need some of their own: more than the 8 that dynamo keeps. Beyond these it would run
+    flex attention as it stands in Python, with all scores in memory, which nobody takes it for.
+    """
+    import torch._dynamo
+
+    name = own_name("recompile_limit", "cache_size_limit")
+    setattr(torch._dynamo.config, name, max(_FLEX_PROGRAMS, getattr(torch._dynamo.config, name)))
+
+
+def own_name(name: str, before_2_7: str) -> str:
+    """What this torch calls a setting of dynamo."""
+    return name if hasattr(torch._dynamo.config, name) else before_2_7
 
 
 def implementation_of(config: PreTrainedConfig, attention: Attention) -> str | dict[str, str | None] | None:

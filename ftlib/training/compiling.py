@@ -8,12 +8,14 @@ needed, and one more is an error.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-
-import torch
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 from ftlib.config import Config
 from ftlib.errors import UserError
+from ftlib.models.attention import own_name
 
 _SIZES = 4
 """Rows at once: a micro-batch, the rest of an epoch, the one row of a rank that has none left, what halving leaves."""
@@ -25,8 +27,14 @@ _ANY_SHAPE = 32
 """Programs where torch makes them for any shape: after the second shape, but anew for one row or one sequence."""
 
 
-def prepare_to_compile(config: Config, lengths: int | None) -> None:
-    """Set dynamo up for a model that is about to be compiled; programs of earlier ones are forgotten.
+Setting = Callable[[], AbstractContextManager[Any]]
+"""Makes a context in which dynamo compiles as it is told here."""
+
+
+def prepare_to_compile(config: Config, lengths: int | None) -> Setting:
+    """How dynamo compiles a model's training steps; programs of earlier models are forgotten.
+
+    It is for training steps alone: questions have any length and number, and flex attention is compiled for them too.
 
     Args:
         lengths: how many row lengths batches can have, each to be compiled by itself; None: any, in programs that serve
@@ -37,15 +45,13 @@ def prepare_to_compile(config: Config, lengths: int | None) -> None:
     torch._dynamo.reset()
     halvings = config.micro_batch.bit_length() if config.batch.auto else 1
     programs = _SPARE * lengths * _SIZES * halvings if lengths else _ANY_SHAPE
-    _set("automatic_dynamic_shapes", lengths is None)
-    _set("recompile_limit", programs, before_2_7="cache_size_limit")
-    _set("accumulated_recompile_limit", max(256, programs), before_2_7="accumulated_cache_size_limit")
-    _set("fail_on_recompile_limit_hit", True, before_2_7="fail_on_cache_limit_hit")
-
-
-def _set(name: str, value: bool | int, before_2_7: str = "") -> None:
-    settings = torch._dynamo.config
-    setattr(settings, name if hasattr(settings, name) else before_2_7, value)
+    chosen = {
+        "automatic_dynamic_shapes": lengths is None,
+        own_name("recompile_limit", "cache_size_limit"): programs,
+        own_name("accumulated_recompile_limit", "accumulated_cache_size_limit"): max(256, programs),
+        own_name("fail_on_recompile_limit_hit", "fail_on_cache_limit_hit"): True,
+    }
+    return partial(torch._dynamo.config.patch, chosen)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -26,7 +27,7 @@ from ftlib.models.rows import Row
 from ftlib.training import ranks
 from ftlib.training.batching import EffectiveBatches, TrainingRows
 from ftlib.training.checkpoints import CheckpointDue, load_trainable, paged_again, save_trainable
-from ftlib.training.compiling import prepare_to_compile
+from ftlib.training.compiling import Setting, prepare_to_compile
 from ftlib.training.guards import Watch, require_finite
 from ftlib.training.halving import Halving
 from ftlib.training.legs import Leg, Place
@@ -75,8 +76,11 @@ class AnswerTrainer(Trainer):
         static = arguments.torch_compile and not config.loss.packing
         lengths = rows.lengths() if static or config.micro_batch < config.effective_batch else None
         collate = FewShapes(rows.inputs, _labelled(lengths, config)) if static and lengths else _Collate(rows.inputs)
+        self._compiling: Setting = contextlib.nullcontext
         if arguments.torch_compile:
-            prepare_to_compile(config, len(collate.shapes) if isinstance(collate, FewShapes) else None)
+            self._compiling = prepare_to_compile(
+                config, len(collate.shapes) if isinstance(collate, FewShapes) else None
+            )
         # Its backward pass may make NaN of an explicit mask on a Hopper GPU (pytorch issue 196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)
@@ -150,10 +154,11 @@ class AnswerTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of a micro-batch, with `batch.auto` in smaller pieces when memory runs out."""
-        if not self.config.batch.auto:
-            return super().training_step(model, inputs, num_items_in_batch)
         compute = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
-        return self.halving.run(self.state.global_step, inputs, compute, model.zero_grad)
+        with self._compiling():
+            if not self.config.batch.auto:
+                return compute(inputs)
+            return self.halving.run(self.state.global_step, inputs, compute, model.zero_grad)
 
     def compute_loss(
         self,

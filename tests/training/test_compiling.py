@@ -128,6 +128,20 @@ def test_programs_of_an_earlier_model_do_not_count(tmp_path: Path, monkeypatch: 
         assert len(losses) == 11
 
 
+def test_what_is_asked_between_steps_is_compiled_as_usual(tmp_path: Path) -> None:
+    """Questions have any length: with a program for each, asking would end the training."""
+    trainer, _ = trainer_of("causal", tmp_path, training={**COMPILED, "max_steps": 2})
+    seen = []
+
+    def noting(record: dict[str, Any]) -> None:
+        settings = torch._dynamo.config
+        seen.append((settings.automatic_dynamic_shapes, settings.recompile_limit, settings.fail_on_recompile_limit_hit))
+
+    trainer.on_step = noting
+    trainer.train()
+    assert seen == [(True, USUAL_LIMIT, False)] * 2 and counters["stats"]["unique_graphs"] > 1
+
+
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(ZeroDivisionError), compiling.few_programs():
         raise ZeroDivisionError
