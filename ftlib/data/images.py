@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ftlib import files
 from ftlib.errors import UserError
 from ftlib.out_of_memory import is_out_of_memory
@@ -65,8 +63,7 @@ def inspect_image(path: Path) -> ImageFacts:
     from PIL import Image
 
     upright = open_image(path)
-    pixels = np.asarray(upright)
-    one_color = bool((pixels == pixels[0, 0]).all())
+    one_color = all(low == high for low, high in upright.getextrema())  # type: ignore[misc]
     with Image.open(path) as image:
         frames, kind = getattr(image, "n_frames", 1), f"{image.format} {image.mode}"
     return ImageFacts(files.sha256(path), frames, upright.size, kind, one_color)
@@ -143,6 +140,8 @@ def _rgb(path: Path, image: Image) -> Image:
     elif image.mode.startswith("I"):
         image = _grey(path, image, white, negative)
     elif wide_colors:
+        import numpy as np
+
         colors = np.asarray(image)[..., : len(image.getbands()) - ("A" in image.getbands())]
         _require_bright(path, int(colors.min()), int(colors.max()), 255)
     if image.has_transparency_data:
@@ -162,6 +161,7 @@ def _grey(path: Path, image: Image, white: float | None, negative: bool) -> Imag
     Raises:
         UserError: a kind without a range, values out of it or that are no numbers, or almost all of the range unused.
     """
+    import numpy as np
     from PIL import Image as images
 
     values = np.asarray(image)
