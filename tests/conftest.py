@@ -77,8 +77,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if (REPOSITORY / "jobs" / "site.env").exists():
         problem = "jobs/site.env is your site's, and tests would work in its store and queue"
         pytest.exit(f"{problem}. Run them in another checkout: git clone {REPOSITORY} /tmp/ftlib", returncode=2)
-    isolation.hide_machine(gpus=config.option.markexpr == "long")
-    config.add_cleanup(isolation.clean_up)
+    if hasattr(config, "workerinput") or not config.option.numprocesses:  # the workers of xdist hide it themselves:
+        isolation.hide_machine(gpus=config.option.markexpr == "long")  # they would take the hidden one for the machine
+        config.add_cleanup(isolation.clean_up)
 
 
 @pytest.hookimpl(tryfirst=True)

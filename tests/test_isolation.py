@@ -54,8 +54,8 @@ def inside(tmp_path: Path) -> Path:
     return tests.parent
 
 
-def look(inside: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run those tests on an odd machine."""
+def look(inside: Path, workers: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run those tests on an odd machine; with workers, in processes of xdist."""
     (inside / "bin").mkdir(exist_ok=True)
     for name in ("sinfo", "squeue", "apptainer", "java", "nvidia-smi"):
         (inside / "bin" / name).write_text("#!/bin/sh\necho planted\n")
@@ -73,13 +73,15 @@ def look(inside: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         **environment,
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ran", str(inside / "ran"), "tests"]
+    command += ["--numprocesses", str(workers)]
     left_out = ("CI", "CUDA_VISIBLE_DEVICES", "FTLIB_LOWEST_TRANSFORMERS")
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return subprocess.run(command, cwd=inside, env={**kept, **strange}, umask=0o077, capture_output=True, text=True)
 
 
-def test_tests_see_a_minimal_machine_and_what_their_marks_ask_for(inside: Path) -> None:
-    done = look(inside)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tests_see_a_minimal_machine_and_what_their_marks_ask_for(inside: Path, workers: int) -> None:
+    done = look(inside, workers)
     assert done.returncode == 0, done.stdout
     assert "    1 no browser to look at reports with: apt install chromium\n" in done.stdout
     assert "  all that take long: make long\n" in done.stdout
