@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ftlib import disk
 from ftlib.errors import UserError
 
 MARKER = "COMPLETE.json"
 TEMPORARY = ".tmp-"
 """In the name of what is being written."""
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -50,7 +50,7 @@ def storage_errors(place: Path) -> Iterator[None]:
     """Turn a full or read-only storage into a UserError that names the place.
 
     Libraries wrap the system's error in their own types (torch: RuntimeError, safetensors: SafetensorError), so their
-    text and the free space are looked at as well.
+    text and the room that is left are looked at as well.
     """
     try:
         yield
@@ -59,26 +59,19 @@ def storage_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         raise (_explain(error.errno, Path(error.filename or place)) or error) from None
     except Exception as error:
-        full = "No space left" in str(error) or "os error 28" in str(error) or _free_bytes(place) < 1 << 20
-        if full:
+        if "No space left" in str(error) or "os error 28" in str(error) or disk.shortage(place, 1 << 20):
             raise _explain(errno.ENOSPC, place) from None  # type: ignore[misc]
         raise
 
 
 def _explain(number: int | None, place: Path) -> UserError | None:
-    if number in _NO_SPACE:
+    if number in disk.NO_SPACE:
         remedy = "Free some space or raise the quota, then run the same command again: it goes on where it stopped."
         return UserError(f"{place}: no space left on the storage ({os.strerror(number or 0)})", remedy)
     if number in _NOT_WRITABLE:
         remedy = "Set FTLIB_STORE (and FTLIB_RUNS) in jobs/site.env or the environment to folders that you may write."
         return UserError(f"{place}: not writable ({os.strerror(number or 0)})", remedy)
     return None
-
-
-def _free_bytes(place: Path) -> int:
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def _sync(path: Path) -> None:
@@ -149,17 +142,17 @@ def publish_folder(target: Path) -> Iterator[Path]:
     Raises:
         UserError: no space, or not writable.
     """
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        temporary = _temporary(target)
-        temporary.mkdir()
-        try:
+    temporary = _temporary(target)
+    try:
+        with storage_errors(target):  # looks for room before the unfinished files, which may have taken it, are removed
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(target)
+            temporary.mkdir()
             yield temporary
             _seal(temporary)
             _swap(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -127,6 +127,14 @@ def test_errors_of_libraries_about_a_full_disk_become_user_errors(tmp_path: Path
         raise RuntimeError("something else")
 
 
+def test_a_storage_that_an_unfinished_folder_fills_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save hides the system's error behind its own, and there is room again once what it wrote is removed."""
+    monkeypatch.setattr("ftlib.disk.shortage", lambda place, size: "full" if list(tmp_path.iterdir()) else None)
+    with pytest.raises(UserError, match="no space left"), files.publish_folder(tmp_path / "x"):
+        raise RuntimeError("unexpected pos 4216512 vs 4216404")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not writable"):
