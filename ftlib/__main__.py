@@ -11,7 +11,7 @@ import sys
 
 from ftlib import __version__, preemption
 from ftlib.environment import prefer_expandable_segments
-from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER, TaskLost, UserError
+from ftlib.errors import EXIT_AGAIN, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_TASK_LOST, EXIT_USER, TaskLost, UserError
 from ftlib.out_of_memory import enough_memory
 
 COMMANDS = {
@@ -80,7 +80,7 @@ def _answered(arguments: list[str], debug: bool) -> int:
         return EXIT_USER
     except TaskLost as error:
         print(f"ftlib: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        return EXIT_TASK_LOST
     except KeyboardInterrupt:
         print("ftlib: interrupted; the same command goes on from what is saved", file=sys.stderr)
         return EXIT_INTERRUPTED

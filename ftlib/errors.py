@@ -15,6 +15,9 @@ EXIT_FAILURE = 1
 EXIT_AGAIN = 75
 """Everything worth keeping is saved; the same command goes on from there (sysexits.h: EX_TEMPFAIL)."""
 
+EXIT_TASK_LOST = 76
+"""A task that ends because another one is gone: what became of that one is the reason, not this."""
+
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as shells report it (128 + SIGINT)."""
 

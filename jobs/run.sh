@@ -5,7 +5,8 @@
 # In a batch job:   source jobs/run.sh; run_job COMMAND+COMMAND … ARGUMENTS…
 # By ftlib submit:  source jobs/run.sh; run_submitted COMMAND+COMMAND … python3 -u -m submitit.core._submit FOLDER
 #
-# A job answers: 0 done · 2 the user's mistake · 75 saved, go on later · 137 killed · anything else a failure.
+# A job answers: 0 done · 2 the user's mistake · 75 saved, go on later · 76 another task is gone · 137 killed · anything
+# else a failure.
 # Time limit near (USR1) → the command saves and says 75 → this script requeues. Preempted or cancelled (TERM) → the
 # command saves and says 75; a cancelled job stays cancelled, a preempted one is requeued: by Slurm, or by this script,
 # since Slurm leaves alone what ends within its partition's GraceTime. Killed outright → requeued only if a checkpoint
@@ -150,11 +151,13 @@ memory_given() {
     echo "/dev/shm and tmpfs count"
 }
 
-# Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words.
+# Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words. Those that only saw
+# another one go (76) may be faster than the word of its end.
 first_killed() {
     local first
     (( ${SLURM_NTASKS:-1} > 1 )) || return 0
-    first=$(sed -nE 's/^srun: error: (.+: tasks? [0-9,-]+: .+)/\1/p' "$job_tmp/stderr" 2>/dev/null | head -n 1)
+    first=$(sed -nE 's/^srun: error: (.+: tasks? [0-9,-]+: .+)/\1/p' "$job_tmp/stderr" 2>/dev/null |
+        grep -v ': Exited with exit code 76$' | head -n 1)
     if [[ $first != *": Exited with "* ]]; then echo "${first%: Killed}"; fi
 }
 

@@ -154,7 +154,9 @@ def test_a_rank_that_nccl_ended_is_told(tmp_path: Path) -> None:
 
 
 def test_a_killed_rank_is_told_with_the_jobs_memory(tmp_path: Path) -> None:
-    failing = "echo 'srun: error: n2: task 3: Killed' >&2; sleep 0.5; return 137"
+    """Even if srun hears of the others first, which saw it go."""
+    words = "srun: error: n1: tasks 0-1: Exited with exit code 76", "srun: error: n2: task 3: Killed"
+    failing = "; ".join(f"echo '{line}' >&2" for line in words) + "; sleep 0.5; return 137"
     script = STEP.format(tmp=tmp_path, srun=failing, command="train")
     done = bash(script, SLURM_NTASKS="4", SLURM_JOB_ID="7", SLURM_MEM_PER_NODE="2048")
     assert "ftlib: n2: task 3: killed; if that was for the job's memory (it has 2048 MiB a node" in done.stderr

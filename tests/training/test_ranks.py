@@ -277,7 +277,7 @@ def test_a_rank_that_waits_in_vain_fails(config: Path, tmp_path: Path) -> None:
             time.sleep(0.2)
         second.send_signal(signal.SIGSTOP)
         error = first.communicate(timeout=120)[1]
-        assert first.returncode == 1, error
+        assert first.returncode == 76, error
         last = files.read_jsonl_log(run.history)[-1]
         reason = "another task did not answer for 20 s (training.ddp_timeout)"
         assert last["event"] == "failed" and last["reason"] == reason
@@ -298,7 +298,7 @@ def test_a_rank_whose_partner_is_killed_says_so(config: Path, tmp_path: Path) ->
             time.sleep(0.2)
         second.kill()
         error = first.communicate(timeout=120)[1]
-        assert first.returncode == 1 and "ftlib: another task of this job is gone; the job has " in error, error
+        assert first.returncode == 76 and "ftlib: another task of this job is gone; the job has " in error, error
         assert "Traceback" not in error
         assert files.read_jsonl_log(run.history)[-1]["reason"].startswith("another task of this job is gone")
     finally:
