@@ -17,6 +17,7 @@ from ftlib.config import Config
 from ftlib.data.examples import Example
 from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
+from ftlib.models.attention import own_name
 from ftlib.models.causal import CausalInputs
 from ftlib.models.families import Inputs
 from ftlib.models.paligemma import PaliGemmaInputs, trust_image_tokens
@@ -32,7 +33,9 @@ USUAL_LIMIT = 8
 
 @pytest.fixture(autouse=True)
 def usual_dynamo() -> Iterator[None]:
+    """As in a new process: flex attention, used in another test, allows more programs from then on."""
     saved = torch._dynamo.config.save_config()
+    setattr(torch._dynamo.config, own_name("recompile_limit", "cache_size_limit"), USUAL_LIMIT)
     counters.clear()
     yield
     torch._dynamo.config.load_config(saved)
