@@ -1,13 +1,13 @@
-# make demo   sets everything up and runs the whole chain on real digits
-# make test   sets everything up and passes the tests
-# make fresh  both on a newcomer's machine: a bare Debian, an ordinary user (Debian, as root); without what needs more
+# make demo   sets up the environment and runs the whole pipeline on handwritten digits
+# make test   sets up the environment and runs the test suite
+# make fresh  both on a bare Debian, as an ordinary user (Debian, as root); without the tests that need more
 # make rest   the tests that make fresh leaves out
 # make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
-# make lint   style, types
-# make long   what takes long and rarely breaks
-# make bench  times, as ratios within one run
-# make gpu    the acceptance run on a GPU; ONLY=resume,numbers runs some of its checks
-# make gpu-wheels   what a GPU machine without a package registry needs, in .gpu-wheels/
+# make lint   style, format, types
+# make long   tests that take long and rarely break
+# make bench  benchmarks, as ratios within one run
+# make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
+# make gpu-wheels   packages for a GPU machine without a package registry, in .gpu-wheels/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,10 +16,10 @@ comma := ,
 LOWEST := $(VENV)/lowest
 MARKS := not long
 # What a bare machine or an ordinary user has not: tests/needs.py.
-NEEDS := cluster or java or browser or mount
+NEEDS := cluster or java or browser or mount or users
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test fresh rest cluster lint long bench gpu gpu-wheels fields lock clean
+.PHONY: demo test fresh rest cluster lint long bench gpu gpu-wheels fields config-docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -39,6 +39,7 @@ cluster:
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 long: $(VENV)/.test
@@ -67,7 +68,11 @@ $(LOWEST)/.done: $(VENV)/.test
 
 # What the light install knows of TrainingArguments.
 fields: $(VENV)/.test
-	$(BIN)/python -m ftlib.training.arguments > fields.tmp && mv fields.tmp ftlib/training_fields.json
+	$(BIN)/python -m ftlib.training.arguments > fields.tmp && mv fields.tmp ftlib/config/training_fields.json
+
+# docs/config.md, from the schema.
+config-docs: $(VENV)/.test
+	$(BIN)/ftlib schema --markdown > config.tmp && mv config.tmp docs/config.md
 
 # Locks serve as constraints. torch's own CUDA packages are left out: torch pins them itself, and a container keeps its own.
 lock: $(VENV)/.test

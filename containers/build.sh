@@ -6,10 +6,12 @@
 #
 # From the environment or jobs/site.env: BOOTSTRAP, BASE (base image), INDEX_URL (package index), CA_FILE (certificate of a
 # site's caching index), WHEELS (folder of wheels for building offline). Temporary files go to local disk, the cache of
-# layers to the store.
+# layers to the store. INDEX_URL may hold a password: it is in pip.conf, bound to /mnt while pip runs, and neither in the
+# definition nor in the image. Other builders bind a pip.conf of their own there.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/jobs/lib.sh"
+umask 022 # the image can be read, and not written, by others
 read_site_env "$root/jobs/site.env"
 
 die() { echo "build.sh: $*" >&2; exit 2; }
@@ -23,9 +25,17 @@ gather() {
     if [[ -n ${CA_FILE:-} ]]; then cp "$CA_FILE" "$context/ca.crt" || die "CA_FILE=$CA_FILE cannot be read"; fi
 }
 
-arguments() { # NAME=VALUE of every build argument that is set
+# Build arguments are written into the definition and its shell commands.
+check_arguments() {
     local name
     for name in BOOTSTRAP BASE INDEX_URL; do
+        [[ ${!name:-} != *[[:cntrl:]\"\'\`\$\\]* ]] || die "$name: control characters, quotes, \$ and \\ have no place in it"
+    done
+}
+
+arguments() { # NAME=VALUE of every build argument that is set
+    local name
+    for name in BOOTSTRAP BASE; do
         if [[ -n ${!name:-} ]]; then echo "$name=${!name}"; fi
     done
     echo "CONTEXT=$1"
@@ -43,6 +53,7 @@ render() { # the definition with every {{ NAME }} filled in, and without %argume
 
 main() {
     local container image
+    check_arguments
     if [[ ${1:-} == --render ]]; then
         [[ $# == 2 ]] || die "--render needs a file name"
         gather "$root/build/context"
@@ -52,16 +63,25 @@ main() {
     container=$(find_container) || die "neither apptainer nor singularity is in PATH"
     image=${1:-${FTLIB_IMAGE:-${FTLIB_STORE:?set it in jobs/site.env, or name the image}/images/ftlib.sif}}
     scratch=$(mktemp -d "${FTLIB_TMP:-/tmp}/ftlib-build.XXXXXX")
-    trap 'rm -rf "$scratch"' EXIT
+    trap 'rm -rf "$scratch" "${beside:-$scratch}"' EXIT
     gather "$scratch/context"
     render "$scratch/context" > "$scratch/ftlib.def"
+    if [[ -n ${FTLIB_STORE:-} ]]; then make_store images cache; fi
     mkdir -p "$(dirname "$image")" "$scratch/tmp"
     export APPTAINER_TMPDIR=$scratch/tmp SINGULARITY_TMPDIR=$scratch/tmp
     if [[ -n ${FTLIB_STORE:-} ]]; then
-        export APPTAINER_CACHEDIR=$FTLIB_STORE/cache/container SINGULARITY_CACHEDIR=$FTLIB_STORE/cache/container
-        mkdir -p "$APPTAINER_CACHEDIR"
+        # Layers of others would become part of the image: each user has a cache of their own.
+        export APPTAINER_CACHEDIR=$FTLIB_STORE/cache/container-$(id -un)
+        export SINGULARITY_CACHEDIR=$APPTAINER_CACHEDIR
+        make_folder "$APPTAINER_CACHEDIR" 700 && [[ -O $APPTAINER_CACHEDIR ]] || die "$APPTAINER_CACHEDIR is not yours"
     fi
     local bind=()
+    mkdir -p "$scratch/mnt"
+    if [[ -n ${INDEX_URL:-} ]]; then
+        (umask 077; printf '[global]\nindex-url = %s\n' "$INDEX_URL" > "$scratch/mnt/pip.conf")
+        bind=(--bind "$scratch/mnt:/mnt")
+        unset INDEX_URL
+    fi
     if [[ -n ${WHEELS:-} ]]; then
         [[ -d $WHEELS ]] || die "WHEELS=$WHEELS is no folder"
         mkdir -p "$scratch/mnt/wheels"
@@ -69,7 +89,9 @@ main() {
         bind=(--bind "$scratch/mnt:/mnt")
     fi
     "$container" build --fakeroot "${bind[@]}" "$scratch/ftlib.sif" "$scratch/ftlib.def"
-    cp "$scratch/ftlib.sif" "$image.tmp-$$" && mv "$image.tmp-$$" "$image"
+    beside=$(mktemp -d "$image.tmp-XXXXXX") # the group may write there: no name that somebody could foresee
+    cp "$scratch/ftlib.sif" "$beside/ftlib.sif"
+    mv -T "$beside/ftlib.sif" "$image"
     echo "built $image"
 }
 

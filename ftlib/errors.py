@@ -1,6 +1,6 @@
 """The user's mistakes, and the exit codes that the host script and Slurm see.
 
-Raise `UserError` for anything that a user can mend. `__main__` is the only place that catches it: it prints the
+Raise `UserError` for anything that a user can mend. `cli.main` is the only place that catches it: it prints the
 message without a traceback and exits with `EXIT_USER`.
 """
 
@@ -12,10 +12,10 @@ EXIT_USER = 2
 EXIT_FAILURE = 1
 """A failure that is not the user's: a bug, a diverged model, a broken machine."""
 
-EXIT_AGAIN = 75
+EXIT_REQUEUE = 75
 """Everything worth keeping is saved; the same command goes on from there (sysexits.h: EX_TEMPFAIL)."""
 
-EXIT_TASK_LOST = 76
+EXIT_RANK_LOST = 76
 """A task that ends because another one is gone: what became of that one is the reason, not this."""
 
 EXIT_INTERRUPTED = 130
@@ -34,9 +34,9 @@ class UserError(Exception):
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
 
 
-class TaskLost(Exception):
+class RankLost(Exception):
     """Another task of this job, a rank, is gone or does not answer; what ended it stands in its own words."""
 
 
-class Diverged(Exception):
+class TrainingDiverged(Exception):
     """Training has gone wrong in a way that more steps do not mend; such a model must never become a result."""

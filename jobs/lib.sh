@@ -1,22 +1,172 @@
 # Shared by jobs/run.sh and containers/build.sh; sourced, never run.
 
-# Literal KEY=VALUE lines into the environment, which wins where it has the key already. Nothing is expanded.
+# jobs/site.env into the environment, which wins where it has the key already. The rules are those of read_site_env in
+# ftlib/core/paths.py, and so are the messages.
 read_site_env() {
-    local file=$1 line key value number=0
+    local file=$1 line key number=0 REPLY
+    local -A lines=()
     if [[ ! -e $file ]]; then return 0; fi
     if [[ ! -r $file ]]; then echo "ftlib: $file cannot be read" >&2; return 2; fi
+    require_trusted jobs/site.env "$file" "$(dirname "$(dirname "$file")")" || return 2
     while IFS= read -r line || [[ -n $line ]]; do
         number=$((number + 1))
         line=${line%$'\r'}
         if [[ $line =~ ^[[:space:]]*(#.*)?$ ]]; then continue; fi
-        if [[ ! $line =~ ^[[:space:]]*([A-Z][A-Z0-9_]*)=(.*[^[:space:]])?[[:space:]]*$ ]]; then
-            echo "ftlib: $file:$number: expected KEY=VALUE, got '$line'" >&2
+        if [[ ! $line =~ ^[[:space:]]*([A-Z][A-Z0-9_]*)=(.*)$ ]]; then
+            [[ ${line%%=*} =~ ^[[:space:]]*(.*[^[:space:]])?[[:space:]]*$ ]]
+            echo "ftlib: $file:$number: expected KEY=VALUE, got '${BASH_REMATCH[1]}'" >&2
             return 2
         fi
-        key=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
-        if [[ ${#value} -gt 1 && ${value:0:1} == "${value: -1}" && ${value:0:1} == [\'\"] ]]; then value=${value:1:-1}; fi
-        if [[ -z ${!key+set} ]]; then export "$key=$value"; fi
+        key=${BASH_REMATCH[1]}
+        if [[ -n ${lines[$key]:-} ]]; then
+            echo "ftlib: $file:$number: $key: is set in line ${lines[$key]} already" >&2
+            return 2
+        fi
+        lines[$key]=$number
+        if [[ -n ${!key+set} ]]; then continue; fi
+        site_env_value "$key" "${BASH_REMATCH[2]}" || { echo "ftlib: $file:$number: $key: $REPLY" >&2; return 2; }
+        export "$key=$REPLY"
     done < "$file"
+}
+
+# KEY TEXT: the value of a line of site.env as REPLY; fails with what is wrong with it. Used by read_site_env only, whose
+# `lines` are the keys above.
+site_env_value() {
+    local key=$1 text=$2 quote='' after found='' name part
+    if [[ $text =~ ^[[:space:]]*([\'\"])(.*)$ ]]; then
+        quote=${BASH_REMATCH[1]} text=${BASH_REMATCH[2]}
+        after=${text#*"$quote"}
+        if [[ $text != *"$quote"* || ! $after =~ ^[[:space:]]*$|^[[:space:]]+\# ]]; then
+            REPLY="quotes belong around the whole value"
+            return 1
+        fi
+        text=${text%%"$quote"*}
+    else
+        text=${text%%[[:space:]]#*}
+        [[ $text =~ ^[[:space:]]*(.*[^[:space:]])?[[:space:]]*$ ]]
+        text=${BASH_REMATCH[1]}
+        if [[ $text == *[\'\"]* ]]; then REPLY="quotes belong around the whole value"; return 1; fi
+    fi
+    if [[ $quote != "'" ]]; then
+        if [[ $text == *[\\\`]* ]]; then REPLY="\\ and \` have no meaning here; put the value in single quotes to have it as it is"; return 1; fi
+        while [[ $text == *\$* ]]; do
+            if [[ ! $text =~ ^([^\$]*)\$(\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))(.*)$ ]]; then name=; else
+                found+=${BASH_REMATCH[1]} name=${BASH_REMATCH[3]}${BASH_REMATCH[4]} text=${BASH_REMATCH[5]}
+            fi
+            if [[ -z $name || ( ! $name =~ ^(HOME|USER|SCRATCH|WORK)$ && -z ${lines[$name]:-} ) ]]; then
+                REPLY="only \$HOME, \$USER, \$SCRATCH, \$WORK and keys of lines above are expanded; put the value in single quotes to have it as it is"
+                return 1
+            fi
+            if [[ $name == USER && -z ${USER:-} ]]; then found+=$(id -un); continue; fi
+            if [[ -z ${!name:-} && -z ${lines[$name]:-} ]]; then REPLY="\$$name is not set here"; return 1; fi
+            found+=${!name}
+        done
+        text=$found$text
+    fi
+    if [[ $text == *[[:cntrl:]]* ]]; then REPLY="must be one line without control characters"; return 1; fi
+    REPLY=$text
+    if [[ ! $key =~ ^(FTLIB_(STORE|RUNS|IMAGE|TMP|HOOK|BINDS)|HF_HUB_CACHE|CA_FILE|WHEELS)$ ]]; then return 0; fi
+    REPLY=
+    while [[ -n $text ]]; do
+        if [[ $key == FTLIB_BINDS ]]; then part=${text%%:*}; else part=$text; fi
+        text=${text#"$part"}
+        if [[ -z $quote && ( $part == "~" || $part == "~/"* ) ]]; then
+            if [[ -z ${HOME:-} ]]; then REPLY="\$HOME is not set here"; return 1; fi
+            part=$HOME${part#"~"}
+        fi
+        if [[ -n $part && $part != /* ]]; then REPLY="must be an absolute path, not '$part'"; return 1; fi
+        REPLY+=$part${text:0:1}
+        text=${text:1}
+    done
+}
+
+# The rules for folders and for what is run are those of ftlib/core/permissions.py and ftlib/core/trust.py; what the container can
+# do by itself is not done here.
+
+# The number of the group that $FTLIB_STORE is shared with; nothing: it is private.
+store_group() {
+    local folder=$FTLIB_STORE found
+    if [[ -n ${FTLIB_GROUP:-} ]]; then
+        found=$(getent group "$FTLIB_GROUP" | cut -d: -f3)
+        if [[ -z $found && $FTLIB_GROUP == +([0-9]) ]]; then found=$FTLIB_GROUP; fi
+        if [[ -z $found ]]; then echo "ftlib: FTLIB_GROUP=$FTLIB_GROUP: no such group" >&2; return 2; fi
+        echo "$found"
+    elif [[ -d $folder ]]; then
+        find "$folder" -maxdepth 0 \( -perm -2000 -o -perm -0020 \) -printf '%G\n'
+    else
+        find "$(dirname "$folder")" -maxdepth 0 -perm -2000 -printf '%G\n' 2>/dev/null || true
+    fi
+}
+
+make_folder() { # FOLDER MODE [GROUP]: never seen with other rights; one that exists is left as it is
+    local new mode=$2
+    if [[ -d $1 ]]; then return 0; fi
+    mkdir -p "$(dirname "$1")" && new=$(mktemp -d "$1.tmp-XXXXXX") || return
+    if [[ -n ${3:-} && $(stat -c %g "$new") != "$3" ]]; then
+        chgrp "$3" "$new" || mode=700 # not shared with another group
+    fi
+    chmod "$mode" "$new"
+    mv -T "$new" "$1" 2>/dev/null || rmdir "$new"
+    [[ -d $1 ]]
+}
+
+make_store() { # FOLDER…: the store, and these folders in it
+    local group mode=700 name
+    group=$(store_group) || return
+    if [[ -n $group ]]; then mode=3770; fi
+    if [[ ! -d $FTLIB_STORE && -z $group ]]; then
+        echo "ftlib: $FTLIB_STORE: nobody else can use this store. To share it: FTLIB_GROUP=… in jobs/site.env, then" \
+            "\`ftlib doctor\` tells the commands" >&2
+    fi
+    make_folder "$FTLIB_STORE" "$mode" "$group" || return
+    if [[ $(stat -c %A "$FTLIB_STORE") == *r-[xt] ]]; then mode=$((mode + 5)); fi # others may read it
+    for name; do make_folder "$FTLIB_STORE/$name" "$mode" "$group" || return; done
+}
+
+user_number() { # NAME, or a number already
+    if [[ $1 == +([0-9]) ]]; then echo "$1"; else id -u "$1"; fi
+}
+
+# Is all of it owned by this user, root, the owner of TOP (the store) or FTLIB_OWNER, and can nobody else write to it, nor
+# replace it? The parents are looked at up to TOP; elsewhere the nearest.
+require_trusted() { # WHAT PATH [TOP]
+    local what=$1 path top=${3:-$FTLIB_STORE} owner named others replaced user group found fix
+    path=$(realpath -e "$2" 2>/dev/null) || { echo "ftlib: $what: $2 is not there" >&2; return 2; }
+    owner=(-uid "$EUID" -o -uid 0)
+    if [[ -d $top ]]; then
+        top=$(realpath "$top")
+        owner+=(-o -uid "$(stat -c %u "$top")")
+    fi
+    if [[ -n ${FTLIB_OWNER:-} ]]; then
+        named=$(user_number "$FTLIB_OWNER") || return 2
+        owner+=(-o -uid "$named")
+    fi
+    if [[ $path != "$top"/* && -n ${FTLIB_RUNS:-} && $path == "$(realpath "$FTLIB_RUNS")"/* ]]; then top=$(realpath "$FTLIB_RUNS"); fi
+    others=(-perm -0002 -o -perm -0020)
+    # A user's own group, with nobody else in it, is not others.
+    user=$(id -un 2>/dev/null) group=$(id -g)
+    if [[ $(getent group "$group" 2>/dev/null) == "$user:"*":$group:"?("$user") ]]; then others+=(! -gid "$group"); fi
+    found=$(find "$2" "$path" ! \( "${owner[@]}" \) -printf '%p is owned by %u\n' -quit)
+    fix="Use one of your own; or, if that user may run code in your name, set FTLIB_OWNER in jobs/site.env."
+    if [[ -z $found ]]; then
+        found=$(find "$path" ! -type l \( "${others[@]}" \) -printf '%p can be written to by others\n' -quit)
+        fix="chmod -R go-w '$path'"
+    fi
+    while [[ -z $found ]]; do
+        path=$(dirname "$path")
+        replaced=(! \( "${owner[@]}" \) -o ! -perm -1000 \( "${others[@]}" \))
+        # The sticky folders of the store may have been made by any of its users.
+        if [[ $path == "$top" || $(dirname "$path") == "$top" ]]; then replaced=(! -perm -1000 \( "${replaced[@]}" \)); fi
+        found=$(find "$path" -maxdepth 0 \( "${replaced[@]}" \) -printf 'others can replace what is in %p\n')
+        if [[ $path == "$top" || $path != "$top"/* ]]; then break; fi
+    done
+    if [[ -z $found ]]; then return 0; fi
+    if [[ $found == "others can replace"* ]]; then
+        fix="chmod go-w '$path'"
+        if [[ $path == "$top" || $(dirname "$path") == "$top" ]]; then fix="chmod +t '$path'"; fi
+    fi
+    echo "ftlib: $what is not used: $found: $fix" >&2
+    return 2
 }
 
 find_container() { # apptainer, or singularity

@@ -3,7 +3,7 @@
 #
 # By hand:          jobs/run.sh ftlib COMMAND …     enters the container and runs the command
 # In a batch job:   source jobs/run.sh; run_job COMMAND+COMMAND … ARGUMENTS…
-# By ftlib submit:  source jobs/run.sh; run_submitted COMMAND+COMMAND … python3 -u -m submitit.core._submit FOLDER
+# By ftlib submit:  source jobs/run.sh; run_submitted COMMAND+COMMAND … python3 FILE -u -m submitit.core._submit FOLDER
 #
 # A job answers: 0 done · 2 the user's mistake · 75 saved, go on later · 76 another task is gone · 137 killed · anything
 # else a failure.
@@ -21,8 +21,12 @@ fail() { echo "ftlib: $*" >&2; exit 2; }
 # Site settings, image, and what the container sees. Sets the array `container`.
 enter_container() {
     local program name
+    umask g-w,o-w # nothing that this script makes can be written to by others
     read_site_env "$jobs/site.env" || exit 2
-    if [[ -n ${FTLIB_HOOK:-} ]]; then source "$FTLIB_HOOK" || fail "FTLIB_HOOK=$FTLIB_HOOK failed"; fi
+    if [[ -n ${FTLIB_HOOK:-} ]]; then
+        require_trusted FTLIB_HOOK "$FTLIB_HOOK" "${FTLIB_STORE:-/}" || exit 2
+        source "$FTLIB_HOOK" || fail "FTLIB_HOOK=$FTLIB_HOOK failed"
+    fi
     if [[ -z ${FTLIB_STORE:-} ]]; then
         if [[ -n ${SLURM_JOB_ID:-} ]]; then
             fail "FTLIB_STORE is not set, and inside a Slurm job there is no safe default. Set it in jobs/site.env."
@@ -31,11 +35,19 @@ enter_container() {
     fi
     FTLIB_RUNS=${FTLIB_RUNS:-$FTLIB_STORE/runs/$(id -un)}
     FTLIB_IMAGE=${FTLIB_IMAGE:-$FTLIB_STORE/images/ftlib.sif}
-    # The store is the group's, whatever this user's umask; it may also be read-only, but not where runs go.
-    (umask 002; mkdir -p "$FTLIB_STORE" "$(dirname "$FTLIB_RUNS")") && mkdir -p "$FTLIB_RUNS" ||
+    for name in FTLIB_STORE FTLIB_RUNS FTLIB_IMAGE; do
+        [[ ${!name} == /* ]] || fail "$name=${!name} must be an absolute path"
+    done
+    for name in FTLIB_STORE FTLIB_RUNS FTLIB_IMAGE FTLIB_BINDS FTLIB_TMP PWD root; do
+        [[ ${!name:-} != *[[:cntrl:]]* ]] || fail "$name: a path with a control character cannot be handed to the container"
+    done
+    # The store may be read-only, but not where runs go.
+    make_store $([[ $FTLIB_RUNS != "$FTLIB_STORE"/runs/* ]] || echo runs) && make_runs ||
         fail "FTLIB_STORE=$FTLIB_STORE or FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
     program=$(find_container) || fail "neither apptainer nor singularity is in PATH; load it in FTLIB_HOOK"
     [[ -r $FTLIB_IMAGE ]] || fail "image $FTLIB_IMAGE is not there. Build it: sbatch jobs/build.sbatch"
+    require_trusted "the image" "$FTLIB_IMAGE" || exit 2
+    require_pinned_image
     "$program" inspect --labels "$FTLIB_IMAGE" 2>/dev/null | grep -q '^org\.ftlib\.revision' ||
         fail "$FTLIB_IMAGE is no image of ftlib. Build one: sbatch jobs/build.sbatch"
 
@@ -43,9 +55,12 @@ enter_container() {
     trap 'rm -rf "$job_tmp"' EXIT
     mkdir "$job_tmp/tmp" "$job_tmp/notes"
     # Compile caches must never be shared between nodes or inherited: between two starts of a run, training itself keeps
-    # what is in them (ftlib/training/compile_cache.py). Jobs never reach the hub.
+    # what is in them (ftlib/training/compiling.py). Jobs never reach the hub.
     to_container FTLIB_STORE "$FTLIB_STORE"
     to_container FTLIB_RUNS "$FTLIB_RUNS"
+    # Names of users and groups are not known inside.
+    if [[ -n ${FTLIB_GROUP:-} ]]; then to_container FTLIB_GROUP "$(store_group)"; fi
+    if [[ -n ${FTLIB_OWNER:-} ]]; then to_container FTLIB_OWNER "$(user_number "$FTLIB_OWNER")"; fi
     to_container FTLIB_JOB_TMP "$job_tmp/notes"
     to_container TMPDIR "$job_tmp/tmp"
     to_container TRITON_CACHE_DIR "$job_tmp/tmp/triton"
@@ -64,19 +79,42 @@ enter_container() {
     container+=(--pwd "$PWD" "$FTLIB_IMAGE")
 }
 
+# The user's own folder: the group may read it with FTLIB_SHARE_RUNS=1, if the store is shared.
+make_runs() {
+    local group mode=700
+    group=$(store_group) || return
+    if [[ -n $group && ${FTLIB_SHARE_RUNS:-0} != 0 ]]; then mode=2750; fi
+    make_folder "$FTLIB_RUNS" "$mode" "$group" && make_folder "$FTLIB_RUNS/.jobs" 700
+}
+
+# The image's digest, if FTLIB_IMAGE_SHA256 names one. Read once: <runs>/.jobs/image remembers the file that had it.
+require_pinned_image() {
+    local known=$FTLIB_RUNS/.jobs/image facts
+    if [[ -z ${FTLIB_IMAGE_SHA256:-} ]]; then return 0; fi
+    facts="$FTLIB_IMAGE_SHA256 $(stat -L -c '%d %i %s %y %z' "$FTLIB_IMAGE")"
+    if [[ -O $known && $(< "$known") == "$facts" ]]; then return 0; fi
+    [[ $(sha256sum < "$FTLIB_IMAGE") == "$FTLIB_IMAGE_SHA256 "* ]] ||
+        fail "$FTLIB_IMAGE is not the image that FTLIB_IMAGE_SHA256 names"
+    echo "$facts" > "$known"
+}
+
 # Both names, since the image's own environment would win over the host's.
 to_container() { export "APPTAINERENV_$1=$2" "SINGULARITYENV_$1=$2"; }
 
-# The code and the config that this job first started with; a requeued job goes on with them.
-pin() {
+# The code and the config that this job first started with; a requeued job goes on with them. How code is pinned:
+# ftlib/runs/pinning.py.
+pin() { # CONFIG FOLDER…: more folders of the clone than ftlib/ and jobs/
+    local code new
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
     if [[ ${SLURM_RESTART_COUNT:-0} == 0 || ! -e $pinned/code ]]; then
+        code=$("${container[@]}" python3 "$root/ftlib/run_module.py" -m ftlib.runs.pinning "$root" "${@:2}") || exit
         rm -rf "$pinned" "$pinned".tmp-*
-        mkdir -p "$pinned.tmp-$$/code" && copy_tracked "$root" "$pinned.tmp-$$/code" ||
-            fail "$FTLIB_RUNS: the code cannot be copied there (storage full?)"
-        if [[ -f ${1:-} ]]; then cp "$1" "$pinned.tmp-$$/config.yaml" || fail "$1 cannot be copied to $FTLIB_RUNS"; fi
-        mv "$pinned.tmp-$$" "$pinned"
+        new=$(mktemp -d "$pinned.tmp-XXXXXX") && ln -s "$code" "$new/code" ||
+            fail "$FTLIB_RUNS: cannot be written to (storage full?)"
+        if [[ -f ${1:-} ]]; then cp "$1" "$new/config.yaml" || fail "$1 cannot be copied to $FTLIB_RUNS"; fi
+        mv -T "$new" "$pinned"
     fi
+    require_trusted "the code of this job" "$pinned/code" || exit 2
     to_container PYTHONPATH "$pinned/code"
 }
 
@@ -109,7 +147,7 @@ note() {
     run=$(cat "$job_tmp/notes/run" 2>/dev/null) || return 0
     if [[ -n $(tail -c 1 "$run/history.jsonl" 2>/dev/null) ]]; then echo >> "$run/history.jsonl"; fi # after a torn line
     printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "command": "%s", "exit": %d, "reason": "%s"}\n' \
-        "$1" "$(date +%s)" "$(hostname)" "${job:-$SLURM_JOB_ID}" "$command" "$2" "$3" >> "$run/history.jsonl"
+        "$1" "$(date +%s)" "${SLURMD_NODENAME:-$(hostname)}" "${job:-$SLURM_JOB_ID}" "$command" "$2" "$3" >> "$run/history.jsonl"
 }
 
 # Wait for srun; pass a USR1 on once the command's handlers stand (before, it would kill srun or Python).
@@ -151,13 +189,13 @@ memory_given() {
     echo "/dev/shm and tmpfs count"
 }
 
-# Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words. Those that only saw
-# another one go (76) may be faster than the word of its end.
+# Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words. Those that saw another
+# one go (76), or were told to save and end (75), may be faster than the word of its end.
 first_killed() {
     local first
     (( ${SLURM_NTASKS:-1} > 1 )) || return 0
     first=$(sed -nE 's/^srun: error: (.+: tasks? [0-9,-]+: .+)/\1/p' "$job_tmp/stderr" 2>/dev/null |
-        grep -v ': Exited with exit code 76$' | head -n 1)
+        grep -vE ': Exited with exit code 7[56]$' | head -n 1)
     if [[ $first != *": Exited with "* ]]; then echo "${first%: Killed}"; fi
 }
 
@@ -169,15 +207,21 @@ being_preempted() {
 }
 
 run_step() { # COMMAND LINE…: one ftlib command and what runs it in the container; returns only if it is done
-    local command=$1 code killed waited tasks=()
+    local command=$1 code killed waited copy tasks=()
     shift
-    rm -f "$job_tmp"/notes/* "$job_tmp/stderr"
+    rm -f "$job_tmp"/notes/* "$job_tmp"/stderr*
     # A task for each GPU trains, evaluates and checks several GPUs; everything else is one process's work.
     if [[ $command != train && $command != evaluate && $command != several ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
+    # What srun says is copied into a file, from which the reason of a failure is read. The copy outlives every signal, and
+    # is complete when it has ended.
+    mkfifo "$job_tmp/stderr.pipe" || fail "$job_tmp cannot be written to"
+    (trap '' TERM INT USR1 HUP; exec tee "$job_tmp/stderr" < "$job_tmp/stderr.pipe" >&2) &
+    copy=$!
     # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
     srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
-        "${container[@]}" "$@" 2> >(tee -a "$job_tmp/stderr" >&2) &
+        "${container[@]}" "$@" 2> "$job_tmp/stderr.pipe" &
     wait_for $!
+    while kill -0 "$copy" 2>/dev/null; do wait "$copy"; done # a trap interrupts `wait`
     # When one task ends badly Slurm ends the others; what they then say is not the reason.
     killed=$(first_killed)
     if [[ -z $killed && -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
@@ -225,13 +269,16 @@ spread_over_nodes() {
     local each=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1) first
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST") && [[ -n $first ]] || fail "scontrol does not name this job's nodes"
     to_container MASTER_ADDR "${first%%$'\n'*}"
-    "${each[@]}" mkdir -p "$job_tmp/tmp" "$job_tmp/notes" || fail "$job_tmp cannot be made on every node"
+    # Its name is known by now: where somebody else has made it first, the job ends.
+    "${each[@]}" bash -c 'mkdir -m 700 "$1" 2>/dev/null || [[ -O $1 && ! -L $1 ]] && mkdir -p "$1/tmp" "$1/notes"' \
+        ftlib "$job_tmp" || fail "$job_tmp cannot be made on every node"
     trap 'timeout 30 '"${each[*]}"' rm -rf "$job_tmp"; rm -rf "$job_tmp"' EXIT
 }
 
 enter_job() {
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
     enter_container
+    to_container PYTHONSAFEPATH 1 # Python 3.11 and later: what libraries start finds no modules in the working folder
     if (( ${SLURM_JOB_NUM_NODES:-1} > 1 )); then spread_over_nodes; fi
     if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
 }
@@ -242,11 +289,12 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     shift
     cd "$root" || exit 2
     enter_job
-    pin "$@"
+    pin "${1:-}"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi
     for command in ${commands//+/ }; do
         run_step "$command" ftlib "$command" "$@"
     done
+    rm -rf "$pinned"
 }
 
 # COMMAND+COMMAND… LINE…: the line is submitit's own; the pickled function finds the command's arguments. The code lies
@@ -259,6 +307,7 @@ run_submitted() {
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
     if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then rm -rf "$pinned"; fi # of an earlier job with this number
     mkdir -p "$pinned" || fail "FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
+    require_trusted "the snapshot of the code" "$root" && require_trusted "what was submitted" "${*: -1}" || exit 2
     for command in ${commands//+/ }; do
         to_container FTLIB_STEP "$command"
         run_step "$command" "$@"

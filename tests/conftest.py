@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from ftlib.__main__ import main
+from ftlib.cli.main import main
+from ftlib.core import permissions
 from tests import isolation, needs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -42,8 +43,8 @@ LORA = "{method: lora, r: 4, alpha: 8, dropout: 0.1, freeze: []}"
 
 COUNTS_AND_DIES = """
 import os, signal, sys
-from ftlib.evaluation.subject import Subject
-plain, log, deadly = Subject.answer, sys.argv[1], int(sys.argv[2])
+from ftlib.evaluation.model import EvalModel
+plain, log, deadly = EvalModel.generate, sys.argv[1], int(sys.argv[2])
 calls = 0
 def answer(self, rows, settings):
     global calls
@@ -54,7 +55,7 @@ def answer(self, rows, settings):
     if calls == deadly:
         os.kill(os.getpid(), signal.SIGKILL)
     return found
-Subject.answer = answer
+EvalModel.generate = answer
 from ftlib.__main__ import main
 sys.exit(main(sys.argv[3:]))
 """
@@ -70,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--ran", type=Path, help="write the names of the tests that ran, and were not skipped, to this file"
     )
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/expected anew; read the diff")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -126,7 +128,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Schedulin
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model/` (tiny, with dropout, so that random states matter) and `data/` (60 real digits)."""
-    from ftlib.data.digits import make_digits
+    from ftlib.data.sources.toy import make_digits
     from ftlib.models.tiny import tiny_model, tiny_processor
 
     root = tmp_path_factory.mktemp("shared")
@@ -138,6 +140,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(processor, attention_dropout=0.1).save_pretrained(root / "model")
     processor.save_pretrained(root / "model")
     return root
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    """What a test sets in the environment is gone after it, and so is its umask: a command limits it for good."""
+    before, mask = dict(os.environ), permissions.read_umask()
+    yield
+    os.umask(mask)
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 FOLDER/models/OWNER/NAME and FOLDER/datasets/OWNER/NAME hold repositories. FOLDER/gated names one whose licence TOKEN
 has accepted; while FOLDER/down is there, every answer is 503; FOLDER/torn names a file that is cut off half-way once,
-FOLDER/wrong one that is served with other bytes. Files of more than 1000 bytes count as large. Every request is a line
-in FOLDER/requests, with `token` behind it if TOKEN came along; what is pushed lands in FOLDER/pushed.
+FOLDER/wrong one that is served with other bytes, FOLDER/refuses tells why a card is refused. Files of more than 1000
+bytes count as large. Every request is a line in FOLDER/requests, with `token` behind it if TOKEN came along; what is
+pushed lands in FOLDER/pushed.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 {"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]}
             )
         elif self.path == "/api/validate-yaml":
-            self._json({"errors": [], "warnings": []})
+            refused = [{"message": self._named("refuses")}] if self._named("refuses") else []
+            self._answer(json.dumps({"errors": refused, "warnings": []}).encode(), 400 if refused else 200)
         else:
             for line in body.splitlines():
                 one = json.loads(line)

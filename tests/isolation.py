@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = (
-    "[", "awk", "base64", "basename", "bash", "cat", "chmod", "chown", "cmp", "comm", "cp", "cut", "date", "dd",
-    "df", "diff", "dirname", "du", "echo", "env", "expr", "false", "find", "getent", "git", "grep", "gunzip",
+    "[", "awk", "base64", "basename", "bash", "cat", "chgrp", "chmod", "chown", "cmp", "comm", "cp", "cut", "date",
+    "dd", "df", "diff", "dirname", "du", "echo", "env", "expr", "false", "find", "getent", "git", "grep", "gunzip",
     "gzip", "head", "hostname", "id", "install", "kill", "ln", "ls", "md5sum", "mkdir", "mkfifo", "mktemp", "mount",
     "mv", "nice", "nproc", "od", "paste", "printenv", "printf", "pwd", "python3", "readlink", "realpath",
     "rm", "rmdir", "script", "sed", "seq", "setsid", "sh", "sha256sum", "sleep", "sort", "split", "stat", "stdbuf",

@@ -21,6 +21,7 @@ NEEDS = {
     "java": ("no Java, which the official caption programs run on", "apt install default-jre-headless"),
     "browser": ("no browser to look at reports with", "apt install chromium"),
     "mount": ("file systems cannot be mounted", "sudo make test"),
+    "users": ("other users cannot be tried", "sudo make test"),
     "gpu": ("no GPU", "make long   # on a machine with one"),
     "example": ("no public example of coco-caption", "COCO_CAPTION_EXAMPLE=/folder/of/it make long"),
     "lowest": ("the lowest supported transformers is not installed", "make test"),

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
-from ftlib.__main__ import COMMANDS
-from ftlib.config_file import load_experiment
-from ftlib.site import Site
+from ftlib import __main__
+from ftlib.cli.main import COMMANDS, main
+from ftlib.config.loader import load_experiment
+from ftlib.core.paths import Site
+from ftlib.slurm import executors
 from tests.conftest import REPOSITORY
 
-LEVELS = (
-    ("ftlib", "errors", "yaml_core", "files", "disk", "site", "console", "config", "config_base", "config_course",
-     "config_data", "config_file", "training_fields", "generation_fields", "job_options", "identity", "local_paths",
-     "runs", "history", "ownership", "once", "environment", "command_line", "preemption", "pinning", "out_of_memory",
-     "hashes", "packages", "job_memory", "gpu_architectures"),
-    ("data", "tasks", "metrics", "submission", "reporting", "hub", "staging", "pushing"),
-    ("models", "training", "evaluation", "memory", "merging", "diagnosis"),
-    ("commands",),
-    ("__main__",),
-)  # fmt: skip
-"""Level → the modules and packages of it; a module imports only from its own level or below."""
+ROOMS = (
+    ("ftlib", "errors", "run_module"),
+    ("core",),
+    ("config",),
+    ("metrics",),
+    ("runs", "hub"),
+    ("data",),
+    ("tasks",),
+    ("slurm",),
+    ("models",),
+    ("memory",),
+    ("evaluation",),
+    ("training", "merging"),
+    ("reports", "doctor"),
+    ("cli",),
+    ("__main__", "submission"),
+)
+"""Packages and modules of ftlib from the lowest on; each imports from itself and from those before its row."""
+
+HEAVY = re.compile(r"^\s*(import|from) (torch|transformers|peft|accelerate|safetensors)\b", re.MULTILINE)
+MAY_IMPORT_TORCH = ("models", "memory", "evaluation", "training", "merging")
+BUT_NOT = ("ftlib.merging.recipe",)
+IN_FUNCTIONS = ("ftlib.doctor", "ftlib.cli.prepare")
+"""What imports torch only when it is called: the check of GPUs, and masks that are turned into codes."""
 
 
 def modules() -> dict[str, Path]:
@@ -32,9 +48,12 @@ def modules() -> dict[str, Path]:
     return {".".join(p.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
 
 
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else name
+
+
 def level(name: str) -> int:
-    word = name.split(".")[1] if "." in name else name
-    return next(number for number, words in enumerate(LEVELS) if word in words)
+    return next(number for number, rooms in enumerate(ROOMS) if room(name) in rooms)
 
 
 def imports(name: str, path: Path) -> set[str]:
@@ -53,19 +72,28 @@ def imports(name: str, path: Path) -> set[str]:
 GRAPH = {name: imports(name, path) for name, path in modules().items()}
 
 
-def test_every_module_has_a_level() -> None:
+def test_every_module_has_a_room() -> None:
     for name in GRAPH:
         level(name)
 
 
-def test_no_module_imports_from_a_level_above() -> None:
-    wrong = [f"{name} imports {other}" for name in GRAPH for other in GRAPH[name] if level(other) > level(name)]
+def test_rooms_import_only_from_those_before_them() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name in GRAPH
+        for other in GRAPH[name]
+        if level(other) >= level(name) and room(other) != room(name)
+    ]
     assert not wrong
 
 
 def test_no_command_imports_another() -> None:
     wrong = [
-        name for name in GRAPH if name.startswith("ftlib.commands.") for other in GRAPH[name] if "commands" in other
+        name
+        for name in GRAPH
+        if name.startswith("ftlib.cli.")
+        for other in GRAPH[name]
+        if room(other) == "cli" and other not in ("ftlib.cli", "ftlib.cli.arguments")
     ]
     assert not wrong
 
@@ -84,14 +112,58 @@ def test_no_cycles() -> None:
     assert not [name for name in GRAPH if name in reachable(name)]
 
 
-def test_the_lower_levels_never_import_torch() -> None:
-    heavy = re.compile(r"^\s*(import|from) (torch|transformers|peft|accelerate|safetensors)\b", re.MULTILINE)
-    wrong = [name for name, path in modules().items() if level(name) < 2 and heavy.search(path.read_text())]
-    assert not wrong
+def test_only_rooms_of_models_import_torch() -> None:
+    for name, path in modules().items():
+        if room(name) in MAY_IMPORT_TORCH and name not in BUT_NOT:
+            continue
+        text = path.read_text()
+        if name in IN_FUNCTIONS:
+            assert all(line[0] == " " for line in (match[0].strip("\n") for match in HEAVY.finditer(text))), name
+        else:
+            assert not HEAVY.search(text), name
+
+
+def test_templates_are_rendered_by_reports_alone() -> None:
+    """So that no other command waits for jinja2 to be imported."""
+    importing = re.compile(r"^(import|from) (jinja2|markupsafe)\b", re.MULTILINE)
+    assert {room(name) for name, path in modules().items() if importing.search(path.read_text())} == {"reports"}
+    users = {name for name in GRAPH if any(room(other) == "reports" for other in GRAPH[name])}
+    assert {name for name in users if room(name) != "reports"} == {"ftlib.cli.report"}
+
+
+def calls_that_may_run_code(text: str) -> list[str]:
+    """Uses of from_pretrained and from_config without trust_remote_code=False; peft's configs know no such code."""
+    loaders, safe, found = ("from_pretrained", "from_config", "pipeline"), set(), []
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and any(
+            word.arg == "trust_remote_code" and isinstance(word.value, ast.Constant) and word.value.value is False
+            for word in node.keywords
+        ):
+            safe |= {id(part) for part in (node.func, *node.args)}  # a call, or functools.partial of one
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        of = ast.unparse(node.value) if isinstance(node, ast.Attribute) else ""
+        if name in loaders and id(node) not in safe and of not in ("LoraConfig", "PeftModel"):
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False":
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_code_of_models_is_run() -> None:
+    programs = [*modules().values(), *(REPOSITORY / "tests" / "gpu").glob("*.py")]
+    programs += (REPOSITORY / "tests" / "benchmarks").rglob("*.py")
+    assert not {str(path): found for path in programs if (found := calls_that_may_run_code(path.read_text()))}
+    wrong = ("AutoConfig.from_pretrained(x)", "f = A.from_config", "pipeline('text')", "A.from_pretrained(x, **given)")
+    wrong += ("A.from_pretrained(x, trust_remote_code=True)", "A.from_pretrained(x, trust_remote_code=flag)")
+    for text in wrong:
+        assert calls_that_may_run_code(text), text
+    assert not calls_that_may_run_code("A.from_pretrained(x, trust_remote_code=False)")
 
 
 def test_every_command_has_its_module() -> None:
-    files = {path.stem for path in (REPOSITORY / "ftlib" / "commands").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (REPOSITORY / "ftlib" / "cli").glob("*.py")} - {"__init__", "arguments", "main"}
     assert files == set(COMMANDS)
 
 
@@ -127,6 +199,14 @@ def test_commands_of_the_pages_exist(page: str) -> None:
         if words[0] == "ftlib":
             assert words[1] in COMMANDS, line
             for option in re.findall(r"--[a-z-]+", line):
-                assert f'"{option}"' in modules()[f"ftlib.commands.{words[1]}"].read_text(), line
+                assert f'"{option}"' in modules()[f"ftlib.cli.{words[1]}"].read_text(), line
             for path in re.findall(r"\S+\.yaml", line):
                 assert (REPOSITORY / path).is_file(), line
+
+
+def test_names_that_other_versions_call_stay() -> None:
+    """A run goes on with the code that it began with: images, queued jobs and newer code call it by these names."""
+    assert "ftlib = ftlib.__main__:main" in (REPOSITORY / "setup.cfg").read_text()
+    assert __main__.main is main
+    assert (REPOSITORY / "ftlib" / "run_module.py").is_file()
+    assert pickle.loads(b"cftlib.submission.launch\nrun_stage_command\n.") is executors.run_stage_command

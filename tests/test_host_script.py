@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from ftlib.core.paths import read_site_env
 from ftlib.errors import UserError
-from ftlib.site import read_site_env
 from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted(
@@ -30,48 +31,127 @@ def test_scripts_parse(path: Path) -> None:
     assert bash(f"bash -n '{path}'").stderr == ""
 
 
-SITE_ENV = """\
-# comment
-FTLIB_STORE=/a b/$HOME/`id`
+ONLY = "only $HOME, $USER, $SCRATCH, $WORK and keys of lines above are expanded; "
+AS_IT_IS = "put the value in single quotes to have it as it is"
+QUOTES = "quotes belong around the whole value"
 
-  FTLIB_RUNS="/quoted path"
-X='single'
-EMPTY=
-URL=name=value
-"""
+SITE_ENV = [
+    # a line, and the value of its key, or (message,)
+    ("FTLIB_STORE=/a b/c", "/a b/c"),
+    ("  FTLIB_RUNS=/spaces\t ", "/spaces"),
+    ("FTLIB_STORE= /after/a/space", "/after/a/space"),
+    ("X=name=value", "name=value"),
+    ("X=", ""),
+    ("X=\r", ""),
+    ("X=''", ""),
+    ("FTLIB_STORE=/carriage/return\r", "/carriage/return"),
+    # quotes
+    ('FTLIB_RUNS="/quoted path"', "/quoted path"),
+    ("X='$HOME `id` \\ #'", "$HOME `id` \\ #"),
+    ('X="it\'s"', "it's"),
+    ("X='a' # comment", "a"),
+    ("X='a'b", (QUOTES,)),
+    ("X='a'# no comment", (QUOTES,)),
+    ("X='open", (QUOTES,)),
+    ("FTLIB_STORE=/o'brien", (QUOTES,)),
+    ('FTLIB_STORE=/a/"b c"', (QUOTES,)),
+    # comments
+    ("FTLIB_STORE=/store # of the group", "/store"),
+    ("FTLIB_STORE=/store\t#of the group # 2", "/store"),
+    ("FTLIB_STORE=/store#1", "/store#1"),
+    ("X=#1", "#1"),
+    ("X= # nothing", ""),
+    ('X="a # b"', "a # b"),
+    # what is expanded
+    ("FTLIB_STORE=$SCRATCH/ftlib", "/scratch/me/ftlib"),
+    ("FTLIB_STORE=${SCRATCH}/ftlib", "/scratch/me/ftlib"),
+    ('FTLIB_STORE="$HOME/a b"', "/home/me/a b"),
+    ("FTLIB_STORE=/data/$USER", "/data/me"),
+    ("FTLIB_STORE=$HOME$HOME", "/home/me/home/me"),
+    ("X=$DOLLARS", (ONLY + AS_IT_IS,)),
+    ("FTLIB_IMAGE=$FTLIB_ABOVE/x.sif", "/above/x.sif"),
+    ("X=$WORK", ("$WORK is not set here",)),
+    ("X=$PATH", (ONLY + AS_IT_IS,)),
+    ("X=$(id)", (ONLY + AS_IT_IS,)),
+    ("X=${HOME:-/x}", (ONLY + AS_IT_IS,)),
+    ("X=${HOME", (ONLY + AS_IT_IS,)),
+    ("X=a$", (ONLY + AS_IT_IS,)),
+    ("X=$1", (ONLY + AS_IT_IS,)),
+    ("X=$HOMER", (ONLY + AS_IT_IS,)),
+    ("X='$HOMER'", "$HOMER"),
+    ("X=`id`", ("\\ and ` have no meaning here; " + AS_IT_IS,)),
+    ("FTLIB_STORE=/a\\ b", ("\\ and ` have no meaning here; " + AS_IT_IS,)),
+    # paths
+    ("FTLIB_STORE=~/store", "/home/me/store"),
+    ("FTLIB_STORE=~", "/home/me"),
+    ("FTLIB_BINDS=/data:~/x::~", "/data:/home/me/x::/home/me"),
+    ("FTLIB_IMAGE=/a:~/x", "/a:~/x"),
+    ("X=~/x", "~/x"),
+    ("FTLIB_STORE='~/store'", ("must be an absolute path, not '~/store'",)),
+    ("FTLIB_STORE=~other/store", ("must be an absolute path, not '~other/store'",)),
+    ("FTLIB_STORE=store", ("must be an absolute path, not 'store'",)),
+    ("FTLIB_BINDS=/data:projects", ("must be an absolute path, not 'projects'",)),
+    ("HF_HUB_CACHE=../cache", ("must be an absolute path, not '../cache'",)),
+    # the environment, and lines above
+    ("FROM_ENVIRONMENT=$(anything)", "environment"),
+    ("FTLIB_ABOVE=/b", ("is set in line 2 already",)),
+]
 
 
-def test_bash_and_python_read_site_env_alike(tmp_path: Path) -> None:
-    file = tmp_path / "site.env"
-    file.write_text(SITE_ENV)
-    names = ["FTLIB_STORE", "FTLIB_RUNS", "X", "EMPTY", "URL"]
-    show = "".join(f'printf "%s\\n" "${name}"; ' for name in names)
-    ours = bash(f"unset FTLIB_STORE FTLIB_RUNS; source jobs/lib.sh; read_site_env '{file}'; {show}")
-    values = read_site_env(file)
-    assert ours.stdout.splitlines() == [values[name] for name in names]
-    assert values["FTLIB_STORE"] == "/a b/$HOME/`id`"
+@pytest.mark.parametrize(("line", "expected"), SITE_ENV)
+def test_bash_and_python_read_site_env_alike(tmp_path: Path, line: str, expected: str | tuple[str]) -> None:
+    file, key = tmp_path / "site.env", line.strip().split("=")[0]
+    file.write_text(f"# comment\nFTLIB_ABOVE=/above\n\n{line}\n", newline="")
+    environment = {"HOME": "/home/me", "USER": "me", "SCRATCH": "/scratch/me", "FROM_ENVIRONMENT": "environment"}
+    unset = "unset FTLIB_STORE FTLIB_RUNS FTLIB_IMAGE WORK"
+    done = bash(f"{unset}; source jobs/lib.sh; read_site_env '{file}' && printf %s \"${key}\"", **environment)
+    if isinstance(expected, str):
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+        assert (read_site_env(file, environment) | environment)[key] == expected
+        return
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"ftlib: {file}:4: {key}: {expected[0]}\n"
+    with pytest.raises(UserError) as caught:
+        read_site_env(file, environment)
+    assert done.stderr == f"ftlib: {caught.value.problem}\n"
 
 
-@pytest.mark.parametrize("line", ["export X=1", "x=1", "nonsense", "X Y=1"])
+@pytest.mark.parametrize("line", ["export X=1", "x=1", "nonsense", "X Y=1", "X =1"])
 def test_bash_and_python_refuse_alike(tmp_path: Path, line: str) -> None:
     file = tmp_path / "site.env"
     file.write_text(f"A=1\n{line}\n")
     done = bash(f"source jobs/lib.sh; read_site_env '{file}'")
     assert done.returncode == 2
     with pytest.raises(UserError) as caught:
-        read_site_env(file)
+        read_site_env(file, {})
     assert done.stderr.strip() == f"ftlib: {caught.value.problem}"
 
 
-def test_the_environment_wins(tmp_path: Path) -> None:
-    (tmp_path / "site.env").write_text("X=file\n")
-    done = bash(f"source jobs/lib.sh; read_site_env '{tmp_path}/site.env'; echo $X", X="environment")
-    assert done.stdout == "environment\n"
+@pytest.mark.parametrize("name", ["FTLIB_STORE", "FTLIB_RUNS", "FTLIB_IMAGE"])
+def test_a_relative_path_of_the_environment_is_refused(tmp_path: Path, name: str) -> None:
+    """A job begins in another folder than the command that submitted it."""
+    settings = {"FTLIB_STORE": str(tmp_path / "store")} | {name: "here"}
+    done = bash("jobs/run.sh ftlib doctor", **settings)
+    assert done.returncode == 2 and f"{name}=here must be an absolute path" in done.stderr
+    assert not (tmp_path / "store").exists()
 
 
 def test_by_hand_without_a_container_or_an_image(tmp_path: Path) -> None:
     bare = {"FTLIB_STORE": str(tmp_path / "store")}
-    for name in ("bash", "dirname", "id", "mkdir", "grep"):
+    for name in (
+        "bash",
+        "chmod",
+        "dirname",
+        "find",
+        "getent",
+        "grep",
+        "id",
+        "mkdir",
+        "mktemp",
+        "mv",
+        "realpath",
+        "stat",
+    ):
         (tmp_path / name).symlink_to(f"/usr/bin/{name}")
     done = bash("jobs/run.sh ftlib doctor", PATH=str(tmp_path), **bare)
     assert done.returncode == 2 and "neither apptainer nor singularity" in done.stderr
@@ -121,7 +201,7 @@ def test_of_several_tasks_one_that_was_killed_is_the_reason(
     failing = 'echo 1 > "$job_tmp/notes/failed"; echo "$job_tmp" > "$job_tmp/notes/run"; ' + "; ".join(
         f"echo '{line}' >&2" for line in words
     )
-    script = STEP.format(tmp=tmp_path, srun=f"{failing}; sleep 0.5; return 137", command="train")
+    script = STEP.format(tmp=tmp_path, srun=f"{failing}; return 137", command="train")
     assert bash(script, SLURM_NTASKS="4", SLURM_JOB_ID="7").returncode == code
     history = tmp_path / "history.jsonl"
     assert history.exists() == bool(reason)
@@ -130,7 +210,7 @@ def test_of_several_tasks_one_that_was_killed_is_the_reason(
 
 def test_bitsandbytes_that_ends_the_process_is_told(tmp_path: Path) -> None:
     """It prints that memory ran out and calls exit(1) in C: no Python code hears of it."""
-    failing = "echo 'Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp' >&2; sleep 0.5; return 1"
+    failing = "echo 'Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp' >&2; return 1"
     noted = f'echo "$job_tmp" > "$job_tmp/notes/run"; {failing}'
     done = bash(STEP.format(tmp=tmp_path, srun=noted, command="train"), SLURM_JOB_ID="7")
     assert done.returncode == 1 and "bitsandbytes found no memory" in done.stderr and "job.mem" in done.stderr
@@ -146,7 +226,7 @@ def test_a_rank_that_nccl_ended_is_told(tmp_path: Path) -> None:
         "srun: error: n1: task 1: Aborted (core dumped)",
     )
     failing = 'echo "$job_tmp" > "$job_tmp/notes/run"; ' + "; ".join(f"echo '{line}' >&2" for line in words)
-    script = STEP.format(tmp=tmp_path, srun=f"{failing}; sleep 0.5; return 134", command="train")
+    script = STEP.format(tmp=tmp_path, srun=f"{failing}; return 134", command="train")
     done = bash(script, SLURM_NTASKS="2", SLURM_JOB_ID="7")
     told = "rank 1 waited 60000 ms in vain for another (NCCL)"
     assert done.returncode == 134 and f"ftlib: {told}" in done.stderr and "training.ddp_timeout" in done.stderr
@@ -155,8 +235,12 @@ def test_a_rank_that_nccl_ended_is_told(tmp_path: Path) -> None:
 
 def test_a_killed_rank_is_told_with_the_jobs_memory(tmp_path: Path) -> None:
     """Even if srun hears of the others first, which saw it go."""
-    words = "srun: error: n1: tasks 0-1: Exited with exit code 76", "srun: error: n2: task 3: Killed"
-    failing = "; ".join(f"echo '{line}' >&2" for line in words) + "; sleep 0.5; return 137"
+    words = (
+        "srun: error: n1: tasks 0-1: Exited with exit code 76",
+        "srun: error: n2: task 2: Exited with exit code 75",
+        "srun: error: n2: task 3: Killed",
+    )
+    failing = "; ".join(f"echo '{line}' >&2" for line in words) + "; return 137"
     script = STEP.format(tmp=tmp_path, srun=failing, command="train")
     done = bash(script, SLURM_NTASKS="4", SLURM_JOB_ID="7", SLURM_MEM_PER_NODE="2048")
     assert "ftlib: n2: task 3: killed; if that was for the job's memory (it has 2048 MiB a node" in done.stderr
@@ -167,26 +251,70 @@ def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int
     history = tmp_path / "history.jsonl"
     history.write_text(before)
     noted = 'echo "$job_tmp" > "$job_tmp/notes/run"; return 137'
-    assert bash(STEP.format(tmp=tmp_path, srun=noted, command="train"), SLURM_JOB_ID="7").returncode == 137
+    job = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n7"}
+    assert bash(STEP.format(tmp=tmp_path, srun=noted, command="train"), **job).returncode == 137
     found = history.read_text().splitlines()
-    assert len(found) == lines and json.loads(found[-1])["reason"] == "signal 9"
+    last = json.loads(found[-1])
+    assert len(found) == lines and (last["reason"], last["host"]) == ("signal 9", "n7")
 
 
 def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> None:
-    settings = {"BASE": "some/base:1.2", "INDEX_URL": "https://index.example/simple", "FTLIB_STORE": str(tmp_path)}
+    settings = {"BASE": "some/base:1.2", "FTLIB_STORE": str(tmp_path)}
     done = bash(f"containers/build.sh --render '{tmp_path}/x.def'", **settings)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "x.def").read_text()
     assert "{{" not in text and "%arguments" not in text
-    assert "From: some/base:1.2" in text and 'PIP_INDEX_URL="https://index.example/simple"' in text
+    assert "From: some/base:1.2" in text and "PIP_CONFIG_FILE=/mnt/pip.conf" in text
     assert text.startswith("Bootstrap: docker\n")
     context = REPOSITORY / "build" / "context"
     assert (context / "ftlib" / "__main__.py").exists() and not (context / ".git").exists()
 
 
+BUILDER = """#!/bin/bash
+set -e
+env > "$SEEN/environment"
+while [[ $# -gt 2 ]]; do
+    if [[ $1 == --bind ]]; then cp -rp "${2%%:*}" "$SEEN/bound"; shift; fi
+    shift
+done
+cp "$2" "$SEEN/definition"
+touch "$1"
+"""
+
+
+def test_the_password_of_the_package_index_is_only_bound_while_building(tmp_path: Path) -> None:
+    address = "https://me:planted-password@index.example/simple"
+    for name in ("bin", "wheels", "tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "wheels" / "a.whl").write_text("")
+    (tmp_path / "bin" / "apptainer").write_text(BUILDER)
+    (tmp_path / "bin" / "apptainer").chmod(0o755)
+    settings = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SEEN": str(tmp_path),
+        "FTLIB_STORE": str(tmp_path / "store"),
+        "FTLIB_TMP": str(tmp_path / "tmp"),
+        "INDEX_URL": address,
+        "WHEELS": str(tmp_path / "wheels"),
+    }
+    done = bash("containers/build.sh", **settings)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bound" / "pip.conf").read_text() == f"[global]\nindex-url = {address}\n"
+    assert (tmp_path / "bound" / "pip.conf").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "bound" / "wheels" / "a.whl").exists()
+    places = [tmp_path / "definition", tmp_path / "environment", *(tmp_path / "store").rglob("*")]
+    told = [path for path in places if path.is_file() and b"planted-password" in path.read_bytes()]
+    assert not told and "planted-password" not in done.stdout + done.stderr
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 PROGRAMS = {
     "apptainer": """
 if [[ $* == *inspect* ]]; then echo org.ftlib.revision: abc; exit; fi
+if [[ $* == *ftlib.runs.pinning* ]]; then
+    while [[ $1 != python3 ]]; do shift; done
+    exec "$PYTHON" "${@:2}"
+fi
 printf '%s\\n' "$@" > "$SEEN/arguments"; env > "$SEEN/environment"
 """,
     "srun": 'while [[ $1 == -* ]]; do shift; done; echo "$SLURM_EXPORT_ENV" > "$SEEN/export"; exec "$@"',
@@ -205,6 +333,7 @@ def machine(tmp_path: Path) -> dict[str, str]:
     return {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "SEEN": str(tmp_path),
+        "PYTHON": sys.executable,
         "FTLIB_STORE": str(store),
         "FTLIB_RUNS": str(store / "runs" / "me"),
         "FTLIB_IMAGE": str(tmp_path / "ftlib.sif"),
@@ -215,6 +344,7 @@ def machine(tmp_path: Path) -> dict[str, str]:
 
 
 def test_spaces_in_paths_a_closed_umask_and_secrets(machine: dict[str, str], tmp_path: Path) -> None:
+    tmp_path.chmod(0o2775)  # hands its group down: to the store
     done = bash("umask 077; jobs/run.sh ftlib doctor 'a b'", **machine)
     assert done.returncode == 0, done.stderr
     arguments = (tmp_path / "arguments").read_text().splitlines()
@@ -228,6 +358,20 @@ def test_spaces_in_paths_a_closed_umask_and_secrets(machine: dict[str, str], tmp
     assert not [
         path for path in Path(machine["FTLIB_STORE"]).rglob("*") if path.is_file() and b"planted" in path.read_bytes()
     ]
+
+
+def test_the_image_is_built_through_no_symbolic_link(machine: dict[str, str], tmp_path: Path) -> None:
+    """Planted under the name that the process's number gave it; `exec` keeps that number."""
+    (tmp_path / "bin" / "apptainer").write_text('#!/bin/bash\necho built > "${@: -2:1}"\n')
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "images").mkdir()
+    image = tmp_path / "images" / "ftlib.sif"
+    plant = f"ln -s '{tmp_path}/victim' '{image}.tmp-'$$; exec containers/build.sh '{image}'"
+    done = bash(plant, **{**machine, "FTLIB_TMP": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert image.read_text() == "built\n" and (tmp_path / "victim").read_text() == "mine"
+    (planted,) = [path for path in image.parent.iterdir() if path != image]
+    assert planted.is_symlink(), "the folder beside it is gone"
 
 
 def test_a_job_without_the_submitters_environment(machine: dict[str, str], tmp_path: Path) -> None:
@@ -258,10 +402,30 @@ def test_ranks_of_two_nodes_meet_at_the_first_and_each_has_the_temporary_folder(
     assert "APPTAINERENV_MASTER_ADDR=n7" in (tmp_path / "environment").read_text().splitlines()
     begin, train, end = calls.read_text().splitlines()
     everywhere = "--nodes=2 --ntasks=2 --ntasks-per-node=1 "
-    assert begin.startswith(f"{everywhere}mkdir -p /") and end.startswith(f"{everywhere}rm -rf /")
+    assert begin.startswith(f"{everywhere}bash -c mkdir -m 700 ") and end.startswith(f"{everywhere}rm -rf /")
     assert train.startswith("--kill-on-bad-exit=1 "), "a task for each GPU of every node"
     folder = Path(end.split()[-1])
-    assert f"{folder}/notes" in begin.split() and not folder.exists()
+    assert begin.split()[-1] == str(folder) and not folder.exists()
+
+
+def test_a_temporary_folder_that_somebody_else_made_on_another_node_ends_the_job(
+    machine: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name, text in {
+        "scontrol": "printf 'n7\\nn9\\n'",
+        "srun": f"""
+while [[ $1 == -* ]]; do shift; done
+if [[ $* == *mkdir* ]]; then rm -r "${{@: -1}}"; ln -s '{tmp_path}/elsewhere' "${{@: -1}}"; fi
+exec "$@"
+""",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[7,9]"}
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job train", **machine, **job)
+    assert done.returncode == 2 and "cannot be made on every node" in done.stderr
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_nodes_without_names_are_refused(machine: dict[str, str], tmp_path: Path) -> None:

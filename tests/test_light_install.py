@@ -55,7 +55,7 @@ def test_help_imports_next_to_nothing(light: Path) -> None:
         [light / "python", "-X", "importtime", "-m", "ftlib", "--help"], capture_output=True, text=True
     )
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"pydantic", "yaml", "rich", "submitit", "huggingface_hub", "argparse"}
+    assert not imported & {"pydantic", "yaml", "rich", "submitit", "huggingface_hub", "argparse", "jinja2"}
 
 
 def test_a_command_that_needs_torch_says_so(light: Path, tmp_path: Path) -> None:
@@ -65,3 +65,11 @@ def test_a_command_that_needs_torch_says_so(light: Path, tmp_path: Path) -> None
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "pip install 'ftlib[train]'" in done.stderr
+
+
+def test_package_data_are_installed(light: Path) -> None:
+    (package,) = light.parent.glob("lib/python*/site-packages/ftlib")
+    source = REPOSITORY / "ftlib"
+    data = [path for path in source.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {path.name for path in data} >= {"py.typed", "training_fields.json", "page.html.j2", "report.css"}
+    assert not [path for path in data if not (package / path.relative_to(source)).is_file()]

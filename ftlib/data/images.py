@@ -1,26 +1,73 @@
-"""Open images safely: inside the data folder, decodable, of sane size, upright, in RGB."""
+"""Open images safely: inside the data folder, decodable, of sane size, upright, in RGB, no larger than wanted."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import itertools
+import math
+import os
 import posixpath
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlib import files
+from ftlib.config.schema import Data
+from ftlib.core import files
+from ftlib.core.out_of_memory import is_out_of_memory
+from ftlib.core.text import normalize
 from ftlib.errors import UserError
-from ftlib.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ftlib.data.near_duplicates import PerceptualHash
+
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
+MAX_PIXELS_SHRUNK = 1_000_000_000
+MAX_BYTES_SHRUNK = 4_000_000_000
+"""Where images are made smaller: 3 GB once they are decoded."""
+
+_SHRINK = "data.max_pixels: 4000000 (for example) makes larger images smaller when they are opened."
+_MAX_NAMES = 200_000
+_ORIENTATION = 274
+_TURNED = (5, 6, 7, 8)
+"""EXIF's tag that says how to turn an image upright, and its values that exchange width and height."""
+
 _PHOTOMETRIC = 262
 """TIFF's tag that says whether 0 is white."""
+
+_SUBFILE = 254
+_PAGE = (0, 2)
+"""TIFF's tag that says what a page is, and its values for a page of its own: others are smaller copies and masks."""
+
+FORMATS = ("AVIF", "BMP", "FLI", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "PSD", "TIFF", "WEBP")
+"""Pillow's names of what is opened; JPEG includes MPO. Pillow knows more formats, one of which starts a program: EPS,
+whatever the file is called, is given to Ghostscript."""
+
+_UNREAD = {
+    "EPS or PostScript": (0, b"%!PS"),
+    "EPS": (0, b"\xc5\xd0\xd3\xc6"),
+    "PDF": (0, b"%PDF"),
+    "WMF": (0, b"\xd7\xcd\xc6\x9a"),
+    "EMF": (40, b" EMF"),
+    "HEIC or HEIF": (4, b"ftyphei"),
+    "HEIF": (4, b"ftypmif1"),
+    "SVG": (0, b"<svg"),
+    "an icon (ICO)": (0, b"\0\0\1\0"),
+}
+"""What files of other formats have, and where."""
+
+_ANIMATED = ("AVIF", "FLI", "GIF", "PNG", "WEBP")
+"""Formats whose pictures follow one another in time. Those of others are none: a phone's MPO holds the photograph and
+a depth map or a preview, PSD its layers. Pages of TIFF count as frames, too."""
 
 
 def image_path(root: Path, name: str) -> Path:
@@ -36,15 +83,16 @@ def image_path(root: Path, name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class ImageFacts:
+class ImageInfo:
     """What is known of an image file once it has been decoded.
 
     Attributes:
         digest: SHA-256 of its bytes.
-        frames: 1 for a still picture.
+        frames: 1 for a still picture, see `count_frames`.
         size: (width, height) in pixels, upright.
         kind: its format and mode, such as `JPEG RGB`.
         one_color: whether all pixels are alike once it is decoded.
+        perceptual_hash: its perceptual hash.
     """
 
     digest: str
@@ -52,21 +100,45 @@ class ImageFacts:
     size: tuple[int, int]
     kind: str
     one_color: bool
+    perceptual_hash: PerceptualHash
 
 
-def inspect_image(path: Path) -> ImageFacts:
+def inspect_image(path: Path, max_pixels: int | None = None) -> ImageInfo:
     """Decode an image file once.
+
+    Args:
+        max_pixels: see `open_image`; the size that is told is the file's.
 
     Raises:
         UserError: as `open_image`.
     """
-    from PIL import Image
+    from ftlib.data.near_duplicates import perceptual_hash  # needs numpy, which reports do without
 
-    upright = open_image(path)
+    upright, size = _decode(path, 0, "", max_pixels)
     one_color = all(low == high for low, high in upright.getextrema())  # type: ignore[misc]
-    with Image.open(path) as image:
-        frames, kind = getattr(image, "n_frames", 1), f"{image.format} {image.mode}"
-    return ImageFacts(files.sha256(path), frames, upright.size, kind, one_color)
+    with _opened(path, max_pixels) as image:
+        frames, kind = count_frames(image), f"{image.format} {image.mode}"
+    return ImageInfo(files.file_sha256(path), frames, size, kind, one_color, perceptual_hash(upright))
+
+
+def count_frames(image: Image) -> int:
+    """How many pictures of a file are shown one after the other; 1 for a still picture, whatever else is in its file.
+
+    Of a TIFF its pages, up to the first one that is a smaller copy of another or a mask.
+    """
+    opened: Any = image
+    if image.format in _ANIMATED:
+        return int(getattr(opened, "n_frames", 1))
+    if image.format != "TIFF":
+        return 1
+    here, pages = image.tell(), 1
+    while pages < opened.n_frames:
+        image.seek(pages)
+        if opened.tag_v2.get(_SUBFILE, 0) not in _PAGE:
+            break
+        pages += 1
+    image.seek(here)
+    return pages
 
 
 def choose_frames(frames: int, rule: str) -> list[int]:
@@ -80,49 +152,156 @@ def choose_frames(frames: int, rule: str) -> list[int]:
     return {"first": [0], "middle": [frames // 2], "last": [frames - 1], "all": list(range(frames))}.get(rule, [])
 
 
-def frame_of(path: Path, rule: str) -> int:
+def default_frame(path: Path, data: Data) -> int:
     """Which frame a question shows that names only the file: the first of those that rows would be made of."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError):
+        with _opened(path, data.max_pixels) as image:
+            frames = count_frames(image)
+    except UserError:
         return 0  # what is wrong is told when it is decoded
-    return next(iter(choose_frames(frames, rule)), 0)
+    return next(iter(choose_frames(frames, data.frames)), 0)
 
 
-def open_image(path: Path, frame: int = 0) -> Image:
-    """Decode an image as upright RGB; transparent parts become white.
+def open_query_image(path: Path, data: Data) -> Image:
+    """The image of a question that names only the file, as a row of the dataset would show it.
 
     Raises:
-        UserError: missing, too large, not an image, truncated, no such frame, or numbers whose range is not known.
+        UserError: as `open_image`.
+    """
+    return open_image(path, default_frame(path, data), max_pixels=data.max_pixels)
+
+
+def open_image(path: Path, frame: int = 0, digest: str = "", max_pixels: int | None = None) -> Image:
+    """Decode an image as upright RGB; transparent parts become white.
+
+    Args:
+        digest: SHA-256 of the file that is wanted; "" takes any.
+        max_pixels: how many it may have; of a larger one, all edges are made shorter alike.
+
+    Raises:
+        UserError: missing, too large, not an image, truncated, no such frame, numbers whose range is not known, or
+            another file than the wanted one.
+    """
+    return _decode(path, frame, digest, max_pixels)[0]
+
+
+def _decode(path: Path, frame: int, digest: str, max_pixels: int | None) -> tuple[Image, tuple[int, int]]:
+    """The image as `open_image` gives it, and its full size, upright."""
+    from PIL.Image import Resampling
+
+    with _opened(path, max_pixels, digest) as image:
+        if frame:
+            try:
+                image.seek(frame)
+            except EOFError:
+                raise UserError(f"{path}: no frame {frame} in it") from None
+        full = image.size
+        if small := _reduced_size(full, max_pixels):
+            image.draft(None, (2 * small[0], 2 * small[1]))  # JPEG: decoded at ½, ¼ or ⅛
+        upright = _rgb(path, image)
+        if image.getexif().get(_ORIENTATION, 1) in _TURNED:
+            full = full[1], full[0]
+        small = _reduced_size(full, max_pixels)
+        return upright.resize(small, Resampling.LANCZOS) if small else upright, full
+
+
+def _reduced_size(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int] | None:
+    """Width and height of at most so many pixels, None where they are."""
+    pixels = size[0] * size[1]
+    if max_pixels is None or pixels <= max_pixels:
+        return None
+    width, height = (max(1, int(edge * math.sqrt(max_pixels / pixels))) for edge in size)
+    return min(width, max_pixels), min(height, max_pixels)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_pixels: int | None = None, digest: str = "") -> Iterator[Image]:
+    """An image whose size is known, but whose pixels are not decoded yet.
+
+    Raises:
+        UserError: as `open_image`, for what goes wrong while it is open, too.
     """
     from PIL import Image
 
+    pixels, size = (MAX_PIXELS_SHRUNK, MAX_BYTES_SHRUNK) if max_pixels else (MAX_PIXELS, MAX_BYTES)
+    if max_pixels:
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS_SHRUNK // 2  # Pillow refuses twice as many
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read")
+        if path.stat().st_size > size:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes; at most {size:,} are read")
+        file: Path | BytesIO = path
+        if digest:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                problem = f"{path}: this is not the picture that was prepared: the file has been replaced since"
+                remedy = "Put the old one back; or `ftlib prepare CONFIG --again`, and train under another name."
+                raise UserError(problem, remedy)
+            file = BytesIO(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"{path}: {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are read")
-                if frame:
-                    image.seek(frame)
-                return _rgb(path, image)
-    except EOFError:
-        raise UserError(f"{path}: no frame {frame} in it") from None
+            Image.init()
+            with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+                if image.width * image.height > pixels:
+                    problem = f"{path}: {image.width} × {image.height} pixels; at most {pixels:,} are read"
+                    raise UserError(problem, "" if max_pixels else _SHRINK)
+                yield image
     except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
+        raise UserError(f"{path}: no such image{_similar_name(path)}") from None
     except Image.DecompressionBombError:
-        raise UserError(f"{path}: too many pixels (a decompression bomb?); at most {MAX_PIXELS:,} are read") from None
+        problem = f"{path}: too many pixels (a decompression bomb?); at most {pixels:,} are read"
+        raise UserError(problem, "" if max_pixels else _SHRINK) from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path}: not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+        raise UserError(f"{path}: {_unread_format(path)}") from None
+    except (EOFError, OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path}: truncated or damaged image: {error}") from None
+
+
+def _unread_format(path: Path) -> str:
+    """Why a file is no image that is opened: what it is, if that can be seen."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    for name, (place, mark) in _UNREAD.items():
+        if start[place:].startswith(mark):
+            return f"{name} is not read, whatever the file is called; convert it to PNG or JPEG"
+    return f"not an image that can be read; formats that are: {', '.join(FORMATS)}"
+
+
+def _similar_name(path: Path) -> str:
+    """What lies in the place of a missing image under a name that differs only in case or Unicode form, if anything."""
+    if "\\" in str(path):
+        return "; folders are separated by /, not by \\"
+    for folder, name in zip(path.parents, (path.name, *(parent.name for parent in path.parents)), strict=False):
+        try:
+            changed = folder.stat().st_mtime_ns
+        except OSError:
+            continue
+        found = _names_by_plain_form(folder, changed).get(_plain(name))
+        if found is None or found == name:
+            return ""
+        same_case = normalize("NFC", found) == normalize("NFC", name)
+        differs = "in its Unicode form (composed or decomposed accents)" if same_case else "in upper and lower case"
+        return f"; in {folder} there is {found!r}, which differs {differs}"
+    return ""
+
+
+@functools.lru_cache(maxsize=4)
+def _names_by_plain_form(folder: Path, changed: int) -> dict[str, str]:
+    """Plain name → name of the files of a folder, of the first ones if there are very many.
+
+    Args:
+        changed: when the folder was changed last; names are read anew if that differs.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return {_plain(entry.name): entry.name for entry in itertools.islice(entries, _MAX_NAMES)}
+    except OSError:
+        return {}
+
+
+def _plain(name: str) -> str:
+    return normalize("NFC", normalize("NFC", name).casefold())
 
 
 def _rgb(path: Path, image: Image) -> Image:
@@ -148,7 +327,9 @@ def _rgb(path: Path, image: Image) -> Image:
         opaque = images.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
-    return image.convert("RGB")
+    plain = image.convert("RGB")
+    plain.info = {}  # what is drawn or shown of it must not carry its comments and color profile on
+    return plain
 
 
 def _grey(path: Path, image: Image, white: float | None, negative: bool) -> Image:

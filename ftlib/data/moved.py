@@ -12,58 +12,62 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ftlib import console, yaml_core
-from ftlib.config_data import Data
-from ftlib.config_file import Experiment
-from ftlib.data.prepared import same_data
+from ftlib.config import yaml12
+from ftlib.config.loader import Experiment
+from ftlib.config.schema import Data
+from ftlib.core import log
+from ftlib.core.paths import Site
+from ftlib.data.dataset import same_data
 from ftlib.errors import UserError
-from ftlib.runs import Run, run_of
-from ftlib.site import Site
+from ftlib.runs.run import Run, run_for
 
 
-def known_by_data(experiments: Sequence[Experiment], site: Site) -> list[Experiment]:
+def match_existing_runs(experiments: Sequence[Experiment], site: Site) -> list[Experiment]:
     """The experiments, those under the name of an existing run that were begun with the same data elsewhere.
 
-    Nothing but saved configs is read unless there is such a run; then data are compared, once for each place.
+    Nothing but saved configs is read unless there is such a run; then data are compared, once for each place. Data of
+    a plugin's source are not: that would run the plugin, and this is asked on login nodes, too.
     """
     compared: dict[tuple[str, str], bool] = {}
     found, told = [], []
     for experiment in experiments:
-        known = _known(experiment, site, compared)
+        known = _match_existing_run(experiment, site, compared)
         if known is not experiment:
-            places = ", ".join(dict.fromkeys(known.elsewhere.values()))
-            told.append(f"{experiment.config.name}: the same data now at {places}; going on with the run begun before")
+            locations = ", ".join(dict.fromkeys(known.data_locations.values()))
+            told.append(
+                f"{experiment.config.name}: the same data now at {locations}; going on with the run begun before"
+            )
         found.append(known)
     for line in dict.fromkeys(told):
-        console.say(line)
+        log.info(line)
     return found
 
 
-def _known(experiment: Experiment, site: Site, compared: dict[tuple[str, str], bool]) -> Experiment:
+def _match_existing_run(experiment: Experiment, site: Site, compared: dict[tuple[str, str], bool]) -> Experiment:
     folder = site.runs / experiment.config.name
-    if not folder.is_dir() or run_of(experiment, site).config_file.is_file():
+    if experiment.config.data.source_plugins or not folder.is_dir() or run_for(experiment, site).config_file.is_file():
         return experiment
-    own = experiment.stored_data.places
+    own = experiment.stored_data.locations
     # of two that were begun with the same data, the finished one
-    saved = sorted(folder.glob("*/config.yaml"), key=lambda path: (not Run(path.parent).done.exists(), path))
-    for places in dict.fromkeys(map(_saved_places, saved)):
-        if not _outside(own, dict(places)):
+    saved = sorted(folder.glob("*/config.yaml"), key=lambda path: (not Run(path.parent).done_marker.exists(), path))
+    for locations in dict.fromkeys(map(_saved_locations, saved)):
+        if not _outside(own, dict(locations)):
             continue
-        other = experiment.named_by(dict(places))
-        run = run_of(other, site)
+        other = experiment.with_data_at(dict(locations))
+        run = run_for(other, site)
         if run.config_file.is_file() and _same(run, experiment, site, compared):
             return other
     return experiment
 
 
-def _outside(own: dict[str, str], places: dict[str, str]) -> bool:
+def _outside(own: dict[str, str], locations: dict[str, str]) -> bool:
     """Whether places differ, and only in paths outside the store: below it, and in names, another one means other data.
 
     Data that were brought into the store, or out of it, count too.
     """
-    if own.keys() != places.keys():
+    if own.keys() != locations.keys():
         return False
-    pairs = [(own[key], places[key]) for key in own if own[key] != places[key]]
+    pairs = [(own[key], locations[key]) for key in own if own[key] != locations[key]]
     return bool(pairs) and all("/" in (one[:1], other[:1]) for one, other in pairs)
 
 
@@ -80,10 +84,10 @@ def _same(run: Run, experiment: Experiment, site: Site, compared: dict[tuple[str
 
 
 @functools.cache  # a run's name stands for them
-def _saved_places(config_file: Path) -> tuple[tuple[str, str], ...]:
+def _saved_locations(config_file: Path) -> tuple[tuple[str, str], ...]:
     """Where a run's config says that its data lie; nothing if it cannot be read."""
     try:
-        fields, _ = yaml_core.load(config_file.read_text(encoding="utf-8"), str(config_file))
-        return tuple(Data.model_validate(fields["data"]).places.items())
+        fields, _ = yaml12.load(config_file.read_text(encoding="utf-8"), str(config_file))
+        return tuple(Data.model_validate(fields["data"]).locations.items())
     except (OSError, UserError, ValidationError, LookupError, TypeError):
         return ()

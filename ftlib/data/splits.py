@@ -11,37 +11,39 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ftlib.config import SplitRule
+from ftlib.config.schema import SplitRule
 from ftlib.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 LEFT_OUT = -1
 LEAKED = -2
-NO_PART = 3
+UNREADABLE = -3
+ANIMATED = -4
+NO_OFFICIAL_SPLIT = 3
 
 Codes = NDArray[np.int8]
 Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Keys:
+class SplitKeys:
     """What a split depends on, one entry for each row, shape (n,).
 
     Attributes:
         rows: hash of the row's id.
         groups: hash of what must stay together (image, document).
         strata: hash of what keeps its shares; all the same without stratification.
-        parts: the release's own part: 0, 1, 2 for train, valid and test, 3 for none.
+        official_splits: the release's own part: 0, 1, 2 for train, valid and test, 3 for none.
     """
 
     rows: Hashes
     groups: Hashes
     strata: Hashes
-    parts: Codes
+    official_splits: Codes
 
-    def between(self, start: int, end: int) -> Keys:
-        """Those of some rows that follow one another."""
-        return Keys(self.rows[start:end], self.groups[start:end], self.strata[start:end], self.parts[start:end])
+    def select(self, indices: NDArray[np.int64]) -> SplitKeys:
+        """Those of some rows."""
+        return SplitKeys(self.rows[indices], self.groups[indices], self.strata[indices], self.official_splits[indices])
 
 
 def hash_text(text: str) -> int:
@@ -49,7 +51,7 @@ def hash_text(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def assign(keys: Keys, rule: SplitRule) -> Codes:
+def assign_splits(keys: SplitKeys, rule: SplitRule, alone: bool = True) -> Codes:
     """Which split each row belongs to: 0 train, 1 valid, 2 test, LEFT_OUT none.
 
     Rows of one group stay together, so that no picture is both learned and asked. Groups are put in the order of a
@@ -57,46 +59,79 @@ def assign(keys: Keys, rule: SplitRule) -> Codes:
     share, rounded by largest remainder over all strata. A release's own parts are kept apart: without a part of its
     own for testing, its validation part is what is reported on, and valid is drawn from train.
 
+    Args:
+        alone: not one of several datasets, of which some may have no rows to train on.
+
     Raises:
         UserError: shares that leave nothing to train on, or a split that would be empty.
     """
-    if rule.official and (keys.parts != NO_PART).any():
+    only_asked = rule.official and bool(np.isin(keys.official_splits, (1, 2)).all())
+    if only_asked and alone:
+        problem = "data.split: all rows belong to the dataset's own valid or test split, and none is left to train on"
+        raise UserError(problem, "Set data.split.official: false to divide all rows anew.")
+    if only_asked:
+        codes = (
+            keys.official_splits.copy()
+            if len(np.unique(keys.official_splits)) == 2
+            else np.full_like(keys.official_splits, 2)
+        )
+    elif rule.official and (keys.official_splits != NO_OFFICIAL_SPLIT).any():
         codes = _official(keys, rule)
     else:
-        codes = _divide(keys, rule, np.arange(len(keys.groups)), rule.test)
+        codes = _split_by_rule(keys, rule, np.arange(len(keys.groups)), rule.test)
     for code, limit in ((0, rule.max_train), (1, rule.max_eval), (2, rule.max_eval)):
         if limit is not None:
-            _keep(codes, code, limit, keys, rule)
-    for code, split in enumerate(SPLITS):
+            _limit_split(codes, code, limit, keys, rule)
+    for code, split in enumerate(SPLITS) if not only_asked else ():
         if not (codes == code).any() and not (split == "test" and rule.test == 0):
-            raise UserError(f"data.split: {len(codes)} rows are too few; {split} would be empty")
+            groups = f"{len(np.unique(keys.groups)):,} that need not stay together"
+            raise UserError(f"data.split: {len(codes):,} rows ({groups}) are too few; {split} would be empty")
     return codes
 
 
-def keep_images_apart(codes: Codes, images: Hashes) -> None:
-    """Leave out, in place, what shows an image that is asked elsewhere: of valid for test's sake, of train for both's.
+def merge_groups(groups: Hashes, *others: Hashes) -> Hashes:
+    """Rows that share a group, or any of the other keys, in one group: under the smallest of the names of theirs.
+
+    Args:
+        groups: one entry for each row, shape (n,).
+        others: keys of the same shape; 0 is none.
+    """
+    members = [(key == 0, *np.unique(key, return_inverse=True)) for key in (groups, *others)]
+    names = groups
+    while True:
+        before = names
+        for none, values, member in members:
+            least = np.full(len(values), np.iinfo(np.uint64).max, dtype=np.uint64)
+            np.minimum.at(least, member, names)
+            names = np.where(none, names, least[member])
+        if (names == before).all():
+            return names
+
+
+def drop_leaked_contents(codes: Codes, contents: Hashes) -> None:
+    """Leave out, in place, what is asked elsewhere, too: of valid for test's sake, of train for both's.
 
     Parts of a mixture are divided each by itself, and a dataset's own parts and documents may share images.
 
     Args:
-        images: hash of each row's image, 0 without one.
+        contents: hash of each row's picture, or of its text.
     """
     for code in (2, 1):
-        asked = np.unique(images[(codes == code) & (images != 0)])
-        codes[(codes >= 0) & (codes < code) & np.isin(images, asked)] = LEAKED
+        asked = np.unique(contents[codes == code])
+        codes[(codes >= 0) & (codes < code) & np.isin(contents, asked)] = LEAKED
 
 
-def _official(keys: Keys, rule: SplitRule) -> Codes:
-    parts = np.where(keys.parts == NO_PART, 0, keys.parts).astype(np.int8)
+def _official(keys: SplitKeys, rule: SplitRule) -> Codes:
+    parts = np.where(keys.official_splits == NO_OFFICIAL_SPLIT, 0, keys.official_splits).astype(np.int8)
     if (parts == 2).any() and (parts == 1).any():
         return parts
     tested = np.where(parts > 0, 2, 0).astype(np.int8)
     rows = np.flatnonzero(tested == 0)
-    tested[rows] = _divide(keys, rule, rows, 0 if (tested == 2).any() else rule.test)
+    tested[rows] = _split_by_rule(keys, rule, rows, 0 if (tested == 2).any() else rule.test)
     return tested
 
 
-def _divide(keys: Keys, rule: SplitRule, rows: NDArray[np.int64], test: float) -> Codes:
+def _split_by_rule(keys: SplitKeys, rule: SplitRule, rows: NDArray[np.int64], test: float) -> Codes:
     """Codes of some rows: within each stratum the first groups are test, the next ones (or a fold) valid."""
     names, member = np.unique(keys.groups[rows], return_inverse=True)
     stratum_of = np.full(len(names), np.iinfo(np.uint64).max, dtype=np.uint64)
@@ -138,22 +173,22 @@ def _keyed(names: Hashes, rule: SplitRule) -> Hashes:
     return mixed ^ (mixed >> np.uint64(33))
 
 
-def _sizes(counts: NDArray[np.int64], amount: float, room: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sizes(counts: NDArray[np.int64], amount: float, available: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many groups each stratum gives: a share (below 1) or a number in all, by largest remainder (Hamilton).
 
-    A stratum gives no more than it has `room` for.
+    A stratum gives no more than is `available`.
     """
     total = round(amount * counts.sum()) if amount < 1 else int(amount)
     exact = total * counts / counts.sum()
-    sizes = np.minimum(exact.astype(np.int64), room)
-    for place in np.argsort(sizes - exact, kind="stable"):
+    sizes = np.minimum(exact.astype(np.int64), available)
+    for index in np.argsort(sizes - exact, kind="stable"):
         if sizes.sum() >= total:
             break
-        sizes[place] += sizes[place] < room[place]
+        sizes[index] += sizes[index] < available[index]
     return sizes
 
 
-def _keep(codes: Codes, code: int, limit: int, keys: Keys, rule: SplitRule) -> None:
+def _limit_split(codes: Codes, code: int, limit: int, keys: SplitKeys, rule: SplitRule) -> None:
     """Leave out all but `limit` rows of a split, in place, in the order of the keyed hash of their rows."""
     rows = np.flatnonzero(codes == code)
     order = np.argsort(_keyed(keys.rows[rows], rule), kind="stable")

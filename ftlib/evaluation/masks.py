@@ -7,17 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ftlib.data.examples import Bad, Example
-from ftlib.data.intake import Encode
-from ftlib.data.loc_tokens import to_text
-from ftlib.data.located import answered_object, expected_mask
-from ftlib.data.official.segmentation import read_mask, write_mask
-from ftlib.metrics.masks import from_pixels
-from ftlib.models.mask_decoder import MaskCodec
-from ftlib.tasks import Record
+from ftlib.data.example import Example, InvalidRecord
+from ftlib.data.location_tokens import format_objects
+from ftlib.data.scan import RowTransform
+from ftlib.metrics.segmentation import from_pixels, read_mask, write_mask
+from ftlib.models.mask_codec import MaskCodec
+from ftlib.tasks.base import PredictionRecord
+from ftlib.tasks.located import parse_single_object
+from ftlib.tasks.segment import expected_mask
 
 
-def with_masks(records: Sequence[Record], codec: MaskCodec) -> list[Record]:
+def with_masks(records: Sequence[PredictionRecord], codec: MaskCodec) -> list[PredictionRecord]:
     """Rows with `mask`: run lengths in the expected mask's size; None for an answer that is not one object with codes.
 
     Raises:
@@ -26,31 +26,31 @@ def with_masks(records: Sequence[Record], codec: MaskCodec) -> list[Record]:
     found = []
     for record in records:
         expected = expected_mask(record)
-        one = answered_object(record["prediction"])
+        one = parse_single_object(record["prediction"])
         (pixels,) = codec.masks([one], expected.width, expected.height) if one else [None]
         found.append({**record, "mask": None if pixels is None else write_mask(from_pixels(pixels))})
     return found
 
 
-def mask_encoder(codec: MaskCodec) -> Encode:
+def mask_encoder(codec: MaskCodec) -> RowTransform:
     """What gives rows whose answer is one object without codes, and whose facts have its `mask`, the mask's codes.
 
-    The box becomes the mask's own. Other rows stay as they are; an empty mask makes a row `Bad`.
+    The box becomes the mask's own. Other rows stay as they are; an empty mask makes a row `InvalidRecord`.
     """
 
     @functools.lru_cache(maxsize=1)  # the expressions about an object follow one another
     def written(mask: str, label: str) -> str:
-        return to_text([codec.locate(read_mask(json.loads(mask)), label)])
+        return format_objects([codec.locate(read_mask(json.loads(mask)), label)])
 
-    def encode(row: Example | Bad) -> Example | Bad:
-        if isinstance(row, Bad) or not isinstance(row.facts.get("mask"), dict):
+    def encode(row: Example | InvalidRecord) -> Example | InvalidRecord:
+        if isinstance(row, InvalidRecord) or not isinstance(row.facts.get("mask"), dict):
             return row
-        one = answered_object(row.suffix)
+        one = parse_single_object(row.suffix)
         if one is None or one.mask:
             return row
         try:
             return replace(row, suffix=written(json.dumps(row.facts["mask"]), one.label))
         except ValueError as error:
-            return Bad(row.place, f"field mask: {error}")
+            return InvalidRecord(row.location, f"field mask: {error}")
 
     return encode

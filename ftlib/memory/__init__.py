@@ -1,1 +1,1 @@
-"""What a config will need on a GPU, from shapes alone."""
+"""Estimates of a config's GPU memory, from shapes alone."""

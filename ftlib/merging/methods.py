@@ -32,7 +32,7 @@ Blocks = Callable[[], Iterable[Tensor]]
 
 
 @dataclass
-class Trim:
+class MagnitudeTrim:
     """Keeps the entries of an update above a magnitude, and the first `equal` of those that are equal to it.
 
     Attributes:
@@ -59,9 +59,9 @@ class Trim:
         return float(np.nextafter(np.float32(self.threshold), np.float32(0)))
 
 
-def trim_to(blocks: Blocks, keep: int) -> Trim:
+def make_trim(blocks: Blocks, keep: int) -> MagnitudeTrim:
     """What keeps exactly the `keep` entries of largest magnitude, the first ones of equals."""
-    return Trim(*kth_magnitude(lambda low: count_blocks(blocks(), low), keep))
+    return MagnitudeTrim(*kth_magnitude(lambda low: count_blocks(blocks(), low), keep))
 
 
 def kth_magnitude(count: Callable[[int | None], Tensor], k: int) -> tuple[float, int | None]:
@@ -107,7 +107,7 @@ def count_magnitudes(update: Tensor, high: int | None) -> Tensor:
     return torch.bincount(bits[upper == high] & (BUCKETS - 1), minlength=BUCKETS)
 
 
-class Drop:
+class DareDrop:
     """DARE: drops entries of an update by chance, the same ones for a seed, model and name on every machine."""
 
     def __init__(self, density: float, seed: int, model: int, name: str) -> None:
@@ -129,7 +129,7 @@ def weighted_sum(updates: Sequence[Tensor], coefficients: Sequence[float]) -> Te
     return total
 
 
-def elect(
+def ties_merge(
     updates: Sequence[Tensor], weights: Sequence[float], normalize: Normalize, scale: float, tie: int = 1
 ) -> Tensor:
     """TIES on trimmed updates: the sum of those wΔ that have the sign of Σ wΔ.

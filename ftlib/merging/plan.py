@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ftlib.errors import UserError
-from ftlib.merging.deltas import Adapter, Checkpoint, Tuned
-from ftlib.merging.names import is_buffer, layer_of, part_of
+from ftlib.merging.checkpoint_io import (
+    StoredTensor,
+    TensorEntry,
+    is_buffer,
+    is_vocabulary_sized,
+    layer_of,
+    model_part_of,
+    tensors_equal,
+)
+from ftlib.merging.deltas import FinetunedModel, FullCheckpoint, LoraAdapter
 from ftlib.merging.recipe import BASE, MERGED, VLM_PARTS, Recipe
-from ftlib.merging.tensors import Entry, Stored, same
 
-_HEAD, _EMBEDDINGS, _POSITIONS = "lm_head.weight", "embed_tokens.weight", "wpe.weight"
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
+_POSITIONS = "wpe.weight"
 
 
 @dataclass(frozen=True)
-class Weight:
+class PlannedTensor:
     """A weight of the result.
 
     Attributes:
@@ -28,18 +37,19 @@ class Weight:
     """
 
     name: str
-    entry: Entry
-    base: Stored
+    entry: TensorEntry
+    base: StoredTensor
     source: str | int
 
     @property
     def elements(self) -> int:
-        return math.prod(self.entry.shape)
+        """Of the base's; rows of added tokens are no part of the merge, see `engine`."""
+        return math.prod(self.base.shape)
 
 
 def plan_weights(
-    recipe: Recipe, base: dict[str, Stored], names: dict[str, str], models: Sequence[Tuned]
-) -> list[Weight]:
+    recipe: Recipe, base: dict[str, StoredTensor], names: dict[str, str], models: Sequence[FinetunedModel]
+) -> list[PlannedTensor]:
     """Every weight of the result, in the order of the base's files.
 
     Args:
@@ -48,11 +58,11 @@ def plan_weights(
     Raises:
         UserError: a part of the recipe that this model does not have.
     """
-    parts = _parts(recipe, {part_of(name) for name in base})
+    parts = _parts(recipe, {model_part_of(name) for name in base})
     planned = []
     for name, stored in base.items():
-        entry = Entry(names[name], stored.shape, _dtype(name, stored, models))
-        planned.append(Weight(name, entry, stored, _source(recipe, name, stored, parts, models)))
+        entry = TensorEntry(names[name], _shape(name, stored, models), _dtype(recipe, name, stored, models))
+        planned.append(PlannedTensor(name, entry, stored, _source(recipe, name, stored, parts, models)))
     return planned
 
 
@@ -64,34 +74,69 @@ def _parts(recipe: Recipe, existing: set[str]) -> dict[str, str]:
     return {**defaults, **{str(part): source for part, source in recipe.parts.items()}}
 
 
-def _dtype(name: str, stored: Stored, models: Sequence[Tuned]) -> torch.dtype:
-    """The widest type that it is stored in; adapters count for nothing, their factors are always float32."""
+def _shape(name: str, stored: StoredTensor, models: Sequence[FinetunedModel]) -> tuple[int, ...]:
+    """The base's, with the rows that a model has for tokens that were added to its vocabulary."""
+    if not is_vocabulary_sized(name):
+        return stored.shape
+    rows = [tensor.rows for model in models if (tensor := model.whole(name))]
+    return (max([stored.rows, *rows]), *stored.shape[1:])
+
+
+def _dtype(recipe: Recipe, name: str, stored: StoredTensor, models: Sequence[FinetunedModel]) -> torch.dtype:
+    """The recipe's, or the widest type that it is stored in; adapters' factors, always float32, do not count."""
     dtype = stored.dtype
     if dtype.is_floating_point and not is_buffer(name):
+        if recipe.dtype:
+            chosen: torch.dtype = getattr(torch, recipe.dtype)
+            return chosen
         for model in models:
-            if isinstance(model, Checkpoint):
+            if isinstance(model, FullCheckpoint):
                 dtype = torch.promote_types(dtype, model.tensors[name].dtype)
     return dtype
 
 
-def _source(recipe: Recipe, name: str, stored: Stored, parts: dict[str, str], models: Sequence[Tuned]) -> str | int:
+def describe_dtype(
+    recipe: Recipe, weights: Sequence[PlannedTensor], models: Sequence[FinetunedModel], labels: Sequence[str]
+) -> str:
+    """Why the weights are stored in their type; empty where all of the inputs have it already."""
+    largest = max(weights, key=lambda weight: weight.elements)
+    chosen = str(largest.entry.dtype).removeprefix("torch.")
+    types = {"the base": largest.base.dtype}
+    for label, model in zip(labels, models, strict=True):
+        if isinstance(model, FullCheckpoint):
+            types[label] = model.tensors[largest.name].dtype
+    found = {label: str(dtype).removeprefix("torch.") for label, dtype in types.items()}
+    if set(found.values()) == {chosen}:
+        return ""
+    stored = f"weights are stored in {chosen}"
+    have = ", ".join(f"{label} {name}" for label, name in found.items())
+    if recipe.dtype:
+        return f"{stored}, as the recipe says ({have})"
+    if chosen not in found.values():
+        return f"{stored}, which alone holds all of the inputs' numbers ({have}); --dtype chooses another type"
+    return f"{stored}, the widest type of the inputs ({have}); --dtype chooses another type"
+
+
+def _source(
+    recipe: Recipe, name: str, stored: StoredTensor, parts: dict[str, str], models: Sequence[FinetunedModel]
+) -> str | int:
     if is_buffer(name) or not stored.dtype.is_floating_point:
         return BASE
-    part = part_of(name)
+    part = model_part_of(name)
     source: str | int = parts.get(part, MERGED)
     if source == MERGED:
         if not any(model.changes(name) for model in models):
             return BASE
         layer = layer_of(name)
         from_a = recipe.layer is not None and part == "language" and layer is not None and layer <= recipe.layer
-        return 0 if from_a or _is_whole(recipe) else MERGED
+        return 0 if from_a or _is_single_model(recipe) else MERGED
     if isinstance(source, str) and source != BASE:
         source = ord(source) - ord("a")
         return source if models[source].changes(name) else BASE
     return source
 
 
-def check_head(weights: Sequence[Weight], models: Sequence[Tuned], labels: Sequence[str]) -> None:
+def check_head(weights: Sequence[PlannedTensor], models: Sequence[FinetunedModel], labels: Sequence[str]) -> None:
     """Refuse adapters of embeddings alone where the head is the same matrix: it would be changed with them.
 
     Without ensure_weight_tying PEFT leaves the head as it was (github.com/huggingface/peft/issues/2777).
@@ -99,13 +144,13 @@ def check_head(weights: Sequence[Weight], models: Sequence[Tuned], labels: Seque
     Raises:
         UserError: such an adapter's embeddings take part in the merge.
     """
-    if any(part_of(weight.name) == "head" for weight in weights):
+    if any(model_part_of(weight.name) == "head" for weight in weights):
         return
     for weight in weights:
-        if part_of(weight.name) != "embeddings" or weight.name.endswith(_POSITIONS):
+        if model_part_of(weight.name) != "embeddings" or weight.name.endswith(_POSITIONS):
             continue
         for number, (model, label) in enumerate(zip(models, labels, strict=True)):
-            apart = isinstance(model, Adapter) and model.changes(weight.name) and not model.tied
+            apart = isinstance(model, LoraAdapter) and model.changes(weight.name) and not model.tied
             if apart and weight.source in (MERGED, number):
                 raise UserError(
                     f"{label}: it changes the embeddings and not the head, which are one matrix in the base",
@@ -113,7 +158,7 @@ def check_head(weights: Sequence[Weight], models: Sequence[Tuned], labels: Seque
                 )
 
 
-def _is_whole(recipe: Recipe) -> bool:
+def _is_single_model(recipe: Recipe) -> bool:
     """Whether the recipe is one model as it is; base + (model - base) would round."""
     settings = recipe.resolved
     if len(recipe.models) > 1 or settings.get("density", 1) < 1 or settings.get("scale", 1) != 1:
@@ -121,7 +166,7 @@ def _is_whole(recipe: Recipe) -> bool:
     return settings.get("normalize", "weights") == "weights" or recipe.weights == [1.0]
 
 
-def fitted_checkpoint(label: str, model: Checkpoint, base: dict[str, Stored]) -> Checkpoint:
+def align_checkpoint(label: str, model: FullCheckpoint, base: dict[str, StoredTensor]) -> FullCheckpoint:
     """A checkpoint with exactly the base's weights: tied heads are stored by some and not by others.
 
     Raises:
@@ -129,7 +174,7 @@ def fitted_checkpoint(label: str, model: Checkpoint, base: dict[str, Stored]) ->
     """
     tensors = {name: tensor for name, tensor in model.tensors.items() if name in base or not is_buffer(name)}
     tensors.update({name: stored for name, stored in base.items() if is_buffer(name) and name not in tensors})
-    _fit_head(label, tensors, base)
+    _align_head(label, tensors, base)
     for kind, found in (("missing", base.keys() - tensors.keys()), ("left over", tensors.keys() - base.keys())):
         if found:
             shown = ", ".join(sorted(found)[:3]) + (" …" if len(found) > 3 else "")
@@ -140,7 +185,7 @@ def fitted_checkpoint(label: str, model: Checkpoint, base: dict[str, Stored]) ->
 
 
 def check_shape(label: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Refuse a weight that the base has in another shape.
+    """Refuse a weight that the base has in another shape, but for rows of tokens that were added to a vocabulary.
 
     Raises:
         UserError: it has; with embeddings and heads, it is the vocabularies that differ.
@@ -148,18 +193,43 @@ def check_shape(label: str, name: str, shape: tuple[int, ...], expected: tuple[i
     if shape == expected:
         return
     problem = f"{label}: {name} has shape {list(shape)}, the base's has {list(expected)}"
-    if part_of(name) in ("embeddings", "head") and shape[1:] == expected[1:]:
+    if is_vocabulary_sized(name) and shape[1:] == expected[1:]:
+        if shape[0] > expected[0]:
+            return  # tokens were added
         raise UserError(f"{problem}: the vocabularies differ", "Merge models with the base's own vocabulary.")
     raise UserError(problem, "Only models of the base's own architecture and size can be merged.")
 
 
-def _fit_head(label: str, tensors: dict[str, Stored], base: dict[str, Stored]) -> None:
-    embeddings = next((name for name in tensors if part_of(name) == "embeddings" and name.endswith(_EMBEDDINGS)), None)
-    if embeddings is None or (_HEAD in tensors) == (_HEAD in base):
+def _align_head(label: str, tensors: dict[str, StoredTensor], base: dict[str, StoredTensor]) -> None:
+    head, embeddings = _find(tensors, _HEADS), _find(tensors, _EMBEDDINGS)
+    ours = _find(base, _HEADS)
+    if embeddings is None or (head is None) == (ours is None):
         return
-    if _HEAD in base:
-        tensors[_HEAD] = tensors[embeddings]
-    elif same(tensors[_HEAD], tensors[embeddings]):
-        del tensors[_HEAD]
+    if ours is not None:
+        tensors[ours] = tensors[embeddings]
+    elif head is not None and tensors_equal(tensors[head], tensors[embeddings]):
+        del tensors[head]
     else:
         raise UserError(f"{label}: its head differs from its embeddings, and the base has one matrix for both")
+
+
+def _find(tensors: Mapping[str, StoredTensor], names: tuple[str, ...]) -> str | None:
+    return next((name for name in tensors if name.endswith(names)), None)
+
+
+def without_tied_head(label: str, tensors: dict[str, StoredTensor], tied: bool) -> dict[str, StoredTensor]:
+    """The weights without a head that the config ties to the embeddings: some programs store the one matrix twice.
+
+    Raises:
+        UserError: the two differ, so that it depends on the reading program which is the head.
+    """
+    head, embeddings = _find(tensors, _HEADS), _find(tensors, _EMBEDDINGS)
+    if not tied or head is None or embeddings is None:
+        return tensors
+    if not tensors_equal(tensors[head], tensors[embeddings]):
+        raise UserError(
+            f"{label}: its config says that head and embeddings are one matrix (tie_word_embeddings), and its files "
+            "hold two different ones",
+            "Set tie_word_embeddings in its config.json to what it was trained with; true: also remove the head.",
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != head}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ftlib.config_base import PathKind, Section
+from ftlib.config.schema import INT32_LIMIT, PathKind, Section
 
 Method = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "layerswap", "slerp"]
 MergePart = Literal["vision", "projector", "embeddings", "head"]
@@ -47,7 +47,8 @@ class Recipe(Section):
     Updates are differences from `base`. `density` is the share of each update that `ties` keeps by magnitude (`trim`:
     in every tensor, or over all of them), or DARE by chance (`seed`). `normalize` divides the sum by the agreeing
     models' weights or their count; `lambda` multiplies it. `layerswap` takes language layers up to number `layer` from
-    a and averages the rest. Fields that are left out take the method's own value, see `resolved`.
+    a and averages the rest. Fields that are left out take the method's own value, see `resolved`. `dtype` is what
+    weights are stored in, `tokenizer_from` whose tokenizer, chat template and generation settings the result has.
     """
 
     base: Annotated[str, Field(min_length=1)]
@@ -58,17 +59,19 @@ class Recipe(Section):
     trim: Literal["tensor", "global"] | None = None
     normalize: Normalize | None = None
     scale: Annotated[float, Field(allow_inf_nan=False)] | None = Field(default=None, alias="lambda")
-    seed: Annotated[int, Field(ge=0)] | None = None
-    layer: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    layer: Annotated[int, Field(ge=0, lt=INT32_LIMIT)] | None = None
     parts: dict[MergePart, PartSource] = Field(default_factory=dict)
     form: Literal["model", "adapter"] = "model"
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    tokenizer_from: Annotated[str, Field(pattern=r"^(base|[a-z])$")] | None = None
     output: Annotated[str, Field(min_length=1)]
 
     def paths(self) -> dict[str, PathKind]:
         return {"base": "run", "output": "path"}
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> Recipe:
+    def _check_consistency(self) -> Recipe:
         for field in ("density", "trim", "normalize", "scale", "seed", "layer"):
             if getattr(self, field) is not None and field not in _FIELDS[self.method]:
                 raise ValueError(f"{'lambda' if field == 'scale' else field} has no effect with method {self.method}")
@@ -78,6 +81,8 @@ class Recipe(Section):
             raise ValueError(f"method slerp goes between two models, not {len(self.models)}")
         if self.form == "adapter" and self.method not in ("linear", "task_arithmetic", "layerswap"):
             raise ValueError(f"form adapter: only weighted sums stay adapters, and {self.method} is none; take model")
+        if self.form == "adapter" and (self.dtype or self.tokenizer_from):
+            raise ValueError("dtype and tokenizer_from have no effect with form adapter")
         return self._check_weights()._check_parts()
 
     def _check_weights(self) -> Recipe:
@@ -94,6 +99,8 @@ class Recipe(Section):
         for part, source in self.parts.items():
             if len(source) == 1 and source not in known:
                 raise ValueError(f"parts.{part}: {source}: there are only the models {', '.join(known)}")
+        if self.tokenizer_from not in (None, BASE, *known):
+            raise ValueError(f"tokenizer_from: {self.tokenizer_from}: there are only the models {', '.join(known)}")
         return self
 
     @property
@@ -118,6 +125,6 @@ class Recipe(Section):
         return [model.weight for model in self.models]
 
 
-def letter(number: int) -> str:
+def model_letter(number: int) -> str:
     """What a recipe calls model number 0, 1, …"""
     return string.ascii_lowercase[number]

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftlib import console
-from ftlib.merging.names import group_of
-from ftlib.merging.recipe import MERGED, letter
+from ftlib.core import log
+from ftlib.merging.checkpoint_io import table_row_of
+from ftlib.merging.recipe import MERGED, model_letter
 
-Record = dict[str, Any]
+TensorStatistics = dict[str, Any]
 
 
-class Statistics:
+class StatisticsAccumulator:
     """Sums over the blocks of one weight.
 
     `squares` and `dots` are of the whole updates, `nonzero` and `conflicts` of what was kept of them. A conflict is an
@@ -41,11 +41,11 @@ class Statistics:
         if self._pairs:
             self._conflicts += _conflicts(kept)
 
-    def record(self, name: str, source: str | int, elements: int) -> Record:
+    def to_json(self, name: str, source: str | int, elements: int) -> TensorStatistics:
         """The sums as they are saved."""
         return {
             "name": name,
-            "source": source if isinstance(source, str) else letter(source),
+            "source": source if isinstance(source, str) else model_letter(source),
             "elements": elements,
             "nonzero": self._nonzero,
             "squares": self._squares,
@@ -61,15 +61,15 @@ def _conflicts(kept: Sequence[Tensor]) -> int:
     return int(((low < 0) & (high > 0)).count_nonzero())
 
 
-def by_layer(records: Iterable[Record]) -> list[Record]:
+def by_layer(records: Iterable[TensorStatistics]) -> list[TensorStatistics]:
     """Per layer and part: elements, and of the merged weights the kept fraction, cosines and share of conflicts."""
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, list[TensorStatistics]] = {}
     for record in records:
-        groups.setdefault(group_of(record["name"]), []).append(record)
+        groups.setdefault(table_row_of(record["name"]), []).append(record)
     return [_summary(group, members) for group, members in groups.items()]
 
 
-def _summary(group: str, members: Sequence[Record]) -> Record:
+def _summary(group: str, members: Sequence[TensorStatistics]) -> TensorStatistics:
     merged = [member for member in members if member["source"] == MERGED]
     total = {"group": group, "elements": sum(member["elements"] for member in members)}
     total["sources"] = sorted({member["source"] for member in members})
@@ -87,19 +87,19 @@ def _summary(group: str, members: Sequence[Record]) -> Record:
     return total
 
 
-def _sums(members: Sequence[Record], field: str) -> list[float]:
+def _sums(members: Sequence[TensorStatistics], field: str) -> list[float]:
     return [sum(values) for values in zip(*(member[field] for member in members), strict=True)]
 
 
-def table(layers: Sequence[Record], models: int) -> str:
+def table(layers: Sequence[TensorStatistics], models: int) -> str:
     """The layers as a plain table."""
-    names = [letter(number) for number in range(models)]
+    names = [model_letter(number) for number in range(models)]
     pairs = [f"cos {one}{other}" for one, other in itertools.combinations(names, 2)]
     headers = ["layer", "weights", "from", *(f"kept {name}" for name in names), *pairs, "conflicts"]
-    return console.table(headers, [_row(layer, len(headers)) for layer in layers])
+    return log.format_table(headers, [_row(layer, len(headers)) for layer in layers])
 
 
-def _row(layer: Record, width: int) -> list[str]:
+def _row(layer: TensorStatistics, width: int) -> list[str]:
     start = [layer["group"], f"{layer['elements']:,}", ", ".join(layer["sources"])]
     if "nonzero" not in layer:
         return [*start, *[""] * (width - len(start))]

@@ -2,9 +2,9 @@
 
 Paper: Biten et al., Scene Text Visual Question Answering, ICCV 2019. Two versions are in use and differ by a point:
 
-- `anls` is what the Robust Reading Competition's own program for document questions (challenge 17) computes. Texts are
-  compared in lower case with white space collapsed, but the distance is divided by the length of the texts as they
-  were, in capitals (so that ß counts twice); a similarity of exactly one half counts.
+- `anls` is the score of the Robust Reading Competition's program for document questions (challenge 17). Texts are
+  compared in lower case with white space collapsed, but the distance is divided by the length of the original texts
+  in upper case (so that ß counts twice); a similarity of exactly one half counts.
 - `anls_strict` is the paper's formula, as in the package `anls`: the distance is divided by the length of the compared
   texts, and exactly one half no longer counts.
 """
@@ -16,8 +16,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from ftlib.metrics.breakdown import add_breakdown
-from ftlib.metrics.totals import Measured, Totals
+from ftlib.metrics.base import GroupedSums, MetricResult, add_breakdown
 
 RULE = "anls/rrc-ch17"
 THRESHOLD = 0.5
@@ -52,23 +51,23 @@ def measure(
     answers: Sequence[Sequence[str]],
     documents: Sequence[Hashable],
     kinds: Mapping[str, Sequence[Collection[str]]] | None = None,
-) -> Measured:
+) -> MetricResult:
     """Both versions of ANLS as fractions, resampled by document.
 
     Args:
         predictions: shape (n,).
         answers: the accepted answers to each question, at least one, shape (n, any).
-        documents: the document that each question is about, shape (n,).
+        documents: the document of each question, shape (n,).
         kinds: name of a breakdown → each question's kinds, none, one or several, shape (n,); a breakdown of `anls`.
     """
     pairs = list(zip(predictions, answers, strict=True))
     rows = [anls(prediction, accepted) for prediction, accepted in pairs]
-    totals = Totals(documents)
-    totals.ratio("anls", rows)
-    totals.ratio("anls_strict", [anls_strict(prediction, accepted) for prediction, accepted in pairs])
+    sums = GroupedSums(documents)
+    sums.add_ratio("anls", rows)
+    sums.add_ratio("anls_strict", [anls_strict(prediction, accepted) for prediction, accepted in pairs])
     for name, labels in (kinds or {}).items():
-        add_breakdown(totals, name, labels, np.array(rows))
-    return Measured(RULE, "anls", "fraction", totals, len(rows), rows)
+        add_breakdown(sums, name, labels, np.array(rows))
+    return MetricResult(RULE, "anls", "fraction", sums, len(rows), rows)
 
 
 def _plain(text: str) -> str:
@@ -76,4 +75,8 @@ def _plain(text: str) -> str:
 
 
 def _similarity(compared: str, plain: str, length: int) -> float:
-    return 1 - Levenshtein.distance(compared, plain) / length if length else 1.0
+    """1 − distance / length; values below one half are not exact.
+
+    Only distances up to half the length are computed, so that much longer texts, such as endless answers, cost nothing.
+    """
+    return 1 - Levenshtein.distance(compared, plain, score_cutoff=length // 2) / length if length else 1.0

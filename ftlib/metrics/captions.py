@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ftlib.metrics.captions_java import Unavailable, count_meteor, count_spice
-from ftlib.metrics.cider import cider
-from ftlib.metrics.ngrams import Integers, Matches, count_ngrams, match
-from ftlib.metrics.ptb_tokenizer import tokenize
-from ftlib.metrics.totals import Array, Measured, Totals
+from ftlib.metrics.base import Array, GroupedSums, MetricResult
+from ftlib.metrics.meteor_spice import MetricUnavailable, add_meteor, add_spice
+from ftlib.metrics.ptb.tokenizer import tokenize
 
 Image = TypeVar("Image", bound=Hashable)
 RULE = "coco-caption/1"
 HEADLINE = "CIDEr-D"
 LONGEST = 4
-"""n-grams have up to so many words."""
+"""Maximum length of n-grams in words."""
 
 _BETA = 1.2
 _ABOVE_ZERO = 1e-15
@@ -33,12 +32,12 @@ _BELOW_LINE = 1e-9
 
 
 @dataclass(frozen=True)
-class Tokenized:
+class TokenizedCaptions:
     """The tokens of the evaluated images.
 
     Attributes:
         predictions: by image, shape (G,).
-        references: by caption, shape (S,); the captions of an image stand together, in the images' order.
+        references: by caption, shape (S,), grouped by image in the images' order.
         images: the image of every reference, shape (S,), as index into `predictions`.
     """
 
@@ -47,12 +46,12 @@ class Tokenized:
     images: Integers
 
 
-def measure(references: Mapping[Image, Sequence[str]], predictions: Mapping[Image, str]) -> Measured:
+def measure(references: Mapping[Image, Sequence[str]], predictions: Mapping[Image, str]) -> MetricResult:
     """Score one caption for each image.
 
     Args:
         references: image id → its captions, at least one.
-        predictions: the same image ids → the caption to judge.
+        predictions: the same image ids → the generated caption.
 
     Returns:
         `BLEU-1` … `BLEU-4`, `ROUGE-L`, `CIDEr-D` and, where they can run, `METEOR` and `SPICE`, in 0…1 (CIDEr-D:
@@ -60,54 +59,54 @@ def measure(references: Mapping[Image, Sequence[str]], predictions: Mapping[Imag
         (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), Denkowski and Lavie 2014 (METEOR 1.5), Anderson et al. 2016
         (SPICE), all in the form of Chen et al. 2015, "Microsoft COCO Captions".
     """
-    tokens = read_tokens(references, predictions)
-    totals = Totals(list(references))
-    rows = count(totals, tokens)
+    tokens = tokenize_captions(references, predictions)
+    sums = GroupedSums(list(references))
+    rows = add_caption_scores(sums, tokens)
     notes = {}
-    programs: dict[str, Callable[[Totals, list[list[str]], list[list[list[str]]]], None]]
-    programs = {"METEOR": count_meteor, "SPICE": count_spice}
-    by_image = [[tokens.references[place] for place in places] for places in _places(tokens)]
+    programs: dict[str, Callable[[GroupedSums, list[list[str]], list[list[list[str]]]], None]]
+    programs = {"METEOR": add_meteor, "SPICE": add_spice}
+    by_image = [[tokens.references[index] for index in indices] for indices in _reference_ranges(tokens)]
     for name, run in programs.items():
         try:
-            run(totals, tokens.predictions, by_image)
-        except Unavailable as reason:
+            run(sums, tokens.predictions, by_image)
+        except MetricUnavailable as reason:
             notes[name] = str(reason)
-    return Measured(RULE, HEADLINE, "fraction", totals, n=len(predictions), rows=rows, notes=notes)
+    return MetricResult(RULE, HEADLINE, "fraction", sums, n=len(predictions), rows=rows, notes=notes)
 
 
-def read_tokens(references: Mapping[Image, Sequence[str]], predictions: Mapping[Image, str]) -> Tokenized:
+def tokenize_captions(references: Mapping[Image, Sequence[str]], predictions: Mapping[Image, str]) -> TokenizedCaptions:
     """Tokenize the captions of two files, images in the references' order, as the official evaluation does."""
     counts = [len(captions) for captions in references.values()]
-    return Tokenized(
+    return TokenizedCaptions(
         predictions=tokenize([predictions[image] for image in references]),
         references=tokenize([caption for captions in references.values() for caption in captions]),
         images=np.repeat(np.arange(len(counts)), counts),
     )
 
 
-def count(totals: Totals, tokens: Tokenized) -> list[float]:
-    """Add what needs no Java: BLEU, ROUGE-L and CIDEr-D.
+def add_caption_scores(sums: GroupedSums, tokens: TokenizedCaptions) -> list[float]:
+    """Add the metrics that need no Java: BLEU, ROUGE-L and CIDEr-D.
 
     Returns:
         Every image's CIDEr-D.
     """
-    # The official programs cut at any white space here, at the no-break space inside of "5 1/2", too.
+    # The official programs split at any white space here, also at the no-break space in "5 1/2".
     sentences = [" ".join(sentence).split() for sentence in tokens.predictions + tokens.references]
     matches = [match(counts, tokens.images, len(tokens.predictions)) for counts in count_ngrams(sentences, LONGEST)]
     lengths = np.array([len(sentence) for sentence in sentences])
-    _count_bleu(totals, matches, lengths, tokens.images)
-    totals.ratio("ROUGE-L", rouge_l(tokens))
+    _count_bleu(sums, matches, lengths, tokens.images)
+    sums.add_ratio("ROUGE-L", rouge_l(tokens))
     scores = cider(matches, lengths, tokens.images)
-    totals.ratio("CIDEr-D", scores)
+    sums.add_ratio("CIDEr-D", scores)
     return scores.tolist()
 
 
-def _count_bleu(totals: Totals, matches: list[Matches], lengths: Integers, images: Integers) -> None:
+def _count_bleu(sums: GroupedSums, matches: list[NgramMatches], lengths: Integers, images: Integers) -> None:
     groups = len(lengths) - len(images)
     own = lengths[:groups]
-    correct = [totals.column(one.clipped()) for one in matches]
-    guessed = [totals.column(np.maximum(0, own - order)) for order in range(len(matches))]
-    length, closest = totals.column(own), totals.column(_closest_lengths(own, lengths[groups:], images))
+    correct = [sums.add_column(one.clipped()) for one in matches]
+    guessed = [sums.add_column(np.maximum(0, own - order)) for order in range(len(matches))]
+    length, closest = sums.add_column(own), sums.add_column(_closest_lengths(own, lengths[groups:], images))
 
     def combine(sums: Array) -> dict[str, Array]:
         precisions = (sums[:, correct] + _ABOVE_ZERO) / (sums[:, guessed] + _BELOW_LINE)
@@ -116,29 +115,29 @@ def _count_bleu(totals: Totals, matches: list[Matches], lengths: Integers, image
         products = np.cumprod(precisions, axis=1)
         return {f"BLEU-{n + 1}": brevity * products[:, n] ** (1 / (n + 1)) for n in range(len(matches))}
 
-    totals.derive(combine)
+    sums.add_derived(combine)
 
 
 def _closest_lengths(own: Integers, lengths: Integers, images: Integers) -> Integers:
-    """The reference length nearest to each prediction's, the shorter of two equally near ones."""
+    """The reference length closest to each prediction's; in a tie the shorter one."""
     order = np.lexsort((lengths, np.abs(lengths - own[images]), images))
     first = np.searchsorted(images[order], np.arange(len(own)))
     found: Integers = lengths[order][first]
     return found
 
 
-def rouge_l(tokens: Tokenized) -> list[float]:
-    """ROUGE-L of every image: the best precision and the best recall over its references, each by itself."""
+def rouge_l(tokens: TokenizedCaptions) -> list[float]:
+    """ROUGE-L of every image, from the best precision and the best recall over its references, taken separately."""
     return [
-        _rouge_l(prediction or [""], [tokens.references[place] or [""] for place in places])
-        for prediction, places in zip(tokens.predictions, _places(tokens), strict=True)
+        _rouge_l(prediction or [""], [tokens.references[index] or [""] for index in indices])
+        for prediction, indices in zip(tokens.predictions, _reference_ranges(tokens), strict=True)
     ]
 
 
 def _rouge_l(prediction: list[str], references: list[list[str]]) -> float:
     where: dict[str, int] = {}
-    for place, token in enumerate(prediction):
-        where[token] = where.get(token, 0) | 1 << place
+    for index, token in enumerate(prediction):
+        where[token] = where.get(token, 0) | 1 << index
     common = [_longest_common(where, len(prediction), reference) for reference in references]
     precision = max(common) / len(prediction)
     recall = max(length / len(reference) for length, reference in zip(common, references, strict=True))
@@ -148,10 +147,10 @@ def _rouge_l(prediction: list[str], references: list[list[str]]) -> float:
 
 
 def _longest_common(where: dict[str, int], width: int, tokens: list[str]) -> int:
-    """Length of the longest common subsequence, a row of the table in one integer (Hyyrö 2004).
+    """Length of the longest common subsequence, with a row of the table as one integer (Hyyrö 2004).
 
     Args:
-        where: token → bits at its places in the other sentence.
+        where: token → bits at its positions in the other sentence.
         width: length of the other sentence.
     """
     full = (1 << width) - 1
@@ -162,7 +161,167 @@ def _longest_common(where: dict[str, int], width: int, tokens: list[str]) -> int
     return width - row.bit_count()
 
 
-def _places(tokens: Tokenized) -> list[range]:
-    """The places of every image's references."""
+def _reference_ranges(tokens: TokenizedCaptions) -> list[range]:
+    """The indices of every image's references."""
     ends = np.searchsorted(tokens.images, np.arange(len(tokens.predictions) + 1))
     return [range(first, last) for first, last in itertools.pairwise(ends)]
+
+
+# CIDEr-D: agreement of a caption with its references, with TF-IDF weights of n-grams.
+#
+# Source: Vedantam et al. 2015, "CIDEr: Consensus-based image description evaluation", in the form of the COCO caption
+# evaluation.
+
+_SIGMA = 6.0
+
+
+def cider(matches: list[NgramMatches], lengths: Integers, images: Integers) -> Array:
+    """CIDEr-D of every image.
+
+    The weight of an n-gram is its count times log(images / images with it in a reference). For each n-gram length this
+    is the cosine of prediction and reference, with the prediction's weights clipped to the reference's, times a
+    Gaussian of the difference in length (in bigrams); averaged over n-gram lengths and references, times 10.
+
+    Args:
+        matches: the n-grams by their length.
+        lengths: number of words of the predictions, then of the references, shape (G + S,).
+        images: the image of every reference, shape (S,).
+
+    Returns:
+        Shape (G,), in 0…10; all 0 for a single image, where all weights are 0.
+    """
+    groups = len(lengths) - len(images)
+    bigrams = np.maximum(0, lengths - 1)
+    gaussian = np.exp(-((bigrams[images] - bigrams[groups:]) ** 2) / (2 * _SIGMA**2))
+    cosines = np.mean([_cosines(one, images) for one in matches], axis=0)
+    found: Array = 10 * np.bincount(images, cosines * gaussian, groups) / np.bincount(images, minlength=groups)
+    return found
+
+
+def _cosines(one: NgramMatches, images: Integers) -> Array:
+    """Per reference, shape (S,)."""
+    own, others = one.predicted, one.referenced
+    documents = np.bincount(one.keys % max(own.kinds, 1), minlength=own.kinds)
+    rarity = np.log(one.images) - np.log(np.maximum(1, documents))
+    own_weights, weights = own.counts * rarity[own.ngrams], others.counts * rarity[others.ngrams]
+    places, there = find(own.sentences * own.kinds + own.ngrams, images[others.sentences] * own.kinds + others.ngrams)
+    common = np.zeros(len(weights))
+    common[there] = np.minimum(own_weights[places[there]], weights[there]) * weights[there]
+    products = np.bincount(others.sentences, common, len(images)).astype(np.float64)
+    norms = _norms(own, own_weights, one.images)[images] * _norms(others, weights, len(images))
+    return np.divide(products, norms, out=products, where=norms != 0)
+
+
+def _norms(counts: NgramCounts, weights: Array, sentences: int) -> Array:
+    found: Array = np.sqrt(np.bincount(counts.sentences, weights**2, sentences))
+    return found
+
+
+# Counts of n-grams in many sentences at once.
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class NgramCounts:
+    """The n-grams of one length, with an entry for every sentence in which they occur.
+
+    Attributes:
+        sentences: index of the sentence, shape (K,), ascending.
+        ngrams: number of the n-gram, shape (K,), ascending in every sentence.
+        counts: occurrences in the sentence, shape (K,).
+        kinds: upper bound of the numbers.
+    """
+
+    sentences: Integers
+    ngrams: Integers
+    counts: Integers
+    kinds: int
+
+    def of(self, first: int, last: int) -> NgramCounts:
+        """The counts of the sentences `first` … `last` - 1, renumbered from 0."""
+        start, stop = np.searchsorted(self.sentences, (first, last))
+        return NgramCounts(
+            self.sentences[start:stop] - first, self.ngrams[start:stop], self.counts[start:stop], self.kinds
+        )
+
+
+def count_ngrams(sentences: Sequence[Sequence[str]], longest: int) -> list[NgramCounts]:
+    """Count the n-grams of 1, 2, … `longest` words; equal n-grams have equal numbers in all sentences."""
+    numbers: dict[str, int] = {}
+    words = np.array([numbers.setdefault(word, len(numbers)) for sentence in sentences for word in sentence], np.int64)
+    owners = np.repeat(np.arange(len(sentences)), [len(sentence) for sentence in sentences])
+    kinds, starts, ngrams = len(numbers), np.arange(len(words)), words
+    found = [_count(owners, ngrams, kinds)]
+    for length in range(2, longest + 1):
+        whole = starts + length - 1 < len(words)
+        starts, ngrams = starts[whole], ngrams[whole]
+        whole = owners[starts] == owners[starts + length - 1]
+        starts, ngrams = starts[whole], ngrams[whole]
+        distinct, ngrams = np.unique(ngrams * len(numbers) + words[starts + length - 1], return_inverse=True)
+        kinds = len(distinct)
+        found.append(_count(owners[starts], ngrams, kinds))
+    return found
+
+
+def _count(owners: Integers, ngrams: Integers, kinds: int) -> NgramCounts:
+    keys, counts = np.unique(owners * max(kinds, 1) + ngrams, return_counts=True)
+    return NgramCounts(keys // max(kinds, 1), keys % max(kinds, 1), counts, kinds)
+
+
+@dataclass(frozen=True)
+class NgramMatches:
+    """The n-grams of one length in predictions and in their references.
+
+    Attributes:
+        predicted: of the predictions; sentences are images.
+        referenced: of the references.
+        keys: image · kinds + n-gram, for each n-gram in any reference of an image, shape (J,), ascending.
+        most: its largest count in one reference, shape (J,).
+        images: number of images.
+    """
+
+    predicted: NgramCounts
+    referenced: NgramCounts
+    keys: Integers
+    most: Integers
+    images: int
+
+    def clipped(self) -> Integers:
+        """Per image, the number of predicted n-grams in references, clipped to the largest count in one of them."""
+        own = self.predicted
+        if not len(self.keys):  # no reference has any word
+            return np.zeros(self.images, dtype=np.int64)
+        places, there = find(self.keys, own.sentences * own.kinds + own.ngrams)
+        agreed = np.zeros(len(there), np.int64)
+        agreed[there] = np.minimum(own.counts[there], self.most[places[there]])
+        found: Integers = np.bincount(own.sentences, agreed, self.images).astype(np.int64)
+        return found
+
+
+def match(counts: NgramCounts, images: Integers, predictions: int) -> NgramMatches:
+    """Match the n-grams of predictions, which come first, with those of references.
+
+    Args:
+        images: the image of every reference, shape (S,).
+        predictions: number of predictions, one for each image.
+    """
+    predicted = counts.of(0, predictions)
+    referenced = counts.of(predictions, predictions + len(images))
+    every = images[referenced.sentences] * counts.kinds + referenced.ngrams
+    order = np.argsort(every, kind="stable")
+    keys, starts = np.unique(every[order], return_index=True)
+    most = np.maximum.reduceat(referenced.counts[order], starts) if len(keys) else keys
+    return NgramMatches(predicted, referenced, keys, most, predictions)
+
+
+def find(keys: Integers, wanted: Integers) -> tuple[Integers, NDArray[np.bool_]]:
+    """Search values in an ascending array.
+
+    Returns:
+        Their indices (any valid one where a value is missing) and whether they were found.
+    """
+    if not len(keys):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return places, keys[places] == wanted

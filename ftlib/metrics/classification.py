@@ -1,8 +1,8 @@
 """Classification by generated text: accuracy, precision, recall, F1, confusion matrix.
 
-Answers that are no label are counted as `invalid`: wrong for the class asked, and never dropped. Averages over classes
-are scikit-learn's with `labels` = the classes that occur in the references, and zero_division=0: a class that nobody
-was asked for has no recall and is left out; a class that was never answered has precision 0.
+Answers that are not labels are counted as `invalid`: wrong for the reference's class, and never dropped. Averages over
+classes are scikit-learn's with `labels` = the classes in the references, and zero_division=0: a class without
+references has no recall and is left out; a class that was never predicted has precision 0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ftlib.metrics.totals import Array, Measured, Totals, divide
+from ftlib.metrics.base import Array, GroupedSums, MetricResult, divide
 
 RULE = "classification/2"
 INVALID = "(invalid)"
@@ -27,14 +27,14 @@ def measure(
     labels: Sequence[str],
     groups: Sequence[Hashable] | None = None,
     positive: str | None = None,
-) -> Measured:
+) -> MetricResult:
     """Score answers against references.
 
     Args:
         answers, references: one of each per row.
         labels: the closed set of classes.
-        groups: the image of each row; without it every row stands alone.
-        positive: the label that `precision`, `recall` and `F1` look at, against all others; no invalid answer is it.
+        groups: the image of each row; default: every row is its own group.
+        positive: the positive class of `precision`, `recall` and `F1`; other labels and invalid answers are negative.
 
     Returns:
         accuracy, macro and weighted F1, precision and recall, with `positive` also precision, recall and F1. Tables:
@@ -42,40 +42,40 @@ def measure(
         order of `columns`); with `positive` positive (label, tp, tn, fp, fn).
 
     Raises:
-        ValueError: a reference or `positive` is no label.
+        ValueError: a reference or `positive` is not a label.
     """
     codes = {label: code for code, label in enumerate(labels)}
     if unknown := {*references, *([] if positive is None else [positive])} - set(codes):
         raise ValueError(f"not among the labels: {sorted(unknown)}")
     asked = np.array([codes[reference] for reference in references], dtype=np.int64)
     answered = np.array([codes.get(answer, len(codes)) for answer in answers], dtype=np.int64)
-    totals = Totals(range(len(asked)) if groups is None else groups)
-    totals.ratio("accuracy", asked == answered)
+    sums = GroupedSums(range(len(asked)) if groups is None else groups)
+    sums.add_ratio("accuracy", asked == answered)
     if positive is not None:
-        _add_positive(totals, asked == codes[positive], answered == codes[positive])
-    _add_averages(totals, asked, answered, len(codes))
+        _add_positive(sums, asked == codes[positive], answered == codes[positive])
+    _add_averages(sums, asked, answered, len(codes))
     confusion = np.bincount(asked * (len(codes) + 1) + answered, minlength=len(codes) * (len(codes) + 1))
     tables = _tables(list(codes), confusion.reshape(len(codes), len(codes) + 1), positive)
     rows = (asked == answered).astype(float).tolist()
     invalid = int((answered == len(codes)).sum())
-    return Measured(RULE, "accuracy", "fraction", totals, len(asked), rows, invalid, tables)
+    return MetricResult(RULE, "accuracy", "fraction", sums, len(asked), rows, invalid, tables)
 
 
-def _add_positive(totals: Totals, asked: NDArray[np.bool_], answered: NDArray[np.bool_]) -> None:
-    totals.ratio("precision", asked & answered, answered)
-    totals.ratio("recall", asked & answered, asked)
-    (hits, answers), (_, support) = totals.ratios["precision"], totals.ratios["recall"]
+def _add_positive(sums: GroupedSums, asked: NDArray[np.bool_], answered: NDArray[np.bool_]) -> None:
+    sums.add_ratio("precision", asked & answered, answered)
+    sums.add_ratio("recall", asked & answered, asked)
+    (hits, answers), (_, support) = sums.ratios["precision"], sums.ratios["recall"]
 
     def combine(sums: Array) -> dict[str, Array]:
         precision = np.where(sums[:, answers] > 0, divide(sums[:, hits], sums[:, answers]), 0.0)
         return {"precision": precision, "F1": divide(2 * sums[:, hits], sums[:, answers] + sums[:, support])}
 
-    totals.derive(combine)
+    sums.add_derived(combine)
 
 
-def _add_averages(totals: Totals, asked: Codes, answered: Codes, classes: int) -> None:
+def _add_averages(sums: GroupedSums, asked: Codes, answered: Codes, classes: int) -> None:
     right = np.where(asked == answered, asked, -1)
-    columns = [[totals.column(rows == code) for code in range(classes)] for rows in (right, answered, asked)]
+    columns = [[sums.add_column(rows == code) for code in range(classes)] for rows in (right, answered, asked)]
 
     def combine(sums: Array) -> dict[str, Array]:
         hits, answers, support = (sums[:, own] for own in columns)
@@ -86,11 +86,11 @@ def _add_averages(totals: Totals, asked: Codes, answered: Codes, classes: int) -
             found[f"weighted {name}"] = divide((scores * support).sum(axis=1), support.sum(axis=1))
         return found
 
-    totals.derive(combine)
+    sums.add_derived(combine)
 
 
 def _class_scores(hits: Array, answers: Array, support: Array) -> tuple[Array, Array, Array]:
-    """F1, precision and recall; 0 where there is nothing to divide by."""
+    """F1, precision and recall; 0 for denominators of 0."""
     pairs = ((2 * hits, answers + support), (hits, answers), (hits, support))
     f1, precision, recall = (np.nan_to_num(divide(top, under)) for top, under in pairs)
     return f1, precision, recall
@@ -115,7 +115,7 @@ def _tables(labels: list[str], confusion: NDArray[np.int64], positive: str | Non
 
 
 def _quadrants(confusion: NDArray[np.int64], code: int) -> dict[str, int]:
-    """True and false positives and negatives of one label against all others."""
+    """True and false positives and negatives of one label against all other labels."""
     hits, asked, answered = int(confusion[code, code]), int(confusion[code].sum()), int(confusion[:, code].sum())
     return {
         "tp": hits,

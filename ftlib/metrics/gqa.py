@@ -1,7 +1,7 @@
 """GQA's metrics: accuracy, consistency, validity, plausibility and the distribution of answers.
 
-The rules are those of the official eval.py (Hudson and Manning, GQA, CVPR 2019). An answer is right if it is the very
-same text. Only balanced questions count; the others serve consistency alone.
+The rules are those of the official eval.py (Hudson and Manning, GQA, CVPR 2019). An answer is right if it equals the
+reference exactly. Only balanced questions count; the others are used for consistency only.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftlib.metrics.breakdown import add_breakdown
-from ftlib.metrics.totals import Array, Measured, Totals
+from ftlib.metrics.base import Array, GroupedSums, MetricResult, add_breakdown
 
 RULE = "gqa/1.2"
 _NO_STEP = ("exist", "query: name", "choose name")
@@ -21,12 +20,12 @@ _COMMON = ("color", "material", "shape")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What the metrics look at.
+class GqaQuestion:
+    """The fields of a question that the metrics use.
 
     Attributes:
-        entailed: ids of the questions whose answers follow from this one's; its own may be among them.
-        group: the global group, whose answers' distribution is compared; None if the question is in none.
+        entailed: ids of the questions whose answers follow from this one's; may include itself.
+        group: the global group for the distribution of answers; None without one.
         structural, semantic, detailed: its types.
         steps: see `count_steps`.
     """
@@ -44,8 +43,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """The answers that a question could have at all, and those that the world makes likely."""
+class GqaChoices:
+    """The valid answers of a question, and the plausible ones."""
 
     valid: tuple[str, ...]
     plausible: tuple[str, ...]
@@ -54,47 +53,49 @@ class Choices:
 def count_steps(program: Iterable[tuple[str, str]]) -> int:
     """Number of reasoning steps of a question's program of (operation, argument).
 
-    Steps that only put the question (existence, names) are left out: those in whose "operation: argument" one of the
-    official words stands, wherever.
+    Steps that only ask the question (existence, names) are not counted: those whose "operation: argument" contains one
+    of the official words anywhere.
     """
     return sum(not any(word in f"{operation}: {argument}" for word in _NO_STEP) for operation, argument in program)
 
 
 def measure(
-    questions: Mapping[str, Question], predictions: Mapping[str, str], choices: Mapping[str, Choices] | None = None
-) -> Measured:
+    questions: Mapping[str, GqaQuestion],
+    predictions: Mapping[str, str],
+    choices: Mapping[str, GqaChoices] | None = None,
+) -> MetricResult:
     """All metrics in percent, resampled by image; `distribution` is a plain number, lower is better.
 
     Args:
-        questions: id → question, balanced and other.
-        predictions: id → answer, for every balanced question; for all questions if consistency is wanted.
+        questions: id → question, balanced or not.
+        predictions: id → answer, for every balanced question; consistency needs those of all questions.
         choices: id → choices, for every balanced question; needed for validity and plausibility.
     """
     balanced = {key: question for key, question in questions.items() if question.balanced}
     rows = [float(predictions[key] == question.answer) for key, question in balanced.items()]
-    totals = Totals([question.image for question in balanced.values()], scale=100)
+    sums = GroupedSums([question.image for question in balanced.values()], scale=100)
     notes = {"grounding": "needs the model's attention maps"}
-    _add_accuracies(totals, list(balanced.values()), np.array(rows))
+    _add_accuracies(sums, list(balanced.values()), np.array(rows))
     if reason := _no_consistency(questions, predictions):
         notes["consistency"] = reason
     else:
-        _add_consistency(totals, questions, predictions, balanced)
+        _add_consistency(sums, questions, predictions, balanced)
     if choices is None:
         notes |= dict.fromkeys(("validity", "plausibility"), "needs the choices file (--choices)")
     else:
-        _add_choices(totals, balanced, predictions, choices)
+        _add_choices(sums, balanced, predictions, choices)
     distribution = _distribution(balanced, predictions)
     if np.isnan(distribution):
         notes["distribution"] = "no question belongs to a global group"
     constants = {"distribution": distribution}
-    return Measured(RULE, "accuracy", "percent", totals, len(rows), rows, constants=constants, notes=notes)
+    return MetricResult(RULE, "accuracy", "percent", sums, len(rows), rows, constants=constants, notes=notes)
 
 
-def _add_accuracies(totals: Totals, questions: Sequence[Question], scores: Array) -> None:
+def _add_accuracies(sums: GroupedSums, questions: Sequence[GqaQuestion], scores: Array) -> None:
     is_open = np.array([question.structural == "query" for question in questions], dtype=float)
-    totals.ratio("accuracy", scores)
-    totals.ratio("binary", scores * (1 - is_open), 1 - is_open)
-    totals.ratio("open", scores * is_open, is_open)
+    sums.add_ratio("accuracy", scores)
+    sums.add_ratio("binary", scores * (1 - is_open), 1 - is_open)
+    sums.add_ratio("open", scores * is_open, is_open)
     labels: dict[str, list[str] | list[int]] = {
         "structural type": [question.structural for question in questions],
         "semantic type": [question.semantic for question in questions],
@@ -102,11 +103,11 @@ def _add_accuracies(totals: Totals, questions: Sequence[Question], scores: Array
         "words": [len(question.question.split()) for question in questions],
     }
     for name, column in labels.items():
-        add_breakdown(totals, name, [(label,) for label in column], scores)
+        add_breakdown(sums, name, [(label,) for label in column], scores)
 
 
-def _no_consistency(questions: Mapping[str, Question], predictions: Mapping[str, str]) -> str | None:
-    """Why consistency cannot be computed, if so: the official program wants everything answered."""
+def _no_consistency(questions: Mapping[str, GqaQuestion], predictions: Mapping[str, str]) -> str | None:
+    """Why consistency cannot be computed; None if it can. The official program needs an answer to every question."""
     needed = {other for question in questions.values() if question.balanced for other in question.entailed}
     if absent := len(needed - questions.keys()):
         return f"needs the file of all questions: {absent} entailed questions are not in this one"
@@ -116,37 +117,43 @@ def _no_consistency(questions: Mapping[str, Question], predictions: Mapping[str,
 
 
 def _add_consistency(
-    totals: Totals, questions: Mapping[str, Question], predictions: Mapping[str, str], balanced: Mapping[str, Question]
+    sums: GroupedSums,
+    questions: Mapping[str, GqaQuestion],
+    predictions: Mapping[str, str],
+    balanced: Mapping[str, GqaQuestion],
 ) -> None:
-    """Mean over the rightly answered questions that entail others of the share of those that are right too."""
+    """The mean share of correct entailed questions, over the correctly answered questions that entail any."""
     shares, counted = np.zeros(len(balanced)), np.zeros(len(balanced))
     for row, (key, question) in enumerate(balanced.items()):
         others = [other for other in question.entailed if other != key]
         if others and predictions[key] == question.answer:
             shares[row] = np.mean([predictions[other] == questions[other].answer for other in others])
             counted[row] = 1
-    totals.ratio("consistency", shares, counted)
+    sums.add_ratio("consistency", shares, counted)
 
 
 def _add_choices(
-    totals: Totals, balanced: Mapping[str, Question], predictions: Mapping[str, str], choices: Mapping[str, Choices]
+    sums: GroupedSums,
+    balanced: Mapping[str, GqaQuestion],
+    predictions: Mapping[str, str],
+    choices: Mapping[str, GqaChoices],
 ) -> None:
-    """Questions about what two things have in common take three answers only, whatever the file says."""
+    """Questions of the type "common" have three valid answers, whatever the choices file says."""
     valid, plausible = [], []
     for key, question in balanced.items():
         common = "Common" in question.detailed
         valid.append(predictions[key] in (_COMMON if common else choices[key].valid))
         plausible.append(predictions[key] in (_COMMON if common else choices[key].plausible))
-    totals.ratio("validity", valid)
-    totals.ratio("plausibility", plausible)
+    sums.add_ratio("validity", valid)
+    sums.add_ratio("plausibility", plausible)
 
 
-def _distribution(balanced: Mapping[str, Question], predictions: Mapping[str, str]) -> float:
+def _distribution(balanced: Mapping[str, GqaQuestion], predictions: Mapping[str, str]) -> float:
     """Chi-square of predicted against true answers in each global group, averaged by the groups' sizes, / 100.
 
-    Answers that are nowhere true in a group are not looked at. NaN if no question has a group. It adds up squared
-    counting noise, and a resample adds the same noise once more: its bootstrap interval would lie wholly above the
-    value itself, so it has none.
+    Answers that are never correct in a group are ignored. NaN if no question has a group. The value contains squared
+    counting noise, and resampling adds the same noise again: a bootstrap interval would be entirely above the value, so
+    there is none.
     """
     true: defaultdict[str, Counter[str]] = defaultdict(Counter)
     predicted: defaultdict[str, Counter[str]] = defaultdict(Counter)

@@ -1,4 +1,4 @@
-"""Generated text against reference texts: exact match and token F1 as SQuAD has them, BLEU as sacrebleu has it."""
+"""Metrics of generated text against references: SQuAD's exact match and token F1, sacrebleu's BLEU."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ftlib.metrics.totals import Array, Measured, Totals, divide
+from ftlib.metrics.base import Array, GroupedSums, MetricResult, divide
 
 RULE = "squad-2.0"
 
 TOKENIZERS = ("13a", "char", "intl", "none", "zh", "ja-mecab", "ko-mecab")
-"""sacrebleu's tokenizers that fetch nothing; the last two need packages of their own (sacrebleu[ja], sacrebleu[ko])."""
+"""sacrebleu's tokenizers that download nothing; the last two need extras (sacrebleu[ja], sacrebleu[ko])."""
 
 _ORDER = 4
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -27,13 +27,13 @@ def measure(
     references: Sequence[Sequence[str]],
     groups: Sequence[Hashable] | None = None,
     tokenize: str = "13a",
-) -> Measured:
+) -> MetricResult:
     """Score texts.
 
     Args:
         predictions: one per row.
         references: the accepted texts of every row, at least one; their number may differ from row to row.
-        groups: the image of each row; without it every row stands alone.
+        groups: the image of each row; default: every row is its own group.
         tokenize: one of TOKENIZERS, for BLEU. "13a" separates words at spaces: for Japanese or Chinese text choose
             "char", "zh" or "ja-mecab".
 
@@ -41,14 +41,16 @@ def measure(
         exact match, token F1 and BLEU in percent; rows are the token F1s as fractions. The rule and the table `BLEU`
         name sacrebleu's signature.
     """
-    totals = Totals(range(len(predictions)) if groups is None else groups, scale=100.0)
+    sums = GroupedSums(range(len(predictions)) if groups is None else groups, scale=100.0)
     pairs = list(zip(predictions, references, strict=True))
     f1s = [max(token_f1(prediction, one) for one in accepted) for prediction, accepted in pairs]
-    totals.ratio("exact match", [any(normalize(p) == normalize(one) for one in accepted) for p, accepted in pairs])
-    totals.ratio("token F1", f1s)
-    signature = _add_bleu(totals, predictions, references, tokenize)
+    sums.add_ratio("exact match", [any(normalize(p) == normalize(one) for one in accepted) for p, accepted in pairs])
+    sums.add_ratio("token F1", f1s)
+    signature = _add_bleu(sums, predictions, references, tokenize)
     rule = f"{RULE}, BLEU {signature}"
-    return Measured(rule, "exact match", "percent", totals, len(pairs), f1s, tables={"BLEU": {"signature": signature}})
+    return MetricResult(
+        rule, "exact match", "percent", sums, len(pairs), f1s, tables={"BLEU": {"signature": signature}}
+    )
 
 
 def normalize(text: str) -> str:
@@ -65,18 +67,18 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * shared / (len(found) + len(wanted))
 
 
-def _add_bleu(totals: Totals, predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> str:
+def _add_bleu(sums: GroupedSums, predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> str:
     """Add corpus BLEU to a sample; returns its signature."""
     from sacrebleu.metrics.bleu import BLEU
 
-    # Effective order changes scores of sentences only, which are not used: here the counts alone are.
+    # Effective order changes only the scores of sentences; only their counts are used here.
     counter = BLEU(tokenize=tokenize, effective_order=True)
     counts = [
         counter.sentence_score(text, list(accepted)) for text, accepted in zip(predictions, references, strict=True)
     ]
     statistics = [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in counts]
-    columns = [totals.column(column) for column in zip(*statistics, strict=True)]
-    totals.derive(lambda sums: {"BLEU": _bleu(sums[:, columns])})
+    columns = [sums.add_column(column) for column in zip(*statistics, strict=True)]
+    sums.add_derived(lambda sums: {"BLEU": _bleu(sums[:, columns])})
     return _signature(BLEU(tokenize=tokenize), references)
 
 
@@ -84,8 +86,8 @@ def _bleu(statistics: Array) -> Array:
     """Corpus BLEU in percent from its summed statistics (Papineni 2002, with sacrebleu's smoothing "exp").
 
     Args:
-        statistics: length of the predictions, of the closest references, n-grams found and n-grams there for n = 1…4,
-            shape (R, 10).
+        statistics: length of the predictions, length of the closest references, matching n-grams and all n-grams of
+            the predictions for n = 1…4, shape (R, 10).
 
     Returns:
         Shape (R,).
@@ -101,7 +103,7 @@ def _bleu(statistics: Array) -> Array:
 
 
 def _signature(bleu: Any, references: Sequence[Sequence[str]]) -> str:
-    """sacrebleu's own words for its settings; they name the number of references, so it is shown the extremes."""
+    """sacrebleu's signature. It contains the number of references, so the fewest and the most are passed."""
     fewest, most = min(references, key=len), max(references, key=len)
     padded = [[*fewest, *[None] * (len(most) - len(fewest))], most]
     bleu.corpus_score(["", ""], [list(stream) for stream in zip(*padded, strict=True)])

@@ -17,17 +17,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ftlib.config import Attention, Full, Lora
+from ftlib.config.schema import Attention, Full, Lora
 from ftlib.errors import UserError
-from ftlib.models.families import FAMILIES, Family
+from ftlib.models.encoding import model_inputs
+from ftlib.models.registry import InputProcessor, ModelFamily, model_family
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+
 _BLOCKS = {"attention": re.compile(r"attn|attention"), "mlp": re.compile(r"mlp|feed_forward|ffn")}
 """Target → how the block is called that holds its layers, in SigLIP, Gemma, Llama, GPT-NeoX, GPT-2 and their kin."""
 
-_UNDECAYED = re.compile(r"lora_magnitude_vector|bias|norm\b")
+_NO_DECAY = re.compile(r"lora_magnitude_vector|bias|norm\b")
 """Of names in lower case: what is no vector in some models, such as the biases of experts."""
 
 _PARTS = ("language", "vision", "projector")
@@ -38,7 +40,7 @@ def prepare_for_training(
     model: PreTrainedModel,
     adapter: Lora | Full | Attention,
     base_name: str,
-    family: str = "paligemma",
+    family: str | ModelFamily = "paligemma",
     revision: str | None = None,
 ) -> torch.nn.Module:
     """Mark the trainable parameters, adding adapters if the method has any.
@@ -49,8 +51,8 @@ def prepare_for_training(
     Raises:
         UserError: everything would be frozen, or a target is no linear layer of this model.
     """
-    kind = FAMILIES[family]
-    model.enable_input_require_grads = _keep_inputs_as_they_are
+    kind = model_family(family) if isinstance(family, str) else family
+    model.enable_input_require_grads = _skip_input_gradients
     if isinstance(adapter, Lora):
         adapted = _add_lora(model, kind, adapter)
         settings = adapted.peft_config["default"]
@@ -60,18 +62,18 @@ def prepare_for_training(
         _train_attention(model, kind)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(kind.part(model, name) not in adapter.freeze)
+            parameter.requires_grad_(kind.module_group(model, name) not in adapter.freeze)
         for parameter in master_weights(model, adapter):
             parameter.data = parameter.data.float()
         for module in model.modules():
             if isinstance(module, torch.nn.LayerNorm):
-                module.register_forward_pre_hook(_as_its_weight)
+                module.register_forward_pre_hook(_cast_to_weight_dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("adapter.freeze: nothing is left to train")
     return model
 
 
-def _keep_inputs_as_they_are() -> None:
+def _skip_input_gradients() -> None:
     """Stands in for what transformers does to embeddings at gradient checkpointing: it makes their output want a
     gradient. Only the reentrant kind needs that, which ftlib refuses; it would run the backward pass through a frozen
     vision tower, and cut the program of torch.compile there.
@@ -85,7 +87,7 @@ def master_weights(model: torch.nn.Module, adapter: Lora | Full | Attention) -> 
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def undecayed(model: torch.nn.Module) -> set[str]:
+def no_decay_parameter_names(model: torch.nn.Module) -> set[str]:
     """Names of the trainable parameters that weight decay leaves alone, since zero is not where they rest.
 
     DoRA's magnitudes (columns' lengths), norms' scales, biases, and embeddings with a head that is tied to them. Every
@@ -96,11 +98,11 @@ def undecayed(model: torch.nn.Module) -> set[str]:
     return {
         name
         for name, parameter in named.items()
-        if parameter.dim() < 2 or id(parameter) in tables or _UNDECAYED.search(name.lower())
+        if parameter.dim() < 2 or id(parameter) in tables or _NO_DECAY.search(name.lower())
     }
 
 
-def _as_its_weight(norm: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def _cast_to_weight_dtype(norm: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """On the CPU torch refuses a frozen LayerNorm in 16 bits behind trained weights in float32, with autocast too."""
     weight, (value, *_) = norm.weight, inputs
     if weight is None or value.device.type != "cpu" or weight.dtype in (torch.float32, value.dtype):
@@ -120,7 +122,7 @@ def _size(parameter: torch.nn.Parameter) -> int:
     return math.prod(state.shape) if state is not None else parameter.numel()
 
 
-def _add_lora(model: PreTrainedModel, family: Family, adapter: Lora) -> PeftModel:
+def _add_lora(model: PreTrainedModel, family: ModelFamily, adapter: Lora) -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
     _check_dora(model, adapter)
@@ -131,7 +133,9 @@ def _add_lora(model: PreTrainedModel, family: Family, adapter: Lora) -> PeftMode
         lora_dropout=adapter.dropout,
         use_dora=adapter.method == "dora",
         use_rslora=adapter.rslora,
-        target_modules=_expression(_adapted(model, family, adapter), (name for name, _ in model.named_modules())),
+        target_modules=_layer_pattern(
+            _adapted_layers(model, family, adapter), (name for name, _ in model.named_modules())
+        ),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie transposed
     )
     return get_peft_model(model, config)
@@ -149,25 +153,25 @@ def _check_dora(model: PreTrainedModel, adapter: Lora) -> None:
         raise UserError(problem, "On the CPU take model.quantization: nf4, or adapter.method: lora.")
 
 
-def _train_attention(model: PreTrainedModel, family: Family) -> None:
+def _train_attention(model: PreTrainedModel, family: ModelFamily) -> None:
     model.requires_grad_(False)
     layers = _linear_layers(model, family)
-    for name in _named("attention", layers):
+    for name in _matching_layers("attention", layers):
         if layers[name] == "language":
             model.get_submodule(name).float().requires_grad_(True)
 
 
-def _linear_layers(model: PreTrainedModel, family: Family) -> dict[str, str]:
+def _linear_layers(model: PreTrainedModel, family: ModelFamily) -> dict[str, str]:
     """Name → part of every linear layer but the head, quantized ones among them."""
     head = model.get_output_embeddings()
     return {
-        name: family.part(model, f"{name}.weight")
+        name: family.module_group(model, f"{name}.weight")
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
 
 
-def _adapted(model: PreTrainedModel, family: Family, adapter: Lora) -> set[str]:
+def _adapted_layers(model: PreTrainedModel, family: ModelFamily, adapter: Lora) -> set[str]:
     """The layers that `adapter.targets` names, but for those of frozen parts.
 
     Raises:
@@ -176,7 +180,7 @@ def _adapted(model: PreTrainedModel, family: Family, adapter: Lora) -> set[str]:
     layers = _linear_layers(model, family)
     found: set[str] = set()
     for target in adapter.targets:
-        named = _named(target, layers)
+        named = _matching_layers(target, layers)
         if not named:
             have = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise UserError(f"adapter.targets: {target}: no such linear layer in this model", f"There are: {have}")
@@ -189,7 +193,7 @@ def _adapted(model: PreTrainedModel, family: Family, adapter: Lora) -> set[str]:
     return found
 
 
-def _named(target: str, layers: dict[str, str]) -> set[str]:
+def _matching_layers(target: str, layers: dict[str, str]) -> set[str]:
     """The layers of a kind of block, of a part, of a name or end of a path, or that an expression matches wholly.
 
     Args:
@@ -209,10 +213,40 @@ def _named(target: str, layers: dict[str, str]) -> set[str]:
     return {name for name in layers if f".{name}".endswith(f".{target}")} or matched
 
 
-def _expression(chosen: set[str], modules: Iterable[str]) -> str:
+def _layer_pattern(chosen: set[str], modules: Iterable[str]) -> str:
     """A regular expression for exactly these modules; short where they differ only in the number of their layer."""
     alike = {r"\.".join(r"\d+" if word.isdigit() else re.escape(word) for word in name.split(".")) for name in chosen}
     short = "|".join(sorted(alike))
     if {name for name in modules if re.fullmatch(short, name)} == chosen:
         return short
     return "|".join(re.escape(name) for name in sorted(chosen))
+
+
+# Whether a model keeps rows apart that are packed into one sequence.
+
+
+def validate_packing(model: torch.nn.Module, processor: InputProcessor) -> None:
+    """Refuse an architecture in which a packed row's logits depend on the row before it.
+
+    Some take positions and make their masks without them (OPT, Falcon); convolutions and recurrences carry on from one
+    token to the next. The gradient tells, in any type of numbers: of what is not seen it is zero, exactly, while 8-bit
+    weights let the logits themselves change a little with whatever else is computed beside them. Neither weights,
+    their gradients, random state nor the model's mode change.
+
+    Raises:
+        UserError: the rows see each other.
+    """
+    before, row = (processor.encode_answer(text) for text in ("One row.", "And another?"))
+    mode, device = model.training, next(model.parameters()).device
+    ids = torch.tensor([[*before, *row]], device=device)
+    places = torch.tensor([[*range(len(before)), *range(len(row))]], device=device)
+    model.eval()
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # type: ignore[operator]
+    arguments = model_inputs({"inputs_embeds": embedded, "position_ids": places})
+    logits = model(**arguments).logits[:, len(before) :]
+    (gradient,) = torch.autograd.grad(logits.float().logsumexp(dim=-1).sum(), embedded)
+    model.train(mode)
+    if gradient[:, : len(before)].any():
+        kind = model.config.model_type  # type: ignore[union-attr]
+        problem = f"loss.packing: in this model's architecture ({kind}) rows that share a sequence see each other"
+        raise UserError(problem, "Set loss.packing: false.")

@@ -21,15 +21,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ftlib.errors import UserError
 
-Attention = Literal["auto", "eager", "sdpa", "flex"]
-FinalSoftcap = Literal["auto", "on", "off"]
+AttentionChoice = Literal["auto", "eager", "sdpa", "flex"]
+FinalSoftcapChoice = Literal["auto", "on", "off"]
 
 _NAMES = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention"}
 _FLEX_PROGRAMS = 128
-_OTHERWISE = "Take model.attention: auto; it stays the same run."
+_USE_AUTO_HINT = "Take model.attention: auto; it stays the same run."
 
 
-def choose_implementation(config: PreTrainedConfig, attention: Attention) -> str | dict[str, str | None] | None:
+def choose_implementation(config: PreTrainedConfig, attention: AttentionChoice) -> str | dict[str, str | None] | None:
     """What `from_pretrained` is asked for as `attn_implementation`, whatever the checkpoint says of it.
 
     None leaves the choice to transformers, as for a vision tower always.
@@ -47,13 +47,13 @@ def choose_implementation(config: PreTrainedConfig, attention: Attention) -> str
         problem = f"model.attention: sdpa: this model caps attention scores at {cap:g}, which SDPA leaves out"
         raise UserError(problem, "Take auto, eager or flex.")
     if attention == "flex" and not torch.cuda.is_available():
-        raise UserError("model.attention: flex runs on a GPU, and torch sees none here", _OTHERWISE)
+        raise UserError("model.attention: flex runs on a GPU, and torch sees none here", _USE_AUTO_HINT)
     if attention == "flex":
-        allow_flex_programs()
-    return implementation_of(config, attention)
+        raise_recompile_limit()
+    return unchecked_implementation(config, attention)
 
 
-def allow_flex_programs() -> None:
+def raise_recompile_limit() -> None:
     """Let dynamo keep all programs of flex attention and its masks.
 
     They serve batches of any length, but training and asking, with an image or from a cache, of one row or of several
@@ -62,16 +62,18 @@ def allow_flex_programs() -> None:
     """
     import torch._dynamo
 
-    name = own_name("recompile_limit", "cache_size_limit")
+    name = dynamo_setting_name("recompile_limit", "cache_size_limit")
     setattr(torch._dynamo.config, name, max(_FLEX_PROGRAMS, getattr(torch._dynamo.config, name)))
 
 
-def own_name(name: str, before_2_7: str) -> str:
+def dynamo_setting_name(name: str, before_2_7: str) -> str:
     """What this torch calls a setting of dynamo."""
     return name if hasattr(torch._dynamo.config, name) else before_2_7
 
 
-def implementation_of(config: PreTrainedConfig, attention: Attention) -> str | dict[str, str | None] | None:
+def unchecked_implementation(
+    config: PreTrainedConfig, attention: AttentionChoice
+) -> str | dict[str, str | None] | None:
     """`choose_implementation` for a model that is counted, not run: nothing is refused."""
     text = config.get_text_config()
     cap = getattr(text, "attn_logit_softcapping", None)
@@ -81,14 +83,14 @@ def implementation_of(config: PreTrainedConfig, attention: Attention) -> str | d
     return {"": None, **dict.fromkeys(config.sub_configs), "text_config": name}
 
 
-def attend_everywhere(config: PreTrainedConfig) -> None:
+def use_full_attention(config: PreTrainedConfig) -> None:
     """Make every layer of the text model attend to everything, in the config that weights are loaded with."""
     text = config.get_text_config()
     if getattr(text, "layer_types", None):
         text.layer_types = ["full_attention"] * text.num_hidden_layers
 
 
-def settle_final_softcap(config: PreTrainedConfig, choice: FinalSoftcap, usual: bool) -> None:
+def configure_final_softcap(config: PreTrainedConfig, choice: FinalSoftcapChoice, usual: bool) -> None:
     """Take the cap on the final logits out of a config, unless it is wanted.
 
     Args:
@@ -117,7 +119,7 @@ def apply_final_softcap(model: PreTrainedModel) -> None:
     model.get_output_embeddings().register_forward_hook(capped)
 
 
-def takes_any_mask(model: torch.nn.Module, length: int) -> bool:
+def supports_custom_mask(model: torch.nn.Module, length: int) -> bool:
     """Whether all layers look where a mask of our own lets them, and nowhere else, in a sequence of this length.
 
     A shorter window of the model's would be widened by the mask; alibi counts places, not positions; and what is not
@@ -131,37 +133,42 @@ def takes_any_mask(model: torch.nn.Module, length: int) -> bool:
     return kinds == {"full_attention"} or all(length <= window for window in windows if window)
 
 
-def as_attention_mask(model: torch.nn.Module, seen: Tensor, dtype: torch.dtype) -> Any:
+def as_attention_mask(model: torch.nn.Module, visible: Tensor, dtype: torch.dtype) -> Any:
     """What a position may look at, in the form that the model's attention takes.
 
     Args:
-        seen: shape (rows, length, length), bool.
+        visible: shape (rows, length, length), bool.
         dtype: of the model's numbers.
 
     Returns:
         Shape (rows, 1, length, length): 0 where it may look, the type's least number where not; a BlockMask for flex.
     """
-    if _attends_by_flex(model):
-        rows, queries, keys = seen.shape
+    if _uses_flex(model):
+        rows, queries, keys = visible.shape
         return create_block_mask(
-            lambda row, head, query, key: seen[row, query, key], rows, None, queries, keys, device=str(seen.device)
+            lambda row, head, query, key: visible[row, query, key],
+            rows,
+            None,
+            queries,
+            keys,
+            device=str(visible.device),
         )
     least = torch.finfo(dtype).min
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, least)[:, None]
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, least)[:, None]
 
 
-def check_trainable(model: PreTrainedModel) -> None:
+def validate_trainable(model: PreTrainedModel) -> None:
     """Refuse what flex attention cannot train.
 
     Raises:
         UserError: dropout inside attention.
     """
-    if not _attends_by_flex(model):
+    if not _uses_flex(model):
         return
     text = model.config.get_text_config()
     if getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0):
-        raise UserError("model.attention: flex does not know dropout, and this model drops attention", _OTHERWISE)
+        raise UserError("model.attention: flex does not know dropout, and this model drops attention", _USE_AUTO_HINT)
 
 
-def _attends_by_flex(model: Any) -> bool:
+def _uses_flex(model: Any) -> bool:
     return bool(model.config.get_text_config()._attn_implementation == _NAMES["flex"])

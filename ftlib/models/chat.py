@@ -19,12 +19,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ftlib.errors import UserError
-from ftlib.models.tokenizers import special_tokens
+from ftlib.hub.cache import require_model
+from ftlib.models.custom_code import load_error_message
 
 DAY = date(2024, 7, 26)
 """Today, for templates that write the date: a run asks as it was trained. It is what Llama 3 writes without a clock."""
@@ -33,7 +35,7 @@ _PROBE = "\N{BLACK STAR}"
 _QUESTION = [{"role": "user", "content": "a"}]
 _ANCHOR = "a"
 _BREAK = "\N{ZERO WIDTH SPACE}"
-_REMEDY = "Set model.chat_template_arguments so that both are alike, or data.prompt: alpaca."
+_CHAT_REMEDY = "Set model.chat_template_arguments so that both are alike, or data.prompt: alpaca."
 _SHOWN = 60
 _PARTS = "".join(f" | replace('%{one}', '{DAY.strftime('%' + one)}')" for one in "aAbBdHIjmMpSyY")
 _CLOCK = "{% macro strftime_now(format) %}{{ format" + _PARTS + " }}{% endmacro %}\n"
@@ -67,24 +69,24 @@ class ChatTemplate:
         if self._dated:
             self._text = _CLOCK + self._text
         self._special = _any_of(special_tokens(tokenizer))
-        asked, whole = self._render(_QUESTION, asking=True), self._render(_answered(_PROBE))
+        asked, whole = self._render(_QUESTION, asking=True), self._render(_conversation_with_answer(_PROBE))
         before, found, self._behind = whole.rpartition(_PROBE)
         if not found:
-            raise UserError("the model's chat template leaves answers out", _REMEDY)
+            raise UserError("the model's chat template leaves answers out", _CHAT_REMEDY)
         if not before.startswith(asked):
             same = next(
-                (place for place, pair in enumerate(zip(asked, before, strict=False)) if len(set(pair)) > 1),
+                (index for index, pair in enumerate(zip(asked, before, strict=False)) if len(set(pair)) > 1),
                 len(before),
             )
             problem = f"asks with {_tail(asked[same:])}, but writes {_tail(before[same:])} before an answer"
-            raise UserError(f"the model's chat template {problem}", _REMEDY)
+            raise UserError(f"the model's chat template {problem}", _CHAT_REMEDY)
         self._header, self._lead = self._divided(before[len(asked) :], whole)
         self._before = asked + self._header
         ending = _any_of({str(token) for token in tokenizer.added_tokens_decoder.values()}).search(self._behind)
         self.end = ending[0] if ending else str(tokenizer.eos_token)
         self._closing = self._behind[: ending.start()] if ending else ""
         specials = special_tokens(tokenizer) | {self.end}
-        self._special, self._broken = _any_of(specials), _any_of({_broken(token) for token in specials})
+        self._special, self._broken = _any_of(specials), _any_of({_break_up_token(token) for token in specials})
         self.remark = self._remark()
 
     def prompt(self, conversation: str) -> str:
@@ -107,7 +109,7 @@ class ChatTemplate:
         Raises:
             UserError: the template does not write an answer as it is.
         """
-        texts = [self._written(answer) for answer in answers]
+        texts = [self._render_answer(answer) for answer in answers]
         found = [self._special.search(text, len(self._lead) if text.startswith(self._lead) else 0) for text in texts]
         heads = [text[: one.start()] if one else text + self.end for text, one in zip(texts, found, strict=True)]
         tails = [text[one.start() :] if one else "" for text, one in zip(texts, found, strict=True)]
@@ -123,7 +125,7 @@ class ChatTemplate:
                 ids.append(whole[len(before) :])
         return ids
 
-    def bare(self, text: str) -> str:
+    def strip_answer(self, text: str) -> str:
         """A generated answer without what the template writes around every answer."""
         if self._lead:
             text = re.sub(r"\A\s*" + r"\s*".join(map(re.escape, self._lead.split())) + r"\s*", "", text)
@@ -135,22 +137,24 @@ class ChatTemplate:
         Spaces are an answer's: tokenizers join them to the word that follows.
         """
         try:
-            if self._render(_answered(missing + _PROBE)) == whole:
+            if self._render(_conversation_with_answer(missing + _PROBE)) == whole:
                 return "", missing
         except UserError:  # no answer may hold such words
             pass
         header = missing.rstrip(" ")
         return header, missing[len(header) :]
 
-    def _written(self, answer: str) -> str:
+    def _render_answer(self, answer: str) -> str:
         """What the template writes for an answer, up to the end of the turn; special tokens in it are as they were."""
-        whole = self._render(_answered(self._without_specials(answer)))
+        whole = self._render(_conversation_with_answer(self._without_specials(answer)))
         if not (whole.startswith(self._before) and whole.endswith(self._behind)):
-            raise UserError(f"the model's chat template writes other words around the answer {_head(answer)}", _REMEDY)
+            raise UserError(
+                f"the model's chat template writes other words around the answer {_head(answer)}", _CHAT_REMEDY
+            )
         text = whole[len(self._before) : len(whole) - len(self._behind)] + self._closing
         text = self._broken.sub(lambda match: match[0].replace(_BREAK, "", 1), text)
-        if _squeezed(answer) not in _squeezed(self._before + text):
-            raise UserError(f"the model's chat template changes or leaves out the answer {_head(answer)}", _REMEDY)
+        if _without_blanks(answer) not in _without_blanks(self._before + text):
+            raise UserError(f"the model's chat template changes or leaves out the answer {_head(answer)}", _CHAT_REMEDY)
         return text
 
     def _render(self, turns: list[dict[str, str]], asking: bool = False) -> str:
@@ -191,7 +195,7 @@ class ChatTemplate:
         return "\n".join(remarks)
 
     def _without_specials(self, text: str) -> str:
-        return self._special.sub(lambda match: _broken(match[0]), text)
+        return self._special.sub(lambda match: _break_up_token(match[0]), text)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -214,7 +218,7 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, tools: Any) -> str:
         raise UserError(f"data.prompt: chat: {error}") from None
 
 
-def _answered(answer: str) -> list[dict[str, str]]:
+def _conversation_with_answer(answer: str) -> list[dict[str, str]]:
     return [*_QUESTION, {"role": "assistant", "content": answer}]
 
 
@@ -222,11 +226,11 @@ def _any_of(words: set[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
 
 
-def _broken(token: str) -> str:
+def _break_up_token(token: str) -> str:
     return token[0] + _BREAK + token[1:]
 
 
-def _squeezed(text: str) -> str:
+def _without_blanks(text: str) -> str:
     return "".join(text.split())
 
 
@@ -236,3 +240,64 @@ def _tail(text: str) -> str:
 
 def _head(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+
+
+# The tokenizer of a causal model's folder, read and compared with the model's own config.
+
+_TOKENIZERS_REMEDY = (
+    "The folder needs the tokenizer's files (tokenizer.json or tokenizer.model, tokenizer_config.json)."
+)
+
+
+def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """Read the tokenizer of a model folder, and the config of its text model.
+
+    Raises:
+        UserError: no tokenizer there, or one of another model.
+    """
+    require_model(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        problem = f"{folder}: no tokenizer can be read from it: {load_error_message(error)}"
+        raise UserError(problem, _TOKENIZERS_REMEDY) from None
+    if fault := _find_mismatch(tokenizer, config):
+        raise UserError(f"{folder}: tokenizer and model do not belong together: {fault}", _TOKENIZERS_REMEDY)
+    return tokenizer, config
+
+
+def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-sequence token, if the tokenizer puts one before every text."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Everything that is no text: the named special tokens and the added ones (turns of a chat)."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def _find_mismatch(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:
+    """What cannot be true of a model's own tokenizer.
+
+    A model's table often has more rows than there are tokens, and a fine-tuned chat model ends on another token than
+    its config says (the end of a turn). But an id beyond the table, an end that is plain text to the tokenizer, or
+    another beginning than the model learned, are another model's.
+    """
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= config.vocab_size:
+        return f"token ids up to {highest}, {config.vocab_size} rows of embeddings"
+    special = set(tokenizer.convert_tokens_to_ids(sorted(special_tokens(tokenizer))))
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if ends != [None] and not special & set(ends):
+        return f"eos is {_listed(ends)} in the model, which is no special token of the tokenizer"
+    written = leading_bos(tokenizer)
+    if written and config.bos_token_id is not None and written != [config.bos_token_id]:
+        return f"bos is {written[0]} in the tokenizer, {config.bos_token_id} in the model"
+    return None
+
+
+def _listed(ids: list[int]) -> str:
+    return " or ".join(map(str, ids))

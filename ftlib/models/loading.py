@@ -12,19 +12,16 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ftlib import console
-from ftlib.config import Model
+from ftlib.config.schema import Model
+from ftlib.core import log
+from ftlib.core.gpu import require_kernels
+from ftlib.core.out_of_memory import is_out_of_memory, oom_as_user_error
 from ftlib.errors import UserError
-from ftlib.gpu_architectures import require_kernels
-from ftlib.hub import require_model
-from ftlib.models import attention as attending
-from ftlib.models.causal import check_model
-from ftlib.models.families import FAMILIES
-from ftlib.out_of_memory import enough_memory, is_out_of_memory
-
-NEVER_QUANTIZED = [".*vision_tower", ".*multi_modal_projector", "lm_head", "embed_out"]
-"""What is no linear layer of a language model; SigLIP and the (tied) head lose too much. Regular expressions."""
-
+from ftlib.hub.cache import require_model
+from ftlib.models import attention as models_attention
+from ftlib.models.causal_lm import validate_model
+from ftlib.models.custom_code import load_error_message
+from ftlib.models.registry import ModelFamily, family_of, model_family
 
 _SCALES = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora"}
 """What an adapter's weights mean without saying so: ftlib's word → peft's."""
@@ -35,7 +32,7 @@ def load_model(folder: Path, settings: Model) -> PreTrainedModel:
     return load_weights(
         folder,
         settings.dtype,
-        settings.family,
+        family_of(settings),
         settings.quantization,
         attention=settings.attention,
         final_softcap=settings.final_softcap,
@@ -45,11 +42,11 @@ def load_model(folder: Path, settings: Model) -> PreTrainedModel:
 def load_weights(
     folder: Path,
     dtype: str,
-    family: str = "paligemma",
+    family: str | ModelFamily = "paligemma",
     quantization: Literal["none", "int8", "nf4"] = "none",
     *,
-    attention: attending.Attention = "auto",
-    final_softcap: attending.FinalSoftcap = "auto",
+    attention: models_attention.AttentionChoice = "auto",
+    final_softcap: models_attention.FinalSoftcapChoice = "auto",
 ) -> PreTrainedModel:
     """Load a checkpoint of any key naming that transformers has used.
 
@@ -65,30 +62,32 @@ def load_weights(
             does not fit the model, no bitsandbytes to quantize with, a GPU that this build of torch has no kernels for,
             or out of memory.
     """
-    with enough_memory():
-        return _load_weights(folder, dtype, family, quantization, attention, final_softcap)
+    with oom_as_user_error():
+        kind = model_family(family) if isinstance(family, str) else family
+        return _load_weights(folder, dtype, kind, quantization, attention, final_softcap)
 
 
 def _load_weights(
     folder: Path,
     dtype: str,
-    family: str,
+    family: ModelFamily,
     quantization: Literal["none", "int8", "nf4"],
-    attention: attending.Attention,
-    final_softcap: attending.FinalSoftcap,
+    attention: models_attention.AttentionChoice,
+    final_softcap: models_attention.FinalSoftcapChoice,
 ) -> PreTrainedModel:
     require_model(folder)
     require_kernels(torch, device().index)
     try:
         config = _config(folder, family, final_softcap)
-        model, info = FAMILIES[family].model_class.from_pretrained(
+        model, info = family.model_class.from_pretrained(
             folder,
             config=config,
-            attn_implementation=attending.choose_implementation(config, attention),
+            attn_implementation=models_attention.choose_implementation(config, attention),
             dtype=getattr(torch, dtype),
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
-            **({} if quantization == "none" else _quantized(dtype, quantization)),
+            **({} if quantization == "none" else _quantization_arguments(dtype, quantization, family)),
         )
     except UnpicklingError:
         problem = f"{folder}: the weights hold more than tensors; loading them could run somebody's code"
@@ -96,22 +95,22 @@ def _load_weights(
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         if is_out_of_memory(error):
             raise
-        lost = _lost_words(error)
+        lost = _original_message(error)
         if is_out_of_memory(RuntimeError(lost)):
             raise RuntimeError(lost) from None
-        problem = f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}"
+        problem = f"{folder}: the model cannot be loaded: {load_error_message(error)}"
         raise UserError(f"{problem}: {lost.splitlines()[0]}" if lost else problem) from None
-    _raise_wrong_keys(folder, info)
-    check_model(model, str(folder))
-    attending.apply_final_softcap(model)
+    _raise_key_mismatch(folder, info)
+    validate_model(model, str(folder))
+    models_attention.apply_final_softcap(model)
     if quantization != "none":
-        _compute_alike_on_every_cpu(model)
+        _keep_4bit_layout(model)
         layers = sum(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules())
-        console.say(f"{quantization}: {layers} linear layers of the language model; everything else is {dtype}")
+        log.info(f"{quantization}: {layers} linear layers of the language model; everything else is {dtype}")
     return model
 
 
-def _lost_words(error: Exception) -> str:
+def _original_message(error: Exception) -> str:
     """What went wrong while transformers quantized weights: it collects such errors and raises one without their words.
 
     Each is kept as a traceback, the error's own words and what was at work; "" if nothing was collected.
@@ -131,7 +130,7 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("SLURM_LOCALID", 0)) % torch.cuda.device_count())
 
 
-def _quantized(dtype: str, quantization: str) -> dict[str, Any]:
+def _quantization_arguments(dtype: str, quantization: str, family: ModelFamily) -> dict[str, Any]:
     """Arguments for `from_pretrained`."""
     from transformers import BitsAndBytesConfig
 
@@ -144,12 +143,12 @@ def _quantized(dtype: str, quantization: str) -> dict[str, Any]:
         "bnb_4bit_compute_dtype": getattr(torch, dtype),
     }
     settings = BitsAndBytesConfig(
-        llm_int8_skip_modules=NEVER_QUANTIZED, **(nf4 if quantization == "nf4" else {"load_in_8bit": True})
+        llm_int8_skip_modules=list(family.never_quantized), **(nf4 if quantization == "nf4" else {"load_in_8bit": True})
     )
     return {"quantization_config": settings, "device_map": {"": device()}}
 
 
-def _compute_alike_on_every_cpu(model: PreTrainedModel) -> None:
+def _keep_4bit_layout(model: PreTrainedModel) -> None:
     """Keep 4-bit weights as they are stored.
 
     On CPUs with AVX512-BF16, bitsandbytes repacks them in place when a layer is first used in evaluation mode: layers
@@ -173,11 +172,11 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     config = LoraConfig.from_pretrained(folder)
     config.base_model_name_or_path = None
     adapted = get_peft_model(model, config)
-    fill_adapter(adapted, folder)
+    load_adapter_weights(adapted, folder)
     return adapted
 
 
-def fill_adapter(adapted: torch.nn.Module, folder: Path) -> None:
+def load_adapter_weights(adapted: torch.nn.Module, folder: Path) -> None:
     """Put a saved adapter's weights into a model that has an adapter of the same shape.
 
     Raises:
@@ -196,24 +195,24 @@ def fill_adapter(adapted: torch.nn.Module, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{folder}: the adapter cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder}: the adapter cannot be loaded: {load_error_message(error)}") from None
     expected = get_peft_model_state_dict(adapted)
     odd = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     keys = {"missing_keys": set(expected) - set(weights), "unexpected_keys": set(weights) - set(expected)}
-    _raise_wrong_keys(folder, {**keys, "mismatched_keys": odd})
+    _raise_key_mismatch(folder, {**keys, "mismatched_keys": odd})
     set_peft_model_state_dict(adapted, weights)
 
 
-def _config(folder: Path, family: str, final_softcap: attending.FinalSoftcap) -> PreTrainedConfig:
+def _config(folder: Path, family: ModelFamily, final_softcap: models_attention.FinalSoftcapChoice) -> PreTrainedConfig:
     """The model's own config, with what its family does otherwise."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if not FAMILIES[family].local_attention:
-        attending.attend_everywhere(config)
-    attending.settle_final_softcap(config, final_softcap, usual=FAMILIES[family].final_softcap)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not family.local_attention:
+        models_attention.use_full_attention(config)
+    models_attention.configure_final_softcap(config, final_softcap, usual=family.final_softcap)
     return config
 
 
-def _raise_wrong_keys(folder: Path, info: dict[str, Any]) -> None:
+def _raise_key_mismatch(folder: Path, info: dict[str, Any]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(map(str, info.get(kind) or ()))
         if keys:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaModel, PaliGemmaProcessor
+from transformers import PaliGemmaConfig, PaliGemmaModel, PaliGemmaProcessor
 
+from ftlib.core.registry import register_model
 from ftlib.errors import UserError
-from ftlib.hub import require_model
-from ftlib.models.rows import Row, left_padded
-
-MODEL_CLASS = PaliGemmaForConditionalGeneration
+from ftlib.hub.cache import require_model
+from ftlib.models.custom_code import load_error_message
+from ftlib.models.encoding import EncodedExample, pad_left
+from ftlib.models.registry import NEVER_QUANTIZED, ModelFamily
 
 PARTS = {
     "vision": "vision_tower",
@@ -33,16 +34,20 @@ PARTS = {
 """Part → the word in its modules' names."""
 
 
-class PaliGemmaInputs:
+class PaliGemmaInputProcessor:
     """Turns prompts, images and answers into rows, and rows into batches, as a model's own processor defines them."""
 
-    both_ways = True
+    prefix_bidirectional = True
     first_position = 1
-    remark = ""
+    warning = ""
 
-    def __init__(self, processor: PaliGemmaProcessor, limit: int | None = None) -> None:
+    def __init__(self, processor: PaliGemmaProcessor, max_length: int | None = None) -> None:
+        """
+        Args:
+            max_length: positions that a row may have, image tokens included.
+        """
         self.processor = processor
-        self.limit = limit
+        self.max_length = max_length
         self.tokenizer = processor.tokenizer
         images = processor.image_processor
         self._size = (images.size["width"], images.size["height"])
@@ -51,16 +56,16 @@ class PaliGemmaInputs:
         self._std = np.asarray(images.image_std, dtype=np.float32)
         self._image_ids = [processor.image_token_id] * processor.image_seq_length
         self._newline = self._text_ids("\n")
-        self.start = len(self._image_ids) + 1
-        self.pad_id: int = self.tokenizer.pad_token_id
-        self.eos_id: int = self.tokenizer.eos_token_id
+        self.prefix_length = len(self._image_ids) + 1
+        self.pad_token_id: int = self.tokenizer.pad_token_id
+        self.eos_token_id: int = self.tokenizer.eos_token_id
 
     @classmethod
-    def load(cls, folder: Path, max_length: int | None = None) -> PaliGemmaInputs:
+    def load(cls, folder: Path, max_length: int | None = None) -> PaliGemmaInputProcessor:
         """Read the processor of a model folder.
 
         Args:
-            max_length: tokens that a row may have, image tokens included; the model itself has thousands to spare.
+            max_length: fewer positions than the model has; image tokens count.
 
         Raises:
             UserError: the folder has no PaliGemma processor.
@@ -68,10 +73,12 @@ class PaliGemmaInputs:
         require_model(folder)
         remedy = "The folder needs processor_config.json (or preprocessor_config.json) and the tokenizer's files."
         try:
-            inputs = cls(PaliGemmaProcessor.from_pretrained(folder), max_length)
-            config = PaliGemmaConfig.from_pretrained(folder)
+            config = PaliGemmaConfig.from_pretrained(folder, trust_remote_code=False)
+            limits = [limit for limit in (max_length, config.text_config.max_position_embeddings) if limit]
+            processor = PaliGemmaProcessor.from_pretrained(folder, trust_remote_code=False)
+            inputs = cls(processor, min(limits, default=None))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            problem = f"{folder}: no PaliGemma processor can be read from it: {str(error).splitlines()[0]}"
+            problem = f"{folder}: no PaliGemma processor can be read from it: {load_error_message(error)}"
             raise UserError(problem, remedy) from None
         if fault := inputs._misfit(config):
             raise UserError(f"{folder}: processor and model do not belong together: {fault}", remedy)
@@ -91,69 +98,69 @@ class PaliGemmaInputs:
         return None
 
     @property
-    def end_ids(self) -> set[int]:
+    def stop_token_ids(self) -> set[int]:
         """What ends an answer."""
-        return {self.eos_id}
+        return {self.eos_token_id}
 
-    def train_row(self, prompt: str, image: Image.Image | None, answer: str) -> Row:
-        """A row to learn from: prompt, answer and `<eos>`; what goes beyond `max_length` is cut off at its end."""
+    def encode_train(self, prompt: str, image: Image.Image | None, answer: str) -> EncodedExample:
+        """A row to learn from: prompt, answer and `<eos>`; what goes beyond the limit is cut off at its end."""
         prompt_ids = self._prompt_ids(prompt)
-        ids = [*prompt_ids, *self.answer_ids(answer)][: self.limit]
-        return Row(ids, len(ids) - len(prompt_ids), self._pixels(image))
+        ids = [*prompt_ids, *self.encode_answer(answer)][: self.max_length]
+        return EncodedExample(ids, len(ids) - len(prompt_ids), self._pixels(image))
 
-    def prompt_rows(self, prompts: Sequence[str], image: Image.Image | None) -> list[Row]:
+    def encode_prompts(self, prompts: Sequence[str], image: Image.Image | None) -> list[EncodedExample]:
         """Rows to be answered about one image, each exactly a training row before its answer; they share the pixels."""
         pixels = self._pixels(image)
-        return [Row(self._prompt_ids(prompt), 0, pixels) for prompt in prompts]
+        return [EncodedExample(self._prompt_ids(prompt), 0, pixels) for prompt in prompts]
 
-    def answer_ids(self, answer: str) -> list[int]:
+    def encode_answer(self, answer: str) -> list[int]:
         """An answer and `<eos>`."""
-        return [*self._text_ids(answer), self.eos_id]
+        return [*self._text_ids(answer), self.eos_token_id]
 
-    def lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
+    def token_lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
         """Tokens of every prompt, image tokens included, and of every answer with its `<eos>`."""
-        before, behind = self.start + len(self._newline), 1
+        before, behind = self.prefix_length + len(self._newline), 1
         texts = [[prompt.rstrip("\n") for prompt in prompts], list(answers)]
         ids = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
         return [(before + len(prompt), len(answer) + behind) for prompt, answer in zip(*ids, strict=True)]
 
-    def batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """Pad rows on the left and stack them.
 
         Returns:
             input_ids, attention_mask, token_type_ids, labels: shape (rows, longest), int64; pixel_values: shape
             (rows, 3, size, size), float32.
         """
-        return {**self._text_batch(rows), "pixel_values": torch.stack([row.pixels for row in rows])}
+        return {**self._text_batch(rows), "pixel_values": torch.stack([row.pixel_values for row in rows])}
 
-    def question_batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """`batch` without labels."""
-        return {name: tensor for name, tensor in self.batch(rows).items() if name != "labels"}
+    def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
+        """`collate` without labels."""
+        return {name: tensor for name, tensor in self.collate(rows).items() if name != "labels"}
 
-    def prompt_batch(self, model: torch.nn.Module, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """A batch of questions on the model's device; every image goes through the vision tower once.
 
-        Rows share an image if they hold the same pixel tensor, as `prompt_rows` makes them.
+        Rows share an image if they hold the same pixel tensor, as `encode_prompts` makes them.
 
         Returns:
             inputs_embeds: shape (rows, longest, hidden); attention_mask, token_type_ids: shape (rows, longest).
         """
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self._text_batch(rows).items() if name != "labels"}
-        distinct = {id(row.pixels): row.pixels for row in rows}
-        places = {key: place for place, key in enumerate(distinct)}
+        distinct = {id(row.pixel_values): row.pixel_values for row in rows}
+        indices = {key: index for index, key in enumerate(distinct)}
         pixels = torch.stack(list(distinct.values())).to(device)
-        features = model.get_image_features(pixels).pooler_output[[places[id(row.pixels)] for row in rows]]  # type: ignore[operator]
+        features = model.get_image_features(pixels).pooler_output[[indices[id(row.pixel_values)] for row in rows]]  # type: ignore[operator]
         ids = batch.pop("input_ids")
-        embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
-        slots = (ids == self.processor.image_token_id).unsqueeze(-1)
-        return {"inputs_embeds": embedded.masked_scatter(slots, features.to(embedded.dtype)), **batch}
+        slots = ids == self.processor.image_token_id  # which has no row in the authors' own table
+        embedded = model.get_input_embeddings()(ids.masked_fill(slots, self.pad_token_id))  # type: ignore[operator]
+        return {"inputs_embeds": embedded.masked_scatter(slots.unsqueeze(-1), features.to(embedded.dtype)), **batch}
 
-    def _text_batch(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        batch = left_padded(rows, self.pad_id)
+    def _text_batch(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
+        batch = pad_left(rows, self.pad_token_id)
         types = torch.zeros_like(batch["input_ids"])
         for index, row in enumerate(rows):
-            types[index, types.shape[1] - row.n_answer :] = 1
+            types[index, types.shape[1] - row.n_labels :] = 1
         return {**batch, "token_type_ids": types}
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -183,11 +190,11 @@ class PaliGemmaInputs:
         return torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
 
 
-def trust_image_tokens(model: torch.nn.Module) -> None:
+def skip_image_token_count(model: torch.nn.Module) -> None:
     """Leave out that transformers counts the image tokens of every batch, in which the CPU waits for the GPU.
 
-    Rows are made here, with exactly as many as the model's images have (`PaliGemmaInputs.load` compares them). A model
-    of another family stays as it is.
+    Rows are made here, with exactly as many as the model's images have (`PaliGemmaInputProcessor.load` compares them).
+    A model of another family stays as it is.
     """
     for module in model.modules():
         if isinstance(module, PaliGemmaModel):
@@ -199,8 +206,23 @@ def _image_slots(image_id: int, input_ids: Tensor, inputs_embeds: Tensor, image_
     return (input_ids == image_id).unsqueeze(-1)
 
 
-def part(model: torch.nn.Module, name: str) -> str:
+def module_group(model: torch.nn.Module, name: str) -> str:
     """The part that a parameter belongs to; the (tied) head counts as embeddings."""
     if "lm_head" in name or PARTS["embeddings"] in name:
         return "embeddings"
     return next(part for part in ("vision", "projector", "language") if PARTS[part] in name)
+
+
+@register_model(name="paligemma")
+def make_family() -> ModelFamily:
+    return ModelFamily(
+        lambda folder, config: PaliGemmaInputProcessor.load(folder, config.model.max_length),
+        module_group,
+        local_attention=False,
+        final_softcap=False,
+        never_quantized=(  # SigLIP loses too much
+            ".*vision_tower",
+            ".*multi_modal_projector",
+            *NEVER_QUANTIZED,
+        ),
+    )

@@ -1,1 +1,1 @@
-"""From a config to a job."""
+"""Only what jobs that were queued by ftlib 0.1 are pickled with; it goes with 0.3."""

@@ -1,6 +1,6 @@
 """transformers' TrainingArguments: built from a config, and described for the light install.
 
-`python -m ftlib.training.arguments` prints the table that stands in `ftlib/training_fields.json`.
+`python -m ftlib.training.arguments` prints the table that stands in `ftlib/config/training_fields.json`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import torch
 import transformers
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from ftlib import console
-from ftlib.config import Config
+from ftlib.config.schema import Config
+from ftlib.core import log
+from ftlib.core.gpu import gpu_name, has_bfloat16
 from ftlib.errors import UserError
-from ftlib.training.batching import micro_batches
-from ftlib.training.legs import Leg
+from ftlib.training.data import num_micro_batches
+from ftlib.training.resume import TrainingPhase
 
 _KIND = {
     bool: "true or false",
@@ -41,8 +42,8 @@ _BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
-def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
-    """TrainingArguments for a leg of a run: the user's fields, and those that ftlib owns.
+def build_training_arguments(config: Config, output_dir: Path, phase: TrainingPhase) -> TrainingArguments:
+    """TrainingArguments for a phase of a run: the user's fields, and those that ftlib owns.
 
     Raises:
         UserError: transformers refuses a value or lacks a field or a package for it, or ftlib's loop does not suit it.
@@ -60,9 +61,9 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
     if (config.training.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
         raise UserError("training: use_reentrant: true trains nothing where inputs are frozen", "Leave it out.")
     _check_loading(config)
-    _, world = console.ranks()
+    _, world = log.rank_and_world_size()
     own = {
-        "gradient_accumulation_steps": micro_batches(config.effective_batch, config.micro_batch, world),
+        "gradient_accumulation_steps": num_micro_batches(config.effective_batch_size, config.micro_batch_size, world),
         "ddp_find_unused_parameters": config.training.get("ddp_find_unused_parameters", False),
         "bf16": config.autocast == "bf16",
         # without a GPU accelerate joins ranks, and transformers computes in bfloat16, only if it is told so
@@ -71,10 +72,10 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
     }
     try:
         built = TrainingArguments(
-            **{**_workers(config), **config.training, **own, "learning_rate": learning_rate(config, leg)},
+            **{**_workers(config), **config.training, **own, "learning_rate": learning_rate(config, phase)},
             output_dir=str(output_dir),
-            seed=leg.seed(config.seed),
-            data_seed=leg.seed(config.seed),
+            seed=phase.seed(config.seed),
+            data_seed=phase.seed(config.seed),
             save_strategy="no",
             eval_strategy="no",
             logging_strategy="steps",
@@ -88,7 +89,7 @@ def build(config: Config, output_dir: Path, leg: Leg) -> TrainingArguments:
         raise UserError(f"training: transformers refuses these settings: {error}") from None
     _check_optimizer(built)
     if built.n_gpu > 1:
-        console.say(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
+        log.info(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
         built._n_gpu = 1  # transformers would spread every micro-batch over them, and average their losses wrongly
     return built
 
@@ -109,14 +110,14 @@ def _check_optimizer(built: TrainingArguments) -> None:
         Trainer.get_optimizer_cls_and_kwargs(plain, torch.nn.Sequential(layer))
     except (ImportError, ValueError, TypeError) as error:
         raise UserError(f"training.optim: {name}: {error}") from None
-    _trust_projections(name)
+    _allow_projection_unpickling(name)
     try:
         get_scheduler(schedule, torch.optim.SGD(layer.parameters()), 1, 100, built.lr_scheduler_kwargs)
     except (ValueError, TypeError) as error:
         raise UserError(f"training.lr_scheduler_type: {schedule}: {error}", "See lr_scheduler_kwargs.") from None
 
 
-def _trust_projections(optimizer: str) -> None:
+def _allow_projection_unpickling(optimizer: str) -> None:
     """Let torch load the objects in low-rank optimizers' states, without which no checkpoint could be resumed from."""
     if "galore" in optimizer:
         from galore_torch.galore_projector import GaLoreProjector
@@ -136,11 +137,11 @@ def _check_loading(config: Config) -> None:
             raise UserError(f"training.{name} is for workers, and there are none", "Set dataloader_num_workers too.")
 
 
-def learning_rate(config: Config, leg: Leg) -> float:
-    """The highest that a leg's schedule reaches."""
-    own = config.rounds[leg.round].learning_rate if config.rounds else config.training.get("learning_rate")
+def learning_rate(config: Config, phase: TrainingPhase) -> float:
+    """The highest that a phase's schedule reaches."""
+    own = config.rounds[phase.round].learning_rate if config.rounds else config.training.get("learning_rate")
     start = TrainingArguments.learning_rate if own is None else own
-    return float(start * config.guard.learning_rate_factor**leg.attempt)
+    return float(start * config.guard.learning_rate_factor**phase.attempt)
 
 
 def _check_numbers(config: Config) -> None:
@@ -164,8 +165,8 @@ def _check_numbers(config: Config) -> None:
             "training.bf16: torch sees no GPU", "To train on the CPU on purpose, set training.use_cpu: true."
         )
     bfloat16 = bool(training.get("bf16")) or config.model.dtype == "bfloat16"
-    if bfloat16 and not on_cpu and torch.cuda.get_device_capability() < (8, 0):
-        problem = f"{torch.cuda.get_device_name()} cannot compute in bfloat16 (Ampere and newer can)"
+    if bfloat16 and not on_cpu and not has_bfloat16():
+        problem = f"{gpu_name()} cannot compute in bfloat16 (Ampere and newer can)"
         raise UserError(problem, "Set model.dtype: float16 and training.fp16: true instead; that is another run.")
 
 
@@ -180,12 +181,12 @@ def _workers(config: Config) -> dict[str, Any]:
 
 
 def describe() -> dict[str, dict[str, Any]]:
-    """Name → types and choices of every TrainingArguments field of the installed transformers."""
+    """Name → types, choices and default of every TrainingArguments field of the installed transformers."""
     hints = typing.get_type_hints(TrainingArguments)
-    return {field.name: _describe(hints[field.name]) for field in dataclasses.fields(TrainingArguments)}
+    return {field.name: _describe(hints[field.name], field.default) for field in dataclasses.fields(TrainingArguments)}
 
 
-def _describe(hint: Any) -> dict[str, Any]:
+def _describe(hint: Any, default: Any) -> dict[str, Any]:
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kinds, choices = set(), []
     for member in members:
@@ -198,6 +199,9 @@ def _describe(hint: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"types": sorted(kinds)}
     if choices:
         entry["choices"] = sorted(choices)
+    default = default.value if isinstance(default, enum.Enum) else default
+    if isinstance(default, (bool, int, float, str)):
+        entry["default"] = default
     return entry
 
 

@@ -1,4 +1,8 @@
-"""What is needed to go on exactly: trained weights, optimizer, scheduler, random states, thread count.
+"""Checkpoints: written when it is time, complete or not at all, with what is needed to resume exactly.
+
+That is trained weights, optimizer, scheduler, random states and the thread count; `files.atomic_directory` adds
+COMPLETE.json, without which a folder is no checkpoint. Which ones are kept: `runs/run.py`; where a run resumes:
+`training/resume.py`.
 
 Weights are stored under the module's own parameter names and only if they train, so that the same file serves
 adapters, full fine-tuning and frozen parts. (transformers' own checkpoints of a full PaliGemma carry other names than
@@ -17,36 +21,57 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlib import files, preemption
-from ftlib.config import Checkpoint
-from ftlib.training import ranks
+from ftlib.config.schema import Checkpoint
+from ftlib.core import files, signals
+from ftlib.training import distributed
 
-_WEIGHTS = "trainable.safetensors"
-_FACTS = "ftlib.json"
+_WEIGHTS_FILE = "trainable.safetensors"
+_METADATA_FILE = "ftlib.json"
 
 
-def save_trainable(model: torch.nn.Module, folder: Path, facts: dict[str, Any]) -> None:
+def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -> None:
+    """Write the folder `target`; called by all ranks, of which each adds its random states and the first the rest.
+
+    Args:
+        metadata: what `read_metadata` is to return.
+    """
+    if trainer.is_world_process_zero():
+        with files.atomic_directory(target) as folder:
+            save_trainable_parameters(trainer.model, folder, metadata)
+            trainer._save_optimizer_and_scheduler(str(folder))
+            trainer._save_scaler(str(folder))
+            trainer._save_rng_state(distributed.broadcast_object(str(folder)))
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+            distributed.barrier()
+        signals.notify_host("checkpointed")
+    else:
+        trainer._save_rng_state(distributed.broadcast_object(""))
+        distributed.barrier()
+    distributed.barrier()
+
+
+def save_trainable_parameters(model: torch.nn.Module, folder: Path, metadata: dict[str, Any]) -> None:
     """Write the trainable parameters, the number of threads that shaped their bits, and facts of the caller's."""
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(weights, folder / _WEIGHTS)
-    files.write_json(folder / _FACTS, {"threads": torch.get_num_threads(), **facts})
+    save_file(weights, folder / _WEIGHTS_FILE)
+    files.write_json(folder / _METADATA_FILE, {"threads": torch.get_num_threads(), **metadata})
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What `save_trainable` was told, and the number of threads."""
-    facts: dict[str, Any] = files.read_json(folder / _FACTS)
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """What `save_trainable_parameters` was told, and the number of threads."""
+    facts: dict[str, Any] = files.read_json(folder / _METADATA_FILE)
     return facts
 
 
-def load_trainable(model: torch.nn.Module, folder: Path) -> None:
+def load_trainable_parameters(model: torch.nn.Module, folder: Path) -> None:
     """Put saved parameters back, in place.
 
     Raises:
         RuntimeError: the names in the checkpoint are not exactly the trainable ones.
     """
-    weights = load_file(folder / _WEIGHTS)
+    weights = load_file(folder / _WEIGHTS_FILE)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(weights) != set(parameters):
         wrong = sorted(set(weights) ^ set(parameters))
@@ -57,7 +82,7 @@ def load_trainable(model: torch.nn.Module, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def paged_again(optimizer: Any) -> Iterator[None]:
+def keep_optimizer_paged(optimizer: Any) -> Iterator[None]:
     """Inside, an optimizer's state is loaded; that of a paged one (bitsandbytes) is paged afterwards as it was before.
 
     bitsandbytes would load all of it into the GPU's memory, where it may not fit, and leave it there.
@@ -84,16 +109,16 @@ def paged_again(optimizer: Any) -> Iterator[None]:
 
 def restore_threads(folder: Path) -> None:
     """Compute with as many threads as the checkpoint did: another number sums in another order."""
-    torch.set_num_threads(read_facts(folder)["threads"])
+    torch.set_num_threads(read_metadata(folder)["threads"])
 
 
-def signal_number() -> int:
+def pending_signal_number() -> int:
     """The number of the signal that asked this process to end, or 0."""
-    name = preemption.requested()
+    name = signals.pending_signal()
     return signal.Signals[name].value if name else 0
 
 
-def space_needed(
+def checkpoint_bytes(
     model: torch.nn.Module, optimizer: str, whole: bool, checkpoints: int, saved: torch.dtype | None = None
 ) -> int:
     """The least number of bytes that so many checkpoints and the result will take.
@@ -114,7 +139,7 @@ def space_needed(
     return checkpoints * trainable * (1 + moments) + result
 
 
-class CheckpointDue(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     """Asks the Trainer to save when enough steps or minutes have passed or valid is to be asked.
 
     On a signal it asks to save and stop. All ranks do so after the same step.
@@ -128,12 +153,12 @@ class CheckpointDue(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         overdue = time.monotonic() - self._saved_at >= self.rule.minutes * 60
-        signalled, late = ranks.highest(signal_number(), overdue)
+        signalled, late = distributed.all_reduce_max(pending_signal_number(), overdue)
         steps = [self.rule.steps, *([self.rule.best.every] if self.rule.best else [])]
         if late or state.global_step >= state.max_steps or any(state.global_step % every == 0 for every in steps):
             control.should_save = True
         if signalled:
-            preemption.request(signal.Signals(signalled).name)
+            signals.adopt_remote_signal(signal.Signals(signalled).name)
             control.should_save = control.should_training_stop = True
         return control
 

@@ -17,46 +17,49 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from ftlib import files, preemption, runs
-from ftlib.config import Config
-from ftlib.errors import Diverged
-from ftlib.models.adapters import undecayed
-from ftlib.models.families import Inputs
-from ftlib.models.packing import check_packing
-from ftlib.models.rows import Row
-from ftlib.training import ranks
-from ftlib.training.batching import EffectiveBatches, TrainingRows
-from ftlib.training.checkpoints import CheckpointDue, load_trainable, paged_again, save_trainable
-from ftlib.training.compiling import Setting, prepare_to_compile
-from ftlib.training.guards import Watch, require_finite
-from ftlib.training.halving import Halving
-from ftlib.training.legs import Leg, Place
-from ftlib.training.lengths import FewShapes
-from ftlib.training.loss import answer_loss, count_items, cut_labels
+from ftlib.config.schema import Config
+from ftlib.errors import TrainingDiverged
+from ftlib.models.adapters import no_decay_parameter_names, validate_packing
+from ftlib.models.encoding import EncodedExample
+from ftlib.models.loss import answer_loss, count_items, cut_labels
+from ftlib.models.registry import InputProcessor
+from ftlib.runs import run as runs
+from ftlib.training import distributed
+from ftlib.training.checkpoints import (
+    CheckpointCallback,
+    keep_optimizer_paged,
+    load_trainable_parameters,
+    write_checkpoint,
+)
+from ftlib.training.compiling import ContextFactory, prepare_to_compile
+from ftlib.training.data import BucketedCollator, GlobalBatchSampler, SupervisedDataset
+from ftlib.training.divergence import DivergenceDetector, require_finite
+from ftlib.training.oom import MicroBatchSplitter
+from ftlib.training.resume import ResumePoint, TrainingPhase
 
 OnStep = Callable[[dict[str, Any]], None]
 """Called after every optimizer step with its record."""
 
-OnCheckpoint = Callable[[Place], bool]
-"""Called after every checkpoint with its place; says whether training is to end there."""
+OnCheckpoint = Callable[[ResumePoint], bool]
+"""Called after every checkpoint with its resume point; says whether training is to end there."""
 
 
-class AnswerTrainer(Trainer):
+class ResumableTrainer(Trainer):
     """A Trainer for rows that end in an answer.
 
     Args:
         config: the experiment.
         model: with its trainable parameters marked.
         rows: the training split.
-        arguments: from `arguments.build`.
+        arguments: from `arguments.build_training_arguments`.
         checkpoints: the folder that checkpoints go to.
-        leg: which attempt and round this is.
+        phase: which attempt and round this is.
 
     Raises:
         UserError: rows are to be packed, and the model does not keep them apart.
 
     Attributes:
-        reached: the newest checkpoint that was written.
+        last_point: the newest checkpoint that was written.
 
     Set `on_step` to get {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm", "seconds"} after
     each step, on a GPU with "memory_gib", and with fp16 "skipped": true where it was; `step` counts through all rounds.
@@ -68,52 +71,56 @@ class AnswerTrainer(Trainer):
         self,
         config: Config,
         model: torch.nn.Module,
-        rows: TrainingRows,
+        rows: SupervisedDataset,
         arguments: TrainingArguments,
         checkpoints: Path,
-        leg: Leg,
+        phase: TrainingPhase,
     ) -> None:
         static = arguments.torch_compile and not config.loss.packing
-        lengths = rows.lengths() if static or config.micro_batch < config.effective_batch else None
-        collate = FewShapes(rows.inputs, _labelled(lengths, config)) if static and lengths else _Collate(rows.inputs)
-        self._compiling: Setting = contextlib.nullcontext
+        lengths = rows.lengths() if static or config.micro_batch_size < config.effective_batch_size else None
+        collate = (
+            BucketedCollator(rows.processor, _with_label_counts(lengths, config))
+            if static and lengths
+            else _Collator(rows.processor)
+        )
+        self._compiling: ContextFactory = contextlib.nullcontext
         if arguments.torch_compile:
             self._compiling = prepare_to_compile(
-                config, len(collate.shapes) if isinstance(collate, FewShapes) else None
+                config, len(collate.shapes) if isinstance(collate, BucketedCollator) else None
             )
         # Its backward pass may make NaN of an explicit mask on a Hopper GPU (pytorch issue 196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)
         if config.loss.packing:
             with self.accelerator.autocast():
-                check_packing(model, rows.inputs)
+                validate_packing(model, rows.processor)
         self.config = config
         self.checkpoints = checkpoints
-        self.leg = leg
-        self.reached = Place(leg)
+        self.phase = phase
+        self.last_point = ResumePoint(phase)
         self.on_step: OnStep = lambda record: None
-        self.on_checkpoint: OnCheckpoint = lambda place: False
-        self.halving = Halving()
+        self.on_checkpoint: OnCheckpoint = lambda point: False
+        self.splitter = MicroBatchSplitter()
         self.model_accepts_loss_kwargs = True
-        self._batches = EffectiveBatches(
-            draw=rows.draw,
-            effective=config.effective_batch,
-            micro=config.micro_batch,
+        self._batches = GlobalBatchSampler(
+            sampler=rows.sampler,
+            batch_size=config.effective_batch_size,
+            micro_batch_size=config.micro_batch_size,
             seed=arguments.seed,
             drop_last=arguments.dataloader_drop_last,
             rank=arguments.process_index,
-            world=arguments.world_size,
+            world_size=arguments.world_size,
             lengths=[tokens for tokens, _ in lengths] if lengths else None,
         )
-        self.add_callback(CheckpointDue(config.checkpoint))
-        self.add_callback(_EpochOrder(self._batches))
-        self.watch = Watch(config.guard, arguments.get_warmup_steps(self.total_steps), self.total_steps)
+        self.add_callback(CheckpointCallback(config.checkpoint))
+        self.add_callback(_EpochCallback(self._batches))
+        self.detector = DivergenceDetector(config.guard, arguments.get_warmup_steps(self.total_steps), self.total_steps)
         self._last_step_at = time.monotonic()
         set_seed(arguments.seed + arguments.process_index)  # else all ranks would drop out the same units
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of this leg."""
+        """Optimizer steps of this phase."""
         return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -128,7 +135,7 @@ class AnswerTrainer(Trainer):
             pin_memory=arguments.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=arguments.dataloader_persistent_workers,
             multiprocessing_context=arguments.dataloader_multiprocessing_context,
-            worker_init_fn=_deaf,
+            worker_init_fn=_ignore_signals_in_worker,
             generator=torch.Generator().manual_seed(arguments.seed),
         )
 
@@ -138,13 +145,13 @@ class AnswerTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """The parameters that `training.weight_decay` is for."""
-        spared = undecayed(model)
+        spared = no_decay_parameter_names(model)
         return [name for name, one in model.named_parameters() if one.requires_grad and name not in spared]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """What the loss of the whole effective batch is divided by, in every micro-batch of it."""
         counts = [count_items(batch["labels"], self.config.loss.average) for batch in batch_samples]
-        return ranks.total(torch.stack(counts).sum().to(device, non_blocking=True))
+        return distributed.all_reduce_sum(torch.stack(counts).sum().to(device, non_blocking=True))
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch on this process's device; from pinned memory it goes there while the GPU still computes."""
@@ -158,7 +165,7 @@ class AnswerTrainer(Trainer):
         with self._compiling():
             if not self.config.batch.auto:
                 return compute(inputs)
-            return self.halving.run(self.state.global_step, inputs, compute, model.zero_grad)
+            return self.splitter.run(self.state.global_step, inputs, compute, model.zero_grad)
 
     def compute_loss(
         self,
@@ -176,56 +183,44 @@ class AnswerTrainer(Trainer):
         """Called by the Trainer after every step (and once at the end, without a loss).
 
         Raises:
-            Diverged: training has gone wrong.
+            TrainingDiverged: training has gone wrong.
         """
         if "loss" not in logs:
             return
         now = time.monotonic()
-        place = {"step": self.leg.offset + self.state.global_step, "attempt": self.leg.attempt, "round": self.leg.round}
-        record = {**place, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at, **_gpu_memory()}
+        point = {
+            "step": self.phase.offset + self.state.global_step,
+            "attempt": self.phase.attempt,
+            "round": self.phase.round,
+        }
+        record = {**point, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at, **_gpu_memory()}
         self._last_step_at = now
         skipped = self.accelerator.optimizer_step_was_skipped
         if skipped:
             record["skipped"] = True
         # With fp16 an infinite gradient is daily work: the scaler skips that step and halves its scale.
         norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
-        fault = self.watch.fault(self.state.global_step, logs["loss"], norm, skipped)
+        fault = self.detector.check(self.state.global_step, logs["loss"], norm, skipped)
         if math.isfinite(logs["loss"]) and math.isfinite(norm):
             self.on_step(record)
         if fault:
-            raise Diverged(fault)
+            raise TrainingDiverged(fault)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        step = self.leg.offset + self.state.global_step
+        step = self.phase.offset + self.state.global_step
         target = runs.checkpoint_folder(self.checkpoints, step)
         require_finite(self.model)
-        if self.is_world_process_zero():
-            self._write_checkpoint(target)
-        else:
-            self._save_rng_state(ranks.share(""))
-            ranks.wait()
-        ranks.wait()
-        self.reached = Place(self.leg, step, target)
-        if self.on_checkpoint(self.reached):
+        write_checkpoint(self, target, {"round": self.phase.round, "offset": self.phase.offset})
+        self.last_point = ResumePoint(self.phase, step, target)
+        if self.on_checkpoint(self.last_point):
             self.control.should_training_stop = True
         self._last_step_at = time.monotonic()
 
-    def _write_checkpoint(self, target: Path) -> None:
-        """The first rank's part; the others add their random states meanwhile."""
-        with files.publish_folder(target) as folder:
-            save_trainable(self.model, folder, {"round": self.leg.round, "offset": self.leg.offset})
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(ranks.share(str(folder)))
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-            ranks.wait()
-        preemption.tell_host("checkpointed")
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_trainable(self.model, Path(resume_from_checkpoint))
+        load_trainable_parameters(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with paged_again(self.optimizer):
+        with keep_optimizer_paged(self.optimizer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
 
@@ -235,30 +230,30 @@ def _gpu_memory() -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Collate:
+class _Collator:
     """Rows as a batch of training, made on the CPU."""
 
-    inputs: Inputs
+    processor: InputProcessor
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        return cut_labels(self.inputs.batch(rows))
+    def __call__(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
+        return cut_labels(self.processor.collate(rows))
 
 
-def _labelled(lengths: list[tuple[int, int]], config: Config) -> list[tuple[int, int]]:
+def _with_label_counts(lengths: list[tuple[int, int]], config: Config) -> list[tuple[int, int]]:
     """Where everything is learned, all tokens but the first carry labels."""
     return [(tokens, tokens - 1) for tokens, _ in lengths] if config.loss.on == "everything" else lengths
 
 
-def _deaf(worker: int) -> None:
+def _ignore_signals_in_worker(worker: int) -> None:
     """Slurm signals every process of a step; a worker that died of it would fail the run before it can save."""
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-class _EpochOrder(TrainerCallback):
+class _EpochCallback(TrainerCallback):
     """Tells the batch sampler which epoch begins."""
 
-    def __init__(self, batches: EffectiveBatches) -> None:
+    def __init__(self, batches: GlobalBatchSampler) -> None:
         self.batches = batches
 
     def on_epoch_begin(

@@ -10,15 +10,16 @@ import gc
 import re
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from ftlib.core.job_memory import job_memory
+from ftlib.core.text import format_gib
+from ftlib.core.wait import wait_until
 from ftlib.errors import UserError
-from ftlib.job_memory import job_memory
 
 _PATIENCE_SECONDS = 2.0
 """A worker's end is heard of a little later than that of its pipe."""
@@ -29,22 +30,25 @@ _SHM = Path("/dev/shm")
 
 
 @contextlib.contextmanager
-def watched_workers() -> Iterator[None]:
+def explain_worker_death() -> Iterator[None]:
     """Inside, data-loading workers are at work.
 
     Raises:
-        UserError: one of them died, or /dev/shm, through which they hand rows over, is full.
+        UserError: one of them died, or /dev/shm, through which they hand rows over, is full; or what one of them
+            raised, without the traceback that torch puts before it.
     """
     kills = job_memory().oom_kills
     try:
         yield
+    except UserError as error:
+        raise UserError(error.problem.rpartition("ftlib.errors.UserError: ")[2].strip(), error.remedy) from None
     except (RuntimeError, OSError, EOFError) as error:
         full = bool(_FULL_SHM.search(str(error)))
         of_workers = full or isinstance(error, (OSError, EOFError)) or _OF_WORKERS.search(str(error))
         dead = _dead_workers() if of_workers else []
         if not dead and not full:
             raise
-        raise _death(dead, full, kills) from None
+        raise _worker_death(dead, full, kills) from None
 
 
 def _dead_workers() -> list[tuple[int, BaseProcess]]:
@@ -54,15 +58,14 @@ def _dead_workers() -> list[tuple[int, BaseProcess]]:
     """
     loaders = [one for one in gc.get_objects() if issubclass(type(one), _MultiProcessingDataLoaderIter)]
     workers = [pair for loader in loaders for pair in enumerate(loader._workers)]
-    deadline = time.monotonic() + (_PATIENCE_SECONDS if workers else 0)
-    while True:
-        dead = [(number, process) for number, process in workers if process.exitcode]
-        if dead or time.monotonic() >= deadline:
-            return dead
-        time.sleep(0.05)
+
+    def dead() -> list[tuple[int, BaseProcess]]:
+        return [(number, process) for number, process in workers if process.exitcode]
+
+    return wait_until(dead, poll=0.05, timeout=_PATIENCE_SECONDS if workers else 0)
 
 
-def _death(dead: list[tuple[int, BaseProcess]], full: bool, kills: int) -> UserError:
+def _worker_death(dead: list[tuple[int, BaseProcess]], full: bool, kills: int) -> UserError:
     """What to tell of it.
 
     Args:
@@ -75,7 +78,7 @@ def _death(dead: list[tuple[int, BaseProcess]], full: bool, kills: int) -> UserE
     if memory.oom_kills > kills:
         cause = ": the job's memory ran out"
     elif full or -signal.SIGBUS in ends:
-        cause = f": /dev/shm is full{_room()}"
+        cause = f": /dev/shm is full{_shm_space()}"
     elif -signal.SIGKILL in ends:
         cause = ": most often that means that memory ran out"
     else:
@@ -93,8 +96,8 @@ def _end(number: int, process: BaseProcess) -> str:
     return f"data-loading worker {number} (process {process.pid}) {how}"
 
 
-def _room() -> str:
+def _shm_space() -> str:
     if not _SHM.is_dir():
         return ""
     size = shutil.disk_usage(_SHM)
-    return f" ({size.used / 2**30:.1f} of {size.total / 2**30:.1f} GiB)"
+    return f" ({size.used / 2**30:.1f} of {format_gib(size.total, 1)})"

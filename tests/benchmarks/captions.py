@@ -58,13 +58,13 @@ def make(folder: Path, images: int) -> None:
 
 def ours(folder: Path) -> Scores:
     """ftlib, without the Java programs."""
-    from ftlib.data.official.captions import read_captions, read_results
-    from ftlib.metrics.captions import count, read_tokens
-    from ftlib.metrics.totals import Totals
+    from ftlib.data.sources.coco_captions import read_captions, read_results
+    from ftlib.metrics.base import GroupedSums
+    from ftlib.metrics.captions import add_caption_scores, tokenize_captions
 
     references = {image.image_id: image.captions for image in read_captions(folder / "references.json")}
-    totals = Totals(list(references))
-    count(totals, read_tokens(references, read_results(folder / "results.json")))
+    totals = GroupedSums(list(references))
+    add_caption_scores(totals, tokenize_captions(references, read_results(folder / "results.json")))
     found = totals.combine(totals.per_group.sum(axis=0, keepdims=True))
     return {name: float(found[name][0]) for name in NAMES}
 

@@ -25,7 +25,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ftlib.merging.names import canonical
+from ftlib.merging.checkpoint_io import canonical_name
 
 MERGEKIT = "mergekit==0.1.5"
 SHARE = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
@@ -96,7 +96,7 @@ def read(folder: Path, name: str, rows: int | None = None) -> torch.Tensor:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for stored in file.keys():  # noqa: SIM118 - no mapping
-                if canonical(stored) == canonical(name):
+                if canonical_name(stored) == canonical_name(name):
                     return file.get_tensor(stored) if rows is None else file.get_slice(stored)[:rows]
     raise KeyError(name)
 

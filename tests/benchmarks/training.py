@@ -28,7 +28,7 @@ import peft
 import torch
 import transformers
 
-from ftlib import console
+from ftlib.core import log
 from tests.benchmarks.recipes import bases
 from tests.conftest import REPOSITORY
 
@@ -43,7 +43,7 @@ def main() -> int:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        console.say("making a base model with random weights")
+        log.info("making a base model with random weights")
         bases.make_paligemma(folder / "base", 224, torch.float32, language_layers=2, vision_layers=3)
         bases.make_rows(folder / "rows")
         plans = recipes(folder)
@@ -55,7 +55,7 @@ def main() -> int:
     medians = {name: middle(facts) for name, facts in found.items()}
     versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
     machine = {"threads": torch.get_num_threads(), "load": os.getloadavg(), "cpu_flags": cpu_flags(), **versions}
-    console.say(f"\n{table(medians)}\n{machine}")
+    log.info(f"\n{table(medians)}\n{machine}")
     print(json.dumps({"machine": machine, "recipes": medians}, indent=1))
     return 0
 
@@ -103,7 +103,7 @@ def run(name: str, plan: dict[str, Any], folder: Path) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(done.stderr)
     facts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    console.say(f"{name}: {facts}")
+    log.info(f"{name}: {facts}")
     return {**facts, "rows_per_second": plan["micro_batch"] / facts["seconds"]}
 
 
@@ -142,7 +142,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
         for name, one in results.items()
     ]
     heads = ["recipe", "rows/s", "ratio", "ratio by CPU time", "peak GiB", "ratio", "loads rows/s/core", "start s"]
-    return console.table(heads, rows)
+    return log.format_table(heads, rows)
 
 
 if __name__ == "__main__":

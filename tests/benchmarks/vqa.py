@@ -48,8 +48,8 @@ def make_files(folder: Path) -> None:
 
 def run(folder: Path) -> None:
     """Score the files and print what it took."""
-    from ftlib.data.official.vqa import score
-    from ftlib.metrics.bootstrap import intervals
+    from ftlib.data.sources.vqav2 import score
+    from ftlib.metrics.uncertainty import confidence_intervals
 
     start = time.process_time()
     measured = score([folder / NAMES[0], folder / NAMES[1]], folder / NAMES[2])
@@ -57,7 +57,7 @@ def run(folder: Path) -> None:
     seconds = time.process_time() - start
     print(f"accuracy {accuracy:.2f} of {measured.n}: {seconds:.1f} s of CPU, peak {_peak():.0f} MB")
     start = time.process_time()
-    low, high = intervals(measured)["accuracy"] or (float("nan"), float("nan"))
+    low, high = confidence_intervals(measured)["accuracy"] or (float("nan"), float("nan"))
     print(f"intervals ({low:.2f}–{high:.2f}): {time.process_time() - start:.1f} s of CPU, peak {_peak():.0f} MB")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ftlib import files
+from ftlib.core import files, jsonl
 from tests import isolation, needs
 from tests.conftest import REPOSITORY
 
@@ -109,7 +109,7 @@ class Cluster:
     def steps(self, name: str, runs: Path) -> int:
         """How many steps a run has logged; 0 before it began."""
         logs = list((runs / name).glob("*/metrics.jsonl"))
-        return len(files.read_jsonl_log(logs[0])) if logs else 0
+        return len(jsonl.read_jsonl_log(logs[0])) if logs else 0
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -147,21 +147,24 @@ def no_job_outlives_its_test(cluster: Cluster) -> Iterator[None]:
 
 
 def _make_login() -> None:
-    """The login node's Python: Debian's own, which the user may run, with the light install's requirements."""
-    if (STATE / "login" / "done").exists():
-        return
+    """The login node's Python: Debian's own, which the user may run, with the light install's requirements and the
+    clone, as by `pip install -e`.
+    """
+    login, lock = STATE / "login", REPOSITORY / "containers" / "lock-py311.txt"
     settings = configparser.ConfigParser()
     settings.read(REPOSITORY / "setup.cfg")
     needed = settings["options"]["install_requires"].split()
-    subprocess.run(["/usr/bin/python3", "-m", "venv", STATE / "login"], check=True)
-    install = [STATE / "login" / "bin" / "pip", "install", "-q", "-c", REPOSITORY / "containers" / "lock-py311.txt"]
-    subprocess.run([*install, *needed], check=True)
-    program = STATE / "login" / "bin" / "ftlib"
-    program.write_text(
-        f"#!/bin/bash\nPYTHONPATH='{STATE}/home/ftlib' exec '{STATE}/login/bin/python' -m ftlib \"$@\"\n"
-    )
-    program.chmod(0o755)
-    (STATE / "login" / "done").touch()
+    installed = files.json_sha256([needed, lock.read_text()])
+    if not (login / "done").exists() or (login / "done").read_text() != installed:
+        shutil.rmtree(login, ignore_errors=True)
+        subprocess.run(["/usr/bin/python3", "-m", "venv", login], check=True)
+        subprocess.run([login / "bin" / "pip", "install", "-q", "-c", lock, *needed], check=True)
+        (packages,) = login.glob("lib/python3*/site-packages")
+        (packages / "ftlib.pth").write_text(f"{STATE}/home/ftlib\n")
+        program = f"#!{login}/bin/python\nimport sys\n\nfrom ftlib.__main__ import main\n\nsys.exit(main())\n"
+        (login / "bin" / "ftlib").write_text(program)
+        (login / "bin" / "ftlib").chmod(0o755)
+        (login / "done").write_text(installed)
 
 
 def _problem() -> str | None:
@@ -191,7 +194,7 @@ def weights(run: Path) -> bytes:
 
 def losses(run: Path) -> dict[int, float]:
     """Step → loss."""
-    return {one["step"]: one["loss"] for one in files.read_jsonl_log(run / "metrics.jsonl") if "loss" in one}
+    return {one["step"]: one["loss"] for one in jsonl.read_jsonl_log(run / "metrics.jsonl") if "loss" in one}
 
 
 def status(cluster: Cluster, name: str, runs: Path) -> dict[str, Any]:

@@ -42,9 +42,7 @@ def test_the_words_of_the_user(cluster: Cluster) -> None:
 
     image = cluster.store / "datasets/digits/images/0000.png"
     question = f"predict digits --image '{image}' --prompt 'which digit is this?'"
-    by_hand = cluster.shell(
-        f"singularity exec --nv --bind '{cluster.store}' '{cluster.image}' python3 -m ftlib {question}"
-    )
+    by_hand = cluster.shell(f"singularity exec --nv --bind '{cluster.store}' '{cluster.image}' ftlib {question}")
     assert (by_hand.returncode, by_hand.stdout.strip()) == (0, "0"), by_hand.stderr
     wrapped = cluster.shell(f"jobs/run.sh ftlib {question}")
     assert (wrapped.returncode, wrapped.stdout.strip()) == (0, "0"), wrapped.stderr
@@ -92,7 +90,7 @@ def test_interrupted_runs_end_like_an_undisturbed_one(cluster: Cluster, times: i
         interruptions = [event for event in history(run) if event["event"] == "preempted"]
         assert {event["signal"] for event in interruptions} == {signal}
         log = cluster.log(jobs[name])
-        assert log.count(f"ended by {signal}; the same command goes on") >= least
+        assert log.count(f"ended by {signal}; run the same command again to resume") >= least
         resumed = [event for event in history(run) if event["event"] == "start" and event["step"]]
         assert log.count("going on from the checkpoint of step") == len(resumed) >= least - 1
         print(f"{name}: {len(interruptions)} interruptions, {len(resumed)} resumptions, the same weights and losses")

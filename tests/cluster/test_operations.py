@@ -89,3 +89,33 @@ def test_a_token_in_the_environment_is_in_no_file_and_no_process_list(cluster: C
     assert any(b"submitit.core._submit" in line and b"python" in line for line in seen) and len(written) > 20
     assert not [text for text in (*seen, script, shown) if token.encode() in text]
     assert not [path for path in written if token.encode() in path.read_bytes()]
+
+
+def test_nobody_else_s_code_runs(cluster: Cluster) -> None:
+    """Another member of the group can neither replace a run nor have a script of theirs run in a job of the user."""
+    store, other = cluster.home / "guarded store", "nobody"
+    store.mkdir()
+    shutil.chown(store, USER, USER)
+    store.chmod(0o2770)
+    own = {"FTLIB_STORE": store, "FTLIB_IMAGE": cluster.image}
+    for user in (USER, other):
+        done = cluster.shell("umask 002; jobs/run.sh ftlib stage configs/digits.yaml", user=user, **own)
+        assert done.returncode == 0, done.stderr
+    what = f"configs/digits.yaml name=guarded training.max_steps=2 {SMALL}"
+    refused = cluster.ftlib(f"submit {what}", **own)
+    assert refused.returncode == 2 and f"chmod +t '{store}'" in refused.stderr
+    doctor = cluster.ftlib("doctor", **own)
+    assert f"chmod 3770 '{store}'" in doctor.stdout and doctor.returncode == 1
+    store.chmod(0o3770)
+    (job,) = cluster.submit(what, **own)
+    assert cluster.wait(job) == "COMPLETED"
+    runs = store / "runs" / USER
+    for attack in (f"mv '{runs}' '{runs}.old'", f"ls '{runs}'", f"mv '{store}/models' '{store}/old'"):
+        assert cluster.shell(attack, user=other).returncode != 0, attack
+    hook = store / "modules.sh"
+    cluster.shell(f"echo 'touch \"{store}/executed\"' > '{hook}'", user=other)
+    done = cluster.shell("sbatch --parsable --time=5 --mem=500M jobs/ftlib.sbatch status", FTLIB_HOOK=hook, **own)
+    cluster.jobs.append(done.stdout.strip())
+    assert cluster.wait(cluster.jobs[-1]) == "FAILED"
+    assert f"FTLIB_HOOK is not used: {hook} is owned by {other}" in cluster.log(cluster.jobs[-1])
+    assert not (store / "executed").exists()

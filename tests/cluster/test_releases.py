@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from ftlib.config import Data
-from ftlib.data.examples import Example
-from ftlib.data.sources import read_source
+from ftlib.config.schema import Data
+from ftlib.data.example import Example
+from ftlib.data.sources.registry import iter_examples
+from tests.cli.test_mixture import SMALL, instruction_sets
 from tests.cluster.conftest import USER, Cluster
-from tests.commands.test_mixture import SMALL, instruction_sets
-from tests.data.loaders import releases
+from tests.data.sources import releases
 from tests.models import tiny_causal
 
 
 def captions(root: Path) -> Path:
     """COCO's own files and folders, with pictures."""
     made = releases.coco_captions(root)
-    rows = [row for row in read_source(Data(source="coco_captions", root=str(made))) if isinstance(row, Example)]
+    rows = [row for row in iter_examples(Data(source="coco_captions", root=str(made))) if isinstance(row, Example)]
     releases.draw(made, rows)
     return made
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlib import files
+from ftlib.core import files, jsonl
 from tests.cluster.conftest import Cluster, history, members, weights
 
 SWEEP = "'sweep.seed=[0,1]' 'sweep.data.prompt=[\"{prefix}\",\"say it: {prefix}\"]' 'sweep.data.split.seed=[0,1]'"
@@ -74,7 +74,7 @@ def test_interrupted_members_end_like_undisturbed_ones(cluster: Cluster) -> None
 
     def steps(index: int) -> int:
         found = members(runs["disturbed"], "pair")
-        return len(files.read_jsonl_log(found[index] / "metrics.jsonl")) if len(found) == 2 else 0
+        return len(jsonl.read_jsonl_log(found[index] / "metrics.jsonl")) if len(found) == 2 else 0
 
     element = {run: history(run)[0]["job"] for run in members(runs["disturbed"], "pair")}
     for index, (run, job) in enumerate(element.items()):
@@ -102,13 +102,13 @@ def test_a_cancelled_array_stays_cancelled_and_goes_on_when_submitted_again(clus
     runs = cluster.home / "sweep-cancelled"
     what = f"configs/digits.yaml name=two {SHORT} {SMALL} training.num_train_epochs=40 'sweep.seed=[0,1]'"
     (job,) = cluster.submit(what, FTLIB_RUNS=runs)
-    begun = lambda: all(len(files.read_jsonl_log(run / "metrics.jsonl")) >= 25 for run in members(runs, "two"))  # noqa: E731
+    begun = lambda: all(len(jsonl.read_jsonl_log(run / "metrics.jsonl")) >= 25 for run in members(runs, "two"))  # noqa: E731
     cluster.wait_until(begun, "both to train", 600)
     cluster.shell(f"scancel {job}")
     cluster.wait_until(lambda: states(job) == {"CANCELLED"}, "both to be cancelled")
     time.sleep(20)
     assert states(job) == {"CANCELLED"}
-    done = {run.name: len(files.read_jsonl_log(run / "metrics.jsonl")) for run in members(runs, "two")}
+    done = {run.name: len(jsonl.read_jsonl_log(run / "metrics.jsonl")) for run in members(runs, "two")}
     (again,) = cluster.submit(what, FTLIB_RUNS=runs)
     went_on = lambda run: [event["step"] for event in history(run) if event["event"] == "start"] == [0, done[run.name]]  # noqa: E731
     cluster.wait_until(lambda: all(map(went_on, members(runs, "two"))), "both to go on where they were saved", 600)
@@ -135,6 +135,32 @@ def test_a_failed_run_holds_up_no_other_in_a_chain(cluster: Cluster) -> None:
     assert len(good) == 1 and files.is_complete(good[0] / "eval/digits/valid/after")
     assert cluster.wait(report) == "COMPLETED", output(cluster, "chain")
     assert list((runs / "chain").glob("report.html"))
+
+
+def test_a_submitted_job_runs_its_snapshot_and_no_module_of_the_folder(cluster: Cluster) -> None:
+    """The clone, where `submit` is called, holds a module of a stranger; its code is edited while the job is pending,
+    and another module comes while it trains.
+    """
+    runs, clone, executed = cluster.home / "frozen", cluster.home / "ftlib", cluster.home / "executed"
+    code = clone / "ftlib" / "__init__.py"
+    before = code.read_text()
+    stranger = f"open({str(executed)!r}, 'a').write(__file__ + chr(10))\nraise ImportError(__file__)\n"
+    try:
+        (clone / "yaml.py").write_text(stranger)
+        pending = "'job.sbatch={begin: now+30}'"
+        (job,) = cluster.submit(f"configs/digits.yaml name=frozen {SHORT} {SMALL} {pending}", FTLIB_RUNS=runs)
+        assert cluster.state(job) in ("", "PENDING")
+        code.write_text(stranger)
+        cluster.wait_until(lambda: cluster.steps("frozen", runs) >= 5, "training to begin", 600)
+        for name in ("numpy.py", "submitit.py", "pydantic.py"):
+            (clone / name).write_text(stranger)
+        assert cluster.wait(job, 900) == "COMPLETED", output(cluster, "frozen")
+        assert not executed.exists(), executed.read_text()
+        assert files.is_complete(cluster.run("frozen", runs) / "eval/digits/valid/after")
+    finally:
+        code.write_text(before)
+        for name in ("yaml.py", "numpy.py", "submitit.py", "pydantic.py"):
+            (clone / name).unlink(missing_ok=True)
 
 
 def test_from_inside_a_job(cluster: Cluster) -> None:

@@ -63,6 +63,7 @@ make_user() {
   id "$TEST_USER" >/dev/null 2>&1 || { say "make user $TEST_USER"; useradd -m -s /bin/bash "$TEST_USER"; }
   grep -q "^$TEST_USER:" /etc/subuid || usermod --add-subuids 1000000-1065535 "$TEST_USER"
   grep -q "^$TEST_USER:" /etc/subgid || usermod --add-subgids 1000000-1065535 "$TEST_USER"
+  getent group "$TEST_USER" | grep -q ':.*nobody' || usermod -aG "$TEST_USER" nobody # the second user of the group
 }
 
 make_devices() {

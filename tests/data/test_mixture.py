@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ftlib.config_file import load_experiment
-from ftlib.data.prepared import Prepared, prepare, prepared_folder
-from ftlib.data.prompts import prompt_of
+from ftlib.config.loader import load_experiment
+from ftlib.core.paths import find_site
+from ftlib.data.dataset import PreparedDataset, prepared_folder
+from ftlib.data.prompts import render_prompt
 from ftlib.errors import UserError
-from ftlib.site import find_site
+from tests.data.preparing import prepare
 
 CONFIG = """
 name: mixed
@@ -51,7 +52,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-Make = Callable[..., Prepared]
+Make = Callable[..., PreparedDataset]
 
 
 @pytest.fixture
@@ -79,12 +80,12 @@ def test_rows_of_all_parts(config: Callable[..., Any], root: Path) -> None:
         part, number = row.id.split("/")
         assert (row.dataset, row.suffix) == (part, part.removesuffix("s"))
         assert row.image == f"{'a' if part == 'cats' else 'b'}/{int(number) % 10}.png"
-        assert prompt_of(row, templates) == (f"answer q{number}" if part == "cats" else "which?")
+        assert render_prompt(row, templates) == (f"answer q{number}" if part == "cats" else "which?")
         red = Image.open(prepared.root / row.image).getpixel((0, 0))[0]  # type: ignore[index]
         assert red == (10 if part == "cats" else 200)
     for split, wanted in (("train", 12), ("valid", 4), ("test", 4)):
         assert Counter(row.dataset for row in rows[split]) == {"cats": wanted, "dogs": wanted}
-        assert prepared.facts["splits"][split]["parts"] == {"cats": wanted, "dogs": wanted}
+        assert prepared.metadata["splits"][split]["parts"] == {"cats": wanted, "dogs": wanted}
     images = [{row.image for row in split} for split in rows.values()]
     assert not images[0] & images[1] and not images[0] & images[2] and not images[1] & images[2]
 
@@ -103,7 +104,7 @@ def test_an_image_of_two_parts_is_never_learned_and_asked(config: Callable[..., 
     images = {split: {row.image for row in rows} for split, rows in splits.items()}
     assert not images["train"] & images["valid"] and not (images["train"] | images["valid"]) & images["test"]
     assert {f"a/{number}.png" for number in range(5)} <= images["test"]
-    left_out = prepared.facts["left_out"]["image asked in another split"]
+    left_out = prepared.metadata["left_out"]["asked in another split"]
     assert left_out > 0 and sum(map(len, splits.values())) + left_out == 2 * ROWS
     for row in splits["test"]:
         assert row.dataset == "dogs" or int(row.id.split("/")[1]) % 10 < 5
@@ -137,7 +138,7 @@ def test_faults_are_listed_by_their_own_file_and_line(config: Callable[..., Any]
     assert f"{root}/a/data.jsonl:21: field prefix: is missing" in str(caught.value)
     assert f"{root}/b/list.csv:22: field label: is empty" in str(caught.value)
     prepared = prepare(config(("root: ROOT\n", "root: ROOT\n  on_bad: skip\n")).config, find_site())
-    assert prepared.facts["bad"] == 2
+    assert prepared.metadata["bad"] == 2
 
 
 MISTAKES = {
@@ -162,8 +163,8 @@ def test_mistakes_in_the_config(name: str, config: Callable[..., Any]) -> None:
     ("change", "words"),
     [
         (("root: ROOT\n", "root: ROOT/a\n"), "its images lie outside data.root"),
-        (("answer {prefix}", "answer {question}"), "names question, but the rows have only"),
-        (('"which?"', '"{breed}?"'), "names breed, but the rows have only"),
+        (("answer {prefix}", "answer {question}"), "field question: is missing, but data.prompt names it; there are:"),
+        (('"which?"', '"{breed}?"'), "field breed: is missing, but data.prompt names it; there are:"),
         (("valid: 0.2", "valid: 9"), "part cats: data.split: valid and test together leave no rows"),
     ],
 )
@@ -177,4 +178,26 @@ def test_mistakes_that_the_rows_show(change: tuple[str, str], words: str, config
 def test_a_part_without_rows(config: Callable[..., Any], root: Path) -> None:
     (root / "b" / "list.csv").write_text("image,label\n")
     with pytest.raises(UserError, match=f"{root}/b: no rows in it"):
+        prepare(config().config, find_site())
+
+
+def test_absolute_paths_below_the_root_are_the_same_rows(config: Callable[..., Any], root: Path) -> None:
+    """As they are written by tools that list files; also through a symbolic link to the root."""
+    plain = prepare(config().config, find_site())
+    linked = root.parent / "linked"
+    linked.symlink_to(root)
+    for part, above in (("a", root), ("b", linked)):
+        file = root / part / ("data.jsonl" if part == "a" else "list.csv")
+        text = file.read_text()
+        for number in range(10):
+            for mark in ('"', ","):
+                end = '"' if mark == '"' else ","
+                text = text.replace(f"{mark}{number}.png{end}", f"{mark}{above / part / str(number)}.png{end}")
+        file.write_text(text)
+        assert str(above) in text
+    found = prepare(config().config, find_site())
+    assert found.folder != plain.folder and found.metadata["splits"] == plain.metadata["splits"]
+    text = (root / "a" / "data.jsonl").read_text()
+    (root / "a" / "data.jsonl").write_text(text.replace(f"{root}/a/3.png", "/elsewhere/3.png"))
+    with pytest.raises(UserError, match=r"image '/elsewhere/3\.png' leads out of the data folder"):
         prepare(config().config, find_site())

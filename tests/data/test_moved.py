@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from ftlib import files, runs
-from ftlib.commands import train
-from ftlib.config_file import Experiment, load_experiment
-from ftlib.data import moved, prepared
-from ftlib.pinning import pin_data
-from ftlib.runs import Run
-from ftlib.site import Site, find_site
+from ftlib.cli import train
+from ftlib.config.loader import Experiment, load_experiment
+from ftlib.core import files, jsonl
+from ftlib.core.paths import Site, find_site
+from ftlib.data import dataset, moved
+from ftlib.runs import run as runs
+from ftlib.runs.pinning import pin_data
+from ftlib.runs.run import Run
 from tests.conftest import LORA
 from tests.training.test_resume import outcome
 
@@ -58,9 +59,9 @@ def begin(ok: Callable[..., str]) -> Begin:
     def begun(config: Path) -> Run:
         ok("prepare", config)
         experiment = load_experiment(config, [], find_site())
-        run = runs.open_run(experiment, find_site())
-        found = prepared.open_prepared(experiment.config, find_site())
-        pin_data(run, found.facts, found.folder.name)
+        run = runs.create_run(experiment, find_site())
+        found = dataset.open_prepared(experiment.config, find_site())
+        pin_data(run, found.metadata, found.folder.name)
         return run
 
     return begun
@@ -70,7 +71,7 @@ def begin(ok: Callable[..., str]) -> Begin:
 def known() -> Known:
     def load(config: Path, *overrides: str) -> Experiment:
         site = find_site()
-        [experiment] = moved.known_by_data([load_experiment(config, overrides, site)], site)
+        [experiment] = moved.match_existing_runs([load_experiment(config, overrides, site)], site)
         return experiment
 
     return load
@@ -93,17 +94,17 @@ def put_elsewhere(root: Path, way: str) -> Path:
 
 
 def stop_at(step: int, config: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftlib.training import fit
+    from ftlib.training import train as training_train
 
-    log_step = fit._log_step
+    log_step = training_train._log_step
 
     def stopping(*arguments: object, **named: object) -> None:
         log_step(*arguments, **named)
-        if files.read_jsonl_log(all_runs()[0].metrics)[-1]["step"] == step:
+        if jsonl.read_jsonl_log(all_runs()[0].metrics)[-1]["step"] == step:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "_log_step", stopping)
+        patch.setattr(training_train, "_log_step", stopping)
         assert ftlib("train", config)[0] == 130
 
 
@@ -132,7 +133,7 @@ def test_a_half_trained_run_goes_on_with_its_data_at_another_path(
     assert "already trained" in ok("train", config)
     assert ok("evaluate", config).count(told) == 1
     assert SAME not in ok("evaluate", "tiny", "--split", "test"), "its folder knows where the data are"
-    assert (run.evaluation("jsonl", "test", "after") / "scores.json").exists()
+    assert (run.evaluation_folder("jsonl", "test", "after") / "scores.json").exists()
     ok("report", "tiny")
     assert all_runs() == [run]
     assert load_experiment(run.config_file, [], find_site()).config.data.root == str(place)
@@ -155,11 +156,11 @@ def test_submit_sends_the_run_that_is_there(
     place = put_elsewhere(root, "moved")
     config = configured(root=str(place))
     code, out, error = ftlib("submit", config, "--executor", "debug", "--dry-run", "--retry")
-    assert code == 0 and error.count(SAME) == 1 and f"# {runs.handle(run, find_site())}" in out.splitlines(), out
+    assert code == 0 and error.count(SAME) == 1 and f"# {runs.run_name(run, find_site())}" in out.splitlines(), out
     assert not run.data_paths.exists()
     assert SAME in ok("submit", config, "--executor", "debug", "--retry")
-    assert all_runs() == [run] and run.done.exists()
-    assert [event["step"] for event in files.read_jsonl_log(run.history) if event["event"] == "start"] == [0, 6]
+    assert all_runs() == [run] and run.done_marker.exists()
+    assert [event["step"] for event in jsonl.read_jsonl_log(run.history) if event["event"] == "start"] == [0, 6]
     assert "1 run: 1 finished" in ok("submit", config, "--executor", "debug")
     code, _, error = ftlib("submit", config, f"sweep.data.root=[{root}, {place}]")
     assert code == 2 and "these are the same run" in error
@@ -177,7 +178,7 @@ def test_older_pinned_code_is_given_the_run_s_own_config(
         asked.append(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "use_pinned_code", leave)
+    monkeypatch.setattr(train, "exec_pinned_code", leave)
     for one in (config, run.config_file):
         with contextlib.suppress(AssertionError):
             ok("train", one, "job.mem=3G")
@@ -190,7 +191,7 @@ def test_of_several_places_a_run_takes_the_last_one_that_is_there(
 ) -> None:
     run = begin(configured(root=str(root)))
     place = put_elsewhere(root, "copied")
-    assert runs.open_run(known(configured(root=str(place))), find_site()) == run
+    assert runs.create_run(known(configured(root=str(place))), find_site()) == run
 
     def used() -> str:
         return load_experiment(run.config_file, [], find_site()).config.data.root
@@ -212,12 +213,14 @@ def test_other_data_at_the_new_path_are_a_new_run(
         lines = (place / "data.jsonl").read_text().splitlines(keepends=True)
         (place / "data.jsonl").write_text("".join(lines[:-5]))
     else:
-        for image in place.rglob("*.png"):
-            image.write_bytes(next(image.parent.glob("*.png")).read_bytes())
+        images = sorted(place.rglob("*.png"))
+        contents = [image.read_bytes() for image in images]
+        for image, content in zip(images, [*contents[1:], contents[0]], strict=True):
+            image.write_bytes(content)
     config = configured(root=str(place))
     for command in ("stage", "prepare", "train", "train", "evaluate"):
         assert SAME not in ok(command, config)
-    assert len(all_runs()) == 2 and not run.done.exists()
+    assert len(all_runs()) == 2 and not run.done_marker.exists()
 
 
 def test_runs_with_other_settings_are_others(
@@ -226,10 +229,10 @@ def test_runs_with_other_settings_are_others(
     """Nor are data compared for them, or where there is no run of the name."""
     run = begin(configured(root=str(root)))
     config = configured(root=str(put_elsewhere(root, "moved")))
-    assert runs.run_of(known(config), find_site()) == run
+    assert runs.run_for(known(config), find_site()) == run
     monkeypatch.setattr(moved, "same_data", lambda *_: pytest.fail("nothing to compare"))
     for override in ("seed=4", "data.split.seed=1", "training.learning_rate=1.0e-3", "name=other", "data.file=x.jsonl"):
-        assert not known(config, override).elsewhere
+        assert not known(config, override).data_locations
 
 
 def test_of_two_runs_with_the_same_data_the_finished_one_is_meant(
@@ -239,17 +242,17 @@ def test_of_two_runs_with_the_same_data_the_finished_one_is_meant(
     copies = [Path(shutil.copytree(root, tmp_path / name)) for name in ("a", "b")]
     begun = [begin(configured(root=str(copy))) for copy in copies]
     for run in begun:
-        run.done.write_text("{}")
-        assert runs.run_of(known(configured(root=str(root))), find_site()) == run
-        run.done.unlink()
+        run.done_marker.write_text("{}")
+        assert runs.run_for(known(configured(root=str(root))), find_site()) == run
+        run.done_marker.unlink()
     for copy, run in zip(copies, begun, strict=True):
-        assert runs.run_of(known(configured(root=str(copy))), find_site()) == run
+        assert runs.run_for(known(configured(root=str(copy))), find_site()) == run
 
 
 def test_the_login_node_needs_no_torch_for_it(configured: Callable[..., Path], root: Path, begin: Begin) -> None:
     begin(configured(root=str(root)))
     config = configured(root=str(put_elsewhere(root, "moved")))
-    heavy = "torch", "transformers", "datasets", "PIL", "peft", "safetensors"
+    heavy = "torch", "transformers", "datasets", "pyarrow", "PIL", "peft", "safetensors"
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys({heavy}))
@@ -266,7 +269,7 @@ def test_data_below_the_store_are_known_by_their_path(
     for name in ("a", "b"):
         shutil.copytree(root, store / "datasets" / name)
     begin(configured(root='"${store}/datasets/a"'))
-    assert not known(configured(root='"${store}/datasets/b"')).elsewhere
+    assert not known(configured(root='"${store}/datasets/b"')).data_locations
 
 
 def test_a_config_whose_data_are_not_there_is_named_as_ever(
@@ -289,7 +292,7 @@ def test_equal_rows_count_where_a_run_s_notes_tell_no_more(
     shutil.rmtree(find_site().store / "prepared")
     config = configured(root=str(put_elsewhere(root, "moved")))
     assert SAME not in ok("prepare", config)
-    assert runs.run_of(known(config), find_site()) == run
+    assert runs.run_for(known(config), find_site()) == run
 
 
 @pytest.mark.parametrize("what", ["mixture", "parts", "file"])
@@ -309,9 +312,9 @@ def test_roots_of_mixtures_and_of_parts_and_files(
     run = begin(written(root))
     place = put_elsewhere(root, "symbolic link")
     experiment = load_experiment(written(place), [], find_site())
-    assert runs.run_of(experiment, find_site()) != run
+    assert runs.run_for(experiment, find_site()) != run
     found = known(written(place))
-    assert runs.run_of(found, find_site()) == run
+    assert runs.run_for(found, find_site()) == run
     assert found.config == experiment.config
-    assert runs.open_run(found, find_site()) == run
+    assert runs.create_run(found, find_site()) == run
     assert load_experiment(run.config_file, [], find_site()).config.data == experiment.config.data

@@ -7,27 +7,28 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ftlib.config import SplitRule
-from ftlib.data.splits import NO_PART, SPLITS, Keys, assign, hash_text
+from ftlib.config.schema import SplitRule
+from ftlib.data.splits import NO_OFFICIAL_SPLIT, SPLITS, SplitKeys, assign_splits, hash_text
 from ftlib.errors import UserError
 
 Row = tuple[str, str, str, int]
 
 
-def rows(n: int, classes: int = 3, per_image: int = 1, part: int = NO_PART) -> list[Row]:
+def rows(n: int, classes: int = 3, per_image: int = 1, part: int = NO_OFFICIAL_SPLIT) -> list[Row]:
     """(id, image, answer, part)"""
     return [(str(i), f"{i // per_image}.png", str(i // per_image % classes), part) for i in range(n)]
 
 
-def split(made: list[Row], rule: SplitRule) -> dict[str, list[Row]]:
-    codes = assign(
-        Keys(
+def split(made: list[Row], rule: SplitRule, alone: bool = True) -> dict[str, list[Row]]:
+    codes = assign_splits(
+        SplitKeys(
             np.array([hash_text(row[0]) for row in made], dtype=np.uint64),
             np.array([hash_text(row[1]) for row in made], dtype=np.uint64),
             np.array([hash_text(row[2]) if rule.stratify_by else 0 for row in made], dtype=np.uint64),
             np.array([row[3] for row in made], dtype=np.int8),
         ),
         rule,
+        alone,
     )
     return {
         name: [row for row, code in zip(made, codes, strict=True) if code == place] for place, name in enumerate(SPLITS)
@@ -55,14 +56,14 @@ def test_nine_to_one_eight_to_two_seven_to_three(share: float, expected: int) ->
 
 
 def test_strata_keep_their_shares() -> None:
-    uneven = [(str(i), f"{i}.png", "rare" if i % 10 == 0 else "common", NO_PART) for i in range(200)]
+    uneven = [(str(i), f"{i}.png", "rare" if i % 10 == 0 else "common", NO_OFFICIAL_SPLIT) for i in range(200)]
     found = split(uneven, SplitRule(valid=0.1, test=0.2, stratify_by="suffix"))
     assert Counter(row[2] for row in found["valid"]) == {"rare": 2, "common": 18}
     assert Counter(row[2] for row in found["test"]) == {"rare": 4, "common": 36}
 
 
 def test_strata_of_one_row_each_still_fill_every_split() -> None:
-    unique = [(str(i), f"{i}.png", str(i), NO_PART) for i in range(100)]
+    unique = [(str(i), f"{i}.png", str(i), NO_OFFICIAL_SPLIT) for i in range(100)]
     assert sizes(split(unique, SplitRule(valid=0.1, test=0.2, stratify_by="suffix"))) == [70, 10, 20]
 
 
@@ -75,7 +76,7 @@ def test_rows_of_one_image_stay_together() -> None:
 
 @pytest.mark.parametrize("stratify", [None, "suffix"])
 def test_the_order_of_rows_does_not_matter_and_the_seed_does(stratify: str | None) -> None:
-    made = [(str(i), f"{i % 40}.png", str(i % 7), NO_PART) for i in range(120)]
+    made = [(str(i), f"{i % 40}.png", str(i % 7), NO_OFFICIAL_SPLIT) for i in range(120)]
     shuffled = [made[place] for place in np.random.default_rng(1).permutation(120)]
     rule = SplitRule(valid=0.2, test=0.2, stratify_by=stratify)
     one, other = split(made, rule), split(shuffled, rule)
@@ -120,3 +121,14 @@ def test_impossible_splits() -> None:
         split(rows(10), SplitRule(valid=0.5, test=0.5))
     with pytest.raises(UserError, match="valid would be empty"):
         split(rows(3), SplitRule(valid=0.1, test=0.1))
+
+
+@pytest.mark.parametrize(("parts", "expected"), [((2,), [0, 0, 10]), ((1,), [0, 0, 10]), ((1, 2), [0, 10, 10])])
+def test_a_dataset_that_is_only_asked(parts: tuple[int, ...], expected: list[int]) -> None:
+    """Beside others it is fine; by itself it has nothing to train on, and the message says why."""
+    made = [row for part in parts for row in rows(10, part=part)]
+    with pytest.raises(UserError, match="all rows belong to the dataset's own valid or test split") as caught:
+        split(made, SplitRule())
+    assert "official: false" in caught.value.remedy
+    assert sizes(split(made, SplitRule(), alone=False)) == expected
+    assert sizes(split(made, SplitRule(official=False))) == [8 * len(parts), len(parts), len(parts)]

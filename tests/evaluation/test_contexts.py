@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from ftlib.data.examples import Example
-from ftlib.data.prompts import prompt_of
-from ftlib.evaluation.answers import _scores
-from ftlib.evaluation.contexts import add_bare_answers, bare_rows
+from ftlib.data.example import Example
+from ftlib.data.prompts import render_prompt
+from ftlib.evaluation.evaluate import _scores, add_without_context_predictions, without_context_rows
 
 ROWS = [
     Example("1", "", "reverse", "cba", facts={"input": "abc"}),
@@ -22,14 +21,14 @@ ROWS = [
 @pytest.mark.parametrize("template", ["alpaca", "chat", "{prefix}: {input}"])
 def test_only_rows_with_a_context_are_asked_twice(template: str) -> None:
     rows = ROWS[:2]
-    (bare,) = bare_rows(rows, template)
+    (bare,) = without_context_rows(rows, template)
     alone = Example("", "", "reverse", "", facts={"input": ""})
     assert bare.id not in {row.id for row in rows} and bare.suffix == "cba"
-    assert prompt_of(bare, template) == prompt_of(alone, template) != prompt_of(rows[0], template)
+    assert render_prompt(bare, template) == render_prompt(alone, template) != render_prompt(rows[0], template)
 
 
 def test_a_prompt_that_shows_no_context_asks_nothing_twice() -> None:
-    assert list(bare_rows(ROWS, "{prefix}")) == []
+    assert list(without_context_rows(ROWS, "{prefix}")) == []
 
 
 def test_both_answers_are_scored_over_the_same_rows() -> None:
@@ -37,9 +36,9 @@ def test_both_answers_are_scored_over_the_same_rows() -> None:
     records: list[dict[str, Any]] = [
         {"id": row.id, "image": "", "prediction": said[row.id], "references": [row.suffix]} for row in ROWS
     ]
-    (bare,) = bare_rows(ROWS[:1], "alpaca")
-    add_bare_answers(records, [{"id": bare.id, "text": " no idea\n"}])
-    config = SimpleNamespace(task="instruct", evaluation=SimpleNamespace(positive=None))
+    (bare,) = without_context_rows(ROWS[:1], "alpaca")
+    add_without_context_predictions(records, [{"id": bare.id, "text": " no idea\n"}])
+    config = SimpleNamespace(task="instruct", plugins=(), evaluation=SimpleNamespace(positive=None))
     asked: Any = SimpleNamespace(config=config, prepared=SimpleNamespace(labels=None), without_context=True)
     scores = _scores(asked, records, {"split": "test"}, None)
     parts = scores["parts"]

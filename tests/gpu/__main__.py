@@ -24,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ftlib.run_module import module_command
 from tests.gpu.budgets import ALONE, TOGETHER
 
-CHECKS = (sys.executable, "-m", "tests.gpu.checks")
+CHECKS = tuple(module_command("tests.gpu.checks"))
 """The program that runs one check: its name and a folder follow."""
 
 _REHEARSAL = os.environ.get("FTLIB_GPU_REHEARSAL") == "cpu"
@@ -34,7 +35,7 @@ _KILLED_AT = 20 if _REHEARSAL else 2
 """Times its budget that a check may take; CPUs are slow, and busy with other tests."""
 
 _AT_ONCE = 1 if _REHEARSAL else 4
-_GPU_OR_NOT = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+_GPU_OR_NOT = "import sys; sys.path[:] = filter(None, sys.path); import torch; sys.exit(not torch.cuda.is_available())"
 
 Tell = Callable[[dict[str, Any]], None]
 

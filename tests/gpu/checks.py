@@ -21,20 +21,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ftlib import files, runs
-from ftlib.config_file import load_experiment
+from ftlib.config.loader import load_experiment
+from ftlib.core import files, jsonl
+from ftlib.core.out_of_memory import is_out_of_memory
+from ftlib.core.paths import find_site
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.generate import answer_rows, label_likelihoods
+from ftlib.models.generation import generate_answers, label_loglikelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
-from ftlib.out_of_memory import is_out_of_memory
-from ftlib.site import find_site
-from ftlib.training.loss import answer_loss
+from ftlib.models.loss import answer_loss
+from ftlib.models.paligemma import PaliGemmaInputProcessor
+from ftlib.run_module import module_command
+from ftlib.runs import run as runs
 from tests.gpu import models
 from tests.gpu.budgets import ALONE
 from tests.gpu.flops import neox_flops, paligemma_flops
@@ -163,8 +166,7 @@ def agreement(folder: Path) -> Results:
     """Tiny models on the GPU in float32 and bfloat16, by every way of computing attention, against the CPU."""
     from transformers import PaliGemmaForConditionalGeneration
 
-    from ftlib.models.tiny import tiny_config, tiny_processor
-    from ftlib.models.tiny_neox import make_tiny_neox
+    from ftlib.models.tiny import make_tiny_neox, tiny_config, tiny_processor
 
     torch.backends.cuda.matmul.allow_tf32 = False
     processor = tiny_processor()
@@ -200,13 +202,15 @@ def _tiny_batch(folder: Path, family: str) -> dict[str, Tensor]:
 
     answers = ["7", "a dog", "two cats and a horse", "yes"]
     if family == "causal":
-        from ftlib.models.causal import CausalInputs
+        from ftlib.models.causal_lm import CausalProcessor
 
-        inputs: Any = CausalInputs.load(folder)
-        return inputs.batch([inputs.train_row("q" * (3 + 5 * n), None, answer) for n, answer in enumerate(answers)])
-    inputs = PaliGemmaInputs.load(folder)
+        inputs: Any = CausalProcessor.load(folder)
+        return inputs.collate(
+            [inputs.encode_train("q" * (3 + 5 * n), None, answer) for n, answer in enumerate(answers)]
+        )
+    inputs = PaliGemmaInputProcessor.load(folder)
     picture = Image.radial_gradient("L").convert("RGB")
-    return inputs.batch([inputs.train_row("q" * (3 + 5 * n), picture, answer) for n, answer in enumerate(answers)])
+    return inputs.collate([inputs.encode_train("q" * (3 + 5 * n), picture, answer) for n, answer in enumerate(answers)])
 
 
 def _loss_and_gradients(
@@ -230,22 +234,22 @@ def prepare(config: Path) -> None:
     store, runs_folder = config.parent / "store", config.parent / "runs"
     environment = {**os.environ, "FTLIB_STORE": str(store), "FTLIB_RUNS": str(runs_folder)}
     for command in ("stage", "prepare"):
-        line = [sys.executable, "-m", "ftlib", command, str(config)]
+        line = module_command("ftlib", command, str(config))
         if code := subprocess.run(line, env=environment, stdout=subprocess.DEVNULL).returncode:
             raise RuntimeError(f"ftlib {command} ended with {code}")
 
 
 def _run_of(config: Path, runs_folder: Path) -> runs.Run:
     site = find_site({"FTLIB_STORE": str(config.parent / "store"), "FTLIB_RUNS": str(runs_folder)})
-    return runs.open_run(load_experiment(config, [], site), site)
+    return runs.create_run(load_experiment(config, [], site), site)
 
 
 def outcome(config: Path, runs_folder: Path) -> tuple[list[float], dict[str, str]]:
     """The logged losses, and hashes of the result's weights."""
     run = _run_of(config, runs_folder)
-    losses = [line["loss"] for line in files.read_jsonl_log(run.metrics) if "loss" in line]
+    losses = [line["loss"] for line in jsonl.read_jsonl_log(run.metrics) if "loss" in line]
     results = [path for name in ("adapter", "model") for path in sorted((run.folder / name).glob("*.safetensors"))]
-    return losses, {path.name: files.sha256(path) for path in results}
+    return losses, {path.name: files.file_sha256(path) for path in results}
 
 
 def _interrupted(folder: Path, sections: dict[str, Any], die_at: int = 5) -> dict[str, Any]:
@@ -314,7 +318,7 @@ def out_of_memory(folder: Path) -> Results:
     expected = outcome(config, folder / "nowhere")[0]
     for place in ("forward", "backward"):
         losses = outcome(config, folder / place)[0]
-        history = files.read_jsonl_log(_run_of(config, folder / place).history)
+        history = jsonl.read_jsonl_log(_run_of(config, folder / place).history)
         halved = [line["micro_batch"] for line in history if line["event"] == "out of memory"]
         differences = [abs(a - b) for a, b in zip(expected, losses, strict=False)]
         ok = codes[place] == 0 and bool(halved) and len(losses) == len(expected) and max(differences) < 2e-2
@@ -380,13 +384,13 @@ def _moved(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _small_paligemma() -> tuple[Any, PaliGemmaInputs]:
+def _small_paligemma() -> tuple[Any, PaliGemmaInputProcessor]:
     """A tiny model: where it waits does not depend on its size."""
     from ftlib.models.tiny import tiny_model, tiny_processor
 
     processor = tiny_processor()
     model = tiny_model(processor).to(DEVICE, torch.bfloat16)
-    return model, PaliGemmaInputs(processor)
+    return model, PaliGemmaInputProcessor(processor)
 
 
 def paligemma_224(folder: Path) -> Results:
@@ -408,7 +412,7 @@ def paligemma_224(folder: Path) -> Results:
 
 def _mean_tokens(inputs: Any, rows: Any) -> tuple[float, float]:
     """Tokens of a row, and of its answer, on average."""
-    lengths = inputs.lengths([row.prefix for row in rows], [row.suffix for row in rows])
+    lengths = inputs.token_lengths([row.prefix for row in rows], [row.suffix for row in rows])
     return statistics.mean(a + b for a, b in lengths), statistics.mean(b for _, b in lengths)
 
 
@@ -430,16 +434,18 @@ def _speed_figures(speed: models.Speed, flops: float, rate: float) -> dict[str, 
 
 def _planned(model: Any, inputs: Any, rows: Any, folder: Path, size: int) -> Results:
     """`ftlib plan`'s prediction against what torch reserves."""
-    from ftlib.memory.cuts import _longest
-    from ftlib.memory.need import CONTEXT_BYTES, build_shapes, need
+    from ftlib.memory.estimate import CONTEXT_BYTES, build_meta_model, estimate_step
+    from ftlib.memory.search import _longest_row
 
     base = folder / "shapes"
     model.config.save_pretrained(base)
     inputs.save(base)
     for micro_batch in (4,) if REHEARSAL else (8, 32):
         config = config_of("paligemma", micro_batch, training={"max_steps": 6})
-        lengths = inputs.lengths([row.prefix for row in rows], [row.suffix for row in rows])
-        predicted = need(build_shapes(base, config), config, _longest(config, lengths, None), micro_batch, False)
+        lengths = np.array(inputs.token_lengths([row.prefix for row in rows], [row.suffix for row in rows]))
+        predicted = estimate_step(
+            build_meta_model(base, config), config, _longest_row(config, lengths, None), micro_batch, False
+        )
         with adapted(model, config) as trainable:
             speed = measure(config, trainable, inputs, rows, folder / "rows")
         found = predicted.total - CONTEXT_BYTES
@@ -581,16 +587,18 @@ def generation(folder: Path) -> Results:
     from ftlib.data.images import open_image
 
     count, new = (4, 4) if REHEARSAL else (32, 32)
-    encoded = [inputs.prompt_rows([row.prefix], open_image(folder / "rows" / row.image, 0))[0] for row in rows[:count]]
+    encoded = [
+        inputs.encode_prompts([row.prefix], open_image(folder / "rows" / row.image, 0))[0] for row in rows[:count]
+    ]
 
     def tokens_per_s(run: Callable[[], object]) -> float:
         return round(count * new / seconds(run, 1 if REHEARSAL else 2), 1)
 
     def ours(module: Any) -> Callable[[], object]:
-        return lambda: answer_rows(module, inputs, encoded, new)
+        return lambda: generate_answers(module, inputs, encoded, new)
 
     def theirs(cache: str | None) -> Callable[[], object]:
-        batch = {name: tensor.to(DEVICE) for name, tensor in inputs.question_batch(encoded).items()}
+        batch = {name: tensor.to(DEVICE) for name, tensor in inputs.collate_generate(encoded).items()}
         settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
         settings |= {"cache_implementation": cache} if cache else {}
         return lambda: model.generate(**batch, **settings)
@@ -608,7 +616,7 @@ def generation(folder: Path) -> Results:
         model = adapted_model.unload()  # type: ignore[operator]
         labels = [f"label {number}" for number in range(10)]
         reset_peak()
-        took = seconds(lambda: label_likelihoods(model, inputs, encoded, labels), 2)
+        took = seconds(lambda: label_loglikelihoods(model, inputs, encoded, labels), 2)
         from tests.gpu.machine import peak_reserved
 
         yield "generation choose", True, {"rows_per_s": round(count / took, 1), "labels": len(labels),

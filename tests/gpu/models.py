@@ -25,18 +25,17 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from ftlib.config import Config
-from ftlib.data.examples import Example
+from ftlib.config.schema import Config
+from ftlib.data.example import Example
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.causal import CausalInputs
-from ftlib.models.families import Inputs
-from ftlib.models.paligemma import PaliGemmaInputs, trust_image_tokens
-from ftlib.models.tiny import tiny_processor
-from ftlib.models.tiny_neox import tiny_tokenizer
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.paligemma import PaliGemmaInputProcessor, skip_image_token_count
+from ftlib.models.registry import InputProcessor
+from ftlib.models.tiny import tiny_processor, tiny_tokenizer
 from ftlib.training import arguments
-from ftlib.training.batching import Draw, TrainingRows
-from ftlib.training.legs import Leg
-from ftlib.training.trainer import AnswerTrainer
+from ftlib.training.data import MixtureSampler, SupervisedDataset
+from ftlib.training.resume import TrainingPhase
+from ftlib.training.trainer import ResumableTrainer
 from tests.gpu.machine import DEVICE, REHEARSAL, peak_allocated, peak_reserved, reset_peak
 
 LORA = {"method": "lora", "r": 8, "alpha": 16}
@@ -57,7 +56,7 @@ def mixed() -> dict[str, Any]:
     return {"model": {"dtype": dtype()}, "training": kinds[dtype()]}
 
 
-def paligemma(size: int) -> tuple[PaliGemmaForConditionalGeneration, PaliGemmaInputs]:
+def paligemma(size: int) -> tuple[PaliGemmaForConditionalGeneration, PaliGemmaInputProcessor]:
     """PaliGemma-3B's shape at an image size, with its whole vocabulary; its tokenizer knows characters."""
     small = REHEARSAL
     processor = tiny_processor(28 if small else size, 14)
@@ -76,10 +75,10 @@ def paligemma(size: int) -> tuple[PaliGemmaForConditionalGeneration, PaliGemmaIn
         image_token_index=processor.image_token_id,
         **special,
     )  # fmt: skip
-    return _random(PaliGemmaForConditionalGeneration, config), PaliGemmaInputs(processor)
+    return _random(PaliGemmaForConditionalGeneration, config), PaliGemmaInputProcessor(processor)
 
 
-def neox(width: int, layers: int = 32) -> tuple[GPTNeoXForCausalLM, CausalInputs]:
+def neox(width: int, layers: int = 32) -> tuple[GPTNeoXForCausalLM, CausalProcessor]:
     """OpenCALM's shapes: 3B is 2,560 wide with 32 layers, 7B 4,096 with 32."""
     tokenizer = tiny_tokenizer()
     eos = tokenizer.eos_token_id
@@ -89,7 +88,7 @@ def neox(width: int, layers: int = 32) -> tuple[GPTNeoXForCausalLM, CausalInputs
         num_attention_heads=4 if REHEARSAL else 32, intermediate_size=4 * width, max_position_embeddings=2048,
         tie_word_embeddings=False, bos_token_id=eos, eos_token_id=eos, pad_token_id=eos,
     )  # fmt: skip
-    return _random(GPTNeoXForCausalLM, config), CausalInputs(tokenizer, config.max_position_embeddings)
+    return _random(GPTNeoXForCausalLM, config), CausalProcessor(tokenizer, config.max_position_embeddings)
 
 
 def _random(kind: Any, config: Any) -> Any:
@@ -158,13 +157,17 @@ class Speed:
     losses: list[float]
 
 
-def trainer_of(config: Config, model: torch.nn.Module, inputs: Inputs, rows: list[Example], folder: Path) -> Any:
+def trainer_of(
+    config: Config, model: torch.nn.Module, inputs: InputProcessor, rows: list[Example], folder: Path
+) -> Any:
     """ftlib's trainer over a model that has its trainable parameters marked."""
     kept = range(len(rows))
-    dataset = TrainingRows(rows, folder, config.data.templates, inputs, kept, Draw([len(rows)], [1.0], config.seed))
-    built = arguments.build(config, folder, Leg())
-    trust_image_tokens(model)
-    trainer = AnswerTrainer(config, model, dataset, built, folder / "checkpoints", Leg())
+    dataset = SupervisedDataset(
+        rows, folder, config.data.templates, inputs, kept, MixtureSampler([len(rows)], [1.0], config.seed)
+    )
+    built = arguments.build_training_arguments(config, folder, TrainingPhase())
+    skip_image_token_count(model)
+    trainer = ResumableTrainer(config, model, dataset, built, folder / "checkpoints", TrainingPhase())
     trainer._save_checkpoint = lambda model, trial: None
     return trainer
 
@@ -195,7 +198,7 @@ def restore_forward(model: torch.nn.Module) -> None:
 
 
 def measure(
-    config: Config, model: torch.nn.Module, inputs: Inputs, rows: list[Example], folder: Path, settled: int = 3
+    config: Config, model: torch.nn.Module, inputs: InputProcessor, rows: list[Example], folder: Path, settled: int = 3
 ) -> Speed:
     """Train `max_steps` steps by ftlib's own loop and time them.
 
@@ -208,7 +211,7 @@ def measure(
     reset_peak()
     trainer.train()
     restore_forward(model)
-    found = _speed(records, config.effective_batch, settled)
+    found = _speed(records, config.effective_batch_size, settled)
     del trainer
     gc.collect()
     return found

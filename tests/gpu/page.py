@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlib import files, reporting
-from ftlib.reporting import html
-from ftlib.reporting.tables import Table
+from ftlib.core import files, jsonl
+from ftlib.reports import html
+from ftlib.reports.tables import Table
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ H100_TFLOPS = 989
 
 def main(target: Path, logs: Sequence[Path]) -> int:
     """Write both files; see the module."""
-    lines = [line for path in logs for line in files.read_jsonl_log(path)]
+    lines = [line for path in logs for line in jsonl.read_jsonl_log(path)]
     results = [line for line in lines if line["name"] != "all"]
     files.write_json(target.with_suffix(".json"), {"format": 1, "results": results})
     files.write_text(target.with_suffix(".html"), page(results))
@@ -66,7 +66,6 @@ def main(target: Path, logs: Sequence[Path]) -> int:
 
 def page(results: Sequence[dict[str, Any]]) -> str:
     """The page: the machine, the goals, every check."""
-    css = (Path(reporting.__file__).parent / "report.css").read_text(encoding="utf-8")
     machine = next((line for line in results if line["name"] == "environment"), {})
     wrong = sum(not line["ok"] for line in results)
     verdict = f"{wrong} of {len(results)} checks failed" if wrong else f"all {len(results)} checks are ok"
@@ -79,15 +78,22 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         [[line["name"], _text(line.get("seconds", "")), "ok" if line["ok"] else "FAILED", _figures(line)]
          for line in results if line["name"] != "environment"],
     )  # fmt: skip
-    body = html.tag(
-        "main",
-        html.tag("h1", "ftlib on this GPU"),
-        html.tag("p", f"{machine.get('gpu', 'no GPU: a rehearsal on the CPU')} – {verdict}"),
-        html.section("Goals", goals.node()),
-        html.section("Checks", checks.node()),
-        html.section("Machine", facts.node()),
+    return html.render_page(
+        "ftlib acceptance",
+        html.make_environment().from_string(_BODY),
+        sentence=f"{machine.get('gpu', 'no GPU: a rehearsal on the CPU')} – {verdict}",
+        sections={"Goals": goals, "Checks": checks, "Machine": facts},
     )
-    return html.document("ftlib acceptance", css, body)
+
+
+_BODY = """{% import "macros.html.j2" as macros %}
+<main>
+<h1>ftlib on this GPU</h1>
+<p>{{ sentence }}</p>
+{% for title, table in sections.items() %}
+{{ macros.section(title, table) }}
+{% endfor %}
+</main>"""
 
 
 _OWN = ("name", "ok", "seconds")

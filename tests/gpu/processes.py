@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ftlib.run_module import module_command
+
 
 @dataclass(frozen=True)
 class Started:
@@ -35,14 +37,14 @@ class Started:
         """
         lines = (self.process.communicate()[0] or "").splitlines()
         if self.process.returncode or not lines:
-            raise RuntimeError(f"{self.process.args[3]} ended with {self.process.returncode}")  # type: ignore[index]
+            raise RuntimeError(f"{self.process.args[4]} ended with {self.process.returncode}")  # type: ignore[index]
         return json.loads(lines[-1])
 
 
 def start(function: str, *arguments: object, **environment: object) -> Started:
     """Begin a function of this module beside this process."""
     texts = [json.dumps(str(one) if isinstance(one, Path) else one) for one in arguments]
-    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "tests.gpu.processes", function, *texts]
+    command = module_command("tests.gpu.processes", function, *texts)
     variables = {name: str(value) for name, value in environment.items()}
     return Started(subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True))
 
@@ -56,12 +58,12 @@ def mixed() -> dict[str, Any]:
 
 def train(config: str, runs_folder: str, die_at: int = 0) -> int:
     """`ftlib train`, killed after a step if wished."""
-    from ftlib.__main__ import main
-    from ftlib.runs import Run
-    from ftlib.training import fit
+    from ftlib.cli.main import main
+    from ftlib.runs.run import Run
+    from ftlib.training import train as training_train
 
     os.environ.update(FTLIB_STORE=str(Path(config).parent / "store"), FTLIB_RUNS=runs_folder)
-    log_step = fit._log_step
+    log_step = training_train._log_step
 
     def log_and_die(run: Run, record: dict[str, Any], update: Any) -> None:
         log_step(run, record, update)
@@ -69,7 +71,7 @@ def train(config: str, runs_folder: str, die_at: int = 0) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if die_at:
-        fit._log_step = log_and_die
+        training_train._log_step = log_and_die
     return main(["train", config])
 
 
@@ -78,8 +80,8 @@ def train_out_of_memory(config: str, runs_folder: str, place: str) -> int:
     import torch
     from torch import Tensor
 
+    from ftlib.models.loss import answer_loss as plain
     from ftlib.training import trainer
-    from ftlib.training.loss import answer_loss as plain
 
     calls = 0
 
@@ -111,14 +113,14 @@ def train_out_of_memory(config: str, runs_folder: str, place: str) -> int:
 
 def evaluate_out_of_memory(config: str, runs_folder: str) -> int:
     """`ftlib evaluate` whose first batch runs out of memory."""
-    from ftlib.__main__ import main
-    from ftlib.evaluation.subject import Subject
+    from ftlib.cli.main import main
+    from ftlib.evaluation.model import EvalModel
 
-    def answer(self: Subject, rows: Any, settings: Any) -> list[str]:
+    def answer(self: EvalModel, rows: Any, settings: Any) -> list[str]:
         _exhaust_memory()
         return []
 
-    Subject.answer = answer  # type: ignore[method-assign]
+    EvalModel.generate = answer  # type: ignore[method-assign]
     os.environ.update(FTLIB_STORE=str(Path(config).parent / "store"), FTLIB_RUNS=runs_folder)
     return main(["evaluate", config])
 
@@ -138,7 +140,7 @@ def words_without_memory() -> dict[str, Any]:
     """What torch raises where libraries find no memory: a plain tensor, cuBLAS' handle, cuDNN's workspace."""
     import torch
 
-    from ftlib.out_of_memory import is_out_of_memory
+    from ftlib.core.out_of_memory import is_out_of_memory
     from tests.gpu.machine import DEVICE
 
     inputs = torch.randn(64, 64, device=DEVICE)
@@ -173,12 +175,12 @@ def bandwidth() -> dict[str, Any]:
     import torch
     from torch import distributed
 
-    from ftlib import console
-    from ftlib.training import ranks
+    from ftlib.core import log
+    from ftlib.training import distributed as training_distributed
     from tests.gpu.machine import DEVICE, REHEARSAL, seconds
 
-    with ranks.joined(120):
-        rank, world = console.ranks()
+    with training_distributed.process_group(120):
+        rank, world = log.rank_and_world_size()
         nodes: list[str] = [""] * world
         distributed.all_gather_object(nodes, os.environ.get("SLURM_NODEID", "0"))
         inside = {node: [one for one in range(world) if nodes[one] == node] for node in nodes}

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ftlib import console
+from ftlib.core import log
 from tests.gpu import models
 from tests.gpu.checks import outcome, prepare
 from tests.gpu.processes import Started, start
@@ -31,7 +31,7 @@ def main(shared: Path) -> None:
     Args:
         shared: a folder that all nodes see.
     """
-    rank, world = console.ranks()
+    rank, world = log.rank_and_world_size()
     shared.mkdir(parents=True, exist_ok=True)
     config = shared / "config.yaml"
     if rank == 0:

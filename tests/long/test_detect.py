@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlib.tasks import TASKS
+from ftlib.tasks.registry import load_task
 from tests.conftest import REPOSITORY, read_lines, start_ftlib
 
 CONFIG = REPOSITORY / "configs" / "digits_detect.yaml"
@@ -46,7 +46,7 @@ def by_chance(run_folder: str) -> float:
     moved = [
         {**record, "prediction": answer} for record, answer in zip(records, [*answers[1:], answers[0]], strict=True)
     ]
-    return TASKS["detect"].measure(moved, [], None).values()["AP50"]
+    return load_task("detect").score(moved, [], None).values()["AP50"]
 
 
 @pytest.mark.long

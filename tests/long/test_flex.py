@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ftlib.models.generate import answer_rows, label_likelihoods
+from ftlib.models.generation import generate_answers, label_loglikelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
-from ftlib.training.loss import answer_loss
+from ftlib.models.loss import answer_loss
+from ftlib.models.paligemma import PaliGemmaInputProcessor
 from tests import needs
 from tests.models.tiny_paligemma import save
 
@@ -26,17 +26,19 @@ def test_flex_is_eager(tmp_path: Path, generation: int) -> None:
     if not torch.cuda.is_available():
         needs.lack("gpu")
     save(tmp_path, generation)
-    inputs = PaliGemmaInputs.load(tmp_path)
+    inputs = PaliGemmaInputProcessor.load(tmp_path)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
-    rows = inputs.prompt_rows(PROMPTS, image)
-    batch = inputs.batch([inputs.train_row(prompt, image, prompt[:3]) for prompt in PROMPTS])
+    rows = inputs.encode_prompts(PROMPTS, image)
+    batch = inputs.collate([inputs.encode_train(prompt, image, prompt[:3]) for prompt in PROMPTS])
     batch = {name: tensor.cuda() for name, tensor in batch.items()}
     found = []
     for attention in ("eager", "flex"):
         model = load_weights(tmp_path, "float32", attention=attention).eval().cuda()
         with torch.no_grad():
             loss = answer_loss(model, batch, "token")
-        found.append((loss, label_likelihoods(model, inputs, rows, LABELS), answer_rows(model, inputs, rows, 4)))
+        found.append(
+            (loss, label_loglikelihoods(model, inputs, rows, LABELS), generate_answers(model, inputs, rows, 4))
+        )
     (loss, likelihoods, answers), (flex_loss, flex_likelihoods, flex_answers) = found
     torch.testing.assert_close(flex_loss, loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(flex_likelihoods, likelihoods, rtol=1e-4, atol=1e-4)

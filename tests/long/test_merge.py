@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ftlib import console
+from ftlib.core import log
 from tests.conftest import read_lines
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -43,7 +43,7 @@ evaluation: {{splits: [test], max_new_tokens: 5, batch_size: 128}}
 
 def make_tasks(root: Path) -> None:
     """The same images with three questions, each in a file of its own, and together in all.jsonl; the same parts."""
-    from ftlib.data.digits import make_digits
+    from ftlib.data.sources.toy import make_digits
 
     root.mkdir()
     make_digits(root)
@@ -102,7 +102,7 @@ def test_merges_of_two_adapters_do_both_tasks(store: Path, tmp_path: Path, ftlib
     values["b (parity)"] = scores(merged("b", "linear", adapters[1:]))
     values.update({name: scores(merged(name, name, adapters, *words)) for name, words in METHODS.items()})
     rows = [[name, *(f"{value:.4f}" for value in pair)] for name, pair in values.items()]
-    print(f"\n{console.table(['model', 'digit', 'parity'], rows)}", flush=True)
+    print(f"\n{log.format_table(['model', 'digit', 'parity'], rows)}", flush=True)
     base, a, b = (values[name] for name in ("base", "a (digit)", "b (parity)"))
     assert a[0] > base[0] and b[1] > base[1]
     for name in METHODS:

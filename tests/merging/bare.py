@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from ftlib.core.paths import Site
 from ftlib.merging.merge import merge
 from ftlib.merging.recipe import Recipe
-from ftlib.site import Site
 
 SHAPES = {
     "model.embed_tokens.weight": (41, 8),

@@ -14,20 +14,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ftlib.core.paths import Site
 from ftlib.errors import UserError
-from ftlib.merging import blend
+from ftlib.merging import engine
+from ftlib.merging.checkpoint_io import canonical_name
 from ftlib.merging.merge import merge
-from ftlib.merging.names import canonical
 from ftlib.merging.recipe import Recipe
-from ftlib.models.families import FAMILIES
 from ftlib.models.loading import load_weights
-from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
-from ftlib.site import Site
+from ftlib.models.registry import model_family
+from ftlib.models.tiny import tiny_neox, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blend, "BLOCK", 5000)
+    monkeypatch.setattr(engine, "BLOCK", 5000)
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def adapter(folder: Path, model: nn.Module, base: Path, seed: int = 1, **setting
 
 
 def named(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {canonical(name): tensor for name, tensor in model.state_dict().items()}
+    return {canonical_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
 def check(result: Path, expected: nn.Module, original: nn.Module, atol: float = 1e-6) -> int:
     """Every weight of the result is the expected model's; how many differ from the original."""
     weights, base = named(expected), named(original)
-    found = {canonical(name): tensor for name, tensor in load_file(result / "model.safetensors").items()}
+    found = {canonical_name(name): tensor for name, tensor in load_file(result / "model.safetensors").items()}
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
     return sum(not torch.equal(found[name], base[name]) for name in found)
@@ -241,7 +241,7 @@ def test_a_causal_model_and_buffers_of_older_versions(merged: Callable[..., Path
     }
     save_file({**plain, **buffers}, tmp_path / "a" / "model.safetensors", {"format": "pt"})
     result = merged(tmp_path / "base", tmp_path / "a")
-    loaded = FAMILIES["causal"].model_class.from_pretrained(result)
+    loaded = model_family("causal").model_class.from_pretrained(result)
     for (name, ours), theirs in zip(loaded.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
 

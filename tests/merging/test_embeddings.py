@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.merging.merge import merge
 from ftlib.merging.recipe import Recipe
-from ftlib.site import Site
 
 Merge = Callable[..., Path]
 IDS = torch.arange(40).reshape(2, 20)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftlib.merging import blend, methods, stream
+from ftlib.merging import engine, methods
 from tests.merging import bare, literal
 
 WEIGHTS = [0.75, 0.25, 0.5]
@@ -18,8 +18,8 @@ WEIGHTS = [0.75, 0.25, 0.5]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blend, "BLOCK", 50)
-    monkeypatch.setattr(stream, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(engine, "BLOCK", 50)
+    monkeypatch.setattr(engine, "SHARD_BYTES", 2000)
 
 
 @pytest.fixture
@@ -101,14 +101,14 @@ def test_dare(folder: Path, method: str) -> None:
     mix = literal.summed if method == "dare_linear" else literal.agreeing
     for name, shape in bare.SHAPES.items():
         key = name.removeprefix("model.")
-        masks = [methods.Drop(0.3, 5, number, key)(torch.ones(shape)).double().numpy() * 0.3 for number in range(3)]
+        masks = [methods.DareDrop(0.3, 5, number, key)(torch.ones(shape)).double().numpy() * 0.3 for number in range(3)]
         kept = [update * mask.round() / 0.3 for update, mask in zip(updates_of(folder, name), masks, strict=True)]
         same(folder, merged, name, mix(kept, WEIGHTS, "none", 1.0))
 
 
 def test_dare_drops_by_chance_and_keeps_the_expectation() -> None:
     ones = torch.ones(200, 1000)
-    drop = functools.partial(methods.Drop, 0.25)
+    drop = functools.partial(methods.DareDrop, 0.25)
     first = drop(0, 0, "x")(ones)
     assert set(first.unique().tolist()) == {0.0, 4.0}
     assert first.mean().item() == pytest.approx(1.0, abs=0.02)  # five standard errors
@@ -171,7 +171,7 @@ def test_the_threshold_is_the_sorted_ones(keep: int) -> None:
         (torch.randn(1000), torch.randn(1000) * 1e-30, torch.randint(-3, 4, (1000,)).float())
     ):
         blocks = values.split(77)
-        trim = methods.trim_to(functools.partial(iter, blocks), keep)
+        trim = methods.make_trim(functools.partial(iter, blocks), keep)
         kept = torch.cat([trim(block) for block in blocks])
         expected = literal.largest(values.double().numpy(), keep)
         assert np.array_equal(kept.double().numpy(), expected), (seed, keep)
@@ -179,7 +179,7 @@ def test_the_threshold_is_the_sorted_ones(keep: int) -> None:
 
 def test_weights_that_cancel_out_are_divided_by_nothing() -> None:
     update = torch.tensor([1.0, -2.0])
-    result = methods.elect([update, update], [1.0, -1.0], "weights", 1.0)
+    result = methods.ties_merge([update, update], [1.0, -1.0], "weights", 1.0)
     assert result.tolist() == literal.agreeing([update.numpy()] * 2, [1.0, -1.0], "weights", 1.0).tolist()
 
 

@@ -16,10 +16,10 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from ftlib.metrics import captions_java
+from ftlib.metrics import meteor_spice
+from ftlib.metrics.base import MetricResult
 from ftlib.metrics.captions import measure
-from ftlib.metrics.ptb_tokenizer import tokenize
-from ftlib.metrics.totals import Measured
+from ftlib.metrics.ptb.tokenizer import tokenize
 from tests.metrics.stanford import PACKAGE, counted, public_example, stanford
 
 KNOWN = {"BLEU-1": 0.5794, "BLEU-2": 0.4044, "BLEU-3": 0.2785, "BLEU-4": 0.1908, "ROUGE-L": 0.3963, "CIDEr-D": 0.5998}
@@ -62,7 +62,7 @@ def official(references: References, predictions: Predictions, read: Any = token
     return found
 
 
-def require_equal(found: Measured, expected: Scores) -> None:
+def require_equal(found: MetricResult, expected: Scores) -> None:
     """The same corpus scores and the same scores of every image."""
     values = found.values()
     by_image = found.sample.values(np.eye(len(found.sample.groups)))
@@ -155,7 +155,7 @@ def test_without_java_the_reason_is_told(no_java: None) -> None:
 
 
 def test_without_the_package_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captions_java.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(meteor_spice.importlib.util, "find_spec", lambda name: None)
     found = measure({1: ["a dog"]}, {1: "a dog"})
     assert all("pycocoevalcap is not installed" in found.notes[name] for name in ("METEOR", "SPICE"))
 
@@ -166,11 +166,11 @@ def java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
     for name in (
         "meteor/meteor-1.5.jar",
         "spice/spice-1.0.jar",
-        *(f"spice/lib/{jar}" for jar in captions_java._CORENLP),
+        *(f"spice/lib/{jar}" for jar in meteor_spice._CORENLP),
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    monkeypatch.setattr(captions_java, "_package_file", lambda folder, name: tmp_path / folder / name)
+    monkeypatch.setattr(meteor_spice, "_package_file", lambda folder, name: tmp_path / folder / name)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
     def install(script: str) -> None:
@@ -202,8 +202,8 @@ for word; do [ "$before" = -out ] && echo '{answer}' > "$word"; before=$word; do
 
 
 def test_spice_is_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(captions_java, "_package_file", lambda folder, name: tmp_path / name)
+    monkeypatch.setattr(meteor_spice, "_package_file", lambda folder, name: tmp_path / name)
     monkeypatch.setattr(
-        captions_java, "_java", lambda arguments, given: pytest.fail("started") if "Xmx8G" in arguments[0] else ""
+        meteor_spice, "_java", lambda arguments, given: pytest.fail("started") if "Xmx8G" in arguments[0] else ""
     )
     assert "stanford-corenlp-3.6.0.jar is not in" in measure({1: ["a dog"]}, {1: "a dog"}).notes["SPICE"]

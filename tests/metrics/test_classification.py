@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from ftlib.metrics.bootstrap import intervals, wilson
 from ftlib.metrics.classification import INVALID, measure
+from ftlib.metrics.uncertainty import confidence_intervals, wilson
 
 LABELS = ["a", "b", "c", "never"]
 
@@ -108,7 +108,7 @@ def test_a_weight_is_a_number_of_copies_of_all_rows_of_an_image() -> None:
 def test_intervals_hold_the_values() -> None:
     answers, references = random_rows(2)
     measured = measure(answers, references, LABELS, positive="a")
-    found, values = intervals(measured), measured.values()
+    found, values = confidence_intervals(measured), measured.values()
     for name, interval in found.items():
         assert interval and interval[0] < values[name] < interval[1], name
     table = measured.tables["positive"]

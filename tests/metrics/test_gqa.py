@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ftlib.metrics.bootstrap import intervals
-from ftlib.metrics.gqa import Choices, Question, count_steps, measure
+from ftlib.metrics.gqa import GqaChoices, GqaQuestion, count_steps, measure
+from ftlib.metrics.uncertainty import confidence_intervals
 from tests.metrics import literal_gqa
 
 ANSWERS = ["yes", "no", "red", "color", "shape", "left", "Red", " red", ""]
@@ -37,9 +37,9 @@ def random_question(draw: random.Random, names: list[str]) -> dict[str, Any]:
     }
 
 
-def plain(raw: dict[str, Any]) -> Question:
+def plain(raw: dict[str, Any]) -> GqaQuestion:
     """What the metric looks at."""
-    return Question(
+    return GqaQuestion(
         question=raw["question"],
         answer=raw["answer"],
         image=raw["imageId"],
@@ -64,7 +64,7 @@ def test_equal_to_the_literal_rules(seed: int) -> None:
     measured = measure(
         {name: plain(one) for name, one in raw.items()},
         predictions,
-        {name: Choices(tuple(one["valid"]), tuple(one["plausible"])) for name, one in choices.items()},
+        {name: GqaChoices(tuple(one["valid"]), tuple(one["plausible"])) for name, one in choices.items()},
     )
     expected = literal_gqa.scores(raw, predictions, choices)
     values = {name: None if math.isnan(value) else value for name, value in measured.values().items()}
@@ -73,10 +73,10 @@ def test_equal_to_the_literal_rules(seed: int) -> None:
     assert measured.notes.keys() >= {"grounding"}
 
 
-def question(answer: str, **fields: Any) -> Question:
+def question(answer: str, **fields: Any) -> GqaQuestion:
     kinds = {"structural": "verify", "semantic": "attr", "detailed": "existC", "steps": 1, "group": "g"}
     base = {"question": "is it", "answer": answer, "image": "i", "balanced": True, "entailed": ()} | kinds
-    return Question(**(base | fields))  # type: ignore[arg-type]
+    return GqaQuestion(**(base | fields))  # type: ignore[arg-type]
 
 
 def test_consistency_by_hand() -> None:
@@ -107,9 +107,9 @@ def test_without_choices_validity_is_not_computed() -> None:
 
 def test_what_is_common_takes_three_answers_only() -> None:
     questions = {"a": question("color", detailed="twoCommon")}
-    measured = measure(questions, {"a": "size"}, {"a": Choices(("size",), ("size",))})
+    measured = measure(questions, {"a": "size"}, {"a": GqaChoices(("size",), ("size",))})
     assert (measured.values()["validity"], measured.values()["plausibility"]) == (0, 0)
-    measured = measure(questions, {"a": "shape"}, {"a": Choices(("size",), ("size",))})
+    measured = measure(questions, {"a": "shape"}, {"a": GqaChoices(("size",), ("size",))})
     assert (measured.values()["validity"], measured.values()["plausibility"]) == (100, 100)
 
 
@@ -123,7 +123,7 @@ def test_distribution_by_hand() -> None:
 def test_distribution_has_no_interval_and_the_others_have() -> None:
     questions = {str(number): question("yes", image=str(number // 4)) for number in range(200)}
     predictions = {name: "no" if int(name) % 3 else "yes" for name in questions}
-    found = intervals(measure(questions, predictions))
+    found = confidence_intervals(measure(questions, predictions))
     assert "distribution" not in found
     low, high = found["accuracy"] or (0, 0)
     assert 20 < low < 33.5 < high < 45

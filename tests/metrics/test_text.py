@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from ftlib.metrics.bootstrap import intervals
 from ftlib.metrics.text import measure, normalize, token_f1
+from ftlib.metrics.uncertainty import confidence_intervals
 
 WORDS = ["the", "a", "Cat", "cat,", "sat", "on", "An", "mat.", "(dog)", "theatre", "don't", "3.5", "–", "猫"]
 
@@ -108,7 +108,7 @@ def test_a_weight_is_a_number_of_copies() -> None:
     copied = corpus_bleu([predictions[n] for n in copies], [references[n] for n in copies], "13a")
     values = measured.sample.values(weights[None].astype(float))
     assert values["BLEU"][0] == pytest.approx(copied, abs=1e-9)
-    found = intervals(measured)["BLEU"]
+    found = confidence_intervals(measured)["BLEU"]
     assert found and found[0] < measured.values()["BLEU"] < found[1]
 
 

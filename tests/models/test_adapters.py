@@ -11,15 +11,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from ftlib.config import Attention, Full, Lora
+from ftlib.config.schema import Attention, Full, Lora
 from ftlib.errors import UserError
-from ftlib.models.adapters import count_parameters, prepare_for_training, undecayed
-from ftlib.models.causal import CausalInputs
+from ftlib.models.adapters import count_parameters, no_decay_parameter_names, prepare_for_training
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.encoding import model_inputs
 from ftlib.models.loading import load_adapter, load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
-from ftlib.models.rows import forward_arguments
-from ftlib.training.loss import answer_loss
-from ftlib.training.trainer import AnswerTrainer
+from ftlib.models.loss import answer_loss
+from ftlib.models.paligemma import PaliGemmaInputProcessor
+from ftlib.training.trainer import ResumableTrainer
 from tests.models.tiny_causal import ARCHITECTURES, save
 
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -34,16 +34,18 @@ def folders(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def batch_of(folders: dict[str, Path], name: str) -> dict[str, Tensor]:
     if name == "paligemma":
-        inputs = PaliGemmaInputs.load(folders[name])
+        inputs = PaliGemmaInputProcessor.load(folders[name])
         images = [Image.new("RGB", (32, 32), (shade, 90, 255 - shade)) for shade in (0, 200)]
-        return inputs.batch([inputs.train_row("read", images[0], "7"), inputs.train_row("", images[1], "0 or 1")])
-    causal = CausalInputs.load(folders[name])
-    return causal.batch([causal.train_row("1+1=", None, "2"), causal.train_row("spell two:", None, "t-w-o")])
+        return inputs.collate(
+            [inputs.encode_train("read", images[0], "7"), inputs.encode_train("", images[1], "0 or 1")]
+        )
+    causal = CausalProcessor.load(folders[name])
+    return causal.collate([causal.encode_train("1+1=", None, "2"), causal.encode_train("spell two:", None, "t-w-o")])
 
 
 def logits_of(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model.eval()(**forward_arguments(batch)).logits
+        logits: Tensor = model.eval()(**model_inputs(batch)).logits
     return logits
 
 
@@ -265,8 +267,8 @@ def test_what_weight_decay_leaves_alone(folders: dict[str, Path], name: str, met
     rest = ["bias", "lora_magnitude_vector.default.weight"]
     endings = tuple(f".{ending}" for ending in [*NORMS[name], *TABLES[name], *rest])
     spared = {key for key in trained_names(model) if key.endswith(endings)}
-    assert undecayed(model) == spared
-    assert set(AnswerTrainer.get_decay_parameter_names(None, model)) == trained_names(model) - spared
+    assert no_decay_parameter_names(model) == spared
+    assert set(ResumableTrainer.get_decay_parameter_names(None, model)) == trained_names(model) - spared
     decayed = trained_names(model) - spared
     assert decayed and all(model.get_parameter(key).dim() > 1 for key in decayed)
     seen = {ending for ending in endings if any(key.endswith(ending) for key in spared)}

@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM, PaliGemmaForConditionalGeneration
 
 from ftlib.errors import UserError
-from ftlib.models.attention import check_trainable
-from ftlib.models.generate import answer_rows, label_likelihoods
+from ftlib.models.attention import validate_trainable
+from ftlib.models.encoding import EncodedExample, model_inputs
+from ftlib.models.generation import generate_answers, label_loglikelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
-from ftlib.models.rows import Row, forward_arguments
-from ftlib.training.loss import answer_loss
+from ftlib.models.loss import answer_loss
+from ftlib.models.paligemma import PaliGemmaInputProcessor
 from tests.models import literal_gemma2
 from tests.models.tiny_paligemma import GEMMA2, save
 
@@ -47,8 +47,8 @@ def model(folder: Path, softcap: str) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def inputs(folder: Path) -> PaliGemmaInputs:
-    return PaliGemmaInputs.load(folder)
+def inputs(folder: Path) -> PaliGemmaInputProcessor:
+    return PaliGemmaInputProcessor.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -56,74 +56,78 @@ def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
 
 
-def literal(model: torch.nn.Module, row: Row, cap: float | None) -> torch.Tensor:
+def literal(model: torch.nn.Module, row: EncodedExample, cap: float | None) -> torch.Tensor:
     """Logits of one row, shape (tokens, vocabulary)."""
     with torch.no_grad():
-        embedded = model.get_input_embeddings()(torch.tensor(row.ids))
-        image_tokens = model.get_image_features(row.pixels[None]).pooler_output[0]
+        embedded = model.get_input_embeddings()(torch.tensor(row.input_ids))
+        image_tokens = model.get_image_features(row.pixel_values[None]).pooler_output[0]
     embedded[: len(image_tokens)] = image_tokens
-    return literal_gemma2.logits(model, embedded, len(row.ids) - row.n_answer, cap)
+    return literal_gemma2.logits(model, embedded, len(row.input_ids) - row.n_labels, cap)
 
 
-def literal_cost(model: torch.nn.Module, row: Row, cap: float | None) -> torch.Tensor:
+def literal_cost(model: torch.nn.Module, row: EncodedExample, cap: float | None) -> torch.Tensor:
     """Minus the log-likelihood of a row's answer."""
-    scores = literal(model, row, cap)[-row.n_answer - 1 : -1]
-    return cross_entropy(scores, torch.tensor(row.ids[-row.n_answer :]), reduction="sum")
+    scores = literal(model, row, cap)[-row.n_labels - 1 : -1]
+    return cross_entropy(scores, torch.tensor(row.input_ids[-row.n_labels :]), reduction="sum")
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_logits_and_loss_are_the_literal_ones(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, softcap: str, training: bool
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, softcap: str, training: bool
 ) -> None:
     """In a padded batch; rows are longer than the window and scores beyond the caps, so that each would show."""
-    rows = [inputs.train_row(prompt, image, answer) for prompt, answer in PAIRS]
+    rows = [inputs.encode_train(prompt, image, answer) for prompt, answer in PAIRS]
     model.train(training)
-    batch = inputs.batch(rows)
+    batch = inputs.collate(rows)
     with torch.no_grad():
-        found = model(**forward_arguments(batch)).logits
+        found = model(**model_inputs(batch)).logits
         loss = answer_loss(model, batch, "token")
     model.eval()
     for row, ours in zip(rows, found, strict=True):
-        torch.testing.assert_close(ours[-len(row.ids) :], literal(model, row, CAPS[softcap]), rtol=1e-3, atol=1e-3)
-    cost = sum(literal_cost(model, row, CAPS[softcap]) for row in rows) / sum(row.n_answer for row in rows)
+        torch.testing.assert_close(
+            ours[-len(row.input_ids) :], literal(model, row, CAPS[softcap]), rtol=1e-3, atol=1e-3
+        )
+    cost = sum(literal_cost(model, row, CAPS[softcap]) for row in rows) / sum(row.n_labels for row in rows)
     torch.testing.assert_close(loss, cost, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("generation", [None, {"min_new_tokens": 0}], ids=["ours", "transformers"])
 def test_answers_are_the_literal_ones(
     model: torch.nn.Module,
-    inputs: PaliGemmaInputs,
+    inputs: PaliGemmaInputProcessor,
     image: Image.Image,
     softcap: str,
     generation: dict[str, int] | None,
 ) -> None:
-    rows = inputs.prompt_rows([prompt for prompt, _ in PAIRS], image)
-    answers = answer_rows(model, inputs, rows, 6, generation=generation)
+    rows = inputs.encode_prompts([prompt for prompt, _ in PAIRS], image)
+    answers = generate_answers(model, inputs, rows, 6, generation=generation)
     assert len(set(answers)) > 1
     for row, answer in zip(rows, answers, strict=True):
-        ids = list(row.ids)
-        while len(ids) < len(row.ids) + 6:
-            scores = literal(model, Row(ids, len(ids) - len(row.ids), row.pixels), CAPS[softcap])
+        ids = list(row.input_ids)
+        while len(ids) < len(row.input_ids) + 6:
+            scores = literal(model, EncodedExample(ids, len(ids) - len(row.input_ids), row.pixel_values), CAPS[softcap])
             ids.append(int(scores[-1].argmax()))
-            if ids[-1] == inputs.eos_id:
+            if ids[-1] == inputs.eos_token_id:
                 break
-        assert inputs.decode(ids[len(row.ids) :]) == answer
+        assert inputs.decode(ids[len(row.input_ids) :]) == answer
 
 
 def test_likelihoods_are_the_literal_ones(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, softcap: str
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, softcap: str
 ) -> None:
-    rows = inputs.prompt_rows([prompt for prompt, _ in PAIRS], image)
-    for row, numbers in zip(rows, label_likelihoods(model, inputs, rows, LABELS), strict=True):
+    rows = inputs.encode_prompts([prompt for prompt, _ in PAIRS], image)
+    for row, numbers in zip(rows, label_loglikelihoods(model, inputs, rows, LABELS), strict=True):
         for label, number in zip(LABELS, numbers, strict=True):
-            answer = inputs.answer_ids(label)
-            cost = literal_cost(model, Row([*row.ids, *answer], len(answer), row.pixels), CAPS[softcap])
+            answer = inputs.encode_answer(label)
+            cost = literal_cost(
+                model, EncodedExample([*row.input_ids, *answer], len(answer), row.pixel_values), CAPS[softcap]
+            )
             torch.testing.assert_close(number, -cost, rtol=1e-4, atol=1e-3)
 
 
-def test_each_of_them_matters(folder: Path, inputs: PaliGemmaInputs, image: Image.Image) -> None:
+def test_each_of_them_matters(folder: Path, inputs: PaliGemmaInputProcessor, image: Image.Image) -> None:
     """What the literal comparison rests on: this tiny model shows a window, a missing cap, and a final cap."""
-    batch = forward_arguments(inputs.batch([inputs.train_row("read", image, "three")]))
+    batch = model_inputs(inputs.collate([inputs.encode_train("read", image, "three")]))
     plain = PaliGemmaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
     text = plain.config.text_config
     with torch.no_grad():
@@ -188,14 +192,14 @@ def test_a_final_cap_that_is_not_there_cannot_be_on(paligemmas: dict[str, Path])
 def test_flex_wants_a_gpu_and_no_dropout(
     folder: Path, paligemmas: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_trainable(load_weights(paligemmas["paligemma2"], "float32"))
+    validate_trainable(load_weights(paligemmas["paligemma2"], "float32"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="flex runs on a GPU"):
         load_weights(folder, "float32", attention="flex")
     _pretend_a_gpu(monkeypatch)
-    check_trainable(load_weights(folder, "float32", attention="flex"))
+    validate_trainable(load_weights(folder, "float32", attention="flex"))
     with pytest.raises(UserError, match="this model drops attention"):
-        check_trainable(load_weights(paligemmas["paligemma2"], "float32", attention="flex"))
+        validate_trainable(load_weights(paligemmas["paligemma2"], "float32", attention="flex"))
 
 
 @pytest.fixture(scope="module")

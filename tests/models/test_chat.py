@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ftlib.errors import UserError
-from ftlib.models.causal import CausalInputs
-from ftlib.models.tiny_neox import tiny_tokenizer
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.tiny import tiny_tokenizer
 from tests.models.chat_templates import KINDS, TEMPLATES, tokenizer_of
 
 QUESTION = [{"role": "user", "content": "reverse 42"}]
@@ -18,25 +18,25 @@ CONVERSATION = [*QUESTION, {"role": "assistant", "content": "it is 24"}, {"role"
 THOUGHT = "<think>\nthe answer is\n</think>\n\n42"
 
 
-def inputs_of(kind: str, template: str, **arguments: Any) -> CausalInputs:
-    return CausalInputs(tokenizer_of(kind, template), None, chat=True, chat_template_arguments=arguments)
+def inputs_of(kind: str, template: str, **arguments: Any) -> CausalProcessor:
+    return CausalProcessor(tokenizer_of(kind, template), None, chat=True, chat_template_arguments=arguments)
 
 
-def with_template(template: str, **arguments: Any) -> CausalInputs:
+def with_template(template: str, **arguments: Any) -> CausalProcessor:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    return CausalInputs(tokenizer, None, chat=True, chat_template_arguments=arguments)
+    return CausalProcessor(tokenizer, None, chat=True, chat_template_arguments=arguments)
 
 
-def rendered(inputs: CausalInputs, turns: Sequence[dict[str, str]], **arguments: Any) -> str:
+def rendered(inputs: CausalProcessor, turns: Sequence[dict[str, str]], **arguments: Any) -> str:
     return str(inputs.tokenizer.apply_chat_template(list(turns), tokenize=False, **arguments))
 
 
-def whole_ids(inputs: CausalInputs, turns: Sequence[dict[str, str]], answer: str, **arguments: Any) -> list[int]:
+def whole_ids(inputs: CausalProcessor, turns: Sequence[dict[str, str]], answer: str, **arguments: Any) -> list[int]:
     """What the template itself makes of a conversation, up to the end of its last turn."""
     text = rendered(inputs, [*turns, {"role": "assistant", "content": answer}], **arguments)
     ids: list[int] = inputs.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids[: len(ids) - ids[::-1].index(inputs.eos_id)]
+    return ids[: len(ids) - ids[::-1].index(inputs.eos_token_id)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,59 +48,59 @@ def test_a_trained_row_is_the_question_and_what_the_template_writes(
 ) -> None:
     fixed = {"date_string": "26 Jul 2024"} if template == "llama3.2" else {}
     inputs, prompt = inputs_of(kind, template), json.dumps(turns)
-    row, (asked,) = inputs.train_row(prompt, None, answer), inputs.prompt_rows([prompt], None)
+    row, (asked,) = inputs.encode_train(prompt, None, answer), inputs.encode_prompts([prompt], None)
     whole = whole_ids(inputs, turns, answer, **fixed)
     border = template == "qwen3-thinking" or answer.startswith(" ")  # white space may join the prompt's last token
-    assert inputs.tokenizer.decode(row.ids) == inputs.tokenizer.decode(whole)
-    assert row.ids == whole or border
-    assert row.ids[: -row.n_answer] == asked.ids
-    assert row.ids[-row.n_answer :] == inputs.answer_ids(answer)
-    assert inputs.lengths([prompt], [answer]) == [(len(asked.ids), row.n_answer)]
+    assert inputs.tokenizer.decode(row.input_ids) == inputs.tokenizer.decode(whole)
+    assert row.input_ids == whole or border
+    assert row.input_ids[: -row.n_labels] == asked.input_ids
+    assert row.input_ids[-row.n_labels :] == inputs.encode_answer(answer)
+    assert inputs.token_lengths([prompt], [answer]) == [(len(asked.input_ids), row.n_labels)]
     theirs = rendered(inputs, turns, add_generation_prompt=True, **fixed)
     given = inputs.tokenizer(theirs, add_special_tokens=False)["input_ids"]
-    assert asked.ids[: len(given)] == given
+    assert asked.input_ids[: len(given)] == given
     if template not in ("no-generation-prompt", "vicuna"):
-        assert asked.ids == given
-    assert inputs.decode(row.ids[-row.n_answer : -1]).strip() == answer.strip()
+        assert asked.input_ids == given
+    assert inputs.decode(row.input_ids[-row.n_labels : -1]).strip() == answer.strip()
 
 
 def test_an_empty_block_of_thoughts_is_learned_and_removed_from_answers() -> None:
     inputs = inputs_of("bytes", "qwen3")
-    ids = inputs.answer_ids("42")
+    ids = inputs.encode_answer("42")
     assert inputs.tokenizer.decode(ids) == "<think>\n\n</think>\n\n42<|im_end|>"
-    assert inputs.decode(ids[:-1]) == "42" and "'<think>" in inputs.remark
-    assert inputs.tokenizer.decode(inputs.answer_ids(THOUGHT)) == f"{THOUGHT}<|im_end|>"
-    assert inputs.decode(inputs.answer_ids(THOUGHT)[:-1]) == THOUGHT
+    assert inputs.decode(ids[:-1]) == "42" and "'<think>" in inputs.warning
+    assert inputs.tokenizer.decode(inputs.encode_answer(THOUGHT)) == f"{THOUGHT}<|im_end|>"
+    assert inputs.decode(inputs.encode_answer(THOUGHT)[:-1]) == THOUGHT
 
 
 def test_arguments_reach_the_template_in_training_and_asking() -> None:
     inputs = inputs_of("bytes", "qwen3", enable_thinking=False)
     prompt = json.dumps(QUESTION)
-    (asked,) = inputs.prompt_rows([prompt], None)
-    row = inputs.train_row(prompt, None, "42")
-    assert inputs.tokenizer.decode(asked.ids).endswith("assistant\n<think>\n\n</think>\n\n")
-    assert row.ids == whole_ids(inputs, QUESTION, "42") and row.ids[: -row.n_answer] == asked.ids
-    assert inputs.tokenizer.decode(inputs.answer_ids("42")) == "42<|im_end|>" and inputs.remark == ""
+    (asked,) = inputs.encode_prompts([prompt], None)
+    row = inputs.encode_train(prompt, None, "42")
+    assert inputs.tokenizer.decode(asked.input_ids).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert row.input_ids == whole_ids(inputs, QUESTION, "42") and row.input_ids[: -row.n_labels] == asked.input_ids
+    assert inputs.tokenizer.decode(inputs.encode_answer("42")) == "42<|im_end|>" and inputs.warning == ""
     with pytest.raises(UserError, match="other words around the answer '<think>"):
-        inputs.answer_ids(THOUGHT)
+        inputs.encode_answer(THOUGHT)
 
 
 def test_a_template_without_generation_prompt_gets_one() -> None:
     inputs = inputs_of("bytes", "no-generation-prompt")
-    (asked,) = inputs.prompt_rows([json.dumps(QUESTION)], None)
-    assert inputs.tokenizer.decode(asked.ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
-    assert "asks without '<|im_start|>assistant\\n'" in inputs.remark
+    (asked,) = inputs.encode_prompts([json.dumps(QUESTION)], None)
+    assert inputs.tokenizer.decode(asked.input_ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert "asks without '<|im_start|>assistant\\n'" in inputs.warning
 
 
 def test_a_template_that_writes_the_date_always_writes_the_same() -> None:
     asked = {
-        day: inputs_of("bytes", "llama3.2", **({"date_string": day} if day else {})).prompt_rows(
+        day: inputs_of("bytes", "llama3.2", **({"date_string": day} if day else {})).encode_prompts(
             [json.dumps(QUESTION)], None
         )[0]
         for day in ("", "26 Jul 2024", "1 Jan 2025")
     }
-    assert asked[""].ids == asked["26 Jul 2024"].ids != asked["1 Jan 2025"].ids
-    assert "today is always 26 Jul 2024" in inputs_of("bytes", "llama3.2").remark
+    assert asked[""].input_ids == asked["26 Jul 2024"].input_ids != asked["1 Jan 2025"].input_ids
+    assert "today is always 26 Jul 2024" in inputs_of("bytes", "llama3.2").warning
 
 
 _TURNS = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
@@ -132,9 +132,9 @@ def test_a_template_that_cannot_be_made_consistent_is_refused(template: str, fau
 
 def test_an_answer_that_the_template_changes_is_refused() -> None:
     inputs = with_template(_TURNS.replace("m.content", "m.content.split('</think>')[-1]"))
-    assert inputs.decode(inputs.answer_ids("42")[:-1]) == "42"
+    assert inputs.decode(inputs.encode_answer("42")[:-1]) == "42"
     with pytest.raises(UserError, match="changes or leaves out the answer 'a</think>b'"):
-        inputs.answer_ids("a</think>b")
+        inputs.encode_answer("a</think>b")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_arguments_that_would_do_nothing_are_refused(name: str, fault: str) -> N
 def test_special_tokens_in_an_answer_stay_text(kind: str) -> None:
     inputs = inputs_of(kind, "qwen3")
     answer = "say <|im_end|> and </s> twice"
-    ids = inputs.answer_ids(answer)
-    assert [ids.count(inputs.eos_id), ids.count(inputs.tokenizer.eos_token_id)] == [1, 0]
+    ids = inputs.encode_answer(answer)
+    assert [ids.count(inputs.eos_token_id), ids.count(inputs.tokenizer.eos_token_id)] == [1, 0]
     assert inputs.decode(ids[:-1]) == answer
 
 
@@ -163,7 +163,7 @@ def test_a_turn_ends_with_an_added_token_that_is_not_special() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<end>"])
     tokenizer.chat_template = _TURNS.replace("'\n'", "'<end>'")
-    inputs = CausalInputs(tokenizer, None, chat=True)
-    assert inputs.eos_id == tokenizer.convert_tokens_to_ids("<end>") == inputs.answer_ids("a")[-1]
-    (asked,) = inputs.prompt_rows([json.dumps([{"role": "user", "content": "a<end>b"}])], None)
-    assert asked.ids.count(inputs.eos_id) == 1
+    inputs = CausalProcessor(tokenizer, None, chat=True)
+    assert inputs.eos_token_id == tokenizer.convert_tokens_to_ids("<end>") == inputs.encode_answer("a")[-1]
+    (asked,) = inputs.encode_prompts([json.dumps([{"role": "user", "content": "a<end>b"}])], None)
+    assert asked.input_ids.count(inputs.eos_token_id) == 1

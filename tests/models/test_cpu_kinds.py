@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from ftlib.models.tiny_neox import tiny_tokenizer
+from ftlib.models.tiny import tiny_tokenizer
 
 SCRIPT = """
 import importlib.machinery
@@ -36,7 +36,7 @@ class Answered(importlib.machinery.PathFinder):
 
 sys.meta_path.insert(0, Answered)
 import torch
-from ftlib.config import Lora
+from ftlib.config.schema import Lora
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.loading import load_weights
 from tests.models.test_adapters import batch_of, logits_of, train_a_little

@@ -15,11 +15,11 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch.nn.attention import flex_attention as flex
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
-from ftlib.models.attention import allow_flex_programs
-from ftlib.models.generate import answer_rows
+from ftlib.models.attention import raise_recompile_limit
+from ftlib.models.generation import generate_answers
 from ftlib.models.loading import load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
-from ftlib.training.loss import answer_loss, cut_labels
+from ftlib.models.loss import answer_loss, cut_labels
+from ftlib.models.paligemma import PaliGemmaInputProcessor
 from tests.models.tiny_paligemma import save
 
 USUAL_LIMIT = 8
@@ -43,14 +43,16 @@ def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def use(folder: Path) -> None:
     """Steps of training with questions between them."""
-    inputs, image = PaliGemmaInputs.load(folder), Image.new("RGB", (48, 48), "red")
+    inputs, image = PaliGemmaInputProcessor.load(folder), Image.new("RGB", (48, 48), "red")
     model = load_weights(folder, "float32", attention="eager")
     model.config.get_text_config()._attn_implementation = "flex_attention"
     for lengths in ROWS:
-        rows = [inputs.train_row("p" * length, image, "a" * (1 + length % 7)) for length in lengths]
-        answer_loss(model.train(), cut_labels(inputs.batch(rows)), "token").backward()
+        rows = [inputs.encode_train("p" * length, image, "a" * (1 + length % 7)) for length in lengths]
+        answer_loss(model.train(), cut_labels(inputs.collate(rows)), "token").backward()
         with torch.no_grad():
-            answer_rows(model.eval(), inputs, inputs.prompt_rows(["p" * length for length in lengths], image), 3)
+            generate_answers(
+                model.eval(), inputs, inputs.encode_prompts(["p" * length for length in lengths], image), 3
+            )
 
 
 @pytest.mark.long
@@ -59,7 +61,7 @@ def test_training_and_asking_in_turn_stay_compiled(tmp_path: Path, dynamo: Any) 
     assert dynamo.recompile_limit == USUAL_LIMIT
     with pytest.raises(Exception, match="fail_on_recompile_limit_hit"):
         use(tmp_path)
-    allow_flex_programs()
+    raise_recompile_limit()
     torch._dynamo.reset()
     use(tmp_path)
     assert USUAL_LIMIT < len(_debug_get_cache_entry_list(flex.create_block_mask)) < dynamo.recompile_limit / 2

@@ -13,23 +13,23 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ftlib.config import Full, Lora
+from ftlib.config.schema import Full, Lora
 from ftlib.errors import UserError
 from ftlib.models.adapters import count_parameters, prepare_for_training
-from ftlib.models.generate import answer_rows
+from ftlib.models.encoding import IGNORE_INDEX, EncodedExample, model_inputs
+from ftlib.models.generation import generate_answers
 from ftlib.models.loading import load_adapter, load_weights
-from ftlib.models.paligemma import PaliGemmaInputs
-from ftlib.models.rows import IGNORED, Row, forward_arguments
+from ftlib.models.loss import answer_loss, count_items
+from ftlib.models.paligemma import PaliGemmaInputProcessor
 from ftlib.models.tiny import tiny_processor
-from ftlib.training.loss import answer_loss, count_items
 
 pytestmark = pytest.mark.gates
 LORA = Lora(method="lora", r=4, alpha=8, freeze=[])
 
 
 @pytest.fixture(scope="module")
-def inputs(folder: Path) -> PaliGemmaInputs:
-    return PaliGemmaInputs.load(folder)
+def inputs(folder: Path) -> PaliGemmaInputProcessor:
+    return PaliGemmaInputProcessor.load(folder)
 
 
 @pytest.fixture
@@ -42,19 +42,19 @@ def image(shared: Path) -> Image.Image:
     return Image.open(shared / "data" / "images" / "0003.png").convert("RGB")
 
 
-def rows_of(inputs: PaliGemmaInputs, image: Image.Image) -> list[Row]:
+def rows_of(inputs: PaliGemmaInputProcessor, image: Image.Image) -> list[EncodedExample]:
     """Rows of different prompt and answer lengths, an empty prompt among them."""
     other = Image.fromarray(255 - np.asarray(image))
     return [
-        inputs.train_row("which digit is this?", image, "3"),
-        inputs.train_row("read", other, "three or eight"),
-        inputs.train_row("", image, "三"),
+        inputs.encode_train("which digit is this?", image, "3"),
+        inputs.encode_train("read", other, "three or eight"),
+        inputs.encode_train("", image, "三"),
     ]
 
 
 def logits_of(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model(**forward_arguments(batch)).logits
+        logits: Tensor = model(**model_inputs(batch)).logits
     return logits
 
 
@@ -69,129 +69,134 @@ def differing_columns(a: Tensor, b: Tensor) -> list[int]:
 
 
 def test_the_answer_does_not_leak_backwards(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image
 ) -> None:
-    row = inputs.train_row("read", image, "abcdef")
-    batch = inputs.batch([row])
-    length = len(row.ids)
+    row = inputs.encode_train("read", image, "abcdef")
+    batch = inputs.collate([row])
+    length = len(row.input_ids)
     for train in (False, True):  # transformers builds the mask by another path in training
         model.train(train)
         for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         before = logits_of(model, batch)
-        for column in range(length - row.n_answer, length):
+        for column in range(length - row.n_labels, length):
             after = logits_of(model, with_token(batch, column, inputs.tokenizer.convert_tokens_to_ids("Z")))
             assert differing_columns(before, after) == list(range(column, length))
 
 
 def test_the_prompt_sees_itself_both_ways_and_all_of_the_answer_sees_it(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image
 ) -> None:
-    row = inputs.train_row("which one", image, "abc")
-    batch = inputs.batch([row])
-    last_of_prompt = len(row.ids) - row.n_answer - 2
+    row = inputs.encode_train("which one", image, "abc")
+    batch = inputs.collate([row])
+    last_of_prompt = len(row.input_ids) - row.n_labels - 2
     after = logits_of(model, with_token(batch, last_of_prompt, inputs.tokenizer.convert_tokens_to_ids("Z")))
-    assert differing_columns(logits_of(model, batch), after) == list(range(len(row.ids)))
+    assert differing_columns(logits_of(model, batch), after) == list(range(len(row.input_ids)))
 
 
 def test_without_token_types_the_mask_would_be_wrong(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image
 ) -> None:
     """The trap that they are there for: the prompt would be causal, or (SDPA, no padding) the answer would leak."""
-    row = inputs.train_row("which one", image, "abc")
-    batch = inputs.batch([row])
-    assert batch["token_type_ids"].tolist() == [[0] * (len(row.ids) - row.n_answer) + [1] * row.n_answer]
-    asked = inputs.question_batch(inputs.prompt_rows(["which one", "x"], image))
+    row = inputs.encode_train("which one", image, "abc")
+    batch = inputs.collate([row])
+    assert batch["token_type_ids"].tolist() == [[0] * (len(row.input_ids) - row.n_labels) + [1] * row.n_labels]
+    asked = inputs.collate_generate(inputs.encode_prompts(["which one", "x"], image))
     assert asked["token_type_ids"].shape == asked["input_ids"].shape and not asked["token_type_ids"].any()
     without = {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
     assert (logits_of(model, without) - logits_of(model, batch)).abs().max() > 1e-3
 
 
 def test_the_image_is_looked_at_and_learned_from(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image
 ) -> None:
-    row = inputs.train_row("read", image, "3")
-    other = inputs.train_row("read", Image.fromarray(255 - np.asarray(image)), "3")
-    changed = logits_of(model, inputs.batch([row])) - logits_of(model, inputs.batch([other]))
+    row = inputs.encode_train("read", image, "3")
+    other = inputs.encode_train("read", Image.fromarray(255 - np.asarray(image)), "3")
+    changed = logits_of(model, inputs.collate([row])) - logits_of(model, inputs.collate([other]))
     assert changed.abs().amax(dim=-1).min() > 1e-6
-    answer_loss(model, inputs.batch([row]), "token").backward()
+    answer_loss(model, inputs.collate([row]), "token").backward()
     towers = [p for name, p in model.named_parameters() if "vision_tower" in name and "k_proj.bias" not in name]
     assert towers and all(p.grad is not None and p.grad.abs().max() > 0 for p in towers)
 
 
 def test_embedded_prompts_are_what_pixels_give(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image
 ) -> None:
     """Image features computed beforehand go in as embeddings: as `mm_encoder_outputs` some versions swallow them."""
-    rows = inputs.prompt_rows(["which one", "read"], image)
-    batch = inputs.prompt_batch(model, rows)
+    rows = inputs.encode_prompts(["which one", "read"], image)
+    batch = inputs.embed_prompts(model, rows)
     assert "pixel_values" not in batch and "input_ids" not in batch
     with torch.no_grad():
-        pixels = logits_of(model, inputs.question_batch(rows))
-        embedded = model(**forward_arguments(batch)).logits
+        pixels = logits_of(model, inputs.collate_generate(rows))
+        embedded = model(**model_inputs(batch)).logits
     seen = batch["attention_mask"].bool()
     torch.testing.assert_close(embedded[seen], pixels[seen], rtol=1e-5, atol=1e-5)
 
 
-def test_positions_count_from_one_and_leave_padding_out(inputs: PaliGemmaInputs, image: Image.Image) -> None:
-    long, short = (inputs.train_row(prompt, image, "3") for prompt in ("which one", "read"))
-    padding = len(long.ids) - len(short.ids)
-    positions = forward_arguments(inputs.batch([long, short]))["position_ids"].tolist()
-    assert positions[0] == list(range(1, len(long.ids) + 1))
-    assert positions[1][padding:] == list(range(1, len(short.ids) + 1))
+def test_positions_count_from_one_and_leave_padding_out(inputs: PaliGemmaInputProcessor, image: Image.Image) -> None:
+    long, short = (inputs.encode_train(prompt, image, "3") for prompt in ("which one", "read"))
+    padding = len(long.input_ids) - len(short.input_ids)
+    positions = model_inputs(inputs.collate([long, short]))["position_ids"].tolist()
+    assert positions[0] == list(range(1, len(long.input_ids) + 1))
+    assert positions[1][padding:] == list(range(1, len(short.input_ids) + 1))
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(224, 256), (448, 1024), (896, 4096)])
 def test_an_image_has_the_tokens_of_its_resolution(size: int, tokens: int) -> None:
-    inputs = PaliGemmaInputs(tiny_processor(size, 14))
+    inputs = PaliGemmaInputProcessor(tiny_processor(size, 14))
     wide = Image.fromarray(np.arange(90 * 30 * 3, dtype=np.uint8).reshape(30, 90, 3))
-    row = inputs.train_row("a", wide, "b")
-    assert row.ids[:tokens] == [inputs.processor.image_token_id] * tokens
-    assert row.ids[tokens] == inputs.tokenizer.bos_token_id and len(row.ids) == tokens + 5
-    assert row.pixels.shape == (3, size, size) and -1 <= row.pixels.min() < row.pixels.max() <= 1
+    row = inputs.encode_train("a", wide, "b")
+    assert row.input_ids[:tokens] == [inputs.processor.image_token_id] * tokens
+    assert row.input_ids[tokens] == inputs.tokenizer.bos_token_id and len(row.input_ids) == tokens + 5
+    assert row.pixel_values.shape == (3, size, size) and -1 <= row.pixel_values.min() < row.pixel_values.max() <= 1
     theirs = inputs.processor(images=wide, text="<image>a", suffix="b", return_tensors="pt")
-    assert row.ids == theirs["input_ids"][0].tolist()
-    torch.testing.assert_close(row.pixels, theirs["pixel_values"][0], rtol=0, atol=1e-6)
+    assert row.input_ids == theirs["input_ids"][0].tolist()
+    torch.testing.assert_close(row.pixel_values, theirs["pixel_values"][0], rtol=0, atol=1e-6)
 
 
-def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputs, image: Image.Image) -> None:
+def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputProcessor, image: Image.Image) -> None:
     for prompt, answer in [
         ("which digit is this?", "3"),
         ("detect  x ; y", "<loc0001><loc1023> x"),
         ("", "あ"),
         ("a\n", "b"),
     ]:
-        row = inputs.train_row(prompt, image, answer)
+        row = inputs.encode_train(prompt, image, answer)
         theirs = inputs.processor(images=image, text=f"<image>{prompt.rstrip()}", suffix=answer, return_tensors="pt")
-        assert row.ids == theirs["input_ids"][0].tolist()
-        assert row.n_answer == int(theirs["token_type_ids"].sum())
-        torch.testing.assert_close(row.pixels, theirs["pixel_values"][0], rtol=0, atol=1e-6)
+        assert row.input_ids == theirs["input_ids"][0].tolist()
+        assert row.n_labels == int(theirs["token_type_ids"].sum())
+        torch.testing.assert_close(row.pixel_values, theirs["pixel_values"][0], rtol=0, atol=1e-6)
 
 
-def test_location_and_mask_words_are_one_token_each(inputs: PaliGemmaInputs) -> None:
+def test_location_and_mask_words_are_one_token_each(inputs: PaliGemmaInputProcessor) -> None:
     for word in ("<loc0000>", "<loc0123>", "<loc1023>", "<seg000>", "<seg127>"):
         ids = inputs.tokenizer(word, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert len(ids) == 1
         assert inputs.decode(torch.tensor(ids)) == word
 
 
-def test_special_tokens_in_user_text_stay_text(inputs: PaliGemmaInputs, image: Image.Image) -> None:
-    row = inputs.train_row("count <image> and <eos> <bos><pad>", image, "x<eos>y")
-    plain = inputs.train_row("", image, "")
-    for token in (inputs.processor.image_token_id, inputs.eos_id, inputs.tokenizer.bos_token_id, inputs.pad_id):
-        assert row.ids.count(token) == plain.ids.count(token)
+def test_special_tokens_in_user_text_stay_text(inputs: PaliGemmaInputProcessor, image: Image.Image) -> None:
+    row = inputs.encode_train("count <image> and <eos> <bos><pad>", image, "x<eos>y")
+    plain = inputs.encode_train("", image, "")
+    for token in (
+        inputs.processor.image_token_id,
+        inputs.eos_token_id,
+        inputs.tokenizer.bos_token_id,
+        inputs.pad_token_id,
+    ):
+        assert row.input_ids.count(token) == plain.input_ids.count(token)
 
 
-def test_labels_are_answer_and_eos_and_every_row_has_some(inputs: PaliGemmaInputs, image: Image.Image) -> None:
+def test_labels_are_answer_and_eos_and_every_row_has_some(inputs: PaliGemmaInputProcessor, image: Image.Image) -> None:
     rows = rows_of(inputs, image)
-    batch = inputs.batch(rows)
+    batch = inputs.collate(rows)
     for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=True):
-        labelled = labels.ne(IGNORED)
-        assert labelled.sum() == row.n_answer >= 2
-        assert labels[-1] == inputs.eos_id
+        labelled = labels.ne(IGNORE_INDEX)
+        assert labelled.sum() == row.n_labels >= 2
+        assert labels[-1] == inputs.eos_token_id
         assert torch.equal(labels[labelled], ids[labelled])
-        assert not labels[labelled].eq(inputs.pad_id).any()
+        assert not labels[labelled].eq(inputs.pad_token_id).any()
 
 
 def full_loss(model: torch.nn.Module, batch: dict[str, Tensor], average: str, smoothing: float = 0.0) -> Tensor:
@@ -199,7 +204,7 @@ def full_loss(model: torch.nn.Module, batch: dict[str, Tensor], average: str, sm
     logits = logits_of(model, batch)
     per_row = []
     for row_logits, labels in zip(logits, batch["labels"], strict=True):
-        kept = labels[1:].ne(IGNORED)
+        kept = labels[1:].ne(IGNORE_INDEX)
         hard = cross_entropy(row_logits[:-1][kept], labels[1:][kept], reduction="none")
         uniform = -row_logits[:-1][kept].log_softmax(dim=-1).mean(dim=-1)
         per_row.append((1 - smoothing) * hard + smoothing * uniform)
@@ -208,9 +213,9 @@ def full_loss(model: torch.nn.Module, batch: dict[str, Tensor], average: str, sm
 
 @pytest.mark.parametrize("average", ["token", "example"])
 def test_loss_from_the_answers_logits_is_the_loss_from_all(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, average: str
 ) -> None:
-    batch = inputs.batch(rows_of(inputs, image))
+    batch = inputs.collate(rows_of(inputs, image))
     torch.testing.assert_close(
         answer_loss(model, batch, average), full_loss(model, batch, average), rtol=1e-6, atol=1e-6
     )
@@ -218,9 +223,9 @@ def test_loss_from_the_answers_logits_is_the_loss_from_all(
 
 @pytest.mark.parametrize("average", ["token", "example"])
 def test_label_smoothing_is_shifted_and_leaves_prompts_out(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, average: str
 ) -> None:
-    batch = inputs.batch(rows_of(inputs, image))
+    batch = inputs.collate(rows_of(inputs, image))
     ours = answer_loss(model, batch, average, smoothing=0.3)
     torch.testing.assert_close(ours, full_loss(model, batch, average, 0.3), rtol=1e-5, atol=1e-5)
     assert abs(ours - answer_loss(model, batch, average)) > 0.01
@@ -228,27 +233,27 @@ def test_label_smoothing_is_shifted_and_leaves_prompts_out(
 
 @pytest.mark.parametrize("average", ["token", "example"])
 def test_rows_without_labels_weigh_nothing(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, average: str
 ) -> None:
     """A rank whose share of a batch is empty takes part with such rows: loss and gradient are zero, not NaN."""
     rows = rows_of(inputs, image)
-    unlabelled = [replace(row, n_answer=0) for row in rows]
-    batch = inputs.batch(rows)
-    assert count_items(inputs.batch([*rows, *unlabelled])["labels"], average) == count_items(batch["labels"], average)
-    loss = answer_loss(model, inputs.batch(unlabelled), average, items=3)
+    unlabelled = [replace(row, n_labels=0) for row in rows]
+    batch = inputs.collate(rows)
+    assert count_items(inputs.collate([*rows, *unlabelled])["labels"], average) == count_items(batch["labels"], average)
+    loss = answer_loss(model, inputs.collate(unlabelled), average, items=3)
     loss.backward()
     assert loss == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
-    both = answer_loss(model, inputs.batch([*rows, *unlabelled]), average)
+    both = answer_loss(model, inputs.collate([*rows, *unlabelled]), average)
     torch.testing.assert_close(both, answer_loss(model, batch, average), rtol=1e-5, atol=1e-5)
 
 
 def test_token_average_is_transformers_own_loss(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image
 ) -> None:
-    batch = inputs.batch(rows_of(inputs, image))
+    batch = inputs.collate(rows_of(inputs, image))
     with torch.no_grad():
-        theirs = model(**forward_arguments(batch), labels=batch["labels"]).loss
+        theirs = model(**model_inputs(batch), labels=batch["labels"]).loss
     torch.testing.assert_close(answer_loss(model, batch, "token"), theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -263,14 +268,14 @@ def to_the_right(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("average", ["token", "example"])
 def test_loss_does_not_depend_on_padding_side(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, average: str
 ) -> None:
-    batch = inputs.batch(rows_of(inputs, image))
+    batch = inputs.collate(rows_of(inputs, image))
     right = full_loss(model, to_the_right(batch), average)
     torch.testing.assert_close(answer_loss(model, batch, average), right, rtol=1e-5, atol=1e-5)
 
 
-def cuts(rows: list[Row], size: int) -> Iterator[list[Row]]:
+def cuts(rows: list[EncodedExample], size: int) -> Iterator[list[EncodedExample]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
@@ -278,15 +283,15 @@ def cuts(rows: list[Row], size: int) -> Iterator[list[Row]]:
 @pytest.mark.parametrize("average", ["token", "example"])
 @pytest.mark.parametrize("size", [1, 2])
 def test_micro_batches_add_up_to_the_whole(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, average: str, size: int
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, average: str, size: int
 ) -> None:
     rows = rows_of(inputs, image)
-    whole = inputs.batch(rows)
+    whole = inputs.collate(rows)
     items = count_items(whole["labels"], average)
     answer_loss(model, whole, average).backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    losses = [answer_loss(model, inputs.batch(cut), average, items) for cut in cuts(rows, size)]
+    losses = [answer_loss(model, inputs.collate(cut), average, items) for cut in cuts(rows, size)]
     torch.stack(losses).sum().backward()
     torch.testing.assert_close(torch.stack(losses).sum(), answer_loss(model, whole, average), rtol=1e-5, atol=1e-5)
     for ours, theirs in zip([p.grad for p in model.parameters() if p.grad is not None], gradients, strict=True):
@@ -294,21 +299,21 @@ def test_micro_batches_add_up_to_the_whole(
 
 
 def test_generation_in_a_batch_is_teacher_forcing(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image
 ) -> None:
     """Greedy answers of a padded batch equal those of single rows, and the argmax of a training row's own logits."""
-    rows = inputs.prompt_rows(("which digit is this?", "read", ""), image)
-    together = answer_rows(model, inputs, rows, max_new_tokens=6)
+    rows = inputs.encode_prompts(("which digit is this?", "read", ""), image)
+    together = generate_answers(model, inputs, rows, max_new_tokens=6)
     for prompt, row, answer in zip(("which digit is this?", "read", ""), rows, together, strict=True):
-        assert answer_rows(model, inputs, [row], max_new_tokens=6) == [answer]
-        ids = list(row.ids)
+        assert generate_answers(model, inputs, [row], max_new_tokens=6) == [answer]
+        ids = list(row.input_ids)
         for _ in range(6):
-            forced = Row([*ids, inputs.pad_id], len(ids) + 1 - len(row.ids), row.pixels)
-            logits = logits_of(model, inputs.batch([forced]))
+            forced = EncodedExample([*ids, inputs.pad_token_id], len(ids) + 1 - len(row.input_ids), row.pixel_values)
+            logits = logits_of(model, inputs.collate([forced]))
             ids.append(int(logits[0, len(ids) - 1].argmax()))
-            if ids[-1] == inputs.eos_id:
+            if ids[-1] == inputs.eos_token_id:
                 break
-        assert inputs.decode(torch.tensor(ids[len(row.ids) :])) == answer, prompt
+        assert inputs.decode(torch.tensor(ids[len(row.input_ids) :])) == answer, prompt
 
 
 def train_a_little(model: torch.nn.Module, batch: dict[str, Tensor]) -> None:
@@ -320,9 +325,9 @@ def train_a_little(model: torch.nn.Module, batch: dict[str, Tensor]) -> None:
 
 
 def test_a_saved_adapter_is_really_loaded(
-    model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, folder: Path, tmp_path: Path
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, folder: Path, tmp_path: Path
 ) -> None:
-    batch = inputs.batch(rows_of(inputs, image))
+    batch = inputs.collate(rows_of(inputs, image))
     base = logits_of(model, batch)
     adapted = prepare_for_training(model, LORA, "some/base")
     trained, total = count_parameters(adapted)
@@ -368,11 +373,13 @@ def test_adapters_go_where_they_should(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["vision", "projector", "embeddings", "language"])
-def test_frozen_parts_stay(model: torch.nn.Module, inputs: PaliGemmaInputs, image: Image.Image, part: str) -> None:
+def test_frozen_parts_stay(
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, image: Image.Image, part: str
+) -> None:
     words = {"vision": "vision_tower", "projector": "multi_modal_projector", "embeddings": "embed_tokens"}
     prepare_for_training(model, Full(method="full", freeze=[part]), "x")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train_a_little(model, inputs.batch(rows_of(inputs, image)))
+    train_a_little(model, inputs.collate(rows_of(inputs, image)))
     for name, parameter in model.named_parameters():
         in_part = words[part] in name if part in words else not any(word in name for word in words.values())
         if in_part:

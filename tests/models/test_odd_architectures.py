@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ftlib.errors import UserError
-from ftlib.models.causal import CausalInputs
-from ftlib.models.generate import label_likelihoods
+from ftlib.models.adapters import validate_packing
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.generation import label_loglikelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.packing import check_packing
-from ftlib.training.loss import answer_loss
+from ftlib.models.loss import answer_loss
 from tests.models.tiny_causal import ARCHITECTURES, ODD, WINDOW, save
 
 pytestmark = pytest.mark.gates
@@ -27,8 +27,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(name, root / name) for name in (*ODD, *ARCHITECTURES)}
 
 
-def load(folder: Path) -> tuple[torch.nn.Module, CausalInputs]:
-    return load_weights(folder, "float32", "causal").eval(), CausalInputs.load(folder)
+def load(folder: Path) -> tuple[torch.nn.Module, CausalProcessor]:
+    return load_weights(folder, "float32", "causal").eval(), CausalProcessor.load(folder)
 
 
 def forced(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:
@@ -41,24 +41,28 @@ def forced(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torc
 @pytest.mark.parametrize("name", list(ODD))
 def test_likelihoods_are_those_of_each_label_alone(folders: dict[str, Path], name: str) -> None:
     model, inputs = load(folders[name])
-    rows = inputs.prompt_rows(PROMPTS, None)
-    found = label_likelihoods(model, inputs, rows, LABELS)
+    rows = inputs.encode_prompts(PROMPTS, None)
+    found = label_loglikelihoods(model, inputs, rows, LABELS)
     for row, numbers in zip(rows, found, strict=True):
         for label, number in zip(LABELS, numbers, strict=True):
-            torch.testing.assert_close(number, forced(model, row.ids, inputs.answer_ids(label)), rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(
+                number, forced(model, row.input_ids, inputs.encode_answer(label)), rtol=1e-4, atol=1e-3
+            )
 
 
 def test_labels_that_fit_the_window_share_a_pass(folders: dict[str, Path]) -> None:
     model, inputs = load(folders["mistral"])
-    (row,) = inputs.prompt_rows(["x"], None)
+    (row,) = inputs.encode_prompts(["x"], None)
     labels = ["no", "yes", "1"]
-    assert len(row.ids) + sum(len(inputs.answer_ids(label)) for label in labels) <= WINDOW
+    assert len(row.input_ids) + sum(len(inputs.encode_answer(label)) for label in labels) <= WINDOW
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
-    (found,) = label_likelihoods(model, inputs, [row], labels)
+    (found,) = label_loglikelihoods(model, inputs, [row], labels)
     assert len(passes) == 1
     for label, number in zip(labels, found, strict=True):
-        torch.testing.assert_close(number, forced(model, row.ids, inputs.answer_ids(label)), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            number, forced(model, row.input_ids, inputs.encode_answer(label)), rtol=1e-4, atol=1e-3
+        )
 
 
 LEAKS = ("falcon", "lfm2", "opt")
@@ -69,17 +73,19 @@ def test_packing_is_refused_exactly_where_rows_see_each_other(folders: dict[str,
     model, inputs = load(folders[name])
     losses = []
     for packing in (False, True):
-        inputs = CausalInputs.load(folders[name], packing=packing)
-        rows = [inputs.train_row(prompt, None, "cba") for prompt in ("a long row, so that both others fit", "x", "y")]
+        inputs = CausalProcessor.load(folders[name], packing=packing)
+        rows = [
+            inputs.encode_train(prompt, None, "cba") for prompt in ("a long row, so that both others fit", "x", "y")
+        ]
         with torch.no_grad():
-            losses.append(answer_loss(model, inputs.batch(rows), "token").item())
+            losses.append(answer_loss(model, inputs.collate(rows), "token").item())
     if name in LEAKS:
         assert losses[1] != pytest.approx(losses[0], rel=1e-4)
         with pytest.raises(UserError, match=rf"loss\.packing: .*\({name}\).* see each other"):
-            check_packing(model, inputs)
+            validate_packing(model, inputs)
     else:
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-        check_packing(model, inputs)
+        validate_packing(model, inputs)
 
 
 def test_the_look_at_packing_leaves_no_trace(folders: dict[str, Path]) -> None:
@@ -87,7 +93,7 @@ def test_the_look_at_packing_leaves_no_trace(folders: dict[str, Path]) -> None:
     model.train()
     state = torch.get_rng_state()
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    check_packing(model, inputs)
+    validate_packing(model, inputs)
     assert model.training and all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
@@ -98,6 +104,6 @@ def test_the_look_at_packing_leaves_no_trace(folders: dict[str, Path]) -> None:
 def test_quantized_rows_are_packed(folders: dict[str, Path], quantization: str) -> None:
     """8-bit logits change with what is computed beside them, seen or not."""
     models = {name: load_weights(folders[name], "bfloat16", "causal", quantization) for name in ("llama", "lfm2")}
-    check_packing(models["llama"], CausalInputs.load(folders["llama"]))
+    validate_packing(models["llama"], CausalProcessor.load(folders["llama"]))
     with pytest.raises(UserError, match="see each other"):
-        check_packing(models["lfm2"], CausalInputs.load(folders["lfm2"]))
+        validate_packing(models["lfm2"], CausalProcessor.load(folders["lfm2"]))

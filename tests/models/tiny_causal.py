@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
+from ftlib.models.tiny import tiny_neox, tiny_tokenizer
 
 ARCHITECTURES = ("gpt_neox", "gpt2", "llama", "gemma")
 WINDOW = 12

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from ftlib import training_fields
-from ftlib.config import Config
-from ftlib.config_file import load_experiment
+from ftlib.config import hf_fields
+from ftlib.config.loader import load_experiment
+from ftlib.config.schema import Config
+from ftlib.core.paths import Site
 from ftlib.errors import UserError
-from ftlib.site import Site
 from ftlib.training import arguments
-from ftlib.training.legs import Leg
+from ftlib.training.resume import TrainingPhase
 
 
 def config(path: Path, *overrides: str) -> Config:
@@ -23,28 +23,30 @@ def config(path: Path, *overrides: str) -> Config:
 
 
 def test_the_table_is_what_the_installed_transformers_has() -> None:
-    assert json.loads(training_fields.TABLE.read_text()) == arguments.describe(), "run `make fields`"
+    assert json.loads(hf_fields.TABLE.read_text()) == arguments.describe(), "run `make fields`"
 
 
 def test_the_hand_kept_rules_name_real_fields() -> None:
-    table = set(training_fields.table())
-    assert set(training_fields.OWNED) <= table
-    assert set(training_fields.POSITIVE + training_fields.NOT_NEGATIVE + training_fields.NOT_IN_RESULT) <= table
-    assert not set(training_fields.REMOVED) & table
+    table = set(hf_fields.table())
+    assert set(hf_fields.OWNED) <= table
+    assert set(hf_fields.POSITIVE + hf_fields.NOT_NEGATIVE + hf_fields.NOT_IN_RESULT) <= table
+    assert not set(hf_fields.REMOVED) & table
 
 
 def test_values_reach_the_trainer(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    built = arguments.build(config(write_config(), "training.weight_decay=0.25", "training.optim=sgd"), tmp_path, Leg())
+    built = arguments.build_training_arguments(
+        config(write_config(), "training.weight_decay=0.25", "training.optim=sgd"), tmp_path, TrainingPhase()
+    )
     assert (built.weight_decay, built.optim, built.seed, built.max_steps) == (0.25, "sgd", 3, 12)
     assert not built.logging_nan_inf_filter
 
 
 def test_what_transformers_refuses_is_the_users_mistake(write_config: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="transformers refuses these settings"):
-        arguments.build(
+        arguments.build_training_arguments(
             config(write_config(), "training.use_cpu=true", "training.fp16=false", "training.tf32=true"),
             tmp_path,
-            Leg(),
+            TrainingPhase(),
         )
 
 
@@ -62,7 +64,7 @@ def test_what_a_cpu_lacks(
     write_config: Callable[..., Path], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        arguments.build(config(write_config(), *overrides), tmp_path, Leg())
+        arguments.build_training_arguments(config(write_config(), *overrides), tmp_path, TrainingPhase())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_master_weights_of_a_bfloat16_model_are_computed_with_in_bfloat16(
     write_config: Callable[..., Path], tmp_path: Path, overrides: list[str], autocast: str | None
 ) -> None:
     chosen = config(write_config(), *overrides)
-    built = arguments.build(chosen, tmp_path, Leg())
+    built = arguments.build_training_arguments(chosen, tmp_path, TrainingPhase())
     assert chosen.autocast == autocast and built.bf16 == (autocast is not None) and not built.fp16
 
 
@@ -102,7 +104,9 @@ def test_an_optimizer_or_schedule_that_cannot_be_made_is_found_before_the_model_
     write_config: Callable[..., Path], tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=f"training.{message}"):
-        arguments.build(config(write_config(), *[f"training.{one}" for one in overrides]), tmp_path, Leg())
+        arguments.build_training_arguments(
+            config(write_config(), *[f"training.{one}" for one in overrides]), tmp_path, TrainingPhase()
+        )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,9 @@ def test_those_that_can_be_made_draw_no_random_numbers(write_config: Callable[..
     expected = torch.rand(1)
     torch.manual_seed(1)
     fields = ["optim=adafactor", "lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_kwargs={min_lr: 0.001}"]
-    arguments.build(config(write_config(), *[f"training.{one}" for one in fields]), tmp_path, Leg())
+    arguments.build_training_arguments(
+        config(write_config(), *[f"training.{one}" for one in fields]), tmp_path, TrainingPhase()
+    )
     assert torch.rand(1) == expected
 
 
@@ -134,10 +140,12 @@ def test_a_gpu_in_sight_is_not_passed_over(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Quantized models are put on it, and several tasks meet over it, whatever the Trainer is told."""
-    assert arguments.build(config(write_config(), "training.use_cpu=true"), tmp_path, Leg()).use_cpu
+    assert arguments.build_training_arguments(
+        config(write_config(), "training.use_cpu=true"), tmp_path, TrainingPhase()
+    ).use_cpu
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(UserError, match=r"training\.use_cpu: .*\n.*CUDA_VISIBLE_DEVICES="):
-        arguments.build(config(write_config(), "training.use_cpu=true"), tmp_path, Leg())
+        arguments.build_training_arguments(config(write_config(), "training.use_cpu=true"), tmp_path, TrainingPhase())
 
 
 @pytest.mark.parametrize("override", ["training.bf16=true", "model.dtype=bfloat16"])
@@ -148,7 +156,7 @@ def test_an_older_gpu_never_gets_another_type_of_numbers_silently(
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
     with pytest.raises(UserError, match=r"Tesla T4 cannot compute in bfloat16[^$]*training\.fp16: true instead"):
-        arguments.build(config(write_config(), override), tmp_path, Leg())
+        arguments.build_training_arguments(config(write_config(), override), tmp_path, TrainingPhase())
 
 
 def test_one_process_uses_one_gpu(
@@ -165,7 +173,7 @@ def test_one_process_uses_one_gpu(
             return device
 
     monkeypatch.setattr(arguments, "TrainingArguments", OnTwoGpus)
-    built = arguments.build(config(write_config()), tmp_path, Leg())
+    built = arguments.build_training_arguments(config(write_config()), tmp_path, TrainingPhase())
     assert (built.n_gpu, built.train_batch_size) == (1, built.per_device_train_batch_size)
     assert "of 2 GPUs in sight one is used" in capsys.readouterr().err
 
@@ -175,7 +183,7 @@ def test_accumulation_keeps_the_effective_batch_on_any_number_of_ranks(
     write_config: Callable[..., Path], tmp_path: Path, ranks: int, accumulation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight rows: two at once, twice, on two GPUs of one node, or on two nodes."""
-    monkeypatch.setattr("ftlib.console.ranks", lambda: (0, ranks))
+    monkeypatch.setattr("ftlib.core.log.rank_and_world_size", lambda: (0, ranks))
     for job in (["job.gpus=2"], ["job.gpus=1", "job.nodes=2"], ["job.gpus=0", "job.nodes=2"]):
-        built = arguments.build(config(write_config(), *job), tmp_path, Leg())
+        built = arguments.build_training_arguments(config(write_config(), *job), tmp_path, TrainingPhase())
         assert built.gradient_accumulation_steps == accumulation

@@ -11,8 +11,8 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from ftlib.training import compile_cache, fit
-from ftlib.training.compile_cache import KeptPrograms
+from ftlib.training import compiling, train
+from ftlib.training.compiling import CompileCache
 from tests import isolation
 
 
@@ -38,7 +38,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> Torch:
 
 def test_what_was_compiled_is_there_at_the_next_start(caches: Torch, tmp_path: Path) -> None:
     folder = tmp_path / "compiled"
-    first = KeptPrograms(folder)
+    first = CompileCache(folder)
     first.load()
     first.save()
     assert not folder.exists() and not caches.loaded
@@ -49,19 +49,19 @@ def test_what_was_compiled_is_there_at_the_next_start(caches: Torch, tmp_path: P
     assert folder.stat().st_mode & 0o777 == 0o700
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
-    second = KeptPrograms(folder)
+    second = CompileCache(folder)
     second.load()
     assert caches.loaded == [b"two whole programs"]
     caches.compile(b"the first")  # a start that ends before it has come to both
     second.save()
-    KeptPrograms(folder).load()
+    CompileCache(folder).load()
     assert caches.loaded == [b"two whole programs"] * 2
-    second.forget()
+    second.clear()
     assert not folder.exists()
 
 
 def test_other_versions_and_gpus_have_their_own(caches: Torch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptPrograms(tmp_path / "compiled")
+    kept = CompileCache(tmp_path / "compiled")
     caches.compile(b"programs")
     kept.save()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -101,7 +101,7 @@ def file_linked(folder: Path) -> None:
 def test_what_others_may_have_written_is_not_read(
     change: Callable[[Path], None], caches: Torch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = KeptPrograms(tmp_path / "compiled")
+    kept = CompileCache(tmp_path / "compiled")
     caches.compile(b"programs")
     kept.save()
     change(tmp_path / "compiled")
@@ -110,10 +110,10 @@ def test_what_others_may_have_written_is_not_read(
 
 
 def test_nor_what_belongs_to_somebody_else(caches: Torch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptPrograms(tmp_path / "compiled")
+    kept = CompileCache(tmp_path / "compiled")
     caches.compile(b"programs")
     kept.save()
-    monkeypatch.setattr(compile_cache.os, "getuid", lambda: 12345)
+    monkeypatch.setattr(compiling.os, "getuid", lambda: 12345)
     kept.load()
     caches.compile(b"programs, and more of them")
     kept.save()
@@ -121,14 +121,14 @@ def test_nor_what_belongs_to_somebody_else(caches: Torch, tmp_path: Path, monkey
 
 
 def test_damaged_or_not_writable_they_hinder_nothing(caches: Torch, tmp_path: Path) -> None:
-    kept = KeptPrograms(tmp_path / "compiled")
+    kept = CompileCache(tmp_path / "compiled")
     caches.compile(b"programs")
     kept.save()
     file = next((tmp_path / "compiled").iterdir())
     file.write_bytes(file.read_bytes()[:-1])
     kept.load()
     assert not caches.loaded
-    KeptPrograms(tmp_path / "gone" / "compiled").save()
+    CompileCache(tmp_path / "gone" / "compiled").save()
     assert not (tmp_path / "gone").exists()
 
 
@@ -141,7 +141,7 @@ def test_training_loads_keeps_and_forgets_them(
 ) -> None:
     done: list[str] = []
 
-    class Noting(KeptPrograms):
+    class Noting(CompileCache):
         def load(self) -> None:
             done.append("load")
             super().load()
@@ -151,12 +151,12 @@ def test_training_loads_keeps_and_forgets_them(
             super().save()
             done.append(f"{self._folder.parent.parent.name}: {len(list(self._folder.iterdir()))} file")
 
-        def forget(self) -> None:
-            super().forget()
+        def clear(self) -> None:
+            super().clear()
             done.append(f"there: {self._folder.exists()}")
 
-    assert fit.kept_programs(store) is None
-    monkeypatch.setattr(fit, "kept_programs", Noting)
+    assert train.open_compile_cache(store) is None
+    monkeypatch.setattr(train, "open_compile_cache", Noting)
     config = write_config()
     assert ftlib("prepare", config)[0] == 0
     code, _, error = ftlib("train", config, "training.max_steps=4", "checkpoint.steps=2")
@@ -171,7 +171,7 @@ def test_torch_takes_them_for_its_own(tmp_path: Path) -> None:
     from torch._inductor.utils import fresh_cache
     from torch.compiler._cache import CacheArtifactManager
 
-    def hits(kept: KeptPrograms) -> Any:
+    def hits(kept: CompileCache) -> Any:
         counters.clear()
         torch._dynamo.reset()
         with isolation.shown(), fresh_cache(), CacheArtifactManager.with_fresh_cache():
@@ -180,4 +180,4 @@ def test_torch_takes_them_for_its_own(tmp_path: Path) -> None:
             kept.save()
         return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
 
-    assert [hits(KeptPrograms(tmp_path / "compiled")) for _ in range(2)] == [(0, 1), (1, 0)]
+    assert [hits(CompileCache(tmp_path / "compiled")) for _ in range(2)] == [(0, 1), (1, 0)]

@@ -13,20 +13,19 @@ import torch._dynamo
 from PIL import Image
 from torch._dynamo.utils import counters
 
-from ftlib.config import Config
-from ftlib.data.examples import Example
+from ftlib.config.schema import Config
+from ftlib.data.example import Example
 from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.attention import own_name
-from ftlib.models.causal import CausalInputs
-from ftlib.models.families import Inputs
-from ftlib.models.paligemma import PaliGemmaInputs, trust_image_tokens
-from ftlib.models.tiny import tiny_model, tiny_processor
-from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
-from ftlib.training import arguments, compiling, lengths
-from ftlib.training.batching import Draw, TrainingRows
-from ftlib.training.legs import Leg
-from ftlib.training.trainer import AnswerTrainer
+from ftlib.models.attention import dynamo_setting_name
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.paligemma import PaliGemmaInputProcessor, skip_image_token_count
+from ftlib.models.registry import InputProcessor
+from ftlib.models.tiny import tiny_model, tiny_neox, tiny_processor, tiny_tokenizer
+from ftlib.training import arguments, compiling, data
+from ftlib.training.data import MixtureSampler, SupervisedDataset
+from ftlib.training.resume import TrainingPhase
+from ftlib.training.trainer import ResumableTrainer
 
 USUAL_LIMIT = 8
 
@@ -35,26 +34,26 @@ USUAL_LIMIT = 8
 def usual_dynamo() -> Iterator[None]:
     """As in a new process: flex attention, used in another test, allows more programs from then on."""
     saved = torch._dynamo.config.save_config()
-    setattr(torch._dynamo.config, own_name("recompile_limit", "cache_size_limit"), USUAL_LIMIT)
+    setattr(torch._dynamo.config, dynamo_setting_name("recompile_limit", "cache_size_limit"), USUAL_LIMIT)
     counters.clear()
     yield
     torch._dynamo.config.load_config(saved)
     torch._dynamo.reset()
 
 
-def family(name: str) -> tuple[Any, Inputs]:
+def family(name: str) -> tuple[Any, InputProcessor]:
     if name == "paligemma":
         processor = tiny_processor()
-        return tiny_model(processor), PaliGemmaInputs(processor)
+        return tiny_model(processor), PaliGemmaInputProcessor(processor)
     tokenizer = tiny_tokenizer()
-    return tiny_neox(tokenizer), CausalInputs(tokenizer, limit=60)
+    return tiny_neox(tokenizer), CausalProcessor(tokenizer, max_length=60)
 
 
-def trainer_of(name: str, folder: Path, **sections: Any) -> tuple[AnswerTrainer, list[float]]:
+def trainer_of(name: str, folder: Path, **sections: Any) -> tuple[ResumableTrainer, list[float]]:
     """A trainer over 44 rows of many lengths, two at once, and the list that its losses come to."""
     torch.manual_seed(0)
     model, inputs = family(name)
-    trust_image_tokens(model)
+    skip_image_token_count(model)
     Image.new("RGB", (40, 40), "red").save(folder / "red.png")
     draw, image = random.Random(0), "red.png" if name == "paligemma" else ""
     rows = [Example(str(n), image, "p" * draw.randint(1, 45), "a" * draw.randint(1, 9)) for n in range(44)]
@@ -70,10 +69,10 @@ def trainer_of(name: str, folder: Path, **sections: Any) -> tuple[AnswerTrainer,
     }
     config = Config.model_validate(fields)
     trainable = prepare_for_training(model, config.adapter, "b", name).train()
-    built = arguments.build(config, folder, Leg())
+    built = arguments.build_training_arguments(config, folder, TrainingPhase())
     inputs.packing = config.loss.packing  # type: ignore[union-attr]
-    dataset = TrainingRows(rows, folder, config.data.templates, inputs, range(44), Draw([44], [1.0], 0))
-    trainer = AnswerTrainer(config, trainable, dataset, built, folder / "checkpoints", Leg())
+    dataset = SupervisedDataset(rows, folder, config.data.templates, inputs, range(44), MixtureSampler([44], [1.0], 0))
+    trainer = ResumableTrainer(config, trainable, dataset, built, folder / "checkpoints", TrainingPhase())
     trainer._save_checkpoint = lambda model, trial: None  # type: ignore[method-assign]
     losses: list[float] = []
     trainer.on_step = lambda record: losses.append(record["loss"])
@@ -87,7 +86,7 @@ COMPILED = {"torch_compile": True, "torch_compile_backend": "eager"}
 def test_every_shape_is_compiled_in_one_piece(
     name: str, shapes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lengths, "SHAPES", shapes)
+    monkeypatch.setattr(data, "MAX_SHAPES", shapes)
     plain, expected = trainer_of(name, tmp_path)
     plain.train()
     trainer, losses = trainer_of(name, tmp_path, training=COMPILED)
@@ -113,18 +112,18 @@ def test_packed_rows_need_few_programs(tmp_path: Path) -> None:
 
 
 def test_training_ends_where_torch_would_go_on_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_SIZES", 1)
-    monkeypatch.setattr(compiling, "_SPARE", 1)
+    monkeypatch.setattr(compiling, "_SIZES_PER_SHAPE", 1)
+    monkeypatch.setattr(compiling, "_SPARE_PROGRAMS", 1)
     trainer, losses = trainer_of("causal", tmp_path, training=COMPILED)
-    trainer.data_collator = trainer.train_dataset.inputs.batch  # of any shape
-    with pytest.raises(UserError, match="would go on uncompiled"), compiling.few_programs():
+    trainer.data_collator = trainer.train_dataset.processor.collate  # of any shape
+    with pytest.raises(UserError, match="would go on uncompiled"), compiling.limit_recompiles():
         trainer.train()
-    assert counters["stats"]["unique_graphs"] == lengths.SHAPES and len(losses) < 11
+    assert counters["stats"]["unique_graphs"] == data.MAX_SHAPES and len(losses) < 11
 
 
 def test_programs_of_an_earlier_model_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_SIZES", 1)
-    monkeypatch.setattr(compiling, "_SPARE", 1)
+    monkeypatch.setattr(compiling, "_SIZES_PER_SHAPE", 1)
+    monkeypatch.setattr(compiling, "_SPARE_PROGRAMS", 1)
     for _ in range(2):
         trainer, losses = trainer_of("causal", tmp_path, training=COMPILED)
         trainer.train()
@@ -146,5 +145,5 @@ def test_what_is_asked_between_steps_is_compiled_as_usual(tmp_path: Path) -> Non
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(ZeroDivisionError), compiling.few_programs():
+    with pytest.raises(ZeroDivisionError), compiling.limit_recompiles():
         raise ZeroDivisionError

@@ -7,14 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ftlib import files
-from ftlib.config import Config
-from ftlib.config_file import load_experiment
+from ftlib.config.loader import load_experiment
+from ftlib.config.schema import Config
+from ftlib.core import files, jsonl
+from ftlib.core import gpu as core_gpu
+from ftlib.core.paths import find_site
 from ftlib.errors import UserError
-from ftlib.runs import Run, open_run
-from ftlib.site import find_site
-from ftlib.training import precision
+from ftlib.runs.run import Run, create_run
+from ftlib.training import train
 from tests.conftest import LORA
 
 AUTO = "training.precision=auto"
@@ -26,18 +28,23 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
     """Put a GPU of this name (or none) before the eyes of `precision`; nothing computes on it."""
 
     def put(name: str | None) -> None:
-        seen = {"is_available": lambda: name is not None, "get_device_name": lambda: name}
-        cuda = SimpleNamespace(**seen, get_device_capability=lambda: GPUS[str(name)])
-        monkeypatch.setattr(precision, "torch", SimpleNamespace(cuda=cuda))
+        seen = {"is_available": lambda: name is not None, "get_device_name": lambda: name, "empty_cache": lambda: None}
+        seen["get_device_capability"] = lambda: GPUS[str(name)]
+        seen |= {
+            "current_device": lambda: 0,
+            "get_device_properties": lambda index: SimpleNamespace(total_memory=1 << 34),
+        }
+        cuda = SimpleNamespace(**(vars(torch.cuda) | seen))
+        monkeypatch.setattr(core_gpu, "_cuda", lambda: cuda if name else None)
 
     return put
 
 
 def resolved(path: Path, *overrides: str) -> tuple[Config, Run]:
     experiment = load_experiment(path, [AUTO, *overrides], find_site())
-    run = open_run(experiment, find_site())
+    run = create_run(experiment, find_site())
     run.folder.mkdir(parents=True, exist_ok=True)
-    return precision.with_precision(experiment, run).config, run
+    return train.with_precision(experiment, run).config, run
 
 
 def test_bf16_from_ampere_on_and_fp16_before(
@@ -50,7 +57,7 @@ def test_bf16_from_ampere_on_and_fp16_before(
             config, run = resolved(path, f"seed={seed}")
             assert {mode} == {"bf16", "fp16"} & set(config.training) and "precision" not in config.training
             assert config.autocast == mode
-        noted = [line for line in files.read_jsonl_log(run.history) if line["event"] == "precision"]
+        noted = [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "precision"]
         assert [(line["mode"], line["gpu"]) for line in noted] == [(mode, name)]
 
 
@@ -114,7 +121,7 @@ def test_it_names_the_run_as_it_is_written_and_training_computes_in_it(
     code, _, error = ftlib("train", path, AUTO, *few)
     assert code == 0 and "training.precision: bf16 on NVIDIA A100" in error, error
     experiment = load_experiment(path, [AUTO, *few], find_site())
-    run = open_run(experiment, find_site())
+    run = create_run(experiment, find_site())
     assert experiment.identity == run.folder.name and "precision: auto" in run.config_file.read_text()
     assert "- precision: bf16 on NVIDIA A100" in next(run.folder.glob("*/README.md")).read_text()
-    assert files.read_json(run.done)["step"] == 1
+    assert files.read_json(run.done_marker)["step"] == 1

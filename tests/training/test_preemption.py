@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ftlib import files, runs
+from ftlib.core import jsonl
+from ftlib.runs import run as runs
 from tests.conftest import FULL, start_ftlib
 from tests.training.test_resume import outcome, run_of
 
@@ -39,18 +40,18 @@ def test_a_signal_saves_at_the_step_boundary_and_the_result_is_the_same(
     stopped = run_of(config, tmp_path / "stopped")
     for wanted in (random.randint(2, 15), random.randint(20, 45)):
         process = start_ftlib("train", config)
-        while process.poll() is None and len(files.read_jsonl_log(stopped.metrics)) < wanted:
+        while process.poll() is None and len(jsonl.read_jsonl_log(stopped.metrics)) < wanted:
             time.sleep(0.002)
         for _ in range(3):  # Slurm and Apptainer may deliver it more than once
             process.send_signal(signal.Signals[name])
             time.sleep(0.01)
         _, error = process.communicate()
         assert process.returncode == 75, error
-        assert f"ended by {name}; the same command goes on" in error and "Traceback" not in error
-        step = files.read_jsonl_log(stopped.metrics)[-1]["step"]
-        checkpoint = runs.last_checkpoint(stopped.checkpoints())
+        assert f"ended by {name}; run the same command again to resume" in error and "Traceback" not in error
+        step = jsonl.read_jsonl_log(stopped.metrics)[-1]["step"]
+        checkpoint = runs.last_checkpoint(stopped.checkpoint_root())
         assert checkpoint is not None and checkpoint[0] == step
-        last = files.read_jsonl_log(stopped.history)[-1]
+        last = jsonl.read_jsonl_log(stopped.history)[-1]
         assert (last["event"], last["signal"]) == ("preempted", name)
     assert start_ftlib("train", config).wait() == 0
     assert outcome(stopped) == outcome(straight)
@@ -61,12 +62,12 @@ def test_workers_that_get_the_signal_too_do_not_fail_the_run(config: Path, tmp_p
     run = run_of(config, tmp_path / "workers")
     config.write_text(config.read_text().replace("warmup_steps: 2", "warmup_steps: 2\n  dataloader_num_workers: 2"))
     process = start_ftlib("train", config)
-    while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < 5:
+    while process.poll() is None and len(jsonl.read_jsonl_log(run.metrics)) < 5:
         time.sleep(0.002)
     os.killpg(process.pid, signal.Signals[name])
     _, error = process.communicate()
     assert process.returncode == 75, error
-    assert runs.last_checkpoint(run.checkpoints()) is not None
+    assert runs.last_checkpoint(run.checkpoint_root()) is not None
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, 1.0, 2.5])

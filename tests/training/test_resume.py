@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftlib import files
-from ftlib.config_file import load_experiment
-from ftlib.runs import Run, open_run
-from ftlib.site import find_site
+from ftlib.config.loader import load_experiment
+from ftlib.core import files, jsonl
+from ftlib.core.paths import find_site
+from ftlib.runs.run import Run, create_run
 from tests.conftest import FULL, LORA, start_ftlib
 
 DIES_AT = """
@@ -32,7 +32,7 @@ def hook(event, arguments):
         if count == number:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-from ftlib.__main__ import main
+from ftlib.cli.main import main
 sys.exit(main(["train", *sys.argv[3:]]))
 """
 METHODS = pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
@@ -63,14 +63,14 @@ KINDS = {
 def run_of(config: Path, runs: Path, *overrides: str) -> Run:
     os.environ["FTLIB_RUNS"] = str(runs)
     site = find_site()
-    return open_run(load_experiment(config, overrides, site), site)
+    return create_run(load_experiment(config, overrides, site), site)
 
 
 def outcome(run: Run) -> tuple[dict[str, bytes], list[tuple[object, ...]]]:
     """The bytes of every result file, and the logged numbers of every step."""
     folder = next(path for path in (run.folder / "model", run.folder / "adapter") if path.exists())
-    content = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != files.MARKER}
-    records = files.read_jsonl_log(run.metrics)
+    content = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != files.COMPLETE_MARKER}
+    records = jsonl.read_jsonl_log(run.metrics)
     return content, [(r["step"], r["epoch"], r["loss"], r["learning_rate"], r["grad_norm"]) for r in records]
 
 
@@ -99,13 +99,13 @@ def test_interrupted_at_any_step_the_result_is_the_same(
     ftlib: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ftlib.training import fit
+    from ftlib.training import train
 
     config = prepared(*KINDS[kind])
     straight = run_of(config, tmp_path / "straight")
     assert ftlib("train", config)[0] == 0
     broken = run_of(config, tmp_path / "broken")
-    log_step = fit._log_step
+    log_step = train._log_step
     for stop_at in (2, 5, 8, 12):  # before any checkpoint; within and at the edge of epochs (9 steps); after the last
 
         def interrupt(run: Run, record: dict[str, object], update: object, stop_at: int = stop_at) -> None:
@@ -113,11 +113,11 @@ def test_interrupted_at_any_step_the_result_is_the_same(
             if record["step"] == stop_at:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(fit, "_log_step", interrupt)
+        monkeypatch.setattr(train, "_log_step", interrupt)
         code, _, error = ftlib("train", config)
-        assert code == 130 and "goes on from what is saved" in error
+        assert code == 130 and "run the same command again to resume" in error
         assert not (broken.folder / "owner.json").exists()
-    monkeypatch.setattr(fit, "_log_step", log_step)
+    monkeypatch.setattr(train, "_log_step", log_step)
     code, _, error = ftlib("train", config)
     assert code == 0 and "going on from the checkpoint of step 9" in error
     assert outcome(broken) == outcome(straight)
@@ -152,7 +152,7 @@ def test_killed_again_and_again_the_result_is_the_same(
     assert start_ftlib("train", config).wait() == 0
     assert outcome(killed) == outcome(straight)
     assert not list(killed.folder.rglob("*.tmp-*"))
-    starts = [record for record in files.read_jsonl_log(killed.history) if record["event"] == "start"]
+    starts = [record for record in jsonl.read_jsonl_log(killed.history) if record["event"] == "start"]
     assert len(starts) == 5
 
 
@@ -167,7 +167,7 @@ def kill_at_a_random_step(config: Path, run: Run, draw: random.Random) -> None:
     """kill -9 once the log has reached a drawn step, after a drawn fraction of a step."""
     steps = draw.randint(4, 10)
     process = start_ftlib("train", config)
-    while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < steps:
+    while process.poll() is None and len(jsonl.read_jsonl_log(run.metrics)) < steps:
         time.sleep(0.005)
     time.sleep(draw.random() * 0.1)
     process.kill()
@@ -183,12 +183,12 @@ def test_the_number_of_threads_is_restored(
     for name, second in (("same", "1"), ("more", "2")):
         run = run_of(config, tmp_path / name)
         process = start_ftlib("train", config, OMP_NUM_THREADS="1")
-        while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < 5:
+        while process.poll() is None and len(jsonl.read_jsonl_log(run.metrics)) < 5:
             time.sleep(0.005)
         process.kill()
         process.wait()
         assert start_ftlib("train", config, OMP_NUM_THREADS=second).wait() == 0
-        assert files.read_json(run.done)["threads"] == 1
+        assert files.read_json(run.done_marker)["threads"] == 1
         outcomes.append(outcome(run))
     assert outcomes[0] == outcomes[1]
 
@@ -209,16 +209,16 @@ def test_a_run_goes_on_with_the_code_it_began_with(prepared: Callable[[str], Pat
     config = prepared(FULL)
     run = run_of(config, tmp_path / "runs")
     process = start_ftlib("train", config)
-    while process.poll() is None and len(files.read_jsonl_log(run.metrics)) < 5:
+    while process.poll() is None and len(jsonl.read_jsonl_log(run.metrics)) < 5:
         time.sleep(0.005)
     process.kill()
     process.wait()
-    pinned = run.code / "ftlib" / "training" / "fit.py"
+    pinned = run.code / "ftlib" / "training" / "train.py"
     pinned.write_text(pinned.read_text().replace("going on from the checkpoint", "pinned code goes on from chk"))
     process = start_ftlib("train", config)
     error = process.communicate()[1]
     assert process.returncode == 0, error
-    assert "this run began with other code; going on with that" in error
+    assert "this run was started with a different version of ftlib; resuming with that version" in error
     assert "pinned code goes on from chk of step 3" in error
 
 
@@ -234,7 +234,7 @@ def test_other_versions_are_told_once(
     del noted[0]["packages"]["peft"]
     files.write_json(run.environment, noted)
     for told in (f"so that losses may differ a little: torch 2.0.1 → {torch}, peft none → {peft}\n", ""):
-        run.done.unlink()
+        run.done_marker.unlink()
         code, _, error = ftlib("train", config)
         assert code == 0 and "going on from the checkpoint of step 12" in error
         assert told in error and ("other versions" in error) == bool(told)

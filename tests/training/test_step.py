@@ -10,15 +10,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ftlib.config import Lora
+from ftlib.config.schema import Lora
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.causal import CausalInputs
-from ftlib.models.families import Inputs
-from ftlib.models.paligemma import PaliGemmaInputs, trust_image_tokens
-from ftlib.models.rows import IGNORED, forward_arguments
-from ftlib.models.tiny import tiny_model, tiny_processor
-from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
-from ftlib.training.loss import answer_loss, count_items, cut_labels
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.encoding import IGNORE_INDEX, model_inputs
+from ftlib.models.loss import answer_loss, count_items, cut_labels
+from ftlib.models.paligemma import PaliGemmaInputProcessor, skip_image_token_count
+from ftlib.models.registry import InputProcessor
+from ftlib.models.tiny import tiny_model, tiny_neox, tiny_processor, tiny_tokenizer
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
 """Operations whose result the CPU needs before it can go on: on a GPU each waits for all work before it."""
@@ -32,22 +31,22 @@ class NeverWait(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def family(name: str) -> tuple[Any, Inputs, Image.Image | None]:
+def family(name: str) -> tuple[Any, InputProcessor, Image.Image | None]:
     if name == "paligemma":
         processor = tiny_processor()
-        return tiny_model(processor), PaliGemmaInputs(processor), Image.new("RGB", (40, 40), "red")
+        return tiny_model(processor), PaliGemmaInputProcessor(processor), Image.new("RGB", (40, 40), "red")
     tokenizer = tiny_tokenizer()
-    return tiny_neox(tokenizer), CausalInputs(tokenizer, limit=60), None
+    return tiny_neox(tokenizer), CausalProcessor(tokenizer, max_length=60), None
 
 
-def batch_of(inputs: Inputs, image: Image.Image | None) -> dict[str, Tensor]:
+def batch_of(inputs: InputProcessor, image: Image.Image | None) -> dict[str, Tensor]:
     pairs = [("a question", "yes"), ("another one", "a longer answer"), ("q", "no")]
-    return inputs.batch([inputs.train_row(f"{prompt}\n", image, answer) for prompt, answer in pairs])
+    return inputs.collate([inputs.encode_train(f"{prompt}\n", image, answer) for prompt, answer in pairs])
 
 
 def test_a_step_never_waits_for_the_gpu() -> None:
     model, inputs, image = family("paligemma")
-    trust_image_tokens(model)
+    skip_image_token_count(model)
     adapted = prepare_for_training(model, Lora(method="lora", r=2), "base").train()
     batch = cut_labels(batch_of(inputs, image))
     with NeverWait():
@@ -57,10 +56,10 @@ def test_a_step_never_waits_for_the_gpu() -> None:
 
 def test_image_features_go_where_transformers_puts_them() -> None:
     model, inputs, image = family("paligemma")
-    batch = forward_arguments(batch_of(inputs, image))
+    batch = model_inputs(batch_of(inputs, image))
     with torch.no_grad():
         theirs = model(**batch).logits
-        trust_image_tokens(model)
+        skip_image_token_count(model)
         assert torch.equal(model(**batch).logits, theirs)
 
 
@@ -70,9 +69,9 @@ def test_labels_are_cut_to_the_columns_that_hold_any(name: str) -> None:
     batch = batch_of(inputs, image)
     cut = cut_labels(batch)["labels"]
     width = cut.shape[1]
-    assert cut[:, 0].ne(IGNORED).any() and width < batch["labels"].shape[1]
-    assert torch.equal(cut, batch["labels"][:, -width:]) and batch["labels"][:, :-width].eq(IGNORED).all()
-    without = cut_labels({**batch, "labels": torch.full_like(batch["labels"], IGNORED)})
+    assert cut[:, 0].ne(IGNORE_INDEX).any() and width < batch["labels"].shape[1]
+    assert torch.equal(cut, batch["labels"][:, -width:]) and batch["labels"][:, :-width].eq(IGNORE_INDEX).all()
+    without = cut_labels({**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)})
     assert without["labels"].shape == (3, 1)
 
 
@@ -89,7 +88,7 @@ def test_cut_labels_have_the_loss_of_all(name: str, average: Any) -> None:
 @pytest.mark.parametrize("name", ["paligemma", "causal"])
 def test_no_cache_is_made(name: str) -> None:
     model, inputs, image = family(name)
-    assert model(**forward_arguments(batch_of(inputs, image))).past_key_values is None
+    assert model(**model_inputs(batch_of(inputs, image))).past_key_values is None
 
 
 def test_the_loss_copies_no_logits() -> None:

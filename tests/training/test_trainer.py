@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftlib.training.checkpoints import paged_again
+from ftlib.training.checkpoints import keep_optimizer_paged
 from ftlib.training.trainer import _gpu_memory
 from tests.conftest import FULL, LORA
 from tests.training.test_resume import run_of
@@ -64,7 +64,7 @@ def test_the_state_of_a_paged_optimizer_is_paged_after_a_resume(monkeypatch: pyt
         for weight in weights:
             weight.grad = torch.randn_like(weight)
         first.step()
-        with monkeypatch.context() as patch, paged_again(SimpleNamespace(optimizer=second)):
+        with monkeypatch.context() as patch, keep_optimizer_paged(SimpleNamespace(optimizer=second)):
             patch.setattr("bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer", buffer)
             second.load_state_dict(first.state_dict())
         assert "load_state_dict" not in vars(second)

@@ -17,26 +17,25 @@ import pytest
 import torch
 from PIL import Image
 
-from ftlib import console, files
-from ftlib.config import Config
-from ftlib.config_file import load_experiment
-from ftlib.data.examples import Example
-from ftlib.data.prepared import open_prepared
+from ftlib.config.identity import identity_fields
+from ftlib.config.loader import load_experiment
+from ftlib.config.schema import Config
+from ftlib.core import files, jsonl, log
+from ftlib.core.paths import find_site
+from ftlib.data.dataset import open_prepared
+from ftlib.data.example import Example
 from ftlib.errors import UserError
-from ftlib.identity import identity_fields
-from ftlib.models.causal import CausalInputs
-from ftlib.models.families import FAMILIES, Inputs
-from ftlib.models.paligemma import PaliGemmaInputs
-from ftlib.models.rows import Row, forward_arguments
-from ftlib.models.tiny import tiny_model, tiny_processor
-from ftlib.models.tiny_neox import tiny_neox, tiny_tokenizer
-from ftlib.runs import Run
-from ftlib.site import find_site
-from ftlib.training import ranks, validation
-from ftlib.training.batching import Draw, TrainingRows
-from ftlib.training.validation import cut_batches, split_loss
-from tests.training.test_examiner import dying, outcome_files, rewrite
-from tests.training.test_guards import lines
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.encoding import EncodedExample, model_inputs
+from ftlib.models.paligemma import PaliGemmaInputProcessor
+from ftlib.models.registry import InputProcessor, model_family
+from ftlib.models.tiny import tiny_model, tiny_neox, tiny_processor, tiny_tokenizer
+from ftlib.runs.run import Run
+from ftlib.training import distributed, validation
+from ftlib.training.data import MixtureSampler, SupervisedDataset
+from ftlib.training.validation import make_batches, split_loss
+from tests.training.test_divergence import lines
+from tests.training.test_eval_callback import dying, outcome_files, rewrite
 from tests.training.test_resume import KINDS, run_of
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -44,15 +43,15 @@ SIZES, WEIGHTS = [7, 4], [1.0, 3.0]
 KILLED_IN_A_BATCH = """
 import os, signal, sys
 from ftlib.training import validation
-plain, calls = validation._sums, 0
+plain, calls = validation._loss_sums, 0
 def sums(*arguments):
     global calls
     calls += 1
     if calls == int(sys.argv[1]):
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
     return plain(*arguments)
-validation._sums = sums
-from ftlib.__main__ import main
+validation._loss_sums = sums
+from ftlib.cli.main import main
 sys.exit(main(["train", *sys.argv[3:]]))
 """
 
@@ -71,19 +70,19 @@ def config_of(family: str, mixture: bool, **loss: Any) -> Config:
 
 def rows_for(
     family: str, mixture: bool, root: Path, **loss: Any
-) -> tuple[torch.nn.Module, TrainingRows, Config, list[Row]]:
+) -> tuple[torch.nn.Module, SupervisedDataset, Config, list[EncodedExample]]:
     """A tiny model without dropout, eleven rows of very different lengths, and the same rows encoded."""
     config = config_of(family, mixture, **loss)
     torch.manual_seed(0)
-    inputs: Inputs
+    inputs: InputProcessor
     if family == "paligemma":
         Image.new("RGB", (40, 40), "red").save(root / "red.png")
         processor = tiny_processor()
-        model, inputs = tiny_model(processor), PaliGemmaInputs(processor)
+        model, inputs = tiny_model(processor), PaliGemmaInputProcessor(processor)
     else:
         tokenizer = tiny_tokenizer()
         labels_on, packing = config.loss.on, config.loss.packing
-        model, inputs = tiny_neox(tokenizer), CausalInputs(tokenizer, 60, labels_on=labels_on, packing=packing)
+        model, inputs = tiny_neox(tokenizer), CausalProcessor(tokenizer, 60, labels_on=labels_on, packing=packing)
     draw = random.Random(0)
     image = "red.png" if family == "paligemma" else ""
     examples = [
@@ -92,25 +91,27 @@ def rows_for(
     ]
     sizes, weights = (SIZES, WEIGHTS) if mixture else ([11], [1.0])
     templates = config.data.templates
-    rows = TrainingRows(examples, root, templates, inputs, range(11), Draw(sizes, weights, 0))
+    rows = SupervisedDataset(examples, root, templates, inputs, range(11), MixtureSampler(sizes, weights, 0))
     return model.eval(), rows, config, [rows[place] for place in range(11)]
 
 
-def entropies(model: torch.nn.Module, inputs: Inputs, row: Row, smoothing: float = 0.0) -> torch.Tensor:
+def entropies(
+    model: torch.nn.Module, inputs: InputProcessor, row: EncodedExample, smoothing: float = 0.0
+) -> torch.Tensor:
     """Cross entropy of every labelled token of a row that stands alone, from all its logits; written out."""
-    batch = inputs.batch([row])
+    batch = inputs.collate([row])
     with torch.no_grad():
-        logits = model(**forward_arguments(batch)).logits[0].double()
+        logits = model(**model_inputs(batch)).logits[0].double()
     odds = logits.log_softmax(dim=-1)
-    first = len(row.ids) - row.n_answer
-    places = range(max(first, 1), len(row.ids))
-    plain = torch.stack([-odds[place - 1, row.ids[place]] for place in places])
+    first = len(row.input_ids) - row.n_labels
+    places = range(max(first, 1), len(row.input_ids))
+    plain = torch.stack([-odds[place - 1, row.input_ids[place]] for place in places])
     even = torch.stack([-odds[place - 1].mean() for place in places])
     return (1 - smoothing) * plain + smoothing * even
 
 
-def measured(model: torch.nn.Module, rows: TrainingRows, config: Config, micro: int = 3) -> dict[str, Any]:
-    return split_loss(model, rows, cut_batches(rows, micro), config, contextlib.nullcontext(), "loss")
+def measured(model: torch.nn.Module, rows: SupervisedDataset, config: Config, micro: int = 3) -> dict[str, Any]:
+    return split_loss(model, rows, make_batches(rows, micro), config, contextlib.nullcontext(), "loss")
 
 
 @pytest.mark.parametrize(
@@ -129,8 +130,8 @@ def test_it_is_the_loss_of_the_whole_split(family: str, mixture: bool, loss: dic
     model, rows, config, encoded = rows_for(family, mixture, tmp_path, **loss)
     smoothing, by_example = loss.get("label_smoothing", 0.0), loss.get("average") == "example"
     weights = [WEIGHTS[n >= 7] if mixture else 1.0 for n in range(11)]
-    losses = [entropies(model, rows.inputs, row, smoothing) for row in encoded]
-    plain = [entropies(model, rows.inputs, row) for row in encoded]
+    losses = [entropies(model, rows.processor, row, smoothing) for row in encoded]
+    plain = [entropies(model, rows.processor, row) for row in encoded]
 
     def mean(tokens: Sequence[torch.Tensor], each: Sequence[float], by_example: bool) -> float:
         tops = [
@@ -164,10 +165,10 @@ def test_however_many_processes_the_same_bits(world: int, tmp_path: Path, monkey
         tables.append(table)
         return sum(tables[1:], start=tables[0])
 
-    monkeypatch.setattr(ranks, "total", total)
+    monkeypatch.setattr(distributed, "all_reduce_sum", total)
     found = {}
     for rank in range(world):
-        monkeypatch.setattr(console, "ranks", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(log, "rank_and_world_size", lambda rank=rank: (rank, world))
         found = measured(model, rows, config)
     assert len(tables) == world and all(not table.all() for table in tables), "each computed a share"
     assert found == alone
@@ -175,7 +176,7 @@ def test_however_many_processes_the_same_bits(world: int, tmp_path: Path, monkey
 
 def test_where_memory_is_short_halves_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows, config, _ = rows_for("causal", False, tmp_path)
-    alone, plain, sizes = measured(model, rows, config), validation._sums_at_once, []
+    alone, plain, sizes = measured(model, rows, config), validation._loss_sums_at_once, []
 
     def short(model: torch.nn.Module, batch: dict[str, torch.Tensor], config: Config, most: int = 2) -> object:
         if len(batch["input_ids"]) > most:
@@ -183,11 +184,11 @@ def test_where_memory_is_short_halves_are_computed(tmp_path: Path, monkeypatch: 
         sizes.append(len(batch["input_ids"]))
         return plain(model, batch, config)
 
-    monkeypatch.setattr(validation, "_sums_at_once", short)
+    monkeypatch.setattr(validation, "_loss_sums_at_once", short)
     found = measured(model, rows, config, micro=8)
     assert sizes == [2, 2, 2, 2, 2, 1]
     assert found["value"] == pytest.approx(alone["value"], rel=1e-6) and found["tokens"] == alone["tokens"]
-    monkeypatch.setattr(validation, "_sums_at_once", lambda *arguments: short(*arguments, most=0))
+    monkeypatch.setattr(validation, "_loss_sums_at_once", lambda *arguments: short(*arguments, most=0))
     with pytest.raises(UserError, match="out of GPU memory with a single row to compute the loss of"):
         measured(model, rows, config)
 
@@ -226,7 +227,7 @@ def valid_of(run: Run) -> list[dict[str, Any]]:
 
 def result_files(run: Run) -> dict[str, bytes]:
     folder = next(path for path in (run.folder / "model", run.folder / "adapter") if path.exists())
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != files.MARKER}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != files.COMPLETE_MARKER}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,10 +251,10 @@ def test_training_does_not_notice_and_whatever_interrupts_it_the_same_numbers(
     assert len({line["value"] for line in found}) == 4
     assert all(line["perplexity"] == pytest.approx(math.exp(line["value"])) for line in found)
     broken = run_of(config, tmp_path / "broken", "evaluation.loss=true")
-    plain = validation._sums
+    plain = validation._loss_sums
     for call in (2, 8, 13):  # within the first, the second but one, the last, of six batches each
         with monkeypatch.context() as patch:
-            patch.setattr(validation, "_sums", dying(plain, call))
+            patch.setattr(validation, "_loss_sums", dying(plain, call))
             assert ftlib("train", config, "evaluation.loss=true")[0] == 130
     assert ftlib("train", config, "evaluation.loss=true")[0] == 0
     assert lines(broken) == lines(straight) and result_files(broken) == result_files(without)
@@ -297,7 +298,7 @@ def test_without_dropout_the_loss_of_the_training_rows_is_training_s_first(
     first, found = steps_of(run)[0], valid_of(run)[0]
     assert (found["split"], found["rows"]) == ("train", 36)
     assert found["value"] == pytest.approx(first["loss"], rel=1e-5)
-    told = [line for line in files.read_jsonl_log(run.history) if line["event"] == "round"]
+    told = [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "round"]
     assert [line["converged"] for line in told] == [False, False] and told[0]["value"] == found["value"]
 
 
@@ -305,20 +306,20 @@ def test_the_lowest_loss_becomes_the_result(
     prepared: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, monkeypatch
 ) -> None:
     """Values are dictated: the second is the lowest, the next two are in vain, and so the round ends early."""
-    from ftlib.training import examiner
+    from ftlib.training import eval_callback
 
     best = ["checkpoint={steps: 1, keep: 1, best: {metric: loss, every: 2, patience: 2}}", "evaluation.loss=true"]
     config = prepared("lora")
     run = run_of(config, tmp_path / "runs", *best)
     values = iter([0.9, 0.4, None, 0.4, 0.1])
     monkeypatch.setattr(
-        examiner, "split_loss", lambda *_: {"value": next(values), "perplexity": 2.0, "rows": 12, "tokens": 24}
+        eval_callback, "split_loss", lambda *_: {"value": next(values), "perplexity": 2.0, "rows": 12, "tokens": 24}
     )
     code, _, error = ftlib("train", config, *best)
     assert code == 0, error
     assert [(line["step"], line["value"]) for line in valid_of(run)] == [(2, 0.9), (4, 0.4), (6, None), (8, 0.4)]
-    assert files.read_json(run.done)["best"] == {"step": 4, "metric": "loss", "value": 0.4}
-    assert {path.name for path in run.checkpoints().iterdir()} == {"checkpoint-4", "checkpoint-8"}
+    assert files.read_json(run.done_marker)["best"] == {"step": 4, "metric": "loss", "value": 0.4}
+    assert {path.name for path in run.checkpoint_root().iterdir()} == {"checkpoint-4", "checkpoint-8"}
     assert len(steps_of(run)) == 8 and outcome_files(run)
 
 
@@ -359,16 +360,18 @@ def test_a_bound_on_the_wrong_side_is_refused(
 def test_an_error_rate_is_minimised(prepared: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, monkeypatch) -> None:
     from dataclasses import replace
 
-    from ftlib.tasks import TASKS
-    from tests.training.test_examiner import dictate
+    from ftlib.core import registry
+    from tests.training.test_eval_callback import dictate
 
-    monkeypatch.setitem(TASKS, "classify", replace(TASKS["classify"], lower_is_better=("accuracy",)))
+    entry = registry.TASKS["classify"]
+    errors = {**entry.metrics, "accuracy": {"higher_is_better": False}}
+    monkeypatch.setitem(registry.TASKS, "classify", replace(entry, metrics=errors))
     best = "checkpoint={steps: 1, keep: 1, best: {metric: accuracy, every: 3, patience: 2}}"
     config = prepared("lora")
     run = run_of(config, tmp_path / "runs", best)
     dictate(monkeypatch, [0.5, 0.2, 0.6, 0.3])
     assert ftlib("train", config, best)[0] == 0
-    assert files.read_json(run.done)["best"]["step"] == 6
+    assert files.read_json(run.done_marker)["best"]["step"] == 6
 
 
 def test_valid_rows_that_no_loss_is_of_are_found_before_training(
@@ -377,9 +380,9 @@ def test_valid_rows_that_no_loss_is_of_are_found_before_training(
     config = prepared("lora")
     site = find_site()
     experiment = load_experiment(config, [], site)
-    inputs = FAMILIES["paligemma"].load_inputs(Path(experiment.config.model.base), experiment.config)
+    inputs = model_family("paligemma").load_processor(Path(experiment.config.model.base), experiment.config)
     rows = open_prepared(experiment.config, site).rows("valid")
-    prompt, answer = inputs.lengths([rows[0].prefix], [rows[0].suffix])[0]
+    prompt, answer = inputs.token_lengths([rows[0].prefix], [rows[0].suffix])[0]
     short = [f"model.max_length={prompt + answer - 1}", "evaluation.loss=true", "model.too_long=stop"]
     os.environ["FTLIB_RUNS"] = str(tmp_path / "runs")
     code, _, error = ftlib("train", config, *short)

@@ -78,17 +78,17 @@ def metered(meter: Meter) -> None:
 
 def ftlib(plan: dict[str, Any], meter: Meter) -> float:
     """`ftlib train`; returns the rows that one core loads in a second."""
-    from ftlib.__main__ import main
-    from ftlib.config_file import load_experiment
-    from ftlib.models.families import FAMILIES
-    from ftlib.site import find_site
+    from ftlib.cli.main import main
+    from ftlib.config.loader import load_experiment
+    from ftlib.core.paths import find_site
+    from ftlib.models.registry import model_family
 
     metered(meter)
     if code := main(["train", plan["config"]]):
         raise SystemExit(code)
     config = load_experiment(Path(plan["config"]), [], find_site()).config
-    inputs = FAMILIES[config.model.family].load_inputs(Path(plan["base"]), config)
-    return loading_rate(plan, lambda rows: inputs.batch([inputs.train_row(*row) for row in rows]))
+    inputs = model_family(config.model.family).load_processor(Path(plan["base"]), config)
+    return loading_rate(plan, lambda rows: inputs.collate([inputs.encode_train(*row) for row in rows]))
 
 
 def seed(plan: dict[str, Any], meter: Meter) -> float:
@@ -103,8 +103,10 @@ def seed(plan: dict[str, Any], meter: Meter) -> float:
     )
 
     metered(meter)
-    processor = PaliGemmaProcessor.from_pretrained(plan["base"])
-    model = PaliGemmaForConditionalGeneration.from_pretrained(plan["base"], dtype=torch.float32)
+    processor = PaliGemmaProcessor.from_pretrained(plan["base"], trust_remote_code=False)
+    model = PaliGemmaForConditionalGeneration.from_pretrained(
+        plan["base"], dtype=torch.float32, trust_remote_code=False
+    )
     targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     collate = image_collate(processor)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=targets))

@@ -1,0 +1,113 @@
+"""Print the end of a run's log: the newest file that a start or a job of it has written to a folder of logs.
+
+That is the run folder, `logs/` (of the current folder or of ftlib's), or any folder that is called so. A history that
+somebody else has written cannot have another file shown.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shlex
+import time
+from pathlib import Path
+
+from ftlib.cli import arguments
+from ftlib.core import jsonl, log
+from ftlib.core.paths import REPOSITORY, find_site
+from ftlib.errors import UserError
+from ftlib.runs import run as runs
+from ftlib.runs.run import Run
+
+_POLL_SECONDS = 0.5
+_BLOCK = 1 << 16
+
+
+def main(argv: list[str]) -> int:
+    """`ftlib logs RUN [-f] [-n LINES]`"""
+    command = arguments.make_parser("logs", __doc__)
+    command.add_argument("run", metavar="RUN", help="run folder or its name")
+    command.add_argument("-f", "--follow", action="store_true", help="go on printing what is added, until Ctrl-C")
+    command.add_argument("-n", "--lines", metavar="N", type=int, default=50, help="lines to begin with; default: 50")
+    parsed = command.parse_args(argv)
+    run = runs.find_run(parsed.run, find_site())
+    path = _newest_log(run)
+    screen = _Screen()
+    position = _print_tail(path, parsed.lines, screen)
+    if parsed.follow:
+        _follow(run, path, position, screen)
+    return 0
+
+
+def _newest_log(run: Run) -> Path:
+    """The log of the newest start, or submission, that has written one.
+
+    Raises:
+        UserError: none is known, none has been written yet, it has been removed, or it lies in no folder of logs.
+    """
+    events = jsonl.read_jsonl_log(run.history)
+    known = [Path(event["log"]) for event in events if event.get("log")]
+    if not known:
+        raise UserError(
+            f"{run.folder}: no log file is known of it",
+            "It has not started yet, or its output went to a terminal; jobs write to logs/ where they were submitted.",
+        )
+    for path in reversed(known):
+        if path.is_file():
+            return _in_log_folder(path, run)
+    if events[-1]["event"] == "submitted":
+        raise UserError(f"{run.folder}: has not started yet", "ftlib status tells what it waits for.")
+    raise UserError(f"{known[-1]}: the log of {run.folder} is not there any more")
+
+
+def _in_log_folder(path: Path, run: Run) -> Path:
+    """Where a log really lies.
+
+    Raises:
+        UserError: in no folder of logs, or a link leads out of it.
+    """
+    real, own = path.resolve(), run.folder.parent.name
+    known = [run.folder, *(place / "logs" for place in (Path.cwd(), REPOSITORY))]
+    above = real.parent.parent if real.parent.name == own else real.parent
+    if above.name != "logs" and not any(real.is_relative_to(folder.resolve()) for folder in known):
+        remedy = f"If you trust the history of {run.folder}, look at the file itself: tail -f {shlex.quote(str(path))}"
+        raise UserError(f"{path}: not shown: it lies in no folder of logs", remedy)
+    return real
+
+
+class _Screen:
+    """Prints bytes as they come; a character may come in two parts. Progress bars are lines here."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def write(self, text: bytes) -> None:
+        log.print_result(self._decoder.decode(text).replace("\r\n", "\n").replace("\r", "\n"), end="")
+
+
+def _print_tail(path: Path, lines: int, screen: _Screen) -> int:
+    """Print the last lines of a file, read from its end, and return where it ends."""
+    text = b""
+    with path.open("rb") as file:
+        end = position = file.seek(0, os.SEEK_END)
+        while position > 0 and text.count(b"\n") <= lines:
+            step = min(_BLOCK, position)
+            position = file.seek(position - step)
+            text = file.read(step) + text
+    screen.write(b"".join(text.splitlines(keepends=True)[-lines:] if lines > 0 else []))
+    return end
+
+
+def _follow(run: Run, path: Path, position: int, screen: _Screen) -> None:
+    """Print what is added; a run that is submitted again goes on in another file."""
+    while True:
+        with path.open("rb") as file:
+            file.seek(position)
+            added = file.read()
+        position += len(added)
+        screen.write(added)
+        if not added:
+            time.sleep(_POLL_SECONDS)
+            newest = _newest_log(run)
+            if newest != path:
+                path, position = newest, 0

@@ -1,0 +1,139 @@
+"""The command line: `ftlib COMMAND …` and `python3 -m ftlib COMMAND …` are the same.
+
+Each command is a module in `ftlib/cli/`, imported only when it is called, so that `--help` is quick and the
+login node never imports torch. This is the only place that catches UserError, and errors of files and folders that a
+user can mend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from ftlib import __version__
+from ftlib.core import files, log, permissions, signals, trust
+from ftlib.core.environment import prefer_expandable_segments
+from ftlib.core.out_of_memory import oom_as_user_error
+from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RANK_LOST, EXIT_REQUEUE, EXIT_USER, RankLost, UserError
+
+COMMANDS = {
+    "demo": "no cluster, no downloads: real digits through the whole chain, ending in a report",
+    "stage": "bring model and dataset into the shared store",
+    "prepare": "check a dataset and split it into train, valid and test",
+    "prompts": "rank prompts with the untrained model",
+    "plan": "what a config will need on a GPU, and the largest micro-batch that fits",
+    "train": "train, or go on training",
+    "evaluate": "ask a model every question of a split and score its answers",
+    "score": "score result files of a dataset's own format; no model, no GPU",
+    "merge": "merge fine-tuned models or adapters into one",
+    "predict": "one answer to one question",
+    "chat": "an interactive session with a trained run",
+    "report": "one self-contained HTML page about a run, or of several",
+    "submit": "send a run, or all runs of a sweep, to Slurm; or train here",
+    "status": "what runs, what died and why; what it cost",
+    "logs": "the end of a run's log",
+    "cancel": "cancel runs, queued or running, by name",
+    "clean": "free the space of what is not needed any more; asks before it deletes",
+    "push": "put a run's adapter or model on the hub",
+    "doctor": "check this machine and say what to do",
+    "schema": "JSON Schema of the config, for editors",
+}
+
+HEAVY_PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "PIL", "sacrebleu", "pycocotools")
+"""What the light install lacks."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    log.install_safe_streams()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = _trust_named_code(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"ftlib {__version__}")
+        return 0
+    code = EXIT_FAILURE
+    try:
+        code = _run_to_exit_code(arguments, debug)
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+        raise
+    finally:
+        if code not in (0, EXIT_REQUEUE):
+            signals.notify_failure(code)
+    return code
+
+
+def _trust_named_code(arguments: list[str]) -> list[str]:
+    """The arguments without `--trust-code HASH`, which is noted in the environment for processes of this command."""
+    while "--trust-code" in arguments[:-1]:
+        place = arguments.index("--trust-code")
+        named = [os.environ.get(trust.TRUSTED, ""), arguments[place + 1]]
+        os.environ[trust.TRUSTED] = ",".join(filter(None, named))
+        arguments = arguments[:place] + arguments[place + 2 :]
+    return arguments
+
+
+def _run_to_exit_code(arguments: list[str], debug: bool) -> int:
+    """Run a command; its exit code, whatever became of it."""
+    try:
+        signals.install_handlers()
+        permissions.limit_umask()
+        prefer_expandable_segments()
+        return _run(arguments[0], arguments[1:])
+    except signals.Preempted as signal:
+        log.info_any_rank(f"ftlib: {signals.MESSAGE.format(signal)}")
+        return EXIT_REQUEUE
+    except UserError as error:
+        if debug:
+            raise
+        log.info_any_rank(f"ftlib: {error}")
+        return EXIT_USER
+    except RankLost as error:
+        log.info_any_rank(f"ftlib: {error}")
+        return EXIT_RANK_LOST
+    except KeyboardInterrupt:
+        log.info_any_rank("ftlib: interrupted; run the same command again to resume")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_FAILURE
+    except OSError as error:
+        told = files.as_user_error(error)
+        if debug or told is None:
+            raise
+        log.info_any_rank(f"ftlib: {told}")
+        return EXIT_USER
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(f"{name}: no such command", f"Did you mean {near[0]}?" if near else "See `ftlib --help`.")
+    try:
+        with oom_as_user_error():
+            code: int = importlib.import_module(f"ftlib.cli.{name}").main(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in HEAVY_PACKAGES:
+            raise
+        remedy = "Run it in the container, or install what training needs: pip install 'ftlib[train]'"
+        raise UserError(f"{name} needs {error.name}, which is not installed here", remedy) from None
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ftlib COMMAND …   (ftlib COMMAND --help tells more; --debug shows tracebacks of user errors)",
+            "",
+            *lines,
+        ]
+    )

@@ -1,0 +1,73 @@
+"""Say what a config will need on a GPU, by part, whether it fits, and the largest micro-batch that does.
+
+It needs neither weights nor a GPU: one training step is counted on the model's shapes, so config.json is enough. Row
+lengths come from the prepared data; without it they are assumed, and it says so. The table goes to stderr, --json to
+stdout. Exit code 1 if the config does not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ftlib.cli import arguments
+from ftlib.core import log
+from ftlib.core.gpu import gpu_memory_bytes
+from ftlib.core.paths import find_site
+from ftlib.core.text import format_gib
+from ftlib.errors import EXIT_FAILURE
+
+if TYPE_CHECKING:
+    from ftlib.memory.search import MemoryPlan
+
+
+def main(argv: list[str]) -> int:
+    """`ftlib plan CONFIG [KEY=VALUE…] [--gpu 12GiB] [--json]`"""
+    command = arguments.make_parser("plan", __doc__)
+    arguments.add_config_arguments(command)
+    command.add_argument("--gpu", metavar="SIZE", help="memory of the GPU, such as 12GiB; without it: this machine's")
+    command.add_argument("--json", action="store_true", help="print the numbers to stdout, sizes in bytes")
+    parsed = command.parse_intermixed_args(argv)
+    site = find_site()
+    config = arguments.load_from_arguments(parsed, site).config
+    from ftlib.memory.search import parse_size, plan_memory
+
+    plan = plan_memory(config, site, parse_size(parsed.gpu) if parsed.gpu else gpu_memory_bytes())
+    _show(plan)
+    if parsed.json:
+        log.print_json(plan.to_json())
+    return EXIT_FAILURE if plan.fits is False else 0
+
+
+def _show(plan: MemoryPlan) -> None:
+    from ftlib.memory.estimate import is_known_optimizer
+
+    optimizer = str(plan.config.training.get("optim", "adamw_torch_fused"))
+    origin = "the longest of the prepared data" if plan.found else "assumed; `ftlib prepare` makes them exact"
+    log.info(f"rows of {plan.rows.tokens:,} tokens, {plan.rows.answer:,} of them answer ({origin})")
+    log.info(f"micro-batch {plan.config.micro_batch_size} of {plan.config.effective_batch_size} rows a step, in GiB:\n")
+    without, checkpointed = (
+        asdict(plan.estimates[one]) | {"together": plan.estimates[one].total} for one in (False, True)
+    )
+    rows = [[part, f"{without[part] / 2**30:.2f}", f"{checkpointed[part] / 2**30:.2f}"] for part in without]
+    log.info(log.format_table(["part", "without", "with gradient checkpointing"], rows) + "\n")
+    if not is_known_optimizer(optimizer):
+        log.info(f"training.optim: {optimizer}: its state is taken to be as large as Adam's")
+    if plan.capacity is None:
+        log.info("no GPU here: name one, as in --gpu 24GiB, to see what fits")
+        return
+    verdict = "fits" if plan.fits else "does not fit"
+    log.info(f"as configured it needs {format_gib(plan.estimate.total)}: {verdict} into {format_gib(plan.capacity)}")
+    for checkpointing in (False, True):
+        log.info(_largest_batch_size(plan, checkpointing))
+
+
+def _largest_batch_size(plan: MemoryPlan, checkpointing: bool) -> str:
+
+    how = "with gradient checkpointing" if checkpointing else "without gradient checkpointing"
+    cut = plan.largest[checkpointing]
+    if cut is None:
+        return f"{how}: not even a micro-batch of 1 fits"
+    accumulation = plan.config.rows_per_gpu // cut.micro_batch
+    sizes = f"per_device_train_batch_size: {cut.micro_batch}, gradient_accumulation_steps: {accumulation}"
+    return f"{how}: at most {sizes} ({format_gib(cut.estimate.total)})"

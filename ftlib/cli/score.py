@@ -1,0 +1,103 @@
+"""Score result files of a dataset's own format: no model, no GPU.
+
+  vqa       --references QUESTIONS.json ANNOTATIONS.json --predictions RESULTS.json
+  docvqa    --references val_v1.0.json --predictions SUBMISSION.json
+  gqa       --references QUESTIONS.json [--choices CHOICES.json] --predictions PREDICTIONS.json
+  caption   --references captions_val2014.json --predictions RESULTS.json
+  detect    --references instances_val2017.json --predictions DETECTIONS.json
+  refer     --references REFERENCES.jsonl --predictions PREDICTIONS.jsonl     boxes of referring expressions
+  segment   --references REFERENCES.jsonl --predictions PREDICTIONS.jsonl     masks of referring expressions
+  classify  --references REFERENCES.jsonl --predictions PREDICTIONS.jsonl [--positive LABEL]
+  text      --references REFERENCES.jsonl --predictions PREDICTIONS.jsonl [--tokenize NAME]
+
+With --against, a second result file for the same references: how far it differs, with a paired test.
+
+JSONL: references `{"id": …, "references": […]}` (or `"suffix": …`), predictions `{"id": …, "prediction": …}`; rows
+with the same `image` are resampled together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftlib.cli import arguments
+from ftlib.core import log, registry
+from ftlib.errors import UserError
+
+if TYPE_CHECKING:
+    from ftlib.metrics.base import MetricResult
+
+SCORERS = {entry.scored_as or entry.name: entry.scorer for entry in registry.TASKS.values() if entry.scorer}
+"""Task → the module whose `score` reads its files."""
+
+OPTIONS = {"choices": "gqa", "positive": "classify", "tokenize": "text"}
+"""Option → the one task that takes it."""
+
+
+def main(argv: list[str]) -> int:
+    """`ftlib score TASK --references FILE… --predictions FILE [--against FILE] [--json]`"""
+    parsed = _parser().parse_args(argv)
+    from ftlib.metrics.summary import format_summary, summary
+    from ftlib.metrics.uncertainty import confidence_intervals
+
+    measured = _score_file(parsed, parsed.predictions)
+    found = {} if parsed.no_intervals else confidence_intervals(measured)
+    log.info(format_summary(measured, found))
+    scores = summary(measured, found)
+    if parsed.against:
+        scores["against"] = _differences(measured, _score_file(parsed, parsed.against))
+        log.info(_table(parsed.against, scores["against"]))
+    if parsed.json:
+        log.print_json(scores)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    command = arguments.make_parser("score", __doc__)
+    command.add_argument("task", choices=list(SCORERS), help="how the files are read and which metrics judge them")
+    command.add_argument(
+        "--references", type=Path, nargs="+", required=True, metavar="FILE", help="what the dataset's release holds"
+    )
+    command.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="the result file")
+    command.add_argument(
+        "--against", type=Path, metavar="FILE", help="a second result file, to be compared with the first"
+    )
+    command.add_argument("--choices", type=Path, metavar="FILE", help="gqa: valid and plausible answers by question")
+    command.add_argument("--positive", metavar="LABEL", help="classify: the label that precision and recall look at")
+    command.add_argument("--tokenize", metavar="NAME", help="text: sacrebleu's tokenizer; default 13a, Japanese char")
+    command.add_argument("--no-intervals", action="store_true", help="only the values")
+    command.add_argument("--json", action="store_true", help="print everything to stdout")
+    return command
+
+
+def _score_file(parsed: argparse.Namespace, predictions: Path) -> MetricResult:
+    options = {name: getattr(parsed, name) for name in OPTIONS if getattr(parsed, name) is not None}
+    for name in options:
+        if OPTIONS[name] != parsed.task:
+            raise UserError(f"--{name} belongs to {OPTIONS[name]}, not to {parsed.task}")
+    scorer = importlib.import_module(SCORERS[parsed.task])
+    measured: MetricResult = scorer.score(parsed.references, predictions, **options)
+    return measured
+
+
+def _differences(first: MetricResult, second: MetricResult) -> dict[str, dict[str, Any]]:
+    """Second − first, for every metric that is no part of a breakdown."""
+    from ftlib.metrics.uncertainty import paired_test
+
+    names = [name for name in first.values() if ": " not in name and name not in first.constants]
+    found = {name: paired_test(first.sample, second.sample, name) for name in names}
+    return {name: {**asdict(one), "verdict": one.verdict} for name, one in found.items()}
+
+
+def _table(against: Path, differences: dict[str, dict[str, Any]]) -> str:
+    headers = [f"{against.name} − first", "difference", "95 % interval", "p", "verdict"]
+    rows = []
+    for name, found in differences.items():
+        low, high = found["interval"]
+        span = f"{low:+.4f} to {high:+.4f}"
+        rows.append([name, f"{found['difference']:+.4f}", span, f"{found['p']:.4f}", found["verdict"]])
+    return log.format_table(headers, rows)

@@ -1,0 +1,50 @@
+"""Train a config; run again, it goes on from its last checkpoint or says that it is done.
+
+The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the result.
+"""
+
+from __future__ import annotations
+
+from ftlib.cli import arguments
+from ftlib.core import lease, log
+from ftlib.core.paths import find_site
+from ftlib.core.signals import notify_host, raise_on_signal
+from ftlib.data.moved import match_existing_runs
+from ftlib.errors import EXIT_FAILURE, TrainingDiverged
+from ftlib.runs import events
+from ftlib.runs import run as runs
+from ftlib.runs.pinning import exec_pinned_code
+
+
+def main(argv: list[str]) -> int:
+    """`ftlib train CONFIG [KEY=VALUE…]`"""
+    command = arguments.make_parser("train", __doc__)
+    arguments.add_config_arguments(command)
+    site = find_site()
+    [experiment] = match_existing_runs([arguments.load_from_arguments(command.parse_args(argv), site)], site)
+    run = runs.create_run(experiment, site)
+    log.print_result(str(run.folder))
+    if notice := runs.recipe_notice(experiment, site):
+        log.info(notice)
+    if run.done_marker.exists():
+        log.info(
+            f"{run.folder}: already trained; the result is in {run.result_folder(experiment.config.adapter.method)}"
+        )
+        log.info(
+            f"to train it on, begin a new run with its weights: warm_start={run.folder.parent.name}/{run.folder.name}"
+        )
+        return 0
+    # older code would begin another run for data that lie elsewhere; the run's own config is the same but for that
+    exec_pinned_code(run, site, ["train", *([str(run.config_file)] if experiment.data_locations else argv)])
+    from ftlib.training.train import run_training
+
+    seen = events.last_activity(run)
+    try:
+        with raise_on_signal(), lease.acquire_lease(run.folder), events.record_outcome(run, "train", seen):
+            notify_host("run", str(run.folder))
+            run_training(experiment, run, site)
+    except TrainingDiverged as error:
+        log.info(f"ftlib: {error}")
+        return EXIT_FAILURE
+    log.info(f"trained: {run.result_folder(experiment.config.adapter.method)}")
+    return 0

@@ -1,0 +1,197 @@
+"""What a person sees while ftlib works: plain lines on stderr, and progress.
+
+On a terminal progress is a bar; in a log file it is a line now and then. Only the first rank of a job speaks.
+Names of files, histories and answers of models may hold what a terminal obeys (its clipboard, its title): such
+characters are printed as `\\x1b`. Secrets are masked (redaction.py). Once `install_safe_streams` was called, both hold
+for tracebacks, warnings and what libraries print, too, but for colors and the movements of progress bars.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from ftlib.core.redaction import redact
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 30.0
+LINES_PER_TASK = 20
+
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+"""What terminals obey, but for the ends of lines and tabs; and halves of characters, which cannot be printed."""
+
+_ANY_CONTROL = re.compile(_CONTROL)
+_LIBRARY_CONTROL = re.compile(rf"(\x1b\[[0-9;]*[mABCDGJK]|\x1b\[\?25[hl]|\r)|{_CONTROL}")
+"""Colors and progress bars, and what is none."""
+
+_NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+
+_bars: Progress | None = None
+"""What is on the terminal now."""
+
+ProgressUpdate = Callable[[int, str], None]
+"""Called with the number of finished units and what to say of the last one."""
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number and how many there are, as Slurm counts the tasks of a step."""
+    return int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first rank of its job (or the only one)."""
+    return rank_and_world_size()[0] == 0
+
+
+def escape_control_characters(text: str) -> str:
+    """A text that no terminal obeys: control characters are escaped, but for the ends of lines and tabs."""
+    return _ANY_CONTROL.sub(_escaped, text.replace("\r\n", "\n"))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """An escape as Python writes it; a byte that is no text (in a file's name) is shown as that byte."""
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+class _SafeStream:
+    """A text stream that masks secrets, and escapes what terminals obey, in what is written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(_LIBRARY_CONTROL.sub(lambda match: match[1] or _escaped(match), redact(text)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def install_safe_streams() -> None:
+    """From now on Python prints no secret, and nothing that moves more than a progress bar."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _SafeStream):
+            setattr(sys, name, _SafeStream(stream))
+
+
+def info(text: str) -> None:
+    """Print a line on stderr, if this is the first rank."""
+    if is_main_process():
+        info_any_rank(text)
+
+
+def info_any_rank(text: str) -> None:
+    """Print a line on stderr, from any rank."""
+    print(escape_control_characters(redact(text)), file=sys.stderr, flush=True)
+
+
+def print_result(text: str, end: str = "\n") -> None:
+    """Print a result on stdout."""
+    print(escape_control_characters(redact(text)), end=end, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a result on stdout as JSON, which escapes in its own way."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    print_result(_NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, start: int = 0) -> Iterator[ProgressUpdate]:
+    """Show how far a task of `total` units is; 0: nobody knows how many there will be.
+
+    Yields:
+        A function to call after each unit with (finished units, text).
+    """
+    if not is_main_process():
+        yield lambda done, text: None
+    elif sys.stderr.isatty():
+        with _progress_bar(label, total, start) as update:
+            yield update
+    else:
+        yield _progress_lines(label, total)
+
+
+@contextlib.contextmanager
+def _progress_bar(label: str, total: int, start: int) -> Iterator[ProgressUpdate]:
+    """A task within another (questions asked in training) has its bar below the other's, as long as it lasts."""
+    global _bars
+    outer = _bars
+    bars = _bars = outer or _new_bars()
+    try:
+        with contextlib.nullcontext() if outer else bars:
+            task = bars.add_task(escape_control_characters(label), total=total, completed=start, text="")
+            yield lambda done, text: bars.update(task, completed=done, text=escape_control_characters(text))
+            if outer:
+                bars.remove_task(task)
+    finally:
+        _bars = outer
+
+
+def _new_bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _progress_lines(label: str, total: int) -> ProgressUpdate:
+    """Print the first, the last, about `LINES_PER_TASK` between them if they take long, and one at least every 30 s."""
+    every = max(1, total // LINES_PER_TASK)
+    of = f"/{total}" if total else ""
+    last = time.monotonic() - SECONDS_BETWEEN_LINES
+
+    def update(done: int, text: str) -> None:
+        nonlocal last
+        quiet = time.monotonic() - last
+        if (total and done >= total) or quiet >= SECONDS_BETWEEN_LINES or (total and done % every == 0 and quiet >= 1):
+            last = time.monotonic()
+            info(f"{label}: {done}{of}   {text}".rstrip())
+
+    return update
+
+
+def track(items: Sequence[T], label: str) -> Iterable[T]:
+    """Go through items and show how far."""
+    with progress(label, len(items)) as update:
+        for number, item in enumerate(items, 1):
+            yield item
+            update(number, "")
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Collection[str] = ()) -> str:
+    """A plain text table; the first column and those in `text_columns` to the left, the others to the right."""
+    cells = [list(headers), *[list(map(escape_control_characters, row)) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        left = [headers[0], *text_columns]
+        cells = zip(headers, row, widths, strict=True)
+        aligned = [cell.ljust(width) if name in left else cell.rjust(width) for name, cell, width in cells]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])

@@ -1,0 +1,433 @@
+"""Prepare a dataset: every row and every image checked, divided into train, valid and test, written to the store."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import itertools
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftlib.config.schema import Config, Data, SplitRule
+from ftlib.core import files, log
+from ftlib.core.paths import Site, stored_path
+from ftlib.data.dataset import (
+    FORMAT,
+    PreparedDataset,
+    RowWriter,
+    SplitRows,
+    file_stat,
+    following_folder,
+    image_sample,
+    prepared_folder,
+    read_batches,
+    read_prepared,
+    source_contents,
+)
+from ftlib.data.example import MAX_ERRORS_SHOWN, Example, InvalidRecord, to_json_line
+from ftlib.data.images import ImageInfo, choose_frames, image_path, inspect_image
+from ftlib.data.labels import labels_missing_in_train, suspicious_labels
+from ftlib.data.near_duplicates import near_duplicates
+from ftlib.data.scan import RowTransform, ScannedDataset, TaskRules, first_rows_of_images, scan_source
+from ftlib.data.sources.registry import skipped_counts
+from ftlib.data.splits import ANIMATED, LEAKED, LEFT_OUT, SPLITS, UNREADABLE, Codes, Hashes, hash_text, merge_groups
+from ftlib.errors import UserError
+
+_BLOCK = 1000
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+_SHARD = 10**9
+"""Bytes of a file of rows, roughly."""
+
+_SPOOL = "rows.arrow"
+_EXCLUSION_REASONS = {
+    LEFT_OUT: "beyond max_train or max_eval",
+    LEAKED: "asked in another split",
+    UNREADABLE: "unreadable image",
+    ANIMATED: "animated image",
+}
+NEAR_SHOWN = 8
+"""Pairs of images that look alike."""
+
+_MAX_MISSED = 1000
+"""Images that could not be used and are looked at again whenever the data are asked for."""
+
+
+def prepare(
+    config: Config, site: Site, task: TaskRules, transform: RowTransform | None = None, again: bool = False
+) -> PreparedDataset:
+    """Check, split and write a dataset: two passes over its rows, each image opened once.
+
+    Args:
+        task: the config's.
+        transform: see `scan.scan_source`.
+        again: leave what is prepared already to the runs that were made from it, and prepare once more.
+
+    Raises:
+        UserError: faulty rows or images, impossible splits, storage full or read-only.
+    """
+    target = prepared_folder(config, site)
+    again = again and files.is_complete(target)
+    if again:
+        target = following_folder(target)
+    with files.atomic_directory(target) as folder:
+        scanned = scan_source(config.data, folder / _SPOOL, task, transform)
+        images = check_images(scanned, config.data, task)
+        contents = find_content_groups(scanned, images, config.data.split)
+        codes = scanned.assign_splits(
+            config.data.split, contents.groups, contents.names, exclusion_codes(scanned, images, config.data)
+        )
+        splits = _write(folder, scanned, images, codes, config.data)
+        missed = {name: file_stat(image_path(Path(config.data.root), name)) for name in images.invalid[:_MAX_MISSED]}
+        files.write_json(
+            folder / "bad.json", {"count": scanned.invalid.count, "shown": scanned.invalid.shown, "images": missed}
+        )
+        dropped = {why: count for code, why in _EXCLUSION_REASONS.items() if (count := int((codes == code).sum()))}
+        facts = {
+            "format": FORMAT,
+            "again": again,
+            "root": stored_path(Path(config.data.root), site.store),
+            "content": files.json_sha256(source_contents(config)),
+            "source": config.data.source,
+            "rule": config.data.split.model_dump(),
+            "prompts": config.data.templates,
+            "unasked": scanned.unasked,
+            "unshown": scanned.unshown,
+            "labels": sorted(scanned.labels) if scanned.labels is not None else None,
+            "splits": splits,
+            "bad": scanned.invalid.count,
+            "left_out": {**skipped_counts(config.data), **dropped} | _unlearned(scanned),
+            "parts": _parts(scanned, codes),
+            "fields": scanned.facts,
+            "unused": scanned.unused,
+            "remarks": scanned.remarks,
+            "stripped": scanned.stripped,
+            "together": contents.counted,
+            "sample": [pair for split in SPLITS for pair in image_sample(SplitRows(folder / split))],
+        }
+        if task.closed_labels:
+            labels = {split: _labels(SplitRows(folder / split)) for split in SPLITS}
+            told = suspicious_labels(scanned.labels or {}) + labels_missing_in_train(labels)
+            if told := told + _contradictions([SplitRows(folder / split) for split in SPLITS]):
+                facts["suspicious_labels"] = told
+        if alike := sorted(images.one_color):
+            facts["one_color"] = {"images": len(alike), "shown": alike[:MAX_ERRORS_SHOWN]}
+        files.write_json(folder / "data.json", facts)
+        for spool in folder.glob("*.arrow"):
+            spool.unlink()
+    return read_prepared(target, config)
+
+
+def _labels(rows: SplitRows) -> set[str]:
+    return {label for batch in rows.batches for label in batch.column("suffix").unique().to_pylist()}
+
+
+def _contradictions(splits: Sequence[SplitRows]) -> list[str]:
+    """Images that are there with several labels for the same question, in words; of many the first.
+
+    Memory: 16 bytes a row with an image.
+    """
+    columns = ("id", "digest", "prefix", "suffix")
+
+    def rows_with_images() -> Iterator[tuple[int, str, str]]:
+        """Of each row a hash of what is asked, its id and its label."""
+        for batch in itertools.chain.from_iterable(rows.batches for rows in splits):
+            for name, digest, prefix, suffix in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
+                if digest:
+                    yield hash_text(f"{digest}\0{prefix}"), name, suffix
+
+    hashes = array("Q")
+    for asked, _, label in rows_with_images():
+        hashes.extend((asked, hash_text(label)))
+    pairs = np.unique(np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 2), axis=0)[:, 0]
+    several = set(pairs[1:][pairs[1:] == pairs[:-1]].tolist())
+    if not several:
+        return []
+    first: dict[int, str] = {}
+    told: dict[int, str] = {}
+    for asked, name, label in rows_with_images():
+        if asked in several and len(told) < 3 and first.setdefault(asked, label) != label:
+            told.setdefault(asked, f"{name} is {label!r:.60}, and {first[asked]!r:.60} in another row")
+    shown = "; ".join(told.values())
+    return [f"{len(several):,} {'images have' if len(several) > 1 else 'image has'} several of them: {shown}"]
+
+
+def _parts(scanned: ScannedDataset, codes: Codes) -> list[dict[str, Any]]:
+    """What the source calls its parts, and how many rows of each are in which split."""
+    found = []
+    for number, name in enumerate(scanned.part_names):
+        here = codes[scanned.named == number]
+        counts = {split: int((here == code).sum()) for code, split in enumerate(SPLITS)}
+        if any(counts.values()):
+            found.append({"name": name} | counts)
+    return found
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """What is known of all images of a dataset, 44 bytes each.
+
+    Attributes:
+        names: hashes of their names, ascending, shape (n,).
+        digests: SHA-256 of their bytes, raw.
+        frames: how many; 0 if the image cannot be used.
+        sizes, kinds: how many images are of a size, of a format and mode.
+        one_color: names of those whose pixels are all alike once they are decoded.
+        perceptual_hashes: what those that look alike have in common, see `ImageInfo`, shape (n, 2); 0 if nothing is
+            known.
+        invalid: names of those that cannot be used.
+        first_rows: a row that shows each of them.
+    """
+
+    names: NDArray[np.uint64]
+    digests: NDArray[np.void]
+    frames: NDArray[np.int32]
+    sizes: Counter[tuple[int, int]]
+    kinds: Counter[str]
+    one_color: list[str]
+    perceptual_hashes: NDArray[np.uint64]
+    invalid: list[str]
+    first_rows: NDArray[np.int64]
+
+    def find(self, name: int) -> tuple[str, int]:
+        """Digest in hexadecimal and number of frames."""
+        index = int(np.searchsorted(self.names, np.uint64(name)))
+        return bytes(self.digests[index]).hex(), int(self.frames[index])
+
+    def of_rows(self, values: NDArray[Any], scanned: ScannedDataset, without: Any) -> NDArray[Any]:
+        """A value of each image as one of each row.
+
+        Args:
+            values: one for each image.
+            without: for rows without an image.
+        """
+        found = np.full(len(scanned.images), without, dtype=values.dtype)
+        shown = scanned.images != 0
+        found[shown] = values[np.searchsorted(self.names, scanned.images[shown])]
+        return found
+
+
+def check_images(scanned: ScannedDataset, data: Data, task: TaskRules) -> ImageTable:
+    """Decode every image once; faulty ones, and those that do not fit what the rows say of them, count as bad records.
+
+    Raises:
+        UserError: faulty images, unless they are to be skipped.
+    """
+    names, indices = first_rows_of_images(scanned)
+    rows, root, misfit = scanned.rows, Path(data.root), task.validate_image_size
+    digests, frames = np.zeros(len(names), dtype="V32"), np.zeros(len(names), dtype=np.int32)
+    looks = np.zeros((len(names), 2), dtype=np.uint64)
+    found = ImageTable(names, digests, frames, Counter(), Counter(), [], looks, [], indices)
+
+    by_image = np.argsort(scanned.images, kind="stable") if misfit else indices
+
+    def inspect(index: int) -> ImageInfo | InvalidRecord:
+        row = rows[index]
+        try:
+            seen = inspect_image(image_path(root, row.image), data.max_pixels)
+            if misfit:
+                ends = (np.searchsorted(scanned.images, scanned.images[index], side, by_image) for side in _SIDES)
+                for row in map(rows.__getitem__, by_image[slice(*ends)].tolist()):
+                    if problem := misfit(row, seen.size):
+                        raise UserError(problem)
+            return seen
+        except UserError as error:
+            found.invalid.append(row.image)
+            return InvalidRecord(f"row {row.id}", error.problem)
+
+    bad_rows = scanned.invalid.count
+    with ThreadPoolExecutor() as pool, log.progress("checking images", len(names)) as update:
+        for start in range(0, len(names), _BLOCK):
+            for number, seen in enumerate(pool.map(inspect, indices[start : start + _BLOCK].tolist()), start):
+                if isinstance(seen, InvalidRecord):
+                    scanned.invalid.add(seen)
+                else:
+                    _store_image_info(found, number, seen)
+                    if seen.one_color:
+                        found.one_color.append(rows[int(indices[number])].image)
+                update(number + 1, "")
+    if scanned.invalid.count > bad_rows:
+        scanned.invalid.raise_or_report()
+    return found
+
+
+def _unlearned(scanned: ScannedDataset) -> dict[str, int]:
+    return {"answers that are not to be learned": scanned.unlearned} if scanned.unlearned else {}
+
+
+def _store_image_info(images: ImageTable, number: int, seen: ImageInfo) -> None:
+    images.digests[number] = np.void(bytes.fromhex(seen.digest))
+    images.frames[number] = seen.frames
+    images.perceptual_hashes[number] = seen.perceptual_hash
+    images.sizes[seen.size] += 1
+    images.kinds[seen.kind] += 1
+
+
+@dataclass(frozen=True)
+class ContentGroups:
+    """Which rows have the same content.
+
+    Attributes:
+        names: hash of each row's picture or text, shape (n,).
+        groups: what stays together in a split, shape (n,).
+        counted: rows that stay together with others for the sake of their content, and how many groups these are;
+            near duplicates among the images, with examples.
+    """
+
+    names: Hashes
+    groups: Hashes
+    counted: dict[str, Any]
+
+
+def find_content_groups(scanned: ScannedDataset, images: ImageTable, rule: SplitRule) -> ContentGroups:
+    """Rows of the same picture, under whatever name, and rows without one that ask and answer the same, stay together.
+
+    Where nothing occurs twice, groups are those of the source.
+    """
+    digests = images.digests.view("V8")[::4].copy().view(np.uint64) if len(images.names) else np.empty(0, np.uint64)
+    names = np.where(scanned.images == 0, scanned.texts, images.of_rows(digests, scanned, np.uint64(0)))
+    names = np.where(names == 0, scanned.images, names)  # what cannot be read is known by its name
+    groups = merge_groups(scanned.keys.groups, names)
+    alike = near_duplicates(images.perceptual_hashes, images.digests)
+    counted: dict[str, Any] = _merge_counts(scanned.keys.groups, groups)
+    if alike.pairs:
+        shown = [
+            [scanned.rows[int(images.first_rows[index])].image for index in pair] for pair in alike.pairs[:NEAR_SHOWN]
+        ]
+        named = alike.groups[alike.groups > 0]
+        counted["near"] = {"images": len(named), "groups": len(np.unique(named)), "shown": shown}
+    if rule.near_duplicates == "group":
+        groups = merge_groups(groups, images.of_rows(alike.groups, scanned, np.uint64(0)))
+    return ContentGroups(names, groups, counted)
+
+
+def _merge_counts(before: Hashes, after: Hashes) -> dict[str, int]:
+    """How many rows are in groups that were several, and how many such groups there are."""
+    pairs = np.unique(np.stack([after, before], axis=1), axis=0)
+    names, counts = np.unique(pairs[:, 0], return_counts=True)
+    joined = names[counts > 1]
+    return {"rows": int(np.isin(after, joined).sum()), "groups": len(joined)}
+
+
+def exclusion_codes(scanned: ScannedDataset, images: ImageTable, data: Data) -> Codes:
+    """Negative for rows that are in no split: their image cannot be read, or moves where such are excluded."""
+    frames = images.of_rows(images.frames, scanned, np.int32(1))
+    codes = np.zeros(len(frames), dtype=np.int8)
+    codes[frames == 0] = UNREADABLE
+    if data.frames == "exclude":
+        codes[frames > 1] = ANIMATED
+    return codes
+
+
+class _SplitWriter:
+    """A split while its rows are written."""
+
+    def __init__(self, spool: Path) -> None:
+        self.spool = spool
+        self.writer = RowWriter(spool)
+        self.datasets: Counter[str] = Counter()
+        self.sum = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """A sum of hashes: it does not depend on the order of rows, and needs only one row at a time."""
+        return f"{self.sum % (1 << 256):064x}"[:16]
+
+    def add(self, row: Example) -> None:
+        facts = json.dumps(row.facts, ensure_ascii=False) if row.facts else None
+        self.writer.write(row, facts)
+        self.datasets[row.dataset] += 1
+        self.add_line(hashlib.sha256(to_json_line(row, facts).encode()).digest())
+
+    def add_line(self, digest: bytes) -> None:
+        self.sum += int.from_bytes(digest, "big")
+
+
+def _write(folder: Path, scanned: ScannedDataset, images: ImageTable, codes: Codes, data: Data) -> dict[str, Any]:
+    """Second pass: every row into its split.
+
+    Returns:
+        Split → number of rows (of a mixture's parts, too) and fingerprint.
+    """
+    import datasets
+    from datasets.table import MemoryMappedTable
+
+    splits = {split: _SplitWriter(folder / f"{split}.arrow") for split in SPLITS}
+    with ExitStack() as stack, log.progress("writing splits", len(codes)) as update:
+        for split in splits.values():
+            stack.enter_context(split.writer)
+        divide = _write_image_rows if len(images.names) else _write_text_rows
+        for done in divide(scanned, images, codes, data, list(splits.values())):
+            update(done, "")
+    _return_free_memory()
+    datasets.disable_progress_bars()
+    tables = {
+        name: datasets.Dataset(MemoryMappedTable.from_file(str(split.spool)), fingerprint=split.fingerprint)
+        for name, split in splits.items()
+    }
+    # without a file, a split without rows could not be opened
+    shards = {name: max(1, -(-split.spool.stat().st_size // _SHARD)) for name, split in splits.items()}
+    datasets.DatasetDict(tables).save_to_disk(str(folder), num_shards=shards)
+    found: dict[str, Any] = {}
+    for name, split in splits.items():
+        found[name] = {"rows": len(split.writer), "fingerprint": split.fingerprint}
+        found[name] |= {"parts": {part: split.datasets[part] for part in data.datasets}} if data.parts else {}
+    return found
+
+
+def _return_free_memory() -> None:
+    """Give back to the system what glibc keeps of the passes before: 100 MB of a million rows. Others keep nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _write_text_rows(
+    scanned: ScannedDataset, images: ImageTable, codes: Codes, data: Data, splits: Sequence[_SplitWriter]
+) -> Iterator[int]:
+    """Rows without images, batch by batch, which is ten times as fast as row by row; yields how many are done."""
+    import pyarrow
+
+    again, start = scanned.duplicate_numbers(), 0
+    for batch in read_batches(scanned.path):
+        end = start + len(batch)
+        renamed = {index - start: again[index] for index in range(start, end) if index in again} if again else {}
+        if renamed:
+            ids = batch.column(0).to_pylist()
+            for index, number in renamed.items():
+                ids[index] = f"{ids[index]}-{number}"
+            batch = batch.set_column(0, batch.schema.field(0), pyarrow.array(ids))
+        for code, split in enumerate(splits):
+            chosen = codes[start:end] == code
+            rows = batch.filter(pyarrow.array(chosen))
+            split.writer.write_batch(rows)
+            split.datasets.update(rows.column("dataset").to_pylist() if data.parts else ())
+            for line in scanned.lines[start:end][chosen]:
+                split.add_line(bytes(line))
+        start = end
+        yield end
+
+
+def _write_image_rows(
+    scanned: ScannedDataset, images: ImageTable, codes: Codes, data: Data, splits: Sequence[_SplitWriter]
+) -> Iterator[int]:
+    """Rows with images: each as it is asked, once or once a frame; yields how many are done."""
+    again = scanned.duplicate_numbers()
+    for index, (row, code) in enumerate(zip(scanned.rows, codes.tolist(), strict=True)):
+        if code >= 0:
+            name = f"{row.id}-{again[index]}" if index in again else row.id
+            digest, frames = images.find(int(scanned.images[index])) if row.image else ("", 1)
+            chosen = choose_frames(frames, data.frames)
+            for frame in chosen:
+                shown = f"{name}#{frame}" if len(chosen) > 1 else name
+                splits[code].add(replace(row, id=shown, frame=frame, digest=digest))
+        yield index + 1

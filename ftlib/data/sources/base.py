@@ -1,0 +1,328 @@
+"""What all loaders share: records → rows, faults with their place, ids that occur once."""
+
+from __future__ import annotations
+
+import posixpath
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ftlib.data.example import Example, InvalidRecord, plain_text
+from ftlib.data.prompts import BUILTIN_TEMPLATES, template_fields
+from ftlib.data.sources.json_stream import InvalidJson, stream_lists
+from ftlib.data.split_names import NamedSplit, SplitNames
+
+_MAX_SHOWN = 300
+Value = TypeVar("Value")
+RowParser = Callable[[dict[str, Any], int], Sequence[Example]]
+"""(record, its number) → its rows; raises ValueError with what is wrong."""
+
+
+@dataclass(frozen=True)
+class NumberedFile:
+    """A file with numbered lines or records.
+
+    Attributes:
+        unit: what is counted, from 1.
+    """
+
+    path: Path
+    unit: str = "record"
+
+    def location(self, number: int) -> str:
+        """Where a record stands."""
+        return f"{self.path}:{number}" if self.unit == "line" else f"{self.path}: {self.unit} {number}"
+
+
+class IdSet:
+    """Ids, each with a number; 16 bytes for one and at most twice as much in reserve.
+
+    Only 64-bit hashes are kept: among ten million different ids, two are taken for the same with a probability of
+    3 · 10⁻⁶.
+    """
+
+    _FULL = 0.7
+
+    def __init__(self) -> None:
+        self._hashes, self._numbers, self._count = _zeros(1024), _zeros(1024), 0
+
+    def add(self, identity: str, number: int) -> int:
+        """Add an id with its number, which is not 0.
+
+        Returns:
+            The number that it was added with before, else 0.
+        """
+        if self._count >= self._FULL * len(self._hashes):
+            self._grow()
+        code = hash(identity) or 1
+        slot = self._slot(code)
+        if self._hashes[slot]:
+            return self._numbers[slot]
+        self._hashes[slot], self._numbers[slot] = code, number
+        self._count += 1
+        return 0
+
+    def _slot(self, code: int) -> int:
+        """Where a hash lies, or the free place that is next to where it should lie."""
+        mask = len(self._hashes) - 1
+        slot = code & mask
+        while (here := self._hashes[slot]) and here != code:
+            slot = (slot + 1) & mask
+        return slot
+
+    def _grow(self) -> None:
+        hashes, numbers = self._hashes, self._numbers
+        self._hashes, self._numbers = _zeros(2 * len(hashes)), _zeros(2 * len(hashes))
+        for code, number in zip(hashes, numbers, strict=True):
+            if code:
+                slot = self._slot(code)
+                self._hashes[slot], self._numbers[slot] = code, number
+
+
+class RowReader:
+    """One reading of a source, file after file; knows the ids of all of them."""
+
+    _MAX_RECORDS = 1 << 40
+
+    def __init__(self) -> None:
+        self._ids = IdSet()
+        self._files: list[NumberedFile] = []
+
+    def rows(
+        self, file: NumberedFile, records: Iterable[tuple[int, Any]], parse: RowParser
+    ) -> Iterator[Example | InvalidRecord]:
+        """The rows of a file.
+
+        Args:
+            records: number and record, or `InvalidJson` in its place.
+        """
+        self._files.append(file)
+        first = (len(self._files) - 1) * self._MAX_RECORDS
+        for number, record in records:
+            try:
+                found = parse(_object(record), number)
+            except ValueError as error:
+                yield invalid(file.location(number), str(error))
+                continue
+            location = file.location(number)
+            for row in found:
+                if row.id and (known := self._ids.add(row.id, first + number)):
+                    yield invalid(location, f"field id: {row.id!r} stands in {self._location_of(known, file)} already")
+                else:
+                    row.location = location
+                    yield row
+
+    def _location_of(self, known: int, here: NumberedFile) -> str:
+        file, number = self._files[known // self._MAX_RECORDS], known % self._MAX_RECORDS
+        return f"{file.unit} {number}" + (f" of {file.path}" if file.path != here.path else "")
+
+
+@dataclass
+class JsonTable(Generic[Value]):
+    """A list of a JSON file that is read as a whole, for other records to refer to.
+
+    Attributes:
+        unit: what one of its records is.
+        parse_record: record → its id and what is kept of it; raises ValueError with what is wrong.
+        values: id → what is kept.
+        numbers: of their records in the file, in the same order.
+        used: the fields that `parse_record` knows; none: it is not asked which fields nothing uses.
+        fields: all that the records have.
+    """
+
+    unit: str
+    parse_record: Callable[[dict[str, Any]], tuple[Any, Value]]
+    used: Collection[str] = ()
+    values: dict[Any, Value] = field(default_factory=dict)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    fields: set[str] = field(default_factory=set)
+
+
+def read_tables(path: Path, lists: Mapping[str, JsonTable[Any]]) -> Iterator[InvalidRecord]:
+    """Read lists of a JSON file in one go.
+
+    Args:
+        lists: the list's name in the file → where its records are put.
+
+    Yields:
+        Faulty records, and those whose id another has already.
+
+    Raises:
+        UserError: the file is missing, is no such JSON, or lacks a list.
+    """
+    for name, number, record in stream_lists(path, lists):
+        kept = lists[name]
+        location = NumberedFile(path, kept.unit).location(number)
+        try:
+            key, value = kept.parse_record(_object(record))
+            kept.fields.update(record)
+        except ValueError as error:
+            yield invalid(location, str(error))
+            continue
+        if key in kept.values:
+            yield invalid(location, f"id {key!r} stands in another {kept.unit} already")
+        else:
+            kept.values[key] = value
+            kept.numbers.append(number)
+
+
+def unused_fields(lists: Mapping[str, JsonTable[Any]]) -> frozenset[str]:
+    """`LIST.FIELD` of the fields of lists that were read, see `read_tables`, that nothing uses."""
+    unused = {name: kept.fields.difference(kept.used) for name, kept in lists.items() if kept.used}
+    return frozenset(f"{name}.{field}" for name, fields in unused.items() for field in fields)
+
+
+def invalid(location: str, reason: str) -> InvalidRecord:
+    """A record that cannot be used; what was found in it is not shown at any length."""
+    return InvalidRecord(location, reason if len(reason) <= _MAX_SHOWN else reason[:_MAX_SHOWN] + "…")
+
+
+def most_frequent(answers: Sequence[str]) -> str:
+    """The answer that most people gave; of several the first."""
+    return Counter(answers).most_common(1)[0][0] if len(answers) > 1 else answers[0]
+
+
+def require_text(text: str, name: str) -> str:
+    """What is to be learned, as it is: the task knows whether space around it counts, see `tasks.Task`.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not text or text.isspace():
+        raise ValueError(f"field {name}: is empty, so there is nothing to learn")
+    return text
+
+
+def _object(record: Any) -> dict[str, Any]:
+    if isinstance(record, InvalidJson):
+        raise ValueError(record.reason)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record
+
+
+def _zeros(count: int) -> array[int]:
+    return array("q", bytes(8 * count))
+
+
+# A record with plain fields (`image`, `prefix`, `suffix`, …, under whatever names) → a row.
+
+FIELDS = ("id", "image", "prefix", "suffix", "references")
+CHAT_COLUMNS = ("messages", "conversations")
+"""Fields that make a record a chat."""
+
+
+def row_parser(
+    columns: Mapping[Any, str],
+    prompt: str,
+    splits: SplitNames,
+    outer: NamedSplit | None = None,
+    may_be_empty: bool = False,
+) -> RowParser:
+    """What turns records into rows.
+
+    A row has the id of its record, if that has one; its suffix is the most frequent of its references unless it has
+    one. All fields that no column stands for become facts.
+
+    Args:
+        columns: field of `FIELDS` → the records' own name for it, where that differs.
+        prompt: the template; where it does not show the prefix, records may lack it.
+        splits, outer: say which split a row belongs to, see `SplitNames.of_row`.
+        may_be_empty: whether an empty answer is one.
+    """
+    names = {name: str(columns.get(name, name)) for name in FIELDS}
+    own = set(names.values())
+    may_lack = "prefix" not in columns and prompt not in BUILTIN_TEMPLATES and "prefix" not in template_fields(prompt)
+
+    def parse(record: dict[str, Any], number: int) -> list[Example]:
+        without = names["prefix"] not in record
+        if without and (chat := next((name for name in CHAT_COLUMNS if name in record), "")):
+            reason = "chats about images are not read; write a row for each question"
+            raise ValueError(f"field {chat}: {reason}, with image, prefix and suffix")
+        references = references_of(record, names["references"])
+        image = text_of(record, names["image"])
+        prefix = "" if without and may_lack else text_of(record, names["prefix"])
+        asked = references and names["suffix"] not in record
+        suffix = most_frequent(references) if asked else answer_of(record, names["suffix"])
+        if not image:
+            raise ValueError(f"field {names['image']}: is empty")
+        identity = record_id(record, names["id"])
+        split = splits.of_row(record, outer)
+        if split is None:
+            return []
+        facts = extra_fields(record, own)
+        answer = suffix if may_be_empty else require_text(suffix, names["suffix"])
+        path = posixpath.normpath(image)
+        return [
+            Example(identity, path, prefix, answer, references, facts, split.split, part_name=split.name),
+        ]
+
+    return parse
+
+
+def extra_fields(record: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """A record's fields but for those that a row has; `part` is one of them if it says nothing but a split's name."""
+    facts = {name: value for name, value in record.items() if name not in own}
+    if facts.get("part") in ("train", "valid", "test"):
+        del facts["part"]
+    return facts
+
+
+def record_id(record: Mapping[str, Any], name: str) -> str:
+    """A record's id; "" if it has none.
+
+    Raises:
+        ValueError: the id is neither text nor a whole number.
+    """
+    identity = record.get(name, "")
+    if isinstance(identity, bool) or not isinstance(identity, (str, int)):
+        raise ValueError(f"field {name}: must be text or a whole number, got {identity!r}"[:200])
+    if name in record and identity == "":
+        raise ValueError(f"field {name}: is empty")
+    return str(identity)
+
+
+def references_of(record: Mapping[str, Any], name: str) -> list[str]:
+    """A record's references; none if it has no such field. Numbers are taken as their text.
+
+    Raises:
+        ValueError: it is no list of texts.
+    """
+    references = record.get(name)
+    if references is None and name not in record:
+        return []
+    if isinstance(references, list) and set(map(type, references)) == {str}:
+        return references
+    texts = [plain_text(one) for one in references] if isinstance(references, list) else [None]
+    found = [text for text in texts if text is not None]
+    if len(found) != len(texts):
+        raise ValueError(f"field {name}: must be a list of texts, got {references!r}"[:200])
+    return found
+
+
+def answer_of(record: Mapping[str, Any], name: str) -> str:
+    """A field that must be a text, or a number, which is taken as its text.
+
+    Raises:
+        ValueError: it is missing or something else.
+    """
+    text = plain_text(record.get(name))
+    return text_of(record, name) if text is None else text
+
+
+def text_of(record: Mapping[str, Any], name: str) -> str:
+    """A field that must be a text.
+
+    Raises:
+        ValueError: it is missing or something else.
+    """
+    if name not in record:
+        there = ", ".join(map(str, record))
+        raise ValueError(f"field {name}: is missing; there are: {there}"[:200] + " (data.columns gives other names)")
+    value = record[name]
+    if not isinstance(value, str):
+        raise ValueError(f"field {name}: must be text, got {value!r}"[:200])
+    return value

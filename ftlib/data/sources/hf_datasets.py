@@ -1,0 +1,291 @@
+"""A dataset of the hub, or a local folder: Parquet, JSON, CSV or images as `datasets.load_dataset` reads them, or what
+`save_to_disk` wrote.
+
+`data.file` is its name, `owner/name` or `owner/name:subset`, or the folder's path. It is taken from the shared cache;
+`fetch` brings it there, and writes pictures that are inside of it to `<data.root>/.images/<version>/<split>/`: another
+version of the data (its commit, or the content of its files) or another subset has pictures of its own. A picture that
+a row only names is read if it lies inside of the dataset (of a local folder: or of `data.root`): a row must not bring
+other files into the store. Columns are
+named in `data.columns`; a dataset without a column of images but with `messages` or `conversations`, or a column for
+the prompt (`instruction` or as named), is one of instructions. Columns that are neither texts nor numbers nor lists of
+such are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftlib.config.schema import Data
+from ftlib.core import files as core_files
+from ftlib.core import log
+from ftlib.core.hashes import hash_files
+from ftlib.core.paths import find_site
+from ftlib.core.registry import register_source
+from ftlib.data.example import Example, InvalidRecord
+from ftlib.data.sources.base import CHAT_COLUMNS, NumberedFile, RowParser, RowReader, row_parser
+from ftlib.data.sources.hf_tables import files_of, folders_of, inner_type, is_plain, load_tables, records
+from ftlib.data.sources.instructions import instruction_parser
+from ftlib.data.split_names import NamedSplit, SplitNames
+from ftlib.errors import UserError
+from ftlib.hub.cache import Repository, find_staged, is_local_path
+
+_NO_ID = "no column of ids"
+"""An `id` counts only if `data.columns` names it: ids in datasets often start anew in each split."""
+
+_PICTURES_HELD = 16
+"""In memory at a time, while they are extracted."""
+
+_PICTURES = ".images"
+"""In `data.root`. Hidden, since `datasets` reads every other folder of a dataset that `data.root` may be itself."""
+
+_FAULTS = "faults.json"
+"""Beside the splits' folders: split → number of a row → why it has no picture."""
+
+
+def files(data: Data) -> list[Path]:
+    """There is no annotation file; `examples` reads the shared cache."""
+    return []
+
+
+def content_version(data: Data) -> list[str]:
+    """The commit that is staged; of a local folder its files with their SHA-256."""
+    name = data.file.partition(":")[0]
+    if is_local_path(name):
+        folder = Path(name).expanduser()
+        return [f"{file} {digest}" for file, digest in hash_files(folder, files_of(data), find_site()).items()]
+    staged = find_staged(Repository("dataset", name, None), find_site())
+    return [staged.name] if staged else []
+
+
+@register_source(name="hub")
+def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example | InvalidRecord]:
+    """The rows of all splits; they have ids if `data.columns` names a column of them.
+
+    Where there is one split only, a column `part` or `split` says more; else that must agree with the splits, unless
+    `data.columns.part` names it.
+
+    Raises:
+        UserError: `datasets` is not installed, the dataset is not in the cache or cannot be read, no such columns, its
+            pictures have not been extracted, names of splits that are not known.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # jobs never reach the hub; `datasets` looks when it is imported
+    reading = RowReader()
+    tables = load_tables(data)
+    pictures = _pictures(data, tables)
+    if pictures and not (Path(data.root) / pictures / core_files.COMPLETE_MARKER).is_file():
+        problem = f"dataset {data.file}: the pictures inside of it are not extracted ({Path(data.root) / pictures})"
+        raise UserError(problem, "Run `ftlib stage CONFIG`, or in the container `jobs/run.sh ftlib stage CONFIG`.")
+    noted = Path(data.root) / pictures / _FAULTS
+    faults = core_files.read_json(noted) if pictures and noted.is_file() else {}
+    if unread := {name for table in tables.values() for name in table.features if not _is_read(data, table, name)}:
+        log.info(f"dataset {data.file}: columns that are not read: {', '.join(sorted(unread))}")
+    splits = splits or SplitNames(data)
+    by_rows = len(tables) == 1 or "part" in data.columns
+    named = {} if by_rows else {split: splits.split(split, table.num_rows) for split, table in tables.items()}
+    splits.require_known()
+    for split, table in tables.items():
+        if split in named and named[split] is None:
+            continue
+        parse, wanted = _parser(data, split, table, pictures, faults.get(split, {}), splits, named.get(split))
+        numbered = enumerate(records(data, table, wanted), 1)
+        yield from reading.rows(NumberedFile(Path(data.file), f"{split} row".strip()), numbered, parse)
+    splits.finish()
+
+
+def fetch(data: Data) -> None:
+    """Extract the pictures inside of a dataset that is in the shared cache into `data.root`; rows without one are told.
+
+    Raises:
+        UserError: no such dataset, no connection, storage full or read-only.
+    """
+    known = content_version(data)
+    if known and core_files.is_complete(Path(data.root) / _picture_folder(data, known)):
+        return
+    tables = load_tables(data)
+    pictures = _pictures(data, tables)
+    if not pictures or core_files.is_complete(Path(data.root) / pictures):
+        return
+    name = data.columns.get("image", "image")
+    faults: dict[str, dict[int, str]] = {}
+    with core_files.atomic_directory(Path(data.root) / pictures) as folder:
+        for split, table in tables.items():
+            if _has_pictures(table, name):
+                (folder / split).mkdir(exist_ok=True)
+                rows = records(data, table, [name], _PICTURES_HELD)
+                faults[split] = _write_pictures(rows, name, folder / split, folders_of(data))
+        core_files.write_json(folder / _FAULTS, faults)
+    for split, found in faults.items():
+        if found:
+            number, reason = next(iter(found.items()))
+            log.info(f"dataset {data.file}: {split} row {number}: {reason}")
+            log.info(f"{len(found)} rows of {split} without a picture; `ftlib prepare` tells what becomes of them")
+
+
+def _pictures(data: Data, tables: Mapping[str, Any]) -> str:
+    """The folder of the pictures inside of a dataset, relative to `data.root`; "" if none are."""
+    if not any(_has_pictures(table, data.columns.get("image", "image")) for table in tables.values()):
+        return ""
+    cached = (entry["filename"] for table in tables.values() for entry in table.cache_files)
+    return _picture_folder(data, content_version(data) or [core_files.file_sha256(Path(name)) for name in cached])
+
+
+def _picture_folder(data: Data, known: list[str]) -> str:
+    """Of the pictures of one column of a version of a dataset."""
+    subset, column = data.file.partition(":")[2], data.columns.get("image", "image")
+    return f"{_PICTURES}/{core_files.json_sha256([known, subset, column])[:12]}"
+
+
+def _has_pictures(table: Any, name: str) -> bool:
+    """Whether a column holds pictures, not their names: as such, as records of bytes and path, as their bytes, or lists
+    of one of these.
+    """
+    feature = table.features.get(name)
+    feature = inner_type(feature) or feature
+    held = feature.get("bytes") if isinstance(feature, dict) else feature
+    return type(feature).__name__ == "Image" or getattr(held, "dtype", "") in ("binary", "large_binary")
+
+
+def _parser(
+    data: Data,
+    split: str,
+    table: Any,
+    folder: str,
+    faults: Mapping[str, str],
+    splits: SplitNames,
+    outer: NamedSplit | None,
+) -> tuple[RowParser, list[str]]:
+    """What reads the rows of a split, and the columns that it needs.
+
+    Args:
+        folder: of the pictures inside of the dataset.
+        faults: number of a row → why it has no picture.
+        splits, outer: see `SplitNames.of_row`; without `outer`, rows that say nothing belong to `split`.
+    """
+    features = table.features
+    columns: dict[Any, str] = {"id": _NO_ID} | dict(data.columns)
+    image = columns.get("image", "image")
+    missing = sorted(name for name in data.columns.values() if name not in features)
+    text_only = image not in features and not features.keys().isdisjoint(
+        (*CHAT_COLUMNS, columns.get("prefix", "instruction"))
+    )
+    if missing or (image not in features and not text_only):
+        problem = f"dataset {data.file}: split {split} has no column {', '.join(missing or [image])}"
+        raise UserError(f"{problem}; there are: {', '.join(features)}"[:1000], "Name the columns in data.columns.")
+    if text_only and (media := [name for name, feature in features.items() if _is_media(feature)]):
+        problem = f"dataset {data.file}: column {media[0]} of split {split} would not be shown to the model"
+        raise UserError(problem, "Name a column with one image for each row: data.columns: {image: …}; or remove it.")
+    read = instruction_parser(columns, splits, outer) if text_only else row_parser(columns, data.prompt, splits, outer)
+    labels = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
+    prompted = columns.get("prefix", "prefix") in features
+    suffix = columns.get("suffix", "suffix")
+    pictures = _has_pictures(table, image)
+
+    def parse(record: dict[str, Any], number: int) -> list[Example]:
+        own = {name: value for name, value in record.items() if value is not None}  # null: no such field in this row
+        if pictures and str(number) in faults:
+            raise ValueError(faults[str(number)])
+        if pictures:
+            own[image] = f"{folder}/{split}/{_picture_name(number)}"
+        if not (prompted or text_only):
+            own["prefix"] = ""
+        own |= {name: names[own[name]] for name, names in labels.items() if _is_label(own.get(name), names)}
+        if suffix in labels and not isinstance(own.get(suffix, ""), str):
+            raise ValueError(f"field {suffix}: {own[suffix]} is the number of no label")
+        rows = list(read(own, number))
+        if rows and not rows[0].part_name and outer is None:
+            mine = splits.split(split)
+            if mine is None:
+                return []
+            for row in rows:
+                row.part, row.part_name = mine.split, mine.name
+        return rows
+
+    read_columns = [name for name, feature in features.items() if name in labels or is_plain(feature)]
+    if not read_columns:  # a table without columns would be one without rows
+        problem = f"dataset {data.file}: split {split} has no column of answers; there are: {', '.join(features)}"
+        raise UserError(problem[:1000], "Name a table with answers in data.file, and its columns in data.columns.")
+    return parse, read_columns
+
+
+def _is_label(value: Any, names: list[str]) -> bool:
+    """Whether a value is the number of a label; unlabelled rows have -1 or nothing."""
+    return isinstance(value, int) and 0 <= value < len(names)
+
+
+def _is_read(data: Data, table: Any, name: str) -> bool:
+    feature = table.features[name]
+    return name == data.columns.get("image", "image") or type(feature).__name__ == "ClassLabel" or is_plain(feature)
+
+
+def _is_media(feature: Any) -> bool:
+    """Whether a column holds images, sounds or films, or lists of them."""
+    inner = inner_type(feature)
+    return type(feature).__name__ in ("Image", "Audio", "Video") or (inner is not None and _is_media(inner))
+
+
+def _picture_name(number: int) -> str:
+    return f"{number:08d}"
+
+
+def _write_pictures(rows: Iterable[dict[str, Any]], name: str, folder: Path, inside: Sequence[Path]) -> dict[int, str]:
+    """Write the pictures of a column as they are, under their rows' numbers.
+
+    Args:
+        inside: where a picture may lie that a row only names.
+
+    Returns:
+        Number of a row → why it has no picture.
+    """
+    faults = {}
+    for number, row in enumerate(rows, 1):
+        target = folder / _picture_name(number)
+        try:
+            picture = _picture_bytes(row[name])
+            if isinstance(picture, bytes):
+                target.write_bytes(picture)
+            else:
+                shutil.copyfile(_file_inside(picture, inside), target)
+        except ValueError as error:
+            faults[number] = f"field {name}: {error}"
+    return faults
+
+
+def _picture_bytes(value: Any) -> bytes | str:
+    """The bytes of a row's picture, or its path.
+
+    Raises:
+        ValueError: none, or several.
+    """
+    if isinstance(value, list):
+        if len(value) != 1:
+            told = f"{len(value) or 'no'} images in this row, where one is needed"
+            raise ValueError(f"{told}; make a row for each image, or leave such rows out (data.on_bad: skip)")
+        value = value[0]
+    picture = value if isinstance(value, dict) else {"bytes": value}
+    found = picture.get("bytes") or picture.get("path")
+    if not isinstance(found, (bytes, str)):
+        raise ValueError("holds no picture")
+    return found
+
+
+def _file_inside(path: str, inside: Sequence[Path]) -> Path:
+    """A file of the dataset.
+
+    Args:
+        inside: its folders; relative paths count from the first.
+
+    Raises:
+        ValueError: there is none, or it lies elsewhere, by a link, too.
+    """
+    try:
+        file = (inside[0] / path).resolve()
+        if file.is_file() and any(file.is_relative_to(folder.resolve()) for folder in inside):
+            return file
+    except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a null
+        pass
+    problem = f"{path[:100]!r} is no file inside of the dataset ({inside[0]}), so it is not read"
+    raise ValueError(f"{problem}; put the picture there, or its bytes into the row")

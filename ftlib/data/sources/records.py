@@ -1,0 +1,394 @@
+"""Result files in the datasets' own formats: read with every fault named, and written.
+
+A result file is a JSON list of records, one for each id (`[{"question_id": 1, "answer": "yes"}, …]`), or JSONL.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ftlib.data.example import plain_text, raise_all
+from ftlib.data.sources.json_stream import DuplicateKey, InvalidJson, reject_duplicate_keys
+from ftlib.errors import UserError
+
+IDS_SHOWN = 10
+_MAX_DIGITS = 100
+Value = TypeVar("Value")
+Types = dict[str, type | tuple[type, ...]]
+
+
+def whole_number(text: str) -> int:
+    """For json's `parse_int`.
+
+    Raises:
+        ValueError: more digits than any number of a dataset has; it could not become a float.
+    """
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def read_json_file(path: Path) -> Any:
+    """Read an official JSON file.
+
+    Raises:
+        UserError: missing, empty, not UTF-8 or not JSON.
+    """
+    return _parse(_text(path), path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error}") from None
+
+
+def _parse(text: str, path: Path, line: int | None = None) -> Any:
+    """
+    Args:
+        line: the number of the one line that the text is, from 1; None for a whole file.
+    """
+    before = 0 if line is None else line - 1
+    try:
+        return json.loads(text, object_pairs_hook=reject_duplicate_keys, parse_int=whole_number)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{before + error.lineno}: not valid JSON: {error.msg}") from None
+    except DuplicateKey as error:
+        raise UserError(f"{path}{'' if line is None else f':{line}'}: {error}", "Keep one of them.") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists without end
+        raise UserError(f"{path}:{before + 1}: not JSON that can be read: {error}") from None
+
+
+def read_records(path: Path, types: Types) -> list[dict[str, Any]]:
+    """Read a JSON list of records, or JSONL, whatever the file's name ends in.
+
+    Args:
+        types: the fields that every record must have, with their types.
+
+    Raises:
+        UserError: no such list, no record in it, or records with missing or wrong fields (the first 20 in words).
+    """
+    text = _text(path)
+    if _is_lines(text, path):
+        lines = enumerate(text.split("\n"), 1)
+        records = [_parse(line, path, number) for number, line in lines if line.strip()]
+    else:
+        records = _parse(text, path)
+    if not isinstance(records, list):
+        raise UserError(f"{path}: a list of records is needed, found {type(records).__name__}")
+    check_records(path, records, types)
+    return records
+
+
+def _is_lines(text: str, path: Path) -> bool:
+    """Whether a text is JSONL: objects, the first of which ends in its line."""
+    start = text.lstrip()
+    if not start.startswith("{"):
+        return path.suffix == ".jsonl" and not start.startswith("[")
+    return path.suffix == ".jsonl" or start.partition("\n")[0].rstrip().endswith("}")
+
+
+def check_records(
+    path: Path, records: Sequence[Any], types: Types, what: str = "record", optional: Types | None = None
+) -> None:
+    """Check that there are records and that each has the fields of `types`; see `require_fields`.
+
+    Raises:
+        UserError: none there, or records with missing or wrong fields (the first 20 in words).
+    """
+    if not records:
+        raise UserError(f"{path}: no {what}s in it")
+    faults = []
+    for number, record in enumerate(records, 1):
+        if fault := _record_error(record, types, optional):
+            faults.append(f"{path}: {what} {number}: {fault}")
+    raise_all(faults, "Mend the file; nothing was scored.")
+
+
+def require_fields(record: dict[str, Any], types: Types, optional: Types | None = None) -> None:
+    """Check an object's fields.
+
+    Args:
+        optional: fields that may be missing.
+
+    Raises:
+        ValueError: one is missing or of another type.
+    """
+    there = {name: kind for name, kind in (optional or {}).items() if name in record}
+    for name, kind in (types | there).items():
+        if name not in record:
+            raise ValueError(f"field {name} is missing")
+        value = record[name]
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(f"field {name}: {wanted} expected, found {value!r}"[:200])
+
+
+def index_by_id(path: Path, records: Iterable[dict[str, Any]], field: str) -> dict[Any, dict[str, Any]]:
+    """Records under their id.
+
+    Raises:
+        UserError: ids that occur twice.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    twice = []
+    for record in records:
+        if record[field] in found:
+            twice.append(record[field])
+        found[record[field]] = record
+    if twice:
+        raise UserError(f"{path}: {field} occurs more than once: {format_ids(twice)}", "Keep one record for each.")
+    return found
+
+
+def match_ids(ids: Iterable[Any], known: Iterable[Any]) -> dict[Any, Any]:
+    """Ids → those known ones that are written alike: the same, or the only one that differs in type (`"7"` and 7).
+
+    Ids that mean no known one, or several, are left out.
+    """
+    exact = set(known)
+    alike: dict[str, list[Any]] = {}
+    for one in exact:
+        alike.setdefault(str(one), []).append(one)
+    found = {}
+    for one in ids:
+        written = [one] if one in exact else alike.get(str(one), [])
+        if len(written) == 1:
+            found[one] = written[0]
+    return found
+
+
+def align_predictions(
+    path: Path, answers: Mapping[Any, Value], expected: Iterable[Any], field: str
+) -> dict[Any, Value]:
+    """Answers under the ids of the references, which may be written in another type (see `match_ids`).
+
+    Raises:
+        UserError: two answers of one id, missing or unknown ids.
+    """
+    expected = list(expected)
+    own = match_ids(answers, expected)
+    found = {own.get(key, key): value for key, value in answers.items()}
+    if len(found) < len(answers):
+        twice = [key for key, count in Counter(own.get(key, key) for key in answers).items() if count > 1]
+        raise UserError(f"{path}: {field} occurs more than once: {format_ids(twice)}", "Keep one record for each.")
+    require_same_ids(path, found, expected, field)
+    return found
+
+
+def require_same_ids(path: Path, found: Iterable[Any], expected: Iterable[Any], field: str) -> None:
+    """Check that a result file answers exactly what was asked.
+
+    Raises:
+        UserError: missing or unknown ids.
+    """
+    here, there = set(found), set(expected)
+    problems = []
+    if missing := there - here:
+        problems.append(f"{path}: {len(missing)} of {len(there)} {field}s have no answer: {format_ids(missing)}")
+    if unknown := here - there:
+        problems.append(f"{path}: {len(unknown)} {field}s that the references do not have: {format_ids(unknown)}")
+    if problems:
+        raise UserError("\n".join(problems), "Results and references must be of the same split, one answer for each.")
+
+
+def shown_id(value: Any) -> str:
+    """An id for a message: the beginning of a long one, half surrogates as escapes."""
+    return f"{value!s:.100}".encode(errors="backslashreplace").decode()
+
+
+def format_ids(ids: Iterable[Any]) -> str:
+    """The first ids in words, in order."""
+    ordered = sorted(set(ids), key=lambda value: (str(type(value)), value))
+    shown = ", ".join(map(shown_id, ordered[:IDS_SHOWN]))
+    return shown + (f" … and {len(ordered) - IDS_SHOWN} more" if len(ordered) > IDS_SHOWN else "")
+
+
+def _record_error(record: Any, types: Types, optional: Types | None) -> str | None:
+    if not isinstance(record, dict):
+        return f"not an object but {type(record).__name__}"
+    try:
+        require_fields(record, types, optional)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+# Large official JSON files, read within a fraction of the memory that plain `json.load` takes.
+#
+# The records of interest are parsed as soon as the reader has passed them, and what is not needed is forgotten at once.
+
+
+def read_large_json(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
+    """Read a JSON file; every object in it that has `field` is replaced by what `parse` makes of it.
+
+    Args:
+        parse: raises ValueError, in words, for an object that it cannot parse; `InvalidJson` then stands in its place.
+
+    Raises:
+        UserError: missing, empty, not UTF-8 or not JSON.
+    """
+
+    def passed(pairs: list[tuple[str, Any]]) -> Any:
+        record = reject_duplicate_keys(pairs)
+        if field not in record:
+            return record
+        try:
+            return parse(record)
+        except ValueError as error:
+            return InvalidJson(str(error))
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=passed, parse_int=whole_number)
+    except (OSError, ValueError):
+        return read_json_file(path)  # which says in words what is wrong
+
+
+def require_parsed(path: Path, records: Iterable[tuple[Any, Any]], kind: type, what: str) -> None:
+    """Check that every (number or id, record) was parsed.
+
+    Raises:
+        UserError: the first 20 that were not, in words.
+    """
+    faults = []
+    for key, record in records:
+        if not isinstance(record, kind):
+            reason = record.reason if isinstance(record, InvalidJson) else "is not such an object"
+            faults.append(f"{path}: {what} {key}: {reason}")
+    raise_all(faults, "Mend the file; nothing was scored.")
+
+
+# JSONL of references and of predictions, one line for each row, for tasks without an official format.
+#
+# References: `{"id", "references": [text, …]}` or `{"id", "suffix": text}`; predictions: `{"id", "prediction": text}`,
+# as `ftlib evaluate` writes predictions.jsonl. Further fields may stand there; rows with the same `image` belong
+# together. Ids are compared as they are written: 7 and "7" are one. A JSON list of the same records is read as well.
+
+ID: tuple[type, ...] = (str, int)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference(Generic[Value]):
+    """What is expected in one row.
+
+    Attributes:
+        image: None where the file names none.
+    """
+
+    id: str
+    expected: Value
+    image: str | None
+
+    @property
+    def group(self) -> Hashable:
+        """What is resampled together: the image, or the row itself."""
+        return self.id if self.image is None else ("image", self.image)
+
+
+def single_file(paths: Sequence[Path], task: str) -> Path:
+    """The one reference file of a task.
+
+    Raises:
+        UserError: not exactly one file.
+    """
+    if len(paths) != 1:
+        raise UserError(f"{task} needs one reference file, JSONL with a line for each row; got {len(paths)}")
+    return paths[0]
+
+
+def read_reference_rows(path: Path, types: Types, parse: Callable[[dict[str, Any]], Value]) -> list[Reference[Value]]:
+    """Read references.
+
+    Args:
+        types: the fields that every line must have besides its id.
+        parse: line → what is expected; raises ValueError with what is wrong.
+
+    Raises:
+        UserError: the file is malformed, or ids occur twice.
+    """
+    records = _read(path, types)
+    expected = _parse_all(path, records, parse)
+    images = [record.get("image") for record in records.values()]
+    if strange := [image for image in images if not isinstance(image, (str, int, type(None)))]:
+        raise UserError(f"{path}: field image: str expected, found {strange[0]!r}"[:200])
+    named = [None if image is None else str(image) for image in images]
+    return [Reference(*row) for row in zip(records, expected, named, strict=True)]
+
+
+def read_predictions(
+    path: Path, types: Types, parse: Callable[[dict[str, Any]], Value], references: Sequence[Reference[Any]]
+) -> list[Value]:
+    """Read predictions, in the order of the references' rows.
+
+    Raises:
+        UserError: the file is malformed, ids occur twice, are missing or unknown.
+    """
+    records = _read(path, types)
+    require_same_ids(path, records, [row.id for row in references], "id")
+    return _parse_all(path, {row.id: records[row.id] for row in references}, parse)
+
+
+def read_text_references(path: Path) -> list[Reference[tuple[str, ...]]]:
+    """Read references that are texts: all that are accepted, at least one, without surrounding space.
+
+    Raises:
+        UserError: the file is malformed, or ids occur twice.
+    """
+    return read_reference_rows(path, {}, _accepted)
+
+
+def read_text_predictions(path: Path, references: Sequence[Reference[Any]]) -> list[str]:
+    """Read predictions that are texts, without surrounding space, in the order of the references' rows.
+
+    Numbers are taken as their text.
+
+    Raises:
+        UserError: the file is malformed, ids occur twice, are missing or unknown.
+    """
+    return read_predictions(path, {"prediction": (str, int, float)}, _answer, references)
+
+
+def _read(path: Path, types: Types) -> dict[str, dict[str, Any]]:
+    """Lines under their ids as they are written."""
+    records = read_records(path, {"id": ID, **types})
+    return index_by_id(path, [{**record, "id": str(record["id"])} for record in records], "id")
+
+
+def _parse_all(
+    path: Path, records: Mapping[str, dict[str, Any]], parse: Callable[[dict[str, Any]], Value]
+) -> list[Value]:
+    values, faults = [], []
+    for key, record in records.items():
+        try:
+            values.append(parse(record))
+        except ValueError as error:
+            faults.append(f"{path}: id {shown_id(key)}: {error}")
+    raise_all(faults, "Mend the file; nothing was scored.")
+    return values
+
+
+def _answer(record: dict[str, Any]) -> str:
+    text = plain_text(record["prediction"])
+    if text is None:
+        raise ValueError(f"field prediction: must be text or a number, found {record['prediction']!r}"[:200])
+    return text.strip()
+
+
+def _accepted(record: dict[str, Any]) -> tuple[str, ...]:
+    if "references" not in record and "suffix" not in record:
+        raise ValueError("field references (a list of texts) or suffix (one text) is missing")
+    name = "references" if "references" in record else "suffix"
+    answers = record[name] if name == "references" else [record[name]]
+    texts = [plain_text(one) for one in answers] if isinstance(answers, list) else []
+    if not texts or None in texts:
+        wanted = "a list of texts is needed, at least one" if name == "references" else "must be text or a number"
+        raise ValueError(f"field {name}: {wanted}, found {record[name]!r}"[:200])
+    return tuple(text.strip() for text in texts if text is not None)

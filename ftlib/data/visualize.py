@@ -1,0 +1,98 @@
+"""Draw what a model named into the picture: boxes, masks, labels.
+
+draw(open_image(path), text).save("answer.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftlib.data.location_tokens import MAX_LOCATION, LocatedObject, parse_objects, to_pixels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+
+COLOURS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#aa6e28", "#f032e6")
+"""One for each object, in turn; they differ for the colour-blind as far as eight can."""
+
+SMALLEST_SIDE = 320
+"""A smaller picture is enlarged by a whole number first, so that lines and labels do not hide it."""
+
+NEAREST = 0
+"""Pillow's number of it."""
+
+_OPACITY = 0.45
+
+MaskFunction = Callable[[Sequence[LocatedObject], int, int], Sequence[NDArray[np.bool_] | None]]
+
+
+def draw_boxes_and_masks(
+    image: Image, text: str, masks: MaskFunction | None = None, divisor: int = MAX_LOCATION
+) -> Image:
+    """A copy of an image with the objects that an answer names; what is no object is left out.
+
+    A label that is not ASCII, which the built-in font may lack, is written as the object's number: #1, #2.
+
+    Args:
+        image: RGB.
+        text: with `<loc>` tokens, and `<seg>` tokens if there are masks.
+        masks: (objects, width, height) → each object's mask, shape (height, width), or None: `MaskCodec.masks`. Without
+            it the boxes alone are drawn.
+    """
+    objects = parse_objects(text, divisor).objects
+    factor = max(1, -(-SMALLEST_SIDE // min(image.size)))
+    picture = _fill_masks(image, objects, masks).resize((image.width * factor, image.height * factor), NEAREST)
+    return _outline_boxes(picture, objects)
+
+
+def _fill_masks(image: Image, objects: Sequence[LocatedObject], masks: MaskFunction | None) -> Image:
+    """The image with every mask in its object's colour."""
+    from PIL import Image, ImageColor
+
+    if masks is None:
+        return image.copy()
+    pixels = np.asarray(image, dtype=np.float32).copy()
+    for number, mask in enumerate(masks(objects, image.width, image.height)):
+        if mask is not None:
+            colour = np.array(ImageColor.getrgb(_colour(number)), dtype=np.float32)
+            pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * colour
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _outline_boxes(picture: Image, objects: Sequence[LocatedObject]) -> Image:
+    from PIL import ImageDraw
+
+    pen = ImageDraw.Draw(picture)
+    thickness = max(2, min(picture.size) // 200)
+    for number, one in enumerate(objects):
+        left, top, right, bottom = map(round, to_pixels(one.box, picture.width, picture.height))
+        place = (left, top, max(left, right - 1), max(top, bottom - 1))
+        pen.rectangle(place, outline=_colour(number), width=thickness)
+    for number, one in enumerate(objects):  # labels above all boxes
+        _label(pen, picture, one, number)
+    return picture
+
+
+def _label(pen: ImageDraw, picture: Image, one: LocatedObject, number: int) -> None:
+    from PIL import ImageFont
+
+    text = one.label if one.label.isascii() else f"#{number + 1}"
+    if not text:
+        return
+    font = ImageFont.load_default(size=max(12, min(picture.size) // 32))
+    left, top, *_ = to_pixels(one.box, picture.width, picture.height)
+    *_, width, height = pen.textbbox((0, 0), text, font=font)
+    x = max(0, min(round(left), picture.width - round(width) - 4))
+    y = round(top) - round(height) - 4
+    y = y if y >= 0 else round(top)
+    pen.rectangle((x, y, x + width + 4, y + height + 4), fill=_colour(number))
+    pen.text((x + 2, y + 1), text, fill="white", font=font)
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]

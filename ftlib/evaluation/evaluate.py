@@ -1,0 +1,469 @@
+"""Ask a model every question of a split and score the answers.
+
+`eval/<dataset>/<split>/<before|after>/` gets predictions.jsonl (a row's id, image, prompt, prediction, references,
+score and what the metrics need of it), scores.json (see `metrics/summary.py`; settings, data, overlap with the training
+rows) and, for tasks with a challenge server, submission.json. Of a mixture scores.json has `parts`, the scores of each
+part by itself, and every part has its submission.<part>.json; of instructions that are asked twice, see
+`paired_records`. While it is at work, answers lie beside it in `<before|after>.partial/`; of several processes one is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftlib.config.identity import canonical_fields
+from ftlib.config.schema import CHAT, Config
+from ftlib.core import files, log
+from ftlib.core.lease import compute_once
+from ftlib.core.registry import provider
+from ftlib.data.dataset import PreparedDataset
+from ftlib.data.example import Example
+from ftlib.data.prompts import PromptTemplates, context_of, render_prompt
+from ftlib.errors import UserError
+from ftlib.evaluation.inference import Prediction, count_predictions, generate_predictions, scratch_dir, wait_for_tasks
+from ftlib.evaluation.masks import with_masks
+from ftlib.evaluation.model import EvalModel
+from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
+from ftlib.metrics.summary import summary
+from ftlib.metrics.uncertainty import confidence_intervals
+from ftlib.models.mask_codec import MaskCodec
+from ftlib.tasks.base import PredictionRecord, by_dataset
+from ftlib.tasks.registry import task_of
+
+_SCRATCH_NAME = "answers"
+
+
+def evaluate_split(
+    request: EvaluationRequest, split: str, folder: Path, threshold: Threshold | None = None
+) -> dict[str, Any] | None:
+    """Answer and score one split into `folder`; an earlier evaluation of the same things is kept.
+
+    Args:
+        threshold: for a positive label that is chosen by its probability; None on the split that it is chosen on.
+
+    Returns:
+        The content of scores.json; None in a process that is not the first of its job.
+    """
+    validate_request(request, split)
+    settings = evaluation_settings(request, split, threshold)
+    if scores := cached_scores(folder, settings):
+        log.info(f"{split}: already evaluated in {folder}")
+        return scores
+    if request.shared:
+        return _shared_scores(request, split, folder, threshold, settings)
+    scratch, label = _scratch_folder(request, folder, settings), f"{request.model.name} on {split}"
+
+    def find() -> dict[str, Any] | None:
+        return cached_scores(folder, settings)
+
+    def compute() -> dict[str, Any] | None:
+        partial = scratch_dir(scratch / _SCRATCH_NAME, generation_settings(settings), lambda: bool(find()))
+        if log.rank_and_world_size()[0] and find():
+            return None  # the first process needed no help
+        predictions = _predictions(request, split, partial, label)
+        if predictions is None:
+            return None
+        scores = write_scores(request, split, folder, predictions, threshold)
+        shutil.rmtree(partial, ignore_errors=True)
+        return scores
+
+    scores = compute_once(scratch, find, compute, label)
+    with contextlib.suppress(OSError):
+        scratch.rmdir()  # unless another process is at work there by now
+    return scores if log.is_main_process() else None
+
+
+def validate_request(request: EvaluationRequest, split: str) -> None:
+    """Refuse what could not be scored, before anything is asked.
+
+    Raises:
+        UserError: no rows, a positive label that none has, a chat model for other prompts, no weights to decode masks
+            with.
+    """
+    request.prepared.require_rows([split])
+    validate_settings(request.config, request.prepared)
+    _require_one_prompt_form(request)
+
+
+def write_scores(
+    request: EvaluationRequest, split: str, folder: Path, predictions: Sequence[Prediction], threshold: Threshold | None
+) -> dict[str, Any]:
+    """Score the answers to a split and write them into `folder`.
+
+    Args:
+        predictions: to the rows in their order; behind them those to `without_context_rows`.
+
+    Returns:
+        The content of scores.json.
+    """
+    rows, settings = request.prepared.rows(split), evaluation_settings(request, split, threshold)
+    codec = _mask_codec(request.config)
+    own = predictions[: len(rows)]
+    records, found = build_predictions(request.config, request.prepared.labels, rows, own, split, threshold)
+    add_without_context_predictions(records, predictions[len(rows) :])
+    if codec:
+        records = with_masks(records, codec)
+    scores = _scores(request, records, settings, train_overlap(rows, request.trained_on)) | found
+    if found:
+        scores["remarks"].append(Threshold(**found["threshold"]).describe(split))
+    _publish(folder, records, scores, request.config)
+    return scores
+
+
+def _shared_folder(request: EvaluationRequest, folder: Path, settings: dict[str, Any]) -> Path:
+    """The shared folder that `folder` becomes a copy of; without one, itself."""
+    if request.shared is None:
+        return folder
+    decisive = [settings, canonical_fields(request.model.config.model), request.prepared.labels]
+    return request.shared / files.json_sha256(decisive)[:16] / "evaluation"
+
+
+def _scratch_folder(request: EvaluationRequest, folder: Path, settings: dict[str, Any]) -> Path:
+    made = _shared_folder(request, folder, settings)
+    return made.with_name(f"{made.name}.partial")
+
+
+def _shared_scores(
+    request: EvaluationRequest, split: str, folder: Path, threshold: Threshold | None, settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Evaluate in the shared folder, or take what is there."""
+    shared = _shared_folder(request, folder, settings)
+    scores = evaluate_split(replace(request, shared=None), split, shared, threshold)
+    if scores is None:
+        return None
+    with files.atomic_directory(folder) as temporary:
+        shutil.copytree(shared, temporary, ignore=shutil.ignore_patterns(files.COMPLETE_MARKER), dirs_exist_ok=True)
+    return scores
+
+
+def validate_settings(config: Config, prepared: PreparedDataset) -> MaskCodec | None:
+    """Refuse what no split could be scored with.
+
+    Returns:
+        What reads the answers of task segment.
+
+    Raises:
+        UserError: a positive label that nobody answers with; no weights for masks, or not the authors'.
+    """
+    positive, labels = config.evaluation.positive, prepared.labels
+    if positive is not None and positive not in labels:
+        shown = ", ".join(labels[:10])
+        raise UserError(f"evaluation.positive: {positive!r} is none of the dataset's answers ({shown})")
+    return _mask_codec(config)
+
+
+def _require_one_prompt_form(request: EvaluationRequest) -> None:
+    """Conversations end their answers in another way than texts do."""
+    own, other = request.model.config.data.prompt, request.config.data.prompt
+    if (own == CHAT) != (other == CHAT):
+        raise UserError(f"data.prompt: the model is asked with {own!r}, this dataset with {other!r}")
+
+
+def _mask_codec(config: Config) -> MaskCodec | None:
+    if config.task != "segment":
+        return None
+    if config.evaluation.mask_decoder is None:
+        remedy = "Give the path of vae-oid.npz (gs://big_vision/paligemma/vae-oid.npz)."
+        raise UserError("evaluation.mask_decoder: task segment needs the weights that turn codes into masks", remedy)
+    return MaskCodec.load(Path(config.evaluation.mask_decoder))
+
+
+def fit_threshold(request: EvaluationRequest, folder: Path) -> Threshold | None:
+    """The threshold that the model's own valid rows give, if the config wants one; they are asked if need be.
+
+    Args:
+        folder: where valid is evaluated.
+    """
+    evaluation = request.config.evaluation
+    if evaluation.decode != "choose" or evaluation.positive is None:
+        return None
+    return Threshold(**evaluate_on_all_ranks(request, "valid", folder)["threshold"])
+
+
+def evaluate_on_all_ranks(request: EvaluationRequest, split: str, folder: Path) -> dict[str, Any]:
+    """`evaluate_split`, with its scores in every process of the job.
+
+    Raises:
+        RuntimeError: no answer came, and no scores, for ten minutes.
+    """
+    settings = evaluation_settings(request, split, None)
+    predictions = _scratch_folder(request, folder, settings) / _SCRATCH_NAME
+    scores = evaluate_split(request, split, folder)
+    while not scores:
+        known = count_predictions(predictions)
+        wait_for_tasks(
+            lambda known=known: cached_scores(folder, settings) or count_predictions(predictions) > known,  # type: ignore[misc]
+            str(folder),
+        )
+        scores = cached_scores(folder, settings)
+    return scores
+
+
+def _predictions(request: EvaluationRequest, split: str, partial: Path, label: str) -> list[Prediction] | None:
+    """To the rows and, behind them, to those that are asked again without their context."""
+    rows: Sequence[Example] = request.prepared.rows(split)
+    templates = request.config.data.templates
+    if request.without_context:
+        rows = [*rows, *without_context_rows(rows, templates)]
+    prompts = [render_prompt(row, templates) for row in rows]
+    labels, root = request.prepared.labels, request.prepared.root
+    max_pixels = request.config.data.max_pixels
+    return generate_predictions(
+        request.model, request.config.evaluation, labels, rows, prompts, root, partial, label, max_pixels
+    )
+
+
+def _scores(
+    request: EvaluationRequest,
+    records: list[PredictionRecord],
+    settings: dict[str, Any],
+    learned: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """scores.json."""
+    scores = {**_summary(request, records), "settings": settings, "training_overlap": learned}
+    twice = paired_records(records)
+    if parts := by_dataset(records) | twice:
+        scores["parts"] = {name: _summary(request, own) for name, own in parts.items()}
+    for record, bare in zip(*twice.values(), strict=True):
+        record[WITHOUT_CONTEXT_FIELD]["score"] = bare["score"]
+    if learned and settings["split"] != "train" and (count := learned["rows_with_trained_images"]):
+        scores["remarks"].append(f"{count} of {len(records)} rows show images that the model was trained on.")
+    if request.without_context and not twice:
+        scores["remarks"].append("No row has a context that its prompt shows: none was asked without it.")
+    if cut := sum("cut" in record for record in records):
+        scores["remarks"].append(
+            f"{cut} of {len(records)} prompts were too long for the model; their beginnings are left out."
+        )
+    return scores
+
+
+def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dict[str, Any]:
+    """What scores.json says of all rows, or of a part of them; every record gets its own score on the way."""
+    task = task_of(request.config)
+    measured = task.score(records, request.prepared.labels, request.config.evaluation.positive)
+    for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
+        record["score"] = score
+    return {
+        **summary(measured, confidence_intervals(measured)),
+        "higher_is_better": task.higher_is_better(measured.headline),
+    }
+
+
+def _publish(folder: Path, records: list[PredictionRecord], scores: dict[str, Any], config: Config) -> None:
+    submission = task_of(config).submission
+    datasets = by_dataset(records) or {"": records}
+    results = {name: submission(own) for name, own in datasets.items()} if submission else {}
+    with files.atomic_directory(folder) as temporary:
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        files.write_text(temporary / "predictions.jsonl", lines)
+        for name, result in results.items():
+            if result is not None:
+                text = json.dumps(result, ensure_ascii=False)
+                files.write_text(temporary / f"submission{name and '.'}{name}.json", text)
+        files.write_json(temporary / "scores.json", scores)
+
+
+# What the rows that are asked have in common with those that were learned.
+
+
+def train_overlap(rows: Sequence[Example], trained_on: Sequence[Example]) -> dict[str, Any] | None:
+    """How many of the rows, and of their images by content, the model has learned from; None for a base model."""
+    if not trained_on:
+        return None
+    images = {row.digest for row in trained_on if row.digest}
+    questions = {_content(row) for row in trained_on}
+    return {
+        "rows": sum(_content(row) in questions for row in rows),
+        "rows_with_trained_images": sum(row.digest in images for row in rows),
+    }
+
+
+def _content(row: Example) -> tuple[str, str, str, str]:
+    return row.digest, row.prefix, context_of(row), row.suffix
+
+
+# From a model's answers to the lines of predictions.jsonl.
+
+CURVE_POINTS = 200
+
+
+def build_predictions(
+    config: Config,
+    labels: Sequence[str],
+    rows: Sequence[Example],
+    answers: Sequence[Prediction],
+    split: str,
+    threshold: Threshold | None,
+) -> tuple[list[PredictionRecord], dict[str, Any]]:
+    """The lines of predictions.jsonl but for their scores, and what scores.json says of a threshold.
+
+    Args:
+        labels: the dataset's answers.
+        threshold: of a positive label; None: it is chosen here, on `split`.
+    """
+    evaluation = config.evaluation
+    if evaluation.decode == "generate":
+        return [_record(row, config, answer["text"], answer) for row, answer in zip(rows, answers, strict=True)], {}
+    shares = probabilities([answer["likelihoods"] for answer in answers])
+    found: dict[str, Any] = {}
+    if evaluation.positive is not None:
+        scores = shares[:, labels.index(evaluation.positive)]
+        truth = np.array([row.suffix == evaluation.positive for row in rows])
+        threshold = threshold or choose_threshold(scores, truth, evaluation.min_precision, split)
+        found = {"threshold": threshold.to_json(), "precision_recall": _curve(scores, truth)}
+    records = []
+    texts = argmax_labels(shares, labels, evaluation.positive, threshold)
+    for row, text, answer, row_shares in zip(rows, texts, answers, shares, strict=True):
+        likely = {label: round(float(share), 12) for label, share in zip(labels, row_shares, strict=True)}
+        records.append(_record(row, config, text, answer) | {"probabilities": likely})
+    return records, found
+
+
+def _curve(scores: Any, truth: Any) -> dict[str, list[float]] | None:
+    """At most 200 points of the precision/recall curve; none without a row that has the positive label."""
+    if not truth.any():
+        return None
+    columns = precision_recall(scores, truth)
+    indices = np.unique(np.linspace(0, len(columns[0]) - 1, CURVE_POINTS).round().astype(int))
+    names = ("threshold", "precision", "recall")
+    return {name: [round(float(x), 6) for x in column[indices]] for name, column in zip(names, columns, strict=True)}
+
+
+def _record(row: Example, config: Config, text: str, answer: Prediction) -> PredictionRecord:
+    return {
+        "id": row.id,
+        "image": row.image,
+        "prompt": render_prompt(row, config.data.templates),
+        "prediction": task_of(config).parse_answer(text),
+        "references": list(row.references) or [row.suffix],
+        **({"facts": row.facts} if row.facts else {}),
+        **({"dataset": row.dataset} if row.dataset else {}),
+        **({"cut": True} if answer.get("cut") else {}),
+    }
+
+
+# Instructions asked a second time without their context: what the model knows by itself, beside what it reads.
+#
+# A line of predictions.jsonl gets `without_context`, the bare answer and its score; scores.json gets two `parts`, the
+# scores with and without, over the rows that have a context.
+
+WITH, WITHOUT = "with context", "without context"
+WITHOUT_CONTEXT_FIELD = "without_context"
+
+
+def without_context_rows(rows: Sequence[Example], templates: PromptTemplates) -> Iterator[Example]:
+    """The rows whose prompt shows a context, without it and under an id of their own."""
+    for row in rows:
+        without = replace(row, id=_without_context_id(row.id), facts={**row.facts, "input": ""})
+        if context_of(row) and render_prompt(without, templates) != render_prompt(row, templates):
+            yield without
+
+
+def add_without_context_predictions(records: Sequence[PredictionRecord], answers: Sequence[Prediction]) -> None:
+    """Put the answers to `without_context_rows` beside those to the rows themselves."""
+    texts = {answer["id"]: answer["text"].strip() for answer in answers}
+    for record in records:
+        if (text := texts.get(_without_context_id(record["id"]))) is not None:
+            record[WITHOUT_CONTEXT_FIELD] = {"prediction": text}
+
+
+def paired_records(records: Sequence[PredictionRecord]) -> dict[str, list[PredictionRecord]]:
+    """The records that were asked both ways, as they are and with the bare answer; nothing if there are none."""
+    both = [record for record in records if WITHOUT_CONTEXT_FIELD in record]
+    without = [{**record, **record[WITHOUT_CONTEXT_FIELD]} for record in both]
+    return {WITH: both, WITHOUT: without} if both else {}
+
+
+def _without_context_id(name: str) -> str:
+    return f"{WITHOUT}: {name}"
+
+
+# What is asked of whom, and everything that its scores depend on.
+
+_SCORING_SETTINGS = ("threshold", "positive", "min_precision", "mask_decoder")
+"""Settings that look at answers which are there already."""
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is asked of whom.
+
+    Attributes:
+        config: whose task, prompt and settings hold.
+        trained_on: the rows that the model learned from; none for a base model.
+        shared: a folder for evaluations that other runs need too: a base model's.
+        without_context: whether rows with a context are asked a second time without it.
+    """
+
+    model: EvalModel
+    config: Config
+    prepared: PreparedDataset
+    trained_on: Sequence[Example] = ()
+    shared: Path | None = None
+    without_context: bool = False
+
+
+def cached_scores(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The scores of an earlier evaluation of the same things."""
+    if not files.is_complete(folder):
+        return None
+    scores: dict[str, Any] = files.read_json(folder / "scores.json")
+    return scores if _without_paths(scores["settings"]) == _without_paths(settings) else None
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """A store may have moved; `weights` tells folders with a model of the same name apart."""
+    return {**settings, "model": Path(settings["model"]).name}
+
+
+def evaluation_settings(request: EvaluationRequest, split: str, threshold: Threshold | None) -> dict[str, Any]:
+    """Everything that the scores depend on."""
+    evaluation, answers = request.config.evaluation, canonical_fields(request.config.evaluation)
+    own = {
+        "choose": ["positive", "min_precision"],
+        "generate": ["num_beams", "max_new_tokens", "generation", "positive"],
+    }
+    chat = request.model.processor.warning if request.config.data.prompt == CHAT else ""
+    return {
+        "model": request.model.name,
+        "weights": request.model.weights_hash,
+        "loaded": canonical_fields(request.model.config.model, {"Model": ("base", "revision", "attention")}),
+        "task": request.config.task,
+        **_plugin_settings(request),
+        "prompt": request.config.data.prompt,
+        **({"max_pixels": request.config.data.max_pixels} if request.config.data.max_pixels else {}),
+        **({"prompts": request.config.data.templates} if request.config.data.parts else {}),
+        "split": split,
+        "fingerprint": request.prepared.metadata["splits"][split]["fingerprint"],
+        "trained_on": files.json_sha256(sorted(row.digest for row in request.trained_on))[:16],
+        "decode": evaluation.decode,
+        **{name: answers[name] for name in own[evaluation.decode] if name in answers},
+        "mask_decoder": files.file_sha256(Path(evaluation.mask_decoder)) if evaluation.mask_decoder else None,
+        "labels": request.prepared.labels if evaluation.decode == "choose" else None,
+        "threshold": threshold.to_json() if threshold else None,
+        **({WITHOUT_CONTEXT_FIELD: True} if request.without_context else {}),
+        **({"chat_template": chat} if chat else {}),
+    }
+
+
+def _plugin_settings(request: EvaluationRequest) -> dict[str, Any]:
+    """The content of the plugins that the task and the model family are from, if any."""
+    task, model = request.config, request.model.config.model
+    found = {
+        "task_plugin": provider("task", task.task, task.plugins),
+        "model_plugin": provider("model", model.family, model.plugins),
+    }
+    return {name: plugin.identity for name, plugin in found.items() if plugin}
+
+
+def generation_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What an answer depends on, of everything that a score does."""
+    return {name: value for name, value in settings.items() if name not in _SCORING_SETTINGS}

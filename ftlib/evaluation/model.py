@@ -1,0 +1,129 @@
+"""The model that is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ftlib.config.schema import Config, Evaluation, Lora
+from ftlib.core import files
+from ftlib.core.out_of_memory import MORE_MEMORY_HINT, oom_as_user_error
+from ftlib.core.paths import Site
+from ftlib.hub.cache import find_adapter_base, find_model, is_adapter, model_hashes
+from ftlib.models.encoding import EncodedExample
+from ftlib.models.generation import generate_answers, label_loglikelihoods
+from ftlib.models.loading import device, load_adapter, load_model
+from ftlib.models.registry import InputProcessor, family_of
+from ftlib.runs.pinning import verify_base_unchanged
+from ftlib.runs.run import Run
+
+
+@dataclass(frozen=True)
+class EvalModel:
+    """A model to be asked; it is loaded when the first question comes.
+
+    Attributes:
+        name: the base model, or the result folder.
+        weights: the folder with the model, or with the base of `adapter`.
+        config: whose family, type of numbers and rows hold.
+        adapter: a PEFT folder, or the checkpoint that `loaded` was saved to.
+        loaded: the model, where it is in memory already.
+    """
+
+    name: str
+    weights: Path
+    config: Config
+    adapter: Path | None = None
+    loaded: torch.nn.Module | None = None
+
+    @functools.cached_property
+    def processor(self) -> InputProcessor:
+        """The model's own tokenizer and processor."""
+        return family_of(self.config.model).load_processor(self.weights, self.config)
+
+    @functools.cached_property
+    def model(self) -> torch.nn.Module:
+        """The weights, on the GPU if there is one.
+
+        Raises:
+            UserError: they do not fit into its memory; see also `load_model`.
+        """
+        if self.loaded is not None:
+            return self.loaded
+        settings = self.config.model
+        model: torch.nn.Module = load_model(self.weights, settings)
+        with oom_as_user_error():
+            if self.adapter:
+                model = load_adapter(model, self.adapter)
+            return model.to(device()) if settings.quantization == "none" else model
+
+    @functools.cached_property
+    def weights_hash(self) -> str:
+        """Identifies the weights in scores.json: those of the adapter and of its base, or a checkpoint's."""
+        folders = (self.adapter,) if self.loaded is not None else (self.weights, self.adapter)
+        parts = [_weights_hash(folder) for folder in folders if folder]
+        return parts[0] if len(parts) == 1 else files.json_sha256(parts)[:16]
+
+    def generate(self, rows: Sequence[EncodedExample], settings: Evaluation) -> list[str]:
+        """Answer one batch in words of the model's own.
+
+        Raises:
+            UserError: out of memory.
+        """
+        model = self.model
+        with _smaller_batch(rows):
+            return generate_answers(
+                model, self.processor, rows, settings.max_new_tokens, settings.num_beams, settings.generation
+            )
+
+    def label_loglikelihoods(self, rows: Sequence[EncodedExample], labels: Sequence[str]) -> Tensor:
+        """Log-likelihood of every label for one batch, shape (rows, labels).
+
+        Raises:
+            UserError: out of memory.
+        """
+        model = self.model
+        with _smaller_batch(rows):
+            return label_loglikelihoods(model, self.processor, rows, labels)
+
+
+def _smaller_batch(rows: Sequence[EncodedExample]) -> contextlib.AbstractContextManager[None]:
+    remedy = "Set evaluation.batch_size smaller; answers so far are kept."
+    return oom_as_user_error(remedy, f"{MORE_MEMORY_HINT} Or: {remedy}", f"with a batch of {len(rows)} questions")
+
+
+def base_model(config: Config, site: Site) -> EvalModel:
+    """The base model of a config, for scores before training; an adapter's folder is the adapter on its own base."""
+    folder = find_model(config.model, site)
+    if is_adapter(folder):
+        return EvalModel(config.model.base, find_adapter_base(folder, site), config, adapter=folder)
+    return EvalModel(config.model.base, folder, config)
+
+
+def finetuned_model(config: Config, run: Run, site: Site) -> EvalModel:
+    """A run's result, for scores after training.
+
+    Raises:
+        UserError: the base of its adapter is not the one that it was trained on.
+    """
+    result = run.result_folder(config.adapter.method)
+    if not isinstance(config.adapter, Lora):
+        return EvalModel(result.name, result, config)
+    base = find_model(config.model, site)
+    verify_base_unchanged(run, model_hashes(base, site))
+    return EvalModel(result.name, base, config, adapter=result)
+
+
+def _weights_hash(folder: Path) -> str:
+    """Hash of the weight files' hashes (from the folder's marker, or of the files themselves)."""
+    marker = folder / files.COMPLETE_MARKER
+    if marker.is_file():
+        return files.json_sha256(files.read_json(marker))[:16]
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    return files.json_sha256({path.name: files.file_sha256(path) for path in weights})[:16]

@@ -1,0 +1,229 @@
+"""Single questions to a model: from the command line, a file, or a session.
+
+A causal model's question is put into the run's prompt (`data.prompt`) as its instruction, a context as its input.
+PaliGemma is given the whole prompt, as in training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ftlib.config.loader import RUN_CONFIG, load_experiment
+from ftlib.config.schema import CHAT, Config, Evaluation
+from ftlib.core import files
+from ftlib.core.paths import Site
+from ftlib.data.example import Example, raise_all
+from ftlib.data.images import open_query_image
+from ftlib.data.prompts import BUILTIN_TEMPLATES, render_prompt, template_fields
+from ftlib.data.sources.json_stream import parse_json
+from ftlib.errors import UserError
+from ftlib.evaluation.model import EvalModel, base_model, finetuned_model
+from ftlib.hub.cache import ADAPTER_CONFIG, find_adapter_base, is_adapter, require_model
+from ftlib.models.encoding import EncodedExample
+from ftlib.runs import run as runs
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked.
+
+    Attributes:
+        prompt: the question.
+        image: of PaliGemma's questions.
+        context: what a causal model is told beside the question; empty for nothing.
+        history: what was said before, as turns `{"role", "content"}`; for the model's chat template only.
+    """
+
+    prompt: str
+    image: Path | None = None
+    context: str = ""
+    history: tuple[dict[str, str], ...] = ()
+
+
+def open_finetuned(name: str, max_new_tokens: int | None, site: Site) -> tuple[EvalModel, Evaluation]:
+    """The model of a run that is done, or of a folder such as a merge's result, and how it is asked.
+
+    Args:
+        name: run folder or its name, or the folder of a model or adapter.
+        max_new_tokens: instead of the config's.
+
+    Raises:
+        UserError: no such run, or it is not trained yet.
+    """
+    if _is_model_folder(Path(name)):
+        return _open_folder(Path(name).absolute(), max_new_tokens, site)
+    run = runs.find_run(name, site)
+    config = load_experiment(run.config_file, [], site).config
+    if not run.done_marker.exists():
+        raise UserError(f"{run.folder}: not trained yet", "Run `ftlib train` first.")
+    limit = max_new_tokens or config.evaluation.max_new_tokens
+    return finetuned_model(config, run, site), config.evaluation.model_copy(update={"max_new_tokens": limit})
+
+
+def _is_model_folder(folder: Path) -> bool:
+    names = ("config.json", ADAPTER_CONFIG)
+    return not (folder / RUN_CONFIG).is_file() and any((folder / name).is_file() for name in names)
+
+
+def _open_folder(folder: Path, max_new_tokens: int | None, site: Site) -> tuple[EvalModel, Evaluation]:
+    """A model without a run: its own chat template is the prompt where it has one, else the question alone."""
+    base = find_adapter_base(folder, site) if is_adapter(folder) else folder
+    require_model(base)
+    settings = files.read_json(base / "config.json")
+    family = "paligemma" if settings.get("model_type") == "paligemma" else "causal"
+    tokenizer = base / "tokenizer_config.json"
+    templates = [
+        (base / "chat_template.jinja").is_file(),
+        tokenizer.is_file() and "chat_template" in files.read_json(tokenizer),
+    ]
+    config = Config.model_validate(
+        {
+            "name": folder.name,
+            "task": "vqa" if family == "paligemma" else "instruct",
+            "model": {"family": family, "base": str(folder), "dtype": _dtype(settings)},
+            "adapter": {"method": "lora"},
+            "data": {
+                "source": "jsonl",
+                "root": str(folder),
+                "prompt": CHAT if any(templates) and family == "causal" else "{prefix}",
+            },
+        }
+    )
+    limit = max_new_tokens or config.evaluation.max_new_tokens
+    return base_model(config, site), config.evaluation.model_copy(update={"max_new_tokens": limit})
+
+
+def _dtype(settings: dict[str, Any]) -> str:
+    found = settings.get("dtype") or settings.get("torch_dtype")
+    return found if found in ("float32", "bfloat16", "float16") else "float32"
+
+
+def with_and_without_context(queries: Sequence[Query]) -> list[Query]:
+    """Every question without its context, and with it behind if it has one."""
+    bare = [replace(query, context="") for query in queries]
+    return [
+        each
+        for plain, full in zip(bare, queries, strict=True)
+        for each in ((plain, full) if full.context else (plain,))
+    ]
+
+
+def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[str]:
+    """Answer questions in batches.
+
+    Raises:
+        UserError: an image or a context is missing, not readable, or not for this model.
+    """
+    rows = [_encode(model, query) for query in queries]
+    size = settings.batch_size
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [text.strip() for batch in batches for text in model.generate(batch, settings)]
+
+
+def is_multi_turn(model: EvalModel) -> bool:
+    """Whether a question may follow others: the model's chat template has a place for what was said before."""
+    return model.config.data.prompt == CHAT
+
+
+def append_turn(model: EvalModel, query: Query, answer: str) -> Query:
+    """What the next question begins with: everything that was said, and the answer."""
+    said = json.loads(_render_prompt(model.config, query))
+    return replace(query, prompt="", history=(*said, {"role": "assistant", "content": answer}))
+
+
+def truncate_history(model: EvalModel, settings: Evaluation, query: Query) -> Query:
+    """The question with as much of its history, the latest, as leaves the model room to answer."""
+    limit = model.processor.max_length
+    while limit and query.history and len(_encode(model, query).input_ids) + settings.max_new_tokens > limit:
+        query = replace(query, history=query.history[2:])
+    return query
+
+
+def read_queries(path: Path) -> list[Query]:
+    """Read `{"prompt": …, "image": …, "context": …}` lines; an image's path is relative to the file's folder.
+
+    Raises:
+        UserError: missing file, or every faulty line (the first 20 in words).
+    """
+    queries: list[Query] = []
+    faults: list[str] = []
+    for number, text in _lines(path):
+        try:
+            queries.append(_parse_query(parse_json(text), path.parent))
+        except ValueError as error:
+            faults.append(f"{path}:{number}: {error}")
+    raise_all(faults, 'A line is {"prompt": …}, with "image" and "context" where there are any.')
+    if not queries:
+        raise UserError(f"{path}: no questions in it")
+    return queries
+
+
+def text_or_file(value: str) -> str:
+    """A text, or the content of the file of that name, without surrounding space.
+
+    Raises:
+        UserError: a file that is not text.
+    """
+    try:
+        return Path(value).read_text(encoding="utf-8").strip() if Path(value).is_file() else value
+    except UnicodeDecodeError as error:
+        raise UserError(f"{value}: not UTF-8: {error}") from None
+    except OSError:  # no file's name: too long, or with a null character
+        return value
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def _parse_query(record: Any, folder: Path) -> Query:
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if unknown := sorted(set(record) - {"prompt", "image", "context"}):
+        raise ValueError(f"field {unknown[0]}: unknown")
+    if wrong := next((name for name, value in record.items() if not isinstance(value, str)), ""):
+        raise ValueError(f"field {wrong}: must be text, got {record[wrong]!r}")
+    if "prompt" not in record:
+        raise ValueError("field prompt: is missing")
+    image = record.get("image", "")
+    return Query(record["prompt"], folder / image if image else None, record.get("context", ""))
+
+
+def _encode(model: EvalModel, query: Query) -> EncodedExample:
+    config = model.config
+    if config.model.entry.images:
+        return _encode_with_image(model, query)
+    if query.image:
+        raise UserError(f"image {query.image}: this run's model reads text only")
+    (row,) = model.processor.encode_prompts([_render_prompt(config, query)], None)
+    return row
+
+
+def _encode_with_image(model: EvalModel, query: Query) -> EncodedExample:
+    if query.context:
+        raise UserError("a context is for causal models; this run's model takes an image and a prompt")
+    if query.image is None:
+        raise UserError("this run's model looks at an image: name one")
+    (row,) = model.processor.encode_prompts([query.prompt], open_query_image(query.image, model.config.data))
+    return row
+
+
+def _render_prompt(config: Config, query: Query) -> str:
+    template = config.data.prompt
+    if query.context and template not in BUILTIN_TEMPLATES and "input" not in template_fields(template):
+        raise UserError(f"data.prompt of this run, {template!r}, has no place for a context ({{input}})")
+    facts: dict[str, Any] = {"instruction": query.prompt, "question": query.prompt, "input": query.context}
+    if query.history:
+        turns = json.loads(render_prompt(Example("question", "", query.prompt, "", facts=facts), template))
+        facts = {"messages": [*query.history, *turns]}
+    return render_prompt(Example("question", "", query.prompt, "", facts=facts), template)

@@ -1,0 +1,132 @@
+"""Candidate prompts, ranked by what one model answers to them on the same rows.
+
+`<folder>/<prompt's hash>/` gets predictions.jsonl and scores.json of a candidate, as any evaluation does. All that are
+still open are asked together: the model is loaded once, an image once for all that fit into a batch. While it is at
+work, answers lie in `<folder>/partial/`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ftlib.config.schema import CHAT, Config
+from ftlib.core import files
+from ftlib.core.lease import acquire_lease
+from ftlib.data.prompts import render_prompt
+from ftlib.errors import UserError
+from ftlib.evaluation.compare import compare_evaluations
+from ftlib.evaluation.evaluate import (
+    EvaluationRequest,
+    cached_scores,
+    evaluation_settings,
+    generation_settings,
+    validate_request,
+    write_scores,
+)
+from ftlib.evaluation.inference import Prediction, generate_predictions, scratch_dir
+
+SHOWN = ("metric", "value", "interval", "unit", "n", "invalid", "remarks")
+_PROMPT_SETTINGS = ("prompt", "prompts")
+"""Settings in which candidates differ."""
+
+COMPARED = ("difference", "interval", "p", "groups", "verdict")
+
+
+def compare_prompts(
+    request: EvaluationRequest, prompts: Sequence[str], split: str, folder: Path
+) -> list[dict[str, Any]] | None:
+    """Answer and score a split once for each prompt; what is scored already is kept.
+
+    Args:
+        request: its config's `data.prompt` is replaced by each candidate.
+
+    Returns:
+        The best first, by the task's headline metric: prompt, the scores of `SHOWN`, `against_best` (a paired test,
+        see `COMPARED`; None for the best) and its folder. None in a process that is not the first of its job.
+
+    Raises:
+        UserError: candidates that cannot be compared, or that name fields which the rows lack.
+        LeaseHeld: another process ranks prompts there.
+    """
+    _require_comparable(request.config, prompts)
+    requests = {prompt: replace(request, config=_with_prompt(request.config, prompt)) for prompt in prompts}
+    folders = {prompt: folder / _name(one.config.data.templates) for prompt, one in requests.items()}
+    waiting = {
+        prompt: one
+        for prompt, one in requests.items()
+        if cached_scores(folders[prompt], evaluation_settings(one, split, None)) is None
+    }
+    if waiting:
+        with acquire_lease(folder):
+            answers = _generate_all(list(waiting.values()), split, folder / "partial")
+            if answers is None:
+                return None
+            for (prompt, one), own in zip(waiting.items(), answers, strict=True):
+                write_scores(one, split, folders[prompt], own, None)
+            shutil.rmtree(folder / "partial", ignore_errors=True)
+    return _ranking(request, folders)
+
+
+def _require_comparable(config: Config, prompts: Sequence[str]) -> None:
+    if len(set(prompts)) < 2:
+        raise UserError("there is only one prompt", "Name more in evaluation.prompts, or with --prompt.")
+    if CHAT in prompts:
+        remedy = "Compare it by `ftlib evaluate CONFIG --before` with either."
+        raise UserError("prompt chat ends answers in another way than other prompts do", remedy)
+    if config.data.parts and all(part.prompt is not None for part in config.data.parts):
+        raise UserError("data.parts: every part has a prompt of its own, so data.prompt changes nothing")
+
+
+def _with_prompt(config: Config, prompt: str) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"prompt": prompt})})
+
+
+def _name(templates: Mapping[str, str]) -> str:
+    """Names a candidate's folder and its answers."""
+    return files.json_sha256(templates)[:12]
+
+
+def _generate_all(requests: Sequence[EvaluationRequest], split: str, partial: Path) -> list[list[Prediction]] | None:
+    """The answers to each candidate, in the order of the rows."""
+    first = requests[0]
+    rows = first.prepared.rows(split)
+    templates = [one.config.data.templates for one in requests]
+    every = [replace(row, id=f"{_name(each)} {row.id}") for each in templates for row in rows]
+    prompts = [render_prompt(row, each) for each in templates for row in rows]
+    validate_request(first, split)
+    settings = generation_settings(evaluation_settings(first, split, None))
+    request = scratch_dir(partial, {name: value for name, value in settings.items() if name not in _PROMPT_SETTINGS})
+    evaluation, prepared = first.config.evaluation, first.prepared
+    label = f"{first.model.name} on {split}, {len(requests)} prompts"
+    root, max_pixels = prepared.root, first.config.data.max_pixels
+    answers = generate_predictions(
+        first.model, evaluation, prepared.labels, every, prompts, root, request, label, max_pixels
+    )
+    if answers is None:
+        return None
+    return [answers[start : start + len(rows)] for start in range(0, len(answers), len(rows))]
+
+
+def _ranking(request: EvaluationRequest, folders: dict[str, Path]) -> list[dict[str, Any]]:
+    scores = {prompt: files.read_json(folder / "scores.json") for prompt, folder in folders.items()}
+    order = sorted(scores, key=lambda prompt: -_sort_key(scores[prompt]))
+    ranked = []
+    for prompt in order:
+        change = None
+        if prompt != order[0]:
+            found = compare_evaluations(request.config, request.prepared.labels, folders[order[0]], folders[prompt])
+            change = {name: found[name] for name in COMPARED}
+        shown = {name: scores[prompt][name] for name in SHOWN}
+        ranked.append({"prompt": prompt, **shown, "against_best": change, "folder": folders[prompt].name})
+    return ranked
+
+
+def _sort_key(scores: dict[str, Any]) -> float:
+    """The best has the highest; undefined scores come last."""
+    if scores["value"] is None:
+        return float("-inf")
+    return float(scores["value"]) * (1 if scores.get("higher_is_better", True) else -1)

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: the store's cache, downloads into it, uploads."""

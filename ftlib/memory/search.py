@@ -1,0 +1,231 @@
+"""Find the largest micro-batch with which a step fits a GPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ftlib.config.schema import Config
+from ftlib.core.paths import Site
+from ftlib.core.text import format_gib
+from ftlib.data.dataset import open_prepared
+from ftlib.errors import UserError
+from ftlib.hub.cache import find_model
+from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, estimate_step
+from ftlib.models.lengths import cached_token_lengths, length_cache_path
+from ftlib.models.registry import family_of
+from ftlib.runs.run import Run
+
+ASSUMED_TEXT, ASSUMED_ANSWER = 96, 32
+"""Assumed tokens of prompt and answer, and of the answer alone, without prepared data."""
+
+_UNITS = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A micro-batch size for a config.
+
+    Attributes:
+        micro_batch: rows.
+        checkpointing: gradient checkpointing.
+        estimate: of its memory.
+    """
+
+    micro_batch: int
+    checkpointing: bool
+    estimate: MemoryEstimate
+
+    def apply_to(self, config: Config) -> Config:
+        """The config with this micro-batch; its effective batch does not change."""
+        training = {
+            **config.training,
+            "per_device_train_batch_size": self.micro_batch,
+            "gradient_accumulation_steps": config.rows_per_gpu // self.micro_batch,
+            "gradient_checkpointing": self.checkpointing,
+        }
+        return config.model_copy(update={"training": training})
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 12GiB, 12G or 800M; units are powers of 1024, as usual for GPU memory.
+
+    Raises:
+        UserError: not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UserError(f"{text}: not a size", "Write it as in 12GiB.")
+    size = int(float(match[1]) * 2 ** (_UNITS[match[2].upper()] if match[2] else 0))
+    if size < 1 << 20:
+        raise UserError(f"{text}: no GPU is that small", "Write it as in 12GiB.")
+    return size
+
+
+def longest_row(
+    config: Config, site: Site, folder: Path, model: torch.nn.Module, run: Run | None = None
+) -> tuple[RowShape, bool]:
+    """The longest training rows, and whether they come from prepared data.
+
+    Without prepared data PaliGemma's rows are assumed to be the image, 64 tokens of prompt and 32 of answer, and rows
+    of causal models to fill all positions (or `model.max_length`).
+    """
+    try:
+        prepared = open_prepared(config, site, run)
+    except UserError:
+        return _assumed_row(config, model), False
+    inputs = family_of(config.model).load_processor(folder, config)
+    cache = length_cache_path(prepared, "train", config, folder, site)
+    lengths = cached_token_lengths(prepared.rows("train"), config.data.templates, inputs, cache)
+    return _longest_row(config, lengths, inputs.max_length), True
+
+
+def _longest_row(config: Config, lengths: NDArray[np.int32], limit: int | None) -> RowShape:
+    """Rows longer than `limit` are truncated or left out."""
+    totals = lengths.sum(axis=1)
+    most = limit or int(totals.max())
+    if config.model.too_long != "truncate":
+        lengths, totals = lengths[totals <= most], totals[totals <= most]
+    if not len(lengths):
+        raise UserError(f"none of the training rows fits into {most:,} tokens")
+    tokens = min(most, int(totals.max()))
+    answer = tokens if config.loss.on == "everything" else int(lengths[:, 1].max())
+    return RowShape(tokens, min(answer, tokens - 1))
+
+
+def _assumed_row(config: Config, model: torch.nn.Module) -> RowShape:
+    shapes = model.config
+    vision = getattr(shapes, "vision_config", None)
+    if vision is None:
+        positions = shapes.get_text_config().max_position_embeddings  # type: ignore[union-attr, operator]
+        tokens = min(config.model.max_length or positions, positions)
+        return RowShape(tokens, tokens - 1)
+    images = (vision.image_size // vision.patch_size) ** 2
+    tokens = min(images + ASSUMED_TEXT, config.model.max_length or images + ASSUMED_TEXT)
+    return RowShape(tokens, min(ASSUMED_ANSWER, tokens - images))
+
+
+def largest_batch_size(
+    model: torch.nn.Module,
+    config: Config,
+    rows: RowShape,
+    capacity: int,
+    checkpointing: bool,
+    at_most: int | None = None,
+) -> BatchPlan | None:
+    """The largest micro-batch that fits; None if not even a single row does.
+
+    Micro-batches divide a GPU's share of the effective batch, so that the effective batch does not change.
+
+    Args:
+        capacity: bytes of the GPU.
+        at_most: upper bound of the micro-batch.
+    """
+    share = config.rows_per_gpu
+    sizes = [size for size in range(1, min(share, at_most or share) + 1) if share % size == 0]
+    best, low, high = None, 0, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        found = estimate_step(model, config, rows, sizes[middle], checkpointing)
+        if found.total <= capacity:
+            best, low = BatchPlan(sizes[middle], checkpointing, found), middle + 1
+        else:
+            high = middle
+    return best
+
+
+def choose_batch_size(
+    model: torch.nn.Module, config: Config, rows: RowShape, capacity: int, at_most: int | None = None
+) -> BatchPlan:
+    """The largest micro-batch that fits, with gradient checkpointing only if nothing fits without it.
+
+    If the config sets `training.gradient_checkpointing`, only that is tried.
+
+    Raises:
+        UserError: not even a single row fits.
+    """
+    wanted = config.training.get("gradient_checkpointing")
+    for checkpointing in (False, True) if wanted is None else (bool(wanted),):
+        if found := largest_batch_size(model, config, rows, capacity, checkpointing, at_most):
+            return found
+    least = estimate_step(model, config, rows, 1, wanted is not False)
+    needed, there = format_gib(least.total), format_gib(capacity)
+    problem = f"one row of {rows.tokens:,} tokens needs {needed} of GPU memory, there are {there}"
+    raise UserError(problem, "Try model.quantization: nf4, a smaller image size, or a shorter model.max_length.")
+
+
+# The GPU memory of a config with and without gradient checkpointing, and the largest micro-batches that fit.
+
+_BOTH = (False, True)
+"""Without and with gradient checkpointing."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory of a config on a GPU.
+
+    Attributes:
+        found: whether `rows` come from prepared data; else they are assumed.
+        capacity: bytes of the GPU; None: unknown.
+        estimates: for the config's micro-batch, by checkpointing.
+        largest: micro-batch that fits, by checkpointing; None if nothing fits, or the capacity is unknown.
+    """
+
+    config: Config
+    rows: RowShape
+    found: bool
+    capacity: int | None
+    estimates: dict[bool, MemoryEstimate]
+    largest: dict[bool, BatchPlan | None]
+
+    @property
+    def estimate(self) -> MemoryEstimate:
+        """The memory of the config without changes."""
+        return self.estimates[bool(self.config.training.get("gradient_checkpointing"))]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits; None if the capacity is unknown."""
+        return None if self.capacity is None else self.estimate.total <= self.capacity
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON; sizes in bytes."""
+        return {
+            "rows": {**asdict(self.rows), "assumed": not self.found},
+            "effective_batch": self.config.effective_batch_size,
+            "micro_batch": self.config.micro_batch_size,
+            "gpu": self.capacity,
+            "fits": self.fits,
+            "need": {_key(one): {**asdict(self.estimates[one]), "total": self.estimates[one].total} for one in _BOTH},
+            "largest": {_key(one): self._batch_plan_json(self.largest[one]) for one in _BOTH},
+        }
+
+    def _batch_plan_json(self, plan: BatchPlan | None) -> dict[str, int] | None:
+        if plan is None:
+            return None
+        accumulation = self.config.rows_per_gpu // plan.micro_batch
+        return {"micro_batch": plan.micro_batch, "accumulation": accumulation, "total": plan.estimate.total}
+
+
+def _key(checkpointing: bool) -> str:
+    return "checkpointing" if checkpointing else "no_checkpointing"
+
+
+def plan_memory(config: Config, site: Site, capacity: int | None) -> MemoryPlan:
+    """Estimate the memory of a config, and find the largest micro-batches that fit.
+
+    Raises:
+        UserError: the base model is not staged.
+    """
+    folder = find_model(config.model, site)
+    model = build_meta_model(folder, config)
+    rows, found = longest_row(config, site, folder, model)
+    needs = {one: estimate_step(model, config, rows, config.micro_batch_size, one) for one in _BOTH}
+    cuts = {one: largest_batch_size(model, config, rows, capacity, one) if capacity else None for one in _BOTH}
+    return MemoryPlan(config, rows, found, capacity, needs, cuts)

@@ -1,0 +1,320 @@
+"""The one engine that asks models: evaluation, `predict` and every other command answer through it.
+
+Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch; beam search, sampling
+and whatever else GenerationConfig offers are transformers'. A closed set of labels is scored by likelihood instead, all
+labels in one forward pass where the model's layers allow that.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ftlib.errors import UserError
+from ftlib.models.attention import as_attention_mask, supports_custom_mask
+from ftlib.models.encoding import EncodedExample, position_ids, truncate_left
+from ftlib.models.registry import InputProcessor
+
+MAX_LABEL_TOKENS = 512
+"""How many label tokens of a row go into one forward pass."""
+
+MAX_HEAD_TOKENS = 2048
+"""How many label tokens of all rows do: with 257,152 words their logits are 1 GiB in bfloat16."""
+
+
+def generate_answers(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    rows: Sequence[EncodedExample],
+    max_new_tokens: int,
+    num_beams: int = 1,
+    generation: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Answer one batch of rows; each row stops at its own `<eos>`, or where the model's positions end.
+
+    Args:
+        rows: prompts of any lengths; they are padded on the left. Of one that leaves no room for an answer the
+            beginning is left out.
+        num_beams: 1 is greedy decoding.
+        generation: other fields of GenerationConfig, and `seed` for sampling: the same rows give the same answers.
+
+    Returns:
+        One text per row.
+    """
+    model.eval()
+    rows = truncate_prompts(processor, rows, max_new_tokens=1)
+    with torch.inference_mode():
+        if num_beams == 1 and not generation:
+            answers = _greedy(model, processor, rows, max_new_tokens)
+        else:
+            settings = {"do_sample": False, "num_beams": num_beams, **(generation or {})}
+            answers = _generate_by_transformers(model, processor, rows, settings, max_new_tokens)
+    return [processor.decode(answer) for answer in answers]
+
+
+def truncate_prompts(
+    processor: InputProcessor, rows: Sequence[EncodedExample], max_new_tokens: int
+) -> list[EncodedExample]:
+    """Rows that leave so many of the model's positions for an answer."""
+    return [truncate_left(row, processor.max_length, max_new_tokens, processor.prefix_length) for row in rows]
+
+
+def label_loglikelihoods(
+    model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], labels: Sequence[str]
+) -> Tensor:
+    """Log-likelihood of every label, `<eos>` included, as the answer to every row.
+
+    All labels stand behind the prompt in one sequence; each sees the prompt and itself, at the positions that it would
+    have alone. In a model with layers that take no such mask each label has a forward pass to itself.
+
+    Returns:
+        Shape (rows, labels), float32, on the CPU.
+    """
+    model.eval()
+    answers = [processor.encode_answer(label) for label in labels]
+    with torch.inference_mode():
+        batch = processor.embed_prompts(model, truncate_prompts(processor, rows, max(map(len, answers))))
+        chunks = list(_label_chunks(answers))
+        longest = batch["attention_mask"].shape[1] + max(sum(map(len, chunk)) for chunk in chunks)
+        single_label = not supports_custom_mask(model, longest)
+        parts = []
+        for chunk in [[answer] for answer in answers] if single_label else chunks:
+            size = max(1, MAX_HEAD_TOKENS // sum(map(len, chunk)))
+            pieces = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
+            weighed = [
+                _loglikelihoods(model, processor, dict(zip(batch, piece, strict=True)), chunk, single_label)
+                for piece in pieces
+            ]
+            parts.append(torch.cat(weighed))
+    return torch.cat(parts, dim=1).cpu()
+
+
+def _greedy(
+    model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], max_new_tokens: int
+) -> list[list[int]]:
+    batch = processor.embed_prompts(model, rows)
+    mask, ends = batch["attention_mask"], processor.stop_token_ids
+    room = _max_new_tokens_per_row(processor, rows, max_new_tokens)
+    answers: list[list[int]] = [[] for _ in mask]
+    open_rows = list(range(len(mask)))
+    first = processor.first_position
+    output = model(**batch, position_ids=position_ids(mask, first), use_cache=True, logits_to_keep=1)
+    while True:
+        tokens = output.logits[:, -1].argmax(dim=-1)
+        going = []
+        for index, token in enumerate(tokens.tolist()):
+            if token not in ends:
+                answers[open_rows[index]].append(token)
+                if len(answers[open_rows[index]]) < room[open_rows[index]]:
+                    going.append(index)
+        if not going:
+            return answers
+        cache = output.past_key_values
+        if len(going) < len(open_rows):
+            kept = torch.tensor(going, device=mask.device)
+            cache.batch_select_indices(kept)
+            mask, tokens, open_rows = mask[kept], tokens[kept], [open_rows[index] for index in going]
+        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+        output = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=mask.sum(dim=-1, keepdim=True) - 1 + first,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+
+def _max_new_tokens_per_row(
+    processor: InputProcessor, rows: Sequence[EncodedExample], max_new_tokens: int
+) -> list[int]:
+    """How many tokens the answer to every row may have."""
+    if processor.max_length is None:
+        return [max_new_tokens] * len(rows)
+    return [min(max_new_tokens, processor.max_length - len(row.input_ids)) for row in rows]
+
+
+def _generate_by_transformers(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    rows: Sequence[EncodedExample],
+    settings: Mapping[str, Any],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """transformers' own generation; rows with less room than the others are asked after them, one by one.
+
+    It takes no embedded prompts for PaliGemma, so there every row looks at its image itself.
+    """
+    rooms = _max_new_tokens_per_row(processor, rows, max_new_tokens)
+    together = [index for index, room in enumerate(rooms) if room == max_new_tokens]
+    groups = [together] if together else []
+    groups += [[index] for index, room in enumerate(rooms) if room < max_new_tokens]
+    answers: list[list[int]] = [[] for _ in rows]
+    for group in groups:
+        found = _generate(model, processor, [rows[index] for index in group], settings, rooms[group[0]])
+        for index, ids in zip(group, found, strict=True):
+            answers[index] = ids
+    return answers
+
+
+def _generate(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    rows: Sequence[EncodedExample],
+    settings: Mapping[str, Any],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in processor.collate_generate(rows).items()}
+    fields = {name: value for name, value in settings.items() if name != "seed"}
+    if int(batch["input_ids"].max()) >= model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+        _refuse_score_lookups(fields)
+    seed = zlib.crc32(repr([row.input_ids for row in rows]).encode(), settings.get("seed", 0))
+    try:
+        config = GenerationConfig(
+            **fields,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=processor.pad_token_id,
+            eos_token_id=sorted(processor.stop_token_ids),
+        )
+        with _ignore_generation_config(model), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            ids: Tensor = model.generate(**batch, generation_config=config)  # type: ignore[operator]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"evaluation.generation: transformers refuses: {str(error).splitlines()[0]}") from None
+    return [_strip_end(answer, processor.stop_token_ids) for answer in ids[:, batch["input_ids"].shape[1] :].tolist()]
+
+
+def _refuse_score_lookups(fields: Mapping[str, Any]) -> None:
+    """What looks up the scores of all tokens of a prompt cannot be used where `<image>` is none of the tokens scored.
+
+    Raises:
+        UserError: such a field is set.
+    """
+    for name, value in fields.items():
+        if name.endswith("repetition_penalty") or (name.endswith("no_repeat_ngram_size") and value == 1):
+            problem = f"evaluation.generation: {name} counts the image's tokens, for which this model has no scores"
+            raise UserError(problem, "Leave it out: the model's table of embeddings ends before <image>.")
+
+
+def _strip_end(ids: list[int], ends: set[int]) -> list[int]:
+    """An answer without its end and the padding behind it."""
+    return next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)
+
+
+@contextmanager
+def _ignore_generation_config(model: torch.nn.Module) -> Iterator[None]:
+    """transformers fills what is not asked for from the checkpoint's generation_config.json; here it does not."""
+    from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+def _label_chunks(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Labels in groups that go into one forward pass together."""
+    chunk: list[list[int]] = []
+    for answer in answers:
+        if chunk and sum(map(len, chunk)) + len(answer) > MAX_LABEL_TOKENS:
+            yield chunk
+            chunk = []
+        chunk.append(answer)
+    yield chunk
+
+
+def _loglikelihoods(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    batch: dict[str, Tensor],
+    answers: Sequence[list[int]],
+    single_label: bool = False,
+) -> Tensor:
+    """Shape (rows, answers), float32.
+
+    Args:
+        single_label: there is one answer, so that the model's own mask will do.
+    """
+    prompts, prompt_mask = batch["inputs_embeds"], batch["attention_mask"]
+    rows = len(prompt_mask)
+    fed = [token for answer in answers for token in answer[:-1]]  # `<eos>` is predicted, never read
+    embedded = prompts
+    if fed:
+        texts = model.get_input_embeddings()(torch.tensor(fed, device=prompts.device))  # type: ignore[operator]
+        embedded = torch.cat([prompts, texts.expand(rows, -1, -1)], dim=1)
+    owner = [number for number, answer in enumerate(answers) for _ in answer[:-1]]
+    depth = [step for answer in answers for step in range(len(answer) - 1)]
+    if single_label:
+        mask = torch.cat([prompt_mask, prompt_mask.new_ones((rows, len(fed)))], dim=1)
+    else:
+        mask = as_attention_mask(
+            model, _attention_mask(prompt_mask, processor.prefix_bidirectional, owner, depth), embedded.dtype
+        )
+    logits = model(
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        position_ids=_packed_positions(prompt_mask, depth, processor.first_position),
+        logits_to_keep=len(fed) + 1,
+        use_cache=False,
+    ).logits
+    columns, targets, numbers = _targets(answers)
+    chosen = torch.stack([_log_probabilities(row, columns, targets) for row in logits])
+    sums = chosen.new_zeros((rows, len(answers)))
+    return sums.index_add_(1, torch.tensor(numbers, device=sums.device), chosen)
+
+
+def _attention_mask(prompt_mask: Tensor, prefix_bidirectional: bool, owner: list[int], depth: list[int]) -> Tensor:
+    """What every position may look at: the prompt, and within its own label what came before.
+
+    Args:
+        prefix_bidirectional: whether the prompt itself sees all of the prompt, or only what came before.
+
+    Returns:
+        Shape (rows, length, length), bool.
+    """
+    rows, longest = prompt_mask.shape
+    owners = torch.tensor(owner, device=prompt_mask.device)
+    depths = torch.tensor(depth, device=prompt_mask.device)
+    length = longest + len(owner)
+    seen = torch.zeros((rows, length, length), dtype=torch.bool, device=prompt_mask.device)
+    seen[:, :, :longest] = prompt_mask[:, None, :].bool()
+    if not prefix_bidirectional:
+        seen[:, :longest, :longest] &= torch.ones_like(seen[0, :longest, :longest]).tril()
+    own = (owners[:, None] == owners[None, :]) & (depths[:, None] >= depths[None, :])
+    seen[:, longest:, longest:] = own
+    return seen
+
+
+def _packed_positions(prompt_mask: Tensor, depth: list[int], first: int) -> Tensor:
+    prompts = position_ids(prompt_mask, first)
+    depths = torch.tensor(depth, dtype=prompts.dtype, device=prompts.device)
+    return torch.cat([prompts, prompts[:, -1:] + 1 + depths], dim=1)
+
+
+def _targets(answers: Sequence[list[int]]) -> tuple[list[int], list[int], list[int]]:
+    """For every answer token: the column of the logits that predicts it, the token, the answer's number."""
+    columns, targets, numbers = [], [], []
+    fed = 0
+    for number, answer in enumerate(answers):
+        columns += [0, *range(fed + 1, fed + len(answer))]
+        fed += len(answer) - 1
+        targets += answer
+        numbers += [number] * len(answer)
+    return columns, targets, numbers
+
+
+def _log_probabilities(logits: Tensor, columns: list[int], targets: list[int]) -> Tensor:
+    """Row by row in float32: the vocabulary is 257,152 wide."""
+    indices = torch.tensor([columns, targets], device=logits.device)
+    numbers = logits.float()
+    picked: Tensor = numbers[indices[0], indices[1]] - numbers.logsumexp(dim=-1)[indices[0]]
+    return picked

@@ -1,0 +1,83 @@
+"""The loss on the answer, from logits only where there are labels.
+
+With left padding all labels of a batch stand in its last columns, so the head (257,152 wide) is computed only there:
+the same number as from all logits, in a fraction of the memory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+
+from ftlib.models.encoding import IGNORE_INDEX, model_inputs
+
+Average = Literal["token", "example"]
+
+
+def answer_loss(
+    model: torch.nn.Module,
+    batch: dict[str, Tensor],
+    average: Average,
+    items: Tensor | int | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of answer and `<eos>`.
+
+    Args:
+        batch: as `InputProcessor.collate` makes it, padded on the left; its labels may be cut to their last columns
+            (`cut_labels`): as many logits are computed as there are columns of labels.
+        average: `token` divides the sum over all answer tokens by their number; `example` first averages each row over
+            its own tokens (big_vision, trainers/proj/paligemma), then over the rows.
+        items: the number to divide by if the batch is a micro-batch of a bigger one: what `count_items` says of the
+            whole. The micro-batches' losses then add up to the loss of the whole.
+        smoothing: the share of a target's probability that all tokens get alike (Szegedy et al. 2016, section 7).
+
+    Returns:
+        Scalar.
+    """
+    return loss_of_logits(*answer_logits(model, batch), average, items, smoothing)
+
+
+def answer_logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits of the columns that hold labels, and these, as `loss_of_logits` takes them."""
+    width = min(batch["labels"].shape[1], batch["input_ids"].shape[1] - 1)
+    logits = model(**model_inputs(batch), logits_to_keep=width + 1).logits
+    # The last logits foretell nothing. They get a label that is ignored: cutting them off would copy all others.
+    return logits, pad(batch["labels"][:, -width:], (0, 1), value=IGNORE_INDEX)
+
+
+def loss_of_logits(
+    logits: Tensor, labels: Tensor, average: Average, items: Tensor | int | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """The same from logits that already stand where their labels do.
+
+    Args:
+        logits: shape (rows, width, vocabulary), any float type; computed in float32.
+        labels: shape (rows, width), `IGNORE_INDEX` where there is no loss.
+    """
+    flat = logits.float().flatten(0, 1)  # over a transposed vocabulary the loss would copy all logits
+    losses = cross_entropy(
+        flat, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=smoothing
+    ).view_as(labels)
+    if average == "example":
+        losses = losses.sum(dim=1) / labels.ne(IGNORE_INDEX).sum(dim=1).clamp(min=1)
+    return losses.sum() / (count_items(labels, average) if items is None else items)
+
+
+def count_items(labels: Tensor, average: Average) -> Tensor:
+    """How many things the loss averages over: answer tokens, or rows that have any."""
+    labelled = labels.ne(IGNORE_INDEX)
+    return labelled.sum() if average == "token" else labelled.any(dim=1).sum()
+
+
+def cut_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch whose labels are only the last columns that hold any; one at least, though a rank's share may have none.
+
+    For batches on the CPU: the number of columns depends on the labels, and to learn it from a GPU is to wait for it.
+    """
+    columns = batch["labels"].ne(IGNORE_INDEX).any(dim=0)
+    columns[-1] = True
+    return {**batch, "labels": batch["labels"][:, int(columns.nonzero()[0]) :]}

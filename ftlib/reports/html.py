@@ -1,0 +1,110 @@
+"""Render pages from jinja2 templates.
+
+Every string that a template prints is escaped; only SVG that `charts` made passes as it is. Templates run in jinja2's
+sandbox and get plain data, so that a template in a shared folder can neither run code nor read files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, FunctionLoader, StrictUndefined, Template
+from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ftlib.errors import UserError
+
+Context = dict[str, Any]
+"""What a template gets, by name: str, numbers, bool, None, Markup of `charts`, and lists, dicts and Tables of them;
+nothing with a method that reads files. docs/reports.md lists it."""
+
+TEMPLATES = Path(__file__).parent / "templates"
+_PAGE = "page.html.j2"
+"""Cannot be overridden: its policy forbids scripts and requests, whatever the templates inside it write."""
+
+
+def render_page(title: str, body: str | Template, templates: Path | None = None, **context: Any) -> str:
+    """A whole page.
+
+    Args:
+        body: the template of what it shows, or its name.
+        templates: a folder whose templates replace those of the same name.
+        context: a `Context`, what `body` gets.
+
+    Raises:
+        UserError: `templates` has a file of another name, or a fault is in one of its templates.
+    """
+    environment = make_environment(templates)
+    try:
+        page = environment.get_template(_PAGE).render(context, title=title, body=body)
+    except Exception as error:
+        if templates is None:
+            raise
+        missing = "there is no template " if isinstance(error, TemplateNotFound) else ""
+        reason = getattr(error, "message", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"{_location(error, templates)}: {missing}{reason}",
+            "docs/reports.md lists what each template gets, under Templates.",
+        ) from error
+    return page.encode("utf-8", "replace").decode("utf-8") + "\n"  # models can answer half a surrogate pair
+
+
+def make_environment(templates: Path | None = None) -> Environment:
+    """Finds templates in the folder `templates`, if there is one, then in the package.
+
+    Raises:
+        UserError: as `render_page`.
+    """
+    replaced = _read_overrides(templates) if templates else {}
+
+    def load(name: str) -> tuple[str, str, None] | None:
+        return (replaced[name], f"{templates}/{name}", None) if name in replaced else None
+
+    return ImmutableSandboxedEnvironment(
+        loader=ChoiceLoader([FunctionLoader(load), FileSystemLoader(TEMPLATES)]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _read_overrides(folder: Path) -> dict[str, str]:
+    """Name → text. No link is followed: it would show its author a file that only the reader of the folder may read."""
+    if not folder.is_dir():
+        raise UserError(f"--templates {folder}: no such folder")
+    known = sorted({path.name for path in TEMPLATES.iterdir()} - {_PAGE})
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.name not in known:
+            raise UserError(f"{path}: no template of this name can be replaced", f"Use one of: {', '.join(known)}")
+        try:
+            with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+                found[path.name] = file.read()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise UserError(f"{path}: is a symbolic link", "Copy the template into the folder.") from None
+    if not found:
+        raise UserError(f"{folder}: there is no template in it", f"Use one of: {', '.join(known)}")
+    return found
+
+
+def _location(error: Exception, folder: Path) -> str:
+    """File and line of a fault: in a template of the folder if one was being rendered."""
+    if isinstance(error, TemplateSyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    for place in (folder, TEMPLATES):
+        for frame in reversed(frames):
+            if Path(frame.filename).parent == place:
+                return f"{frame.filename}:{frame.lineno}"
+    return str(folder)

@@ -1,0 +1,496 @@
+"""The report: a run's record in, one HTML page out that needs nothing but itself."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ftlib import __version__
+from ftlib.config.checkpoints import describe_conversion
+from ftlib.config.identity import describe_recipe
+from ftlib.config.schema import LOSS
+from ftlib.metrics.comparability import setting_differences
+from ftlib.reports import charts
+from ftlib.reports.gallery import answers_context
+from ftlib.reports.html import Context, render_page
+from ftlib.reports.run_record import EvaluationResult, RunRecord, SplitRecord, describe_state, interruptions, origin_of
+from ftlib.reports.tables import NO_VALUE, Table
+
+
+def render(record: RunRecord, made: float, templates: Path | None = None) -> str:
+    """The page.
+
+    Args:
+        record: from `run_record.read_run_record`.
+        made: when, in seconds since 1970.
+        templates: a folder of templates that replace those of the same name.
+
+    Raises:
+        UserError: a template of that folder is at fault.
+    """
+    state, detail = describe_state(record)
+    return render_page(
+        f"{record.config.name}: {headline(record)}",
+        "run.html.j2",
+        templates,
+        name=record.config.name,
+        identity=record.identity,
+        state=state,
+        detail=detail,
+        headline=headline(record),
+        subject=_subject(record),
+        scores=scores_context(record),
+        curves=curves_context(record),
+        classes=classes_context(record),
+        answers=answers_context(record),
+        provenance=provenance_context(record),
+        footer=f"Made {utc(made)} by ftlib {__version__} from {record.folder}",
+    )
+
+
+def _subject(record: RunRecord) -> str:
+    config = record.config
+    if record.evaluated_only:
+        return f"Asks {config.model.base} ({origin_of(config.model.base)}). Task {config.task}."
+    how = {"full": "all weights", "attention": "the attention weights"}.get(config.adapter.method)
+    data = ", ".join(part.name for part in config.data.parts) or config.data.source
+    conversion = describe_conversion(config.model.base)
+    base = f"{config.model.base}, {conversion}," if conversion else config.model.base
+    trained = f"Trains {how or f'a {config.adapter.method} adapter'} of {base} on {data}."
+    recipe = describe_recipe(config, record.recipe)
+    return f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch_size} rows a step.{recipe}"
+
+
+# The headline sentence and the table of scores before and after training, with 95 % intervals.
+
+
+def headline(record: RunRecord) -> str:
+    """The run in one sentence: the first split's score, before → after training."""
+    if not record.splits:
+        return "Not evaluated yet"
+    first = record.splits[0]
+    scores = first.latest.scores
+    what, count = f"{first.split} {scores['metric']}", f"(n = {scores['n']})"
+    if not first.after:
+        return f"{what} {_value(scores)} before training {count}"
+    change = f"{_value(first.before.scores)} → " if first.before else ""
+    return f"{what} {change}{_value(scores)} {count}"
+
+
+def scores_context(record: RunRecord) -> Context:
+    """One row per split and model; what is missing is said with the command that brings it."""
+    metrics = sorted({split.latest.scores["metric"] for split in record.splits})
+    source, several = record.config.data.source, len(metrics) > 1
+    return {
+        "metrics": ", ".join(metrics),
+        "rows": [row for split in record.splits for row in _rows(split, source, several)],
+        "method": _method(record.splits[0].latest.scores) if record.splits else "",
+        "details": [details for split in record.splits if (details := _details(split))],
+        "warnings": [text for split in record.splits for text in _warnings(split)],
+        "missing": list(_missing(record)),
+    }
+
+
+def metric_tables(record: RunRecord) -> list[Table]:
+    """Every metric of every split, before and after training."""
+    return [table for split in record.splits for table in _metric_tables(split)]
+
+
+def _metric_tables(split: SplitRecord) -> list[Table]:
+    """The metrics of all rows, then a table for each breakdown, such as `question type: how many`."""
+    kinds: dict[str, dict[str, str]] = {"": {}}
+    for name in dict.fromkeys(name for one in split.by_when.values() for name in one.scores["metrics"]):
+        kind, colon, label = name.partition(": ")
+        kinds.setdefault(kind if colon else "", {})[name] = label or name
+    return [_metric_table(split, kind, labels) for kind, labels in kinds.items()]
+
+
+def _metric_table(split: SplitRecord, kind: str, labels: dict[str, str]) -> Table:
+    whens = list(split.by_when.values())
+    headers = [kind or "metric"]
+    for evaluation in whens:
+        headers += [f"{evaluation.when} training", "95 % interval"]
+    rows = [
+        [text, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name, text in labels.items()
+    ]
+    title = f"{f'By {kind}' if kind else 'All metrics'} on {split.dataset} {split.split}"
+    return Table(title, "l" + "rr" * len(whens), headers, rows, [f"n = {split.latest.scores['n']}"])
+
+
+def _details(split: SplitRecord) -> Context | None:
+    """Every metric, if there are several; the precision/recall curve if there is one; every breakdown."""
+    whole, *breakdowns = _metric_tables(split)
+    if len(whole.rows) + len(breakdowns) < 2:
+        return None
+    return {"whole": whole, "curves": list(_curves(list(split.by_when.values()))), "breakdowns": breakdowns}
+
+
+def _metric_cells(scores: dict[str, Any], name: str) -> list[str]:
+    found = scores["metrics"].get(name, {"value": None, "interval": None})
+    value, interval = found["value"], found["interval"]
+    return [
+        NO_VALUE if value is None else f"{value:.3f}",
+        f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else NO_VALUE,
+    ]
+
+
+def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
+    for evaluation in whens:
+        if curve := evaluation.scores.get("precision_recall"):
+            positive, chosen = evaluation.scores["settings"]["positive"], evaluation.scores["threshold"]
+            title = f"Precision over recall of {positive!r} {evaluation.when} training"
+            points = list(zip(curve["recall"], curve["precision"], strict=True))
+            yield {
+                "title": title,
+                "threshold": f"{chosen['rule']} on {chosen['split']}",
+                "chart": charts.unit_chart(title, points, 330, 250),
+            }
+
+
+def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
+    """With several metrics in the table, each value says which it is. Parts of a mixture stand below the whole."""
+    name = split.split if split.dataset == own else f"{split.dataset} {split.split}"
+    for when, evaluation in split.by_when.items():
+        for part, scores in {"": evaluation.scores, **evaluation.scores.get("parts", {})}.items():
+            interval, invalid = scores["interval"], scores.get("invalid")
+            yield {
+                "name": f"{name} {part}".strip(),
+                "when": when,
+                "metric": f"{scores['metric']} " if several else "",
+                "value": _value(scores),
+                "bar": _bar(scores, when),
+                "interval": "–".join(f"{end:.3f}" for end in interval) if interval else NO_VALUE,
+                "n": scores["n"],
+                "invalid": NO_VALUE if invalid is None else invalid,
+            }
+
+
+def _bar(scores: dict[str, Any], when: str) -> str:
+    """Metrics that leave 0…1, such as CIDEr, and undefined ones have no bar."""
+    value, interval = scores["value"], scores["interval"]
+    if value is None or not interval or not 0 <= interval[0] <= value <= interval[1] <= 1:
+        return NO_VALUE
+    low, high = interval
+    return charts.interval_bar(value, low, high, when, f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+
+
+def _value(scores: dict[str, Any]) -> str:
+    return NO_VALUE if scores["value"] is None else f"{scores['value']:.3f}"
+
+
+def _method(scores: dict[str, Any]) -> str:
+    return f"Intervals: {scores['interval_method']}." if "interval_method" in scores else ""
+
+
+def _warnings(split: SplitRecord) -> Iterator[str]:
+    """What must be said beside the numbers. Scores can only be compared if the same rows were asked the same way."""
+    where = f"{split.dataset} {split.split}"
+    yield from (f"{where}: {remark}" for remark in split.latest.scores.get("remarks", []))
+    if split.change:
+        yield f"{where}: {split.change['sentence']}."
+    if not (split.before and split.after):
+        return
+    for key, (before, after) in setting_differences(split.before.scores, split.after.scores).items():
+        change = f"{before} before, {after} after"
+        yield f"{split.split}: the two scores are not comparable: the {key} differs ({change})."
+
+
+def _missing(record: RunRecord) -> Iterator[Context]:
+    if record.evaluated_only:
+        return
+    trained = any(split.after for split in record.splits)
+    if not trained and not record.done:
+        yield {"text": "There are no scores after training, since this run is not finished.", "command": ""}
+    elif not trained:
+        yield {"text": "There are no scores after training yet.", "command": f"ftlib evaluate {record.name}"}
+    if not any(split.before for split in record.splits):
+        text = "There are no scores of the untrained model to compare with."
+        yield {"text": text, "command": f"ftlib evaluate {record.name} --before"}
+
+
+# Classification in detail: the confusion matrix and precision, recall, F1 and support of every class.
+
+MAX_CLASSES = 40
+MAX_CONFUSIONS = 30
+_LONG_LABEL = 4
+
+
+def classes_context(record: RunRecord) -> list[Context]:
+    """The confusions and the scores by class of each split; nothing for a task without a confusion matrix."""
+    return [
+        _classes(split.split, split.latest) for split in record.splits if "confusion" in split.latest.scores["tables"]
+    ]
+
+
+def _classes(split: str, evaluation: EvaluationResult) -> Context:
+    scores = evaluation.scores
+    tables = scores["tables"]
+    large = len(tables["classes"]) > MAX_CLASSES
+    return {
+        "title": f"{split} {evaluation.when} training, n = {scores['n']}",
+        "matrix": None if large else _matrix(tables, bool(scores["invalid"])),
+        "confusions": _frequent_confusions(tables) if large else None,
+        "scores": _class_table(scores),
+    }
+
+
+def _matrix(tables: dict[str, Any], invalid: bool) -> Context:
+    columns = tables["columns"] if invalid else tables["columns"][:-1]
+    rows = zip(tables["classes"], tables["confusion"], strict=True)
+    return {
+        "columns": columns,
+        "turned": any(len(label) > _LONG_LABEL for label in columns),
+        "rows": [{"label": label, "cells": _matrix_cells(label, columns, counts)} for label, counts in rows],
+    }
+
+
+def _matrix_cells(label: str, columns: list[str], counts: list[int]) -> list[Context]:
+    total, cells = sum(counts), []
+    for column, count in zip(columns, counts, strict=False):
+        right = label == column
+        kind = "right" if right else "wrong" if count else "none"
+        share = count / total if total else 0
+        cells.append({"text": str(count) if count or right else "·", "kind": kind, "share": f"{share:.3f}"})
+    return cells
+
+
+def _frequent_confusions(tables: dict[str, Any]) -> Table:
+    """What stands for a matrix too large to be read."""
+    found = sorted(_confusions(tables), key=lambda item: -item[2])
+    rows = [[expected, answer, str(count)] for expected, answer, count in found[:MAX_CONFUSIONS]]
+    kinds = f"{len(rows)} most frequent of {len(found)} kinds of error"
+    remark = f"The {kinds}; the matrix would be too large to read."
+    return Table("most frequent confusions", "llr", ["expected", "answer", "count"], rows, [remark])
+
+
+def _confusions(tables: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
+    for label, counts in zip(tables["classes"], tables["confusion"], strict=True):
+        for column, count in zip(tables["columns"], counts, strict=True):
+            if count and column != label:
+                yield label, column, count
+
+
+def _class_table(scores: dict[str, Any]) -> Table:
+    headers = ["class", "precision", "recall", "F1", "support"]
+    rows = [_class_row(label, found) for label, found in scores["tables"]["classes"].items()]
+    average = f"Macro F1 {scores['metrics']['macro F1']['value']:.3f}: the mean over the classes that occur."
+    return Table("scores by class", "lrrrr", headers, rows, [average])
+
+
+def _class_row(label: str, scores: dict[str, Any]) -> list[str]:
+    """A class that never occurs has no recall."""
+    if not scores["support"]:
+        return [label, NO_VALUE, NO_VALUE, NO_VALUE, "0"]
+    return [label, *[f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")], str(scores["support"])]
+
+
+# What was done: data, config, environment of every attempt, history, and the commands that do it again.
+
+_EVENT_FIELDS = ("event", "time", "step", "seconds")
+_CHANGES = "+changes"
+
+
+def provenance_context(record: RunRecord) -> Context:
+    """The tail of the report, for who has to believe or repeat it."""
+    return {
+        "data": _data(record.data) if record.data else None,
+        "config": record.config_text,
+        "environment": _environment(record) if record.environments else None,
+        "history": _history(record) if record.history else None,
+        "cost": f"{cost([record])}.",
+        "commands": "\n".join(commands(record)),
+    }
+
+
+def utc(seconds: float) -> str:
+    """A time as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def cost(records: Sequence[RunRecord]) -> str:
+    """The GPU-hours of runs, in words."""
+    train = sum(record.usage.train for record in records)
+    evaluate = sum(record.usage.evaluate for record in records)
+    return f"{train + evaluate:.2f} GPU-hours ({train:.2f} of training, {evaluate:.2f} of evaluation)"
+
+
+def _data(data: dict[str, Any]) -> Context:
+    rule = ", ".join(f"{key} {value}" for key, value in data["rule"].items() if value is not None)
+    labels = data["labels"]  # a dataset of very many has no list of them
+    answers = "very many" if labels is None else f"{len(labels):,}"
+    return {
+        "splits": [
+            {"name": split, "rows": f"{entry['rows']:,}", "fingerprint": entry["fingerprint"]}
+            for split, entry in data["splits"].items()
+        ],
+        "remark": f"Source {data['source']}, {answers} different answers. Split by: {rule}.",
+    }
+
+
+def _environment(record: RunRecord) -> Table:
+    attempts = [_environment_facts(entry) for entry in record.environments]
+    names = list(dict.fromkeys(name for attempt in attempts for name in attempt))
+    headers = ["", *[f"start {number}" for number in range(1, len(attempts) + 1)]]
+    rows = [[name, *[attempt.get(name, NO_VALUE) for attempt in attempts]] for name in names]
+    threads = (record.done or {}).get("threads")
+    remarks = [f"The start that finished computed with {threads} CPU threads."] if threads else []
+    return Table("environment", "l" * len(headers), headers, rows, remarks)
+
+
+def _environment_facts(entry: dict[str, Any]) -> dict[str, str]:
+    """Everything that an entry tells beside when it was; packages one by one, at the end."""
+    facts = {key: _plain(value) for key, value in entry.items() if key not in ("time", "packages")}
+    return {**facts, **entry.get("packages", {})}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _history(record: RunRecord) -> Table:
+    headers = ["time (UTC)", "event", "step", "seconds", "details"]
+    return Table("history", "llrrl", headers, [_history_row(event) for event in record.history])
+
+
+def _history_row(event: dict[str, Any]) -> list[str]:
+    details = {key: value for key, value in event.items() if key not in _EVENT_FIELDS and value is not None}
+    text = ", ".join(f"{key}: {_plain(value)}" for key, value in details.items())
+    numbers = [_plain(event.get(key, NO_VALUE)) for key in ("step", "seconds")]
+    return [utc(event["time"]), event["event"], *numbers, text]
+
+
+def commands(record: RunRecord) -> list[str]:
+    """Shell commands that make this run anew, evaluations and report included."""
+    extra = sorted({split.split for split in record.splits} - set(record.config.evaluation.splits))
+    splits = [*record.config.evaluation.splits, *extra] if extra else []
+    evaluate = ["ftlib", "evaluate", "config.yaml", *[word for split in splits for word in ("--split", split)]]
+    steps = [f"ftlib {name} config.yaml" for name in ("stage", "prepare", "train")]
+    return [*_checkout(record), *steps, shlex.join(evaluate), shlex.join(["ftlib", "report", record.config.name])]
+
+
+def _checkout(record: RunRecord) -> list[str]:
+    """The code of the last start."""
+    code = record.environments[-1].get("code") if record.environments else None
+    if not code:
+        return []
+    line = shlex.join(["git", "checkout", code.removesuffix(_CHANGES)])
+    return [f"{line}   # the run's code had changes that were never committed"] if code.endswith(_CHANGES) else [line]
+
+
+# Loss in training and on valid, learning rate, gradient norm, speed, memory and scores on the way.
+#
+# Marks stand where training was taken up again. Attempts that diverged stand in the same charts, one behind the other.
+
+
+def curves_context(record: RunRecord) -> Context:
+    """The loss large, the other charts beside it."""
+    begins = attempt_offsets(record)
+    resumed = [begins[event["attempt"]] + event["step"] for event in record.starts if event["step"] > 0]
+    marks = sorted({*resumed, *begins.values()} - {0})
+    steps = [line for line in record.metrics if "loss" in line]
+    losses = [line for line in record.metrics if _is_valid_loss(line)]
+    figures = [
+        _figure(steps, begins, "loss", "Loss", marks, large=True, on_valid=losses),
+        _figure(steps, begins, "learning_rate", "Learning rate", marks, noisy=False),
+        _figure(steps, begins, "grad_norm", "Gradient norm", marks),
+        _figure(steps, begins, "seconds", "Seconds a step", marks),
+        _figure(steps, begins, "memory_gib", "GPU memory, GiB", marks, noisy=False),
+        _figure(losses, begins, "perplexity", "Perplexity on valid", marks, noisy=False),
+        *_score_figures(record, begins, marks),
+    ]
+    return {
+        "figures": [figure for figure in figures if figure],
+        "remarks": list(_curve_remarks(record, resumed, begins)),
+        "command": f"ftlib train {record.folder / 'config.yaml'}",
+    }
+
+
+def attempt_offsets(record: RunRecord) -> dict[int, int]:
+    """Attempt → how many steps the attempts before it logged, all together."""
+    last: dict[int, int] = {0: 0}
+    for line in record.metrics:
+        last[line["attempt"]] = max(last.get(line["attempt"], 0), line["step"])
+    attempts = range(max([*last, *[event["attempt"] for event in record.starts]]) + 1)
+    return {attempt: sum(last.get(other, 0) for other in range(attempt)) for attempt in attempts}
+
+
+def _score_figures(record: RunRecord, begins: dict[int, int], marks: list[int]) -> list[Context | None]:
+    """One for each split and metric that was asked in training; the loss on valid stands beside that of training."""
+    asked = [line for line in record.metrics if "split" in line and not _is_valid_loss(line)]
+    figures = []
+    for split, metric in dict.fromkeys((line["split"], line["metric"]) for line in asked):
+        lines = [line for line in asked if (line["split"], line["metric"]) == (split, metric)]
+        figures.append(_figure(lines, begins, "value", f"{metric} on {split}", marks, noisy=False))
+    return figures
+
+
+def _figure(
+    lines: Sequence[dict[str, Any]],
+    begins: dict[int, int],
+    key: str,
+    title: str,
+    marks: list[int],
+    large: bool = False,
+    noisy: bool = True,
+    on_valid: Sequence[dict[str, Any]] = (),
+) -> Context | None:
+    """A curve; `on_valid` are the lines of a second one, whose numbers are under `value`."""
+    points = _points(lines, begins, key)
+    if not points:
+        return None
+    beside = _points(on_valid, begins, "value")
+    log = noisy and charts.needs_log_scale([value for _, value in (*points, *beside)])
+    last = _at(_known(lines, key)[-1], key)
+    told = f"{title} over {len(points)} steps; {last}"
+    if beside:
+        known = _known(on_valid, "value")
+        lowest = min(known, key=lambda line: float(line["value"]))
+        last += f"; on valid {_at(known[-1], 'value')}, lowest {_at(lowest, 'value')}"
+        told += f"; on valid, {len(beside)} times: {_at(known[-1], 'value')}, lowest {_at(lowest, 'value')}"
+    size = (600, 330) if large else (400, 176)
+    return {
+        "title": title,
+        "size": "large" if large else "small",
+        "log": log,
+        "on_valid": bool(beside),
+        "last": last,
+        "chart": charts.line_chart(told, points, marks, noisy, *size, beside),
+    }
+
+
+def _known(lines: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line.get(key) is not None and math.isfinite(line[key])]
+
+
+def _points(lines: Sequence[dict[str, Any]], begins: dict[int, int], key: str) -> list[charts.Point]:
+    return [(float(begins[line["attempt"]] + line["step"]), float(line[key])) for line in _known(lines, key)]
+
+
+def _at(line: dict[str, Any], key: str) -> str:
+    return f"{line[key]:.4g} at step {line['step']:g}"
+
+
+def _is_valid_loss(line: dict[str, Any]) -> bool:
+    return (line.get("split"), line.get("metric")) == ("valid", LOSS)
+
+
+def _curve_remarks(record: RunRecord, resumed: list[int], begins: dict[int, int]) -> Iterator[str]:
+    reach = charts.smooth_window(sum("loss" in line for line in record.metrics))
+    if reach:
+        mean = f"running mean over {2 * reach + 1} steps"
+        yield f"By optimizer step. Loss, gradient norm and seconds: pale, each step; strong, the {mean}."
+    if any("memory_gib" in line for line in record.metrics):
+        yield "GPU memory: the most that was reserved since the start, on the first GPU of a job."
+    if resumed:
+        steps = ", ".join(str(mark) for mark in resumed)
+        where = f"from a checkpoint, at step {steps} ({interruptions(record)})"
+        yield f"▼ Dashed lines: training was taken up again {where}."
+    if len(begins) > 1:
+        places = ", ".join(f"attempt {attempt} at {begins[attempt]}" for attempt in range(1, len(begins)))
+        yield f"▼ Dashed lines: training had diverged and began anew ({places}). Attempts stand one behind the other."

@@ -1,0 +1,1 @@
+"""Run folders: files, history, and the pinned code and data of a run."""

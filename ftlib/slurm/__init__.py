@@ -1,0 +1,1 @@
+"""Jobs: what one asks of the cluster, how it is submitted, and how it stands."""

@@ -1,0 +1,246 @@
+"""What ftlib asks Slurm: how jobs are, what it allows, and to cancel. Job ids go in, plain records come out.
+
+Every question is one call for all jobs together, has a time-out, and knows three answers: found, not found (the id is
+missing from the result) and `SlurmUnavailable`. The commands and their output formats are those of sacct(1), squeue(1),
+scontrol(1), sacctmgr(1) and scancel(1) of Slurm 22.05.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+TIMEOUT_SECONDS = 60.0
+
+Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+"""Runs a program and returns what it said.
+
+Raises:
+    OSError: there is no such program.
+    subprocess.TimeoutExpired: no answer.
+"""
+
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+
+_INHERITED = re.compile(r"SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_|PMIX?_|SUBMITIT_")
+_SACCT_FIELDS = "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw"
+_SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
+
+
+class SlurmUnavailable(Exception):
+    """Slurm is not installed here, does not answer in time, or refuses to."""
+
+
+@dataclass(frozen=True)
+class JobAttempt:
+    """One start of a job.
+
+    Attributes:
+        state: Slurm's word, such as RUNNING or OUT_OF_MEMORY.
+        exit_code: of the batch script; None while unknown.
+        reason: why it waits, in Slurm's words; empty without one.
+        node: where it runs or ran; empty before.
+        seconds: how long.
+        by: UID of who cancelled it; empty when Slurm itself did, and without accounting.
+    """
+
+    state: str
+    exit_code: int | None
+    reason: str
+    node: str
+    seconds: int
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job or one element of an array.
+
+    Attributes:
+        attempts: oldest first; more than one after a requeue. Without accounting only the newest is known.
+    """
+
+    attempts: tuple[JobAttempt, ...]
+
+    @property
+    def last_attempt(self) -> JobAttempt:
+        return self.attempts[-1]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.last_attempt.state in WAITING or self.last_attempt.state in RUNNING
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a surrounding job, or the user's SBATCH_* settings, would impose on a new job."""
+    return {name: value for name, value in environment.items() if not _INHERITED.match(name)}
+
+
+def run_program(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The real runner."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+
+
+class Slurm:
+    """A client; `run` can be replaced by a function that answers like the programs."""
+
+    def __init__(self, run: Runner = run_program) -> None:
+        self._run = run
+
+    def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
+        """How jobs are, for ids such as 12 or 12_3; those that Slurm does not know are missing from the result.
+
+        Raises:
+            SlurmUnavailable: no answer.
+        """
+        wanted = list(dict.fromkeys(ids))
+        if not wanted:
+            return {}
+        try:
+            found = _jobs(list(self._sacct(_array_job_ids(wanted))), wanted)
+        except SlurmUnavailable:  # a site without accounting, or its database is down
+            found = {}
+        unknown = [name for name in wanted if name not in found]
+        if unknown:  # accounting hears of a new job some seconds after its submission
+            found |= _jobs(list(self._squeue(_array_job_ids(unknown))), unknown)
+        return found
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Cancel jobs; those that have ended already are no fault.
+
+        Raises:
+            SlurmUnavailable: no answer, or it refuses.
+        """
+        self._run_program("scancel", *ids)
+
+    def max_array_size(self) -> int:
+        """How many elements an array may have; 1 where arrays are disabled.
+
+        Raises:
+            SlurmUnavailable: no answer.
+        """
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._run_program("scontrol", "show", "config"), re.MULTILINE)
+        return max(1, int(found[1])) if found else 1001
+
+    def remaining_submit_quota(self, account: str | None, partition: str | None, qos: str | None) -> int | None:
+        """How many more jobs this user may submit there now; None if nothing limits it, or it cannot be told.
+
+        The limits are MaxSubmitJobs of the association and MaxSubmitJobsPerUser of the QOS that the jobs will have;
+        every element of an array counts.
+
+        Raises:
+            SlurmUnavailable: no answer to what is queued. Without accounting there are no limits.
+        """
+        user = f"user={getpass.getuser()}"
+        fields = "format=account,partition,defaultqos,maxsubmitjobs"
+        try:
+            own = self._run_program("sacctmgr", "-nP", "show", "assoc", user, fields)
+            every = self._run_program("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitpu")
+        except SlurmUnavailable:
+            return None
+        found = _association([line.split("|") for line in own.splitlines()], account, partition)
+        if not found:
+            return None
+        of_qos = dict(line.split("|", 1) for line in every.splitlines())
+        own_account, own_partition, default, limit = found
+        where = ["-A", own_account, *(["-p", own_partition] if own_partition else [])]
+        limits = [(limit, where), (of_qos.get(qos or default, ""), ["-q", qos or default])]
+        left = [int(limit) - self._count_queued(where) for limit, where in limits if limit.isdigit()]
+        return max(0, min(left)) if left else None
+
+    def _count_queued(self, where: Sequence[str]) -> int:
+        return len(self._run_program("squeue", "-h", "-r", "-u", getpass.getuser(), *where, "-o", "%i").split())
+
+    def _sacct(self, job_ids: str) -> Iterator[tuple[str, JobAttempt]]:
+        """-D shows the attempts before a requeue too."""
+        for line in self._run_program("sacct", "-nPXD", "-o", _SACCT_FIELDS, "-j", job_ids).splitlines():
+            name, state, code, reason, node, seconds = line.split("|")
+            node = "" if node == "None assigned" else node
+            known = None if state in WAITING or state in RUNNING else int(code.partition(":")[0])
+            word, _, by = state.partition(" by ")
+            yield name, JobAttempt(word, known, _reason(reason), node, int(seconds or 0), by)
+
+    def _squeue(self, job_ids: str) -> Iterator[tuple[str, JobAttempt]]:
+        try:
+            text = self._run_program("squeue", "-h", "-r", "-t", "all", "-o", _SQUEUE_FORMAT, "-j", job_ids)
+        except SlurmUnavailable as error:
+            if "Invalid job id" in str(error):
+                return
+            raise
+        for line in text.splitlines():
+            name, state, reason, node, elapsed = line.split("|")
+            yield name, JobAttempt(state, None, _reason(reason), node, _seconds(elapsed))
+
+    def _run_program(self, *command: str) -> str:
+        try:
+            done = self._run(command)
+        except subprocess.TimeoutExpired:
+            raise SlurmUnavailable(f"{command[0]} does not answer within {TIMEOUT_SECONDS:.0f} s") from None
+        except OSError:
+            raise SlurmUnavailable(f"{command[0]} is not in PATH") from None
+        if done.returncode:
+            raise SlurmUnavailable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        return done.stdout
+
+
+def _association(rows: Sequence[Sequence[str]], account: str | None, partition: str | None) -> Sequence[str] | None:
+    """The association (account, partition, …) of a job; None if Slurm's own defaults would have to be known."""
+    fits = [row for row in rows if row[0] == (account or row[0]).lower() and row[1] in ("", partition or row[1])]
+    if partition and len({row[0] for row in fits}) == 1:
+        fits = [row for row in fits if row[1]] or fits  # one with a partition goes before that without
+    return fits[0] if len(fits) == 1 else None
+
+
+def _reason(text: str) -> str:
+    return "" if text == "None" else text
+
+
+def _seconds(elapsed: str) -> int:
+    """squeue's time used, [D-][[H:]M:]S; INVALID and the like are 0."""
+    days, _, rest = elapsed.rpartition("-")
+    total = 0
+    for field in rest.split(":"):
+        if not field.isdigit():
+            return 0
+        total = total * 60 + int(field)
+    return int(days or 0) * 86400 + total
+
+
+def _array_job_ids(names: Sequence[str]) -> str:
+    return ",".join(dict.fromkeys(name.partition("_")[0] for name in names))
+
+
+def _jobs(rows: Sequence[tuple[str, JobAttempt]], wanted: Sequence[str]) -> dict[str, Job]:
+    """Waiting elements of an array share a row, named like 12_[3-7,9%4]; those that have started have their own."""
+    own: dict[str, list[JobAttempt]] = {}
+    shared: list[tuple[str, str, JobAttempt]] = []
+    for name, attempt in rows:
+        master, bracket, elements = name.partition("_[")
+        if bracket:
+            shared.append((master, elements, attempt))
+        else:
+            own.setdefault(name, []).append(attempt)
+    for name in wanted:
+        master, _, element = name.partition("_")
+        for other, elements, attempt in shared:
+            if name not in own and master == other and element and _contains_element(elements, int(element)):
+                own[name] = [attempt]
+    return {name: Job(tuple(own[name])) for name in wanted if name in own}
+
+
+def _contains_element(elements: str, number: int) -> bool:
+    """Whether `3-7,9,12-20:2%4]` has a number; Slurm cuts long lists short with dots, which stand for all the rest."""
+    for part in elements.rstrip("]").partition("%")[0].split(","):
+        if "..." in part:
+            return True
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part)
+        if found:
+            first, last, step = int(found[1]), int(found[2] or found[1]), int(found[3] or 1)
+            if number in range(first, last + 1, step):
+                return True
+    return False

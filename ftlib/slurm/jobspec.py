@@ -1,0 +1,138 @@
+"""What one job asks of the cluster, and its translation into submitit's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from ftlib.config.schema import Config, SbatchOption
+from ftlib.core.text import option_error, raise_error
+from ftlib.errors import UserError
+
+_FROM_SITE = ("partition", "account", "qos", "constraint")
+_GPU_OPTIONS = ("gres", "gpus-per-node")
+SECONDS_TO_SAVE = 120
+"""How long before its time limit a job is told."""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job, or every element of an array.
+
+    Attributes:
+        gpus: per node; there is a task for each, and one without any.
+        gpu_option: how this site wants GPUs to be asked for: gres or gpus-per-node.
+        cpus: per task.
+        mem: per node, in Slurm's notation.
+        minutes: time limit, rounded up.
+        options: further options of sbatch; True for a flag.
+        export: sbatch's --export, which goes through its environment: it may hold a token, and scripts are readable.
+        array_parallelism: how many elements run at the same time.
+    """
+
+    name: str
+    gpus: int
+    gpu_type: str | None
+    gpu_option: str
+    cpus: int
+    mem: str
+    minutes: int
+    nodes: int
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    exclude: str | None
+    mail_type: str | None
+    mail_user: str | None
+    options: tuple[tuple[str, str | int | bool], ...]
+    export: str | None
+    array_parallelism: int
+
+    @classmethod
+    def of(cls, config: Config, settings: Mapping[str, str]) -> JobSpec:
+        """The job that a config's `job` section describes.
+
+        Args:
+            settings: jobs/site.env and the environment; SBATCH_PARTITION and the like hold where `job` says nothing.
+
+        Raises:
+            UserError: FTLIB_GPU_OPTION is neither gres nor gpus-per-node, or a setting has a line break or a backslash.
+        """
+        job = config.job
+        gpu_option = settings.get("FTLIB_GPU_OPTION", "gres")
+        if gpu_option not in _GPU_OPTIONS:
+            raise UserError(f"FTLIB_GPU_OPTION={gpu_option}: must be one of {', '.join(_GPU_OPTIONS)}")
+        own = job.model_dump(exclude={"time", "sbatch", "gpus"})
+        site = {name: own[name] or _setting(settings, f"SBATCH_{name.upper()}") or None for name in _FROM_SITE}
+        options = _site_options(settings)
+        options.update({str(option): value for option, value in job.sbatch.items()})
+        return cls(
+            name=config.name,
+            gpu_option=gpu_option,
+            gpus=job.gpus,
+            minutes=minutes_of(job.time),
+            options=tuple(sorted(options.items())),
+            export=settings.get("SBATCH_EXPORT"),
+            **{**own, **site},
+        )
+
+    def parameters(self, setup: Sequence[str], dependency: str | None) -> dict[str, Any]:
+        """Parameters of submitit's SlurmExecutor.
+
+        Args:
+            setup: shell lines before the command.
+            dependency: in sbatch's words, such as afterany:12.
+        """
+        further: dict[str, Any] = {"signal": f"B:USR1@{SECONDS_TO_SAVE}", "requeue": True}
+        if dependency:
+            further["kill-on-invalid-dep"] = "yes"
+        return {
+            "job_name": self.name,
+            "time": self.minutes,
+            "nodes": self.nodes,
+            "ntasks_per_node": max(1, self.gpus),
+            "cpus_per_task": self.cpus,
+            "mem": self.mem,
+            **self._gpu_request(),
+            **{name: getattr(self, name) for name in (*_FROM_SITE, "exclude", "mail_type", "mail_user")},
+            "array_parallelism": self.array_parallelism,
+            "dependency": dependency,
+            "wckey": None,
+            "setup": list(setup),
+            "use_srun": False,
+            "stderr_to_stdout": True,
+            "additional_parameters": {**dict(self.options), **further},
+        }
+
+    def _gpu_request(self) -> dict[str, str]:
+        if not self.gpus:
+            return {}
+        number = ":".join([*([self.gpu_type] if self.gpu_type else []), str(self.gpus)])
+        return {"gres": f"gpu:{number}"} if self.gpu_option == "gres" else {"gpus_per_node": number}
+
+
+def _site_options(settings: Mapping[str, str]) -> dict[str, str | int | bool]:
+    """Allowed options that jobs/site.env or the environment set by sbatch's own variables."""
+    named = {option: f"SBATCH_{option.upper().replace('-', '_')}" for option in get_args(SbatchOption)}
+    return {option: _setting(settings, name) or True for option, name in named.items() if name in settings}
+
+
+def _setting(settings: Mapping[str, str], name: str) -> str:
+    value = settings.get(name, "")
+    raise_error(name, option_error(value))
+    return value
+
+
+def minutes_of(time: str) -> int:
+    """Slurm's time notation (sbatch --time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up."""
+    days, dash, rest = time.rpartition("-")
+    fields = [int(field) for field in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = (*fields, 0, 0)[:3]
+    elif len(fields) == 3:
+        hours, minutes, seconds = fields
+    else:
+        hours, minutes, seconds = 0, *(*fields, 0)[:2]
+    return int(days or 0) * 1440 + hours * 60 + minutes + (seconds > 0)

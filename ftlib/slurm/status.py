@@ -1,0 +1,349 @@
+"""How runs stand, from the files in their folders and, where Slurm answers, from what it says of their jobs.
+
+Nothing is written but a probe beside the runs that tells the storage's own time.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftlib.config.schema import Config
+from ftlib.core import files, jsonl, log
+from ftlib.core.environment import host_name, process_start
+from ftlib.core.lease import current_holder, storage_time
+from ftlib.core.paths import Site
+from ftlib.errors import EXIT_REQUEUE
+from ftlib.runs import events as runs_events
+from ftlib.runs.events import CommandExecution
+from ftlib.runs.run import Run, run_name
+from ftlib.slurm import client
+from ftlib.slurm.client import Job, Slurm, SlurmUnavailable
+
+_TAIL_BYTES = 1 << 13
+_RECENT_STEPS = 20
+_EVALUATION_HEARTBEAT_SECONDS = 600
+"""An evaluation that wrote no answer for so many seconds is taken for dead where Slurm cannot be asked."""
+
+_SIGNALS = {"SIGUSR1": "time limit", "SIGTERM": "preempted"}
+_SLURM_REASONS = {
+    "TIMEOUT": "time limit",
+    "DEADLINE": "deadline",
+    "OUT_OF_MEMORY": "out of memory; ask for more: job.mem",
+    "NODE_FAIL": "node failure",
+    "BOOT_FAIL": "node failure",
+    "PREEMPTED": "preempted, and Slurm did not requeue it",
+}
+"""Slurm's name of a job's end → plain words."""
+
+EVALUATION_FAILED = "evaluation failed"
+
+_ENDS_FOR_GOOD = ("failed", "gave up", "killed")
+"""Events after which a process goes on to its next run."""
+
+_RESUMABLE = ("preempted", "killed", "lost")
+"""Endings after which the same job may begin again."""
+
+Events = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run's line in the table.
+
+    Attributes:
+        run: how commands name it.
+        state: done, running, evaluating, queued, cancelled, failed, diverged, stopped, died or not started.
+        reason: in plain words; "" when there is nothing to say.
+        step, total: of training; total is None before it is known.
+        seconds_per_step: median of the last steps.
+        eta: seconds until the last step, while it runs.
+        node, job: of the newest attempt.
+        recipe: that it is trained with, see `identity.RECIPES`.
+    """
+
+    run: str
+    state: str
+    reason: str
+    step: int
+    total: int | None
+    seconds_per_step: float | None
+    eta: float | None
+    loss: float | None
+    node: str
+    job: str
+    recipe: int = 0
+
+
+def own_jobs(events: Events) -> list[str]:
+    """Those of its jobs that may be ended with a run: submitted for it, or begun by hand and not over for it.
+
+    An allocation, or a job that trains one config after the other, has gone on to something else once a run has ended.
+    """
+    executions = runs_events.executions_in(events)
+    submitted = _submitted(events)
+    return [
+        number for number in runs_events.slurm_jobs_of(events) if number in submitted or _may_resume(executions, number)
+    ]
+
+
+def open_jobs(run: Run) -> list[str]:
+    """The jobs that Slurm has to be asked about to know how a run stands: none if all of them have ended well."""
+    events = jsonl.read_jsonl_log(run.history)
+    finished = run.done_marker.exists() and events and events[-1]["event"] in ("done", "evaluated")
+    return (
+        []
+        if finished and not _unstarted_jobs(events, runs_events.executions_in(events))
+        else runs_events.slurm_jobs_of(events)
+    )
+
+
+def _submitted(events: Events) -> list[str]:
+    return runs_events.slurm_jobs_of([event for event in events if event["event"] == "submitted"])
+
+
+def _unstarted_jobs(events: Events, executions: Sequence[CommandExecution]) -> list[str]:
+    """Submitted jobs of which no command has been heard."""
+    begun = {one.job for one in executions}
+    return [number for number in _submitted(events) if number not in begun]
+
+
+def _may_resume(executions: Sequence[CommandExecution], number: str) -> bool:
+    """Whether a job that is not over may be at work on the run, or come to it."""
+    own = [one for one in executions if one.job == number]
+    return not own or own[-1].outcome in _RESUMABLE or any(one.ended is None for one in own)
+
+
+def run_statuses(chosen: Sequence[Run], site: Site) -> list[RunStatus]:
+    """How runs stand, in their order; if Slurm does not answer, by what the run folders know, and the user is told."""
+    now = storage_time(site.runs)
+    try:
+        jobs = Slurm().jobs([job for run in chosen for job in open_jobs(run)])
+    except SlurmUnavailable as error:
+        log.info(f"Slurm cannot be asked ({error}); this is what the run folders know")
+        jobs = {}
+    return [run_status(run, site, now, jobs) for run in chosen]
+
+
+def run_status(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> RunStatus:
+    """How a run stands.
+
+    Args:
+        now: by the storage's clock.
+        jobs: what Slurm says of the runs' jobs; those that it does not know any more are left out.
+    """
+    events = jsonl.read_jsonl_log(run.history)
+    executions = runs_events.executions_in(events)
+    number, job = _newest_job(events, executions, jobs)
+    state, reason = _state(run, events, now, number, job)
+    steps = _last_records(run.metrics)
+    step = steps[-1]["step"] if steps else 0
+    paces = [record["seconds"] for record in steps if "seconds" in record and "split" not in record]
+    pace = statistics.median(paces[-_RECENT_STEPS:]) if paces else None
+    total = _total(run, events)
+    left = pace * (total - step) if pace is not None and total is not None and state == "running" else None
+    return RunStatus(
+        run=run_name(run, site),
+        state=state,
+        reason=reason,
+        step=step,
+        total=total,
+        seconds_per_step=pace,
+        eta=left,
+        loss=next((record["loss"] for record in reversed(steps) if "loss" in record), None),
+        node=executions[-1].host if executions else "",
+        job=number,
+        recipe=runs_events.recipe_of(events),
+    )
+
+
+def _newest_job(
+    events: Events, executions: Sequence[CommandExecution], jobs: Mapping[str, Job]
+) -> tuple[str, client.JobAttempt | None]:
+    """The job that matters: one at work on the run, else the first that waits, else the last that did not fall."""
+    numbers = runs_events.slurm_jobs_of(events)
+    known = {number: jobs[number].last_attempt for number in numbers if number in jobs}
+    for states in (client.RUNNING, client.WAITING):
+        for number, job in known.items():
+            if job.state in states and (states is client.WAITING or _may_resume(executions, number)):
+                return number, job
+    own = [number for number in numbers if number not in known or not _dependency_failed(known[number])]
+    last = (own or numbers or [""])[-1]
+    return last, known.get(last)
+
+
+def _dependency_failed(job: client.JobAttempt) -> bool:
+    """Whether Slurm cancelled a job that had not begun, since the one that it waited for had failed."""
+    return job.state == "CANCELLED" and not job.node and (not job.by or job.reason.startswith("Dependency"))
+
+
+def _state(run: Run, events: Events, now: float, number: str, job: client.JobAttempt | None) -> tuple[str, str]:
+    executions = runs_events.executions_in(events)
+    evaluation = executions[-1] if executions and executions[-1].command == "evaluate" else None
+    if current_holder(run.folder, now):
+        return "running", _interruptions(events, executions)
+    running = job is not None and job.state in client.RUNNING
+    if evaluation and evaluation.ended is None:
+        known = job is not None and number == evaluation.job  # what is begun elsewhere by hand shows its pulse only
+        if running if known else now - runs_events.last_activity(run) < _EVALUATION_HEARTBEAT_SECONDS:
+            return "evaluating", ""
+    if job and job.state in client.WAITING:
+        why = f"waits for {job.reason}" if job.reason else ""
+        return "queued", "; ".join(filter(None, [_interruptions(events, executions), why]))
+    cancelled = _cancelled(events, job)
+    starting = running and not cancelled and _may_resume(executions, number)
+    if run.done_marker.exists():
+        unbegun = [] if evaluation else _unstarted_jobs(events, executions)
+        own = job if number in unbegun else None
+        said = _before_evaluation(own, cancelled) if unbegun else _after_training(evaluation, cancelled)
+        return ("evaluating", "starting") if starting else ("done", said)
+    if cancelled:
+        return "cancelled", cancelled
+    if starting:
+        return "running", "starting"
+    return ("queued", "waits for its turn") if waits_locally(events) else _ended_state(events, executions, job)
+
+
+def waits_locally(events: Events) -> bool:
+    """Whether a process of this machine, that several runs share, will come to this run, or go on with it."""
+    turns = [number for number, event in enumerate(events) if event["event"] in ("submitted", "cancelled")]
+    since = events[turns[-1] :] if turns else [{}]
+    last, ended = since[0], any(event["event"] in _ENDS_FOR_GOOD for event in since[1:])
+    if last.get("executor") != "local" or last["host"] != host_name() or ended:
+        return False
+    started = process_start(int(last["job"]))
+    return started is not None and started == last.get("started")  # else another process has its number
+
+
+def _before_evaluation(job: client.JobAttempt | None, cancelled: str) -> str:
+    """What is to be said of a trained run whose evaluation was submitted, as a job of its own, and never began."""
+    if cancelled:
+        return f"evaluation cancelled {cancelled}"
+    if job is None:
+        return "evaluation not begun"
+    return f"{EVALUATION_FAILED}: {_SLURM_REASONS.get(job.state, 'its job ended before it began')}"
+
+
+def _after_training(evaluation: CommandExecution | None, cancelled: str) -> str:
+    """What is to be said of a trained run: whether its evaluation came to an end."""
+    if evaluation is None or evaluation.outcome == "done":
+        return ""
+    if evaluation.outcome in ("failed", "killed"):
+        return f"{EVALUATION_FAILED}: {evaluation.reason}"
+    return f"evaluation cancelled {cancelled}" if cancelled else "evaluation not finished"
+
+
+def _ended_state(
+    events: Events, executions: Sequence[CommandExecution], job: client.JobAttempt | None
+) -> tuple[str, str]:
+    """Of a run that neither lives nor waits nor is done."""
+    said = _SLURM_REASONS.get(job.state, "") if job else ""
+    fault = job is not None and (
+        job.state == "OUT_OF_MEMORY" or (job.state == "FAILED" and job.exit_code != EXIT_REQUEUE)
+    )
+    if not executions and job is None:
+        return "not started", ""
+    if not executions:
+        return "failed" if fault else "died", said or "its job ended before training began"
+    unfinished = [one for one in executions if (one.command, one.outcome) != ("evaluate", "done")]
+    if not unfinished:
+        return "not started", "only its untrained model was evaluated"
+    last = unfinished[-1]
+    if last.outcome == "diverged":
+        reasons = [event["reason"] for event in events if event["event"] == "diverged"]
+        return "diverged", f"in every attempt ({len(reasons)}), at last: {reasons[-1]}"
+    if last.outcome == "failed":
+        return "failed", last.reason
+    if last.outcome == "killed":
+        return "failed", said or f"killed: {last.reason}"
+    if last.outcome == "preempted":
+        return "stopped", f"{_SIGNALS.get(last.reason, last.reason)}; saved: run or submit it again and it goes on"
+    if fault and job:
+        return "failed", said or f"its job ended with exit code {job.exit_code}"
+    return "died", said or "ended without a word; run or submit it again and it goes on"
+
+
+def _cancelled(events: Events, job: client.JobAttempt | None) -> str:
+    """By whom, if the newest thing that happened is a cancellation."""
+    if job and job.state.startswith("CANCELLED"):
+        return "by scancel" if job.by else "in Slurm"
+    by = ""
+    for event in events:
+        if event["event"] == "cancelled":
+            by = f"by {event['by']}"
+        elif event["event"] in ("start", "evaluating", "submitted"):
+            by = ""
+    return by
+
+
+def _interruptions(events: Events, executions: Sequence[CommandExecution]) -> str:
+    """How often a signal, a death or a divergence interrupted training so far."""
+    words = [_SIGNALS.get(one.reason, one.reason) for one in executions if one.outcome == "preempted"]
+    words += ["killed" for one in executions if one.outcome in ("killed", "lost")]
+    words += ["diverged" for event in events if event["event"] == "diverged"]
+    return ", ".join(f"{word} {words.count(word)} times".replace(" 1 times", " once") for word in dict.fromkeys(words))
+
+
+def _last_records(path: Path) -> list[dict[str, Any]]:
+    """The last records of a log that may be long."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        if size > _TAIL_BYTES:
+            file.readline()
+        return jsonl.parse_jsonl_log(file.read())
+
+
+def _total(run: Run, events: Events) -> int | None:
+    """How many steps training has in all."""
+    if run.done_marker.exists():
+        return int(files.read_json(run.done_marker)["step"])
+    totals = [event["total"] for event in events if event["event"] == "training"]
+    return totals[-1] if totals else None
+
+
+# What `ftlib submit` makes of it.
+
+FINISHED = "finished"
+ACTIVE = "queued or running"
+FAILED = "failed"
+"""Running the same again hardly helps."""
+MISSING = "missing"
+"""No result, and nothing is making one: never begun, or cancelled, preempted or lost on the way."""
+
+
+def submission_states(
+    chosen: Iterable[tuple[Run, Config]], site: Site, ask: Callable[[list[str]], dict[str, Job]]
+) -> list[str]:
+    """What there is to do for runs, in their order, by how they stand.
+
+    Args:
+        ask: gives the jobs that Slurm knows of, for job ids; called once, and not at all without ids.
+
+    Raises:
+        SlurmUnavailable: from `ask`.
+    """
+    pairs = [(run, _finished(run, config)) for run, config in chosen]
+    ids = [job for run, finished in pairs if not finished for job in open_jobs(run)]
+    jobs, now = ask(ids) if ids else {}, storage_time(site.runs)
+    return [
+        FINISHED if finished else _submission_state(run, run_status(run, site, now, jobs)) for run, finished in pairs
+    ]
+
+
+def _finished(run: Run, config: Config) -> bool:
+    """Trained and, as its config wants, evaluated."""
+    folders = (run.evaluation_folder(config.data.source, split, "after") for split in config.evaluation.splits)
+    return run.done_marker.exists() and all(files.is_complete(folder) for folder in folders)
+
+
+def _submission_state(run: Run, found: RunStatus) -> str:
+    if found.state in ("running", "evaluating", "queued") or waits_locally(jsonl.read_jsonl_log(run.history)):
+        return ACTIVE
+    failed = found.state in ("failed", "diverged") or found.reason.startswith(EVALUATION_FAILED)
+    return FAILED if failed else MISSING

@@ -1,0 +1,237 @@
+"""Detection: generated boxes, ranked by order of mention, judged by COCO's average precision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from ftlib.core.registry import register_task
+from ftlib.data.example import Example
+from ftlib.data.location_tokens import ParsedObjects, find_errors, parse_objects, to_pixels
+from ftlib.errors import UserError
+from ftlib.metrics import coco_ap
+from ftlib.metrics.base import Array, MetricResult, ResampleableMetric
+from ftlib.metrics.coco_ap import RANGES, THRESHOLDS, Box, Detection, GroundTruthObject, overlaps
+from ftlib.tasks.base import PredictionRecord, Task, official_id
+from ftlib.tasks.located import as_record, box_facts_fault, is_box, require, row_facts, size_of, validate_image_size
+
+RANKED = "ranked by order of mention"
+"""PaliGemma gives its boxes no score. What it names first counts as surest: 1, 1/2, 1/3 … of an answer."""
+
+
+@dataclass(frozen=True)
+class _ImageObjects:
+    """A row of `detect`.
+
+    Attributes:
+        size: width and height in pixels; 1, 1 where they are unknown.
+        objects: what is there: label, box (x_min, y_min, x_max, y_max in pixels), area in square pixels, crowd.
+        answer: what the model named.
+    """
+
+    image: int
+    size: tuple[float, float]
+    objects: list[tuple[str, Box, float, bool]]
+    answer: ParsedObjects
+
+
+def score_detections(records: Sequence[PredictionRecord]) -> MetricResult:
+    """COCO's average precision of generated boxes. Rows of one image are scored together.
+
+    An answer with a fragment that is no box, or with a label that no expected answer of the split has, is invalid; its
+    other boxes count. A row's own score, which COCO does not define, is the F1 of its boxes at an IoU of .5.
+
+    Raises:
+        UserError: rows whose expected answers are no boxes.
+    """
+    all_objects = _image_objects(records)
+    labels = _labels(all_objects)
+    objects = [(image_objects.image, *one) for image_objects in all_objects for one in image_objects.objects]
+    truth = [
+        GroundTruthObject(number, image, labels[label], _xyxy_to_xywh(box), area, crowd)
+        for number, (image, label, box, area, crowd) in enumerate(objects, 1)
+    ]
+    found = [one for image_objects in all_objects for one in _detections(image_objects, labels)]
+    measured = coco_ap.average_precision(sorted({image_objects.image for image_objects in all_objects}), truth, found)
+    unknown = [
+        [one.label for one in image_objects.answer.objects if one.label not in labels] for image_objects in all_objects
+    ]
+    measured = replace(
+        measured,
+        rule=f"{measured.rule}, {RANKED}",
+        rows=[_f1(image_objects) for image_objects in all_objects],
+        invalid=sum(
+            bool(image_objects.answer.unreadable or names)
+            for image_objects, names in zip(all_objects, unknown, strict=True)
+        ),
+        tables={
+            "unreadable fragments": sum(image_objects.answer.unreadable for image_objects in all_objects),
+            "unknown labels": dict(Counter(chain.from_iterable(unknown)).most_common()),
+        },
+    )
+    return measured if _all_sized(records) else _without_areas(measured)
+
+
+def detection_results(records: Sequence[PredictionRecord]) -> list[dict[str, Any]] | None:
+    """COCO's result file; None where the rows do not carry their images' sizes.
+
+    Without a `category_id` in the rows' objects categories are numbered from 1 in the order of their labels.
+    """
+    if not _all_sized(records):
+        return None
+    all_objects = _image_objects(records)
+    labels = _labels(all_objects)
+    listed = [one for record in records for one in row_facts(record).get("objects", [])]
+    official = {one["label"]: one["category_id"] for one in listed if "category_id" in one}
+    numbers = official if set(labels) <= set(official) else {label: n + 1 for label, n in labels.items()}
+    names = list(labels)
+    results = []
+    for record, image_objects in zip(records, all_objects, strict=True):
+        image = row_facts(record).get("image_id", record["id"])
+        for one in _detections(image_objects, labels):
+            identity = {"image_id": official_id(image), "category_id": numbers[names[int(one.category)]]}
+            results.append({**identity, "bbox": [round(edge, 3) for edge in one.box], "score": one.score})
+    return results
+
+
+def _image_objects(records: Sequence[PredictionRecord]) -> list[_ImageObjects]:
+    places: dict[Any, int] = {}
+    all_objects = []
+    for record in records:
+        size = size_of(record) or (1.0, 1.0)
+        objects = listed_objects(record) if "objects" in row_facts(record) else _read(record, size)
+        image = places.setdefault(record["image"], len(places))
+        all_objects.append(_ImageObjects(image, size, objects, parse_objects(record["prediction"])))
+    return all_objects
+
+
+def _labels(all_objects: Sequence[_ImageObjects]) -> dict[str, int]:
+    """Label → number, in order."""
+    return {
+        label: number
+        for number, label in enumerate(
+            sorted({one[0] for image_objects in all_objects for one in image_objects.objects})
+        )
+    }
+
+
+def listed_objects(record: PredictionRecord) -> list[tuple[str, Box, float, bool]]:
+    """Objects as the facts have them: label, box (x_min, y_min, x_max, y_max), area in pixels, whether a crowd.
+
+    Raises:
+        UserError: they are not as they must be.
+    """
+    objects = row_facts(record)["objects"]
+    require(isinstance(objects, list) and size_of(record), record, "a list of objects, width and height")
+    found = []
+    for one in objects:
+        right = isinstance(one, dict) and isinstance(one.get("label"), str) and is_box(one.get("box"))
+        require(right, record, 'objects with a "label" and a "box" [x_min, y_min, x_max, y_max]')
+        box = one["box"]
+        area = one.get("area", (box[2] - box[0]) * (box[3] - box[1]))
+        require(type(area) in (int, float) and area >= 0, record, "objects whose area is a number of square pixels")
+        found.append((one["label"], tuple(box), float(area), bool(one.get("crowd", False))))
+    return found
+
+
+def _read(record: PredictionRecord, size: tuple[float, float]) -> list[tuple[str, Box, float, bool]]:
+    """Objects as the expected answer has them."""
+    parsed = parse_objects(record["references"][0])
+    require(not parsed.unreadable, record, "an expected answer of boxes (<loc0000>… and a label)")
+    found = [(one.label, to_pixels(one.box, *size)) for one in parsed.objects]
+    return [(label, box, (box[2] - box[0]) * (box[3] - box[1]), False) for label, box in found]
+
+
+def _detections(image_objects: _ImageObjects, labels: Mapping[str, int]) -> list[Detection]:
+    """What was named, of the labels that there are."""
+    return [
+        Detection(
+            image_objects.image, labels[one.label], _xyxy_to_xywh(to_pixels(one.box, *image_objects.size)), 1 / rank
+        )
+        for rank, one in enumerate(image_objects.answer.objects, 1)
+        if one.label in labels
+    ]
+
+
+def _f1(image_objects: _ImageObjects) -> float:
+    """Of one row: each box finds at most one object of its label, the one that it overlaps most."""
+    free = [(label, box) for label, box, _, crowd in image_objects.objects if not crowd]
+    total = len(free) + len(image_objects.answer.objects) + image_objects.answer.unreadable
+    hits = 0
+    for one in image_objects.answer.objects:
+        alike = [place for place, (label, _) in enumerate(free) if label == one.label]
+        found = np.array([_xyxy_to_xywh(to_pixels(one.box, *image_objects.size))] * len(alike)).reshape(-1, 4)
+        shares = overlaps(found, np.array([_xyxy_to_xywh(free[place][1]) for place in alike]).reshape(-1, 4))
+        if len(shares) and shares.max() >= THRESHOLDS[0]:
+            free.pop(alike[int(shares.argmax())])
+            hits += 1
+    return 2 * hits / total if total else 1.0
+
+
+def _without_areas(measured: MetricResult) -> MetricResult:
+    """Small, medium and large are numbers of pixels."""
+    names = [name for name in measured.values() if name.split(": ")[-1] in RANGES]
+    notes = dict.fromkeys(names, "the rows do not carry their images' width and height")
+    return replace(measured, sample=_MetricSubset(measured.sample, frozenset(names)), notes=notes)
+
+
+@dataclass(frozen=True)
+class _MetricSubset:
+    """A sample without some of its metrics."""
+
+    whole: ResampleableMetric
+    left_out: frozenset[str]
+
+    @property
+    def groups(self) -> Sequence[Hashable]:
+        return self.whole.groups
+
+    def values(self, weights: Array) -> dict[str, Array]:
+        return {name: value for name, value in self.whole.values(weights).items() if name not in self.left_out}
+
+
+def _all_sized(records: Sequence[PredictionRecord]) -> bool:
+    return all(size_of(record) for record in records)
+
+
+def _xyxy_to_xywh(box: Box) -> Box:
+    """x_min, y_min, x_max, y_max → x, y, width, height."""
+    return box[0], box[1], box[2] - box[0], box[3] - box[1]
+
+
+def validate_detect_target(row: Example) -> str:
+    """Objects, each four location tokens and a label, and the same objects in the field `objects`, if there is one."""
+    wrong = find_errors(row.suffix)
+    parsed = parse_objects(row.suffix)
+    if not wrong:
+        wrong = [f"object {n}: no label after its box" for n, one in enumerate(parsed.objects, 1) if not one.label]
+    if wrong:
+        needed = "<locYYYY> four times and a label are needed for each object"
+        return f"field suffix: {wrong[0]}; {needed}, got {row.suffix!r}"[:300]
+    if "objects" not in row.facts:
+        return ""
+    try:
+        known = listed_objects(as_record(row))
+    except UserError as error:
+        return f"field objects: {error.problem.removeprefix(f'row {row.id}: ')}"[:300]
+    boxes = [(label, box) for label, box, *_ in known]
+    return box_facts_fault(row, "objects", boxes, [(one.label, one.box) for one in parsed.objects])
+
+
+def _detect(records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None) -> MetricResult:
+    return score_detections(records)
+
+
+@register_task(name="detect")
+def make_task() -> Task:
+    return Task(
+        score=_detect,
+        submission=detection_results,
+        validate_target=validate_detect_target,
+        validate_image_size=validate_image_size,
+    )

@@ -1,0 +1,109 @@
+"""Boxes and masks in the rows of tasks `detect`, `refer` and `segment`: what was asked for and what was answered.
+
+A row's facts may say exactly what is in its image, in pixels. All: `width`, `height`. `detect`: `objects`, a list of
+`{"label", "box": [x_min, y_min, x_max, y_max]}`, perhaps with `area`, `crowd` and `category_id`. `refer`: `box`, as
+above. `segment`: `mask`, COCO's run lengths or polygons with their `size`. Boxes that are not there are read from the
+expected answer, which has them to a 1023rd of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ftlib.data.example import Example
+from ftlib.data.location_tokens import Box, LocatedObject, exceeds_image, parse_objects, to_pixels, tolerance
+from ftlib.errors import UserError
+from ftlib.tasks.base import PredictionRecord
+
+
+def box_facts_fault(row: Example, field: str, known: list[tuple[str, Box]], answered: list[tuple[str, Box]]) -> str:
+    """Boxes of a row's facts must lie in the image, and those of its answer be among them.
+
+    Args:
+        known: label and box of each, in pixels.
+        answered: label and box of each, as fractions.
+    """
+    width, height = row_size(row) or (1.0, 1.0)
+    for number, (label, box) in enumerate(known, 1):
+        if exceeds_image(box, width, height):
+            what = f"{field}: object {number} ({label})" if label else field
+            size = f"{width:g} × {height:g} pixels"
+            return f"field {what}: x_min, y_min, x_max, y_max {_shown(box)} leave the image of {size}"[:300]
+    reach = [2 * tolerance(edge) for edge in (width, height)] * 2
+    for number, (label, box) in enumerate(answered, 1):
+        here = to_pixels(box, width, height)
+        if not any(
+            label == other and all(abs(a - b) <= most for a, b, most in zip(here, edges, reach, strict=True))
+            for other, edges in known
+        ):
+            what = f"object {number} ({label})" if label else "the box"
+            problem = f"field suffix: {what} lies at x_min, y_min, x_max, y_max {_shown(here)}"
+            return f"{problem}, where field {field} has none in that order, in pixels"[:300]
+    return ""
+
+
+def validate_image_size(row: Example, size: tuple[int, int]) -> str:
+    """Width and height that a row tells, and those of its mask, must be its image's own, upright by its EXIF.
+
+    Args:
+        size: width and height of the image file in pixels.
+    """
+    told = [row_size(row)]
+    if isinstance(mask := row.facts.get("mask"), dict):
+        told.append((mask["size"][1], mask["size"][0]))
+    other = next((one for one in told if one not in (None, size)), None)
+    if other is None:
+        return ""
+    problem = f"{row.image}: {size[0]} × {size[1]} pixels, but its annotation says {other[0]:g} × {other[1]:g}"
+    if other == size[::-1]:
+        return f"{problem}: width and height are exchanged (annotated without its EXIF orientation?)"
+    return f"{problem}: boxes and masks of another size do not fit it"
+
+
+def as_record(row: Example) -> PredictionRecord:
+    return {"id": row.id, "facts": row.facts, "references": [row.suffix]}
+
+
+def row_size(row: Example) -> tuple[float, float] | None:
+    return size_of(as_record(row))
+
+
+def _shown(box: Box) -> str:
+    return "[" + ", ".join(f"{edge:.5g}" for edge in box) + "]"
+
+
+def parse_single_object(text: str) -> LocatedObject | None:
+    """The one object that an answer names; None for an answer that is anything else."""
+    parsed = parse_objects(text)
+    return parsed.objects[0] if len(parsed.objects) == 1 and not parsed.unreadable else None
+
+
+def row_facts(record: PredictionRecord) -> dict[str, Any]:
+    facts: dict[str, Any] = record.get("facts", {})
+    return facts
+
+
+def images_of(records: Sequence[PredictionRecord]) -> list[Any]:
+    return [(record.get("dataset"), row_facts(record).get("image_id", record["image"])) for record in records]
+
+
+def size_of(record: PredictionRecord) -> tuple[float, float] | None:
+    """Width and height in pixels, if the row has them."""
+    edges: list[Any] = [row_facts(record).get(name) for name in ("width", "height")]
+    width, height = (float(edge) if type(edge) in (int, float) else 0.0 for edge in edges)
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def is_box(value: Any) -> bool:
+    """The release of COCO has boxes without extent."""
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        return False
+    finite = all(type(edge) in (int, float) and math.isfinite(edge) for edge in value)
+    return finite and value[0] <= value[2] and value[1] <= value[3]
+
+
+def require(condition: Any, record: PredictionRecord, what: str) -> None:
+    if not condition:
+        raise UserError(f"row {record['id']}: needed is {what}")

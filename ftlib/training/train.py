@@ -1,0 +1,513 @@
+"""Train one run from its config to its result, going on from the last checkpoint if there is one."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from ftlib.config.loader import Experiment
+from ftlib.config.schema import Config, Full
+from ftlib.core import files, jsonl, log, signals
+from ftlib.core.environment import describe_environment, version_changes
+from ftlib.core.gpu import gpu_name, has_bfloat16, require_kernels
+from ftlib.core.out_of_memory import SMALLER_MODEL_HINT, oom_as_user_error
+from ftlib.core.paths import Site
+from ftlib.core.wait import wait_until
+from ftlib.data.dataset import PreparedDataset, open_prepared
+from ftlib.errors import TrainingDiverged, UserError
+from ftlib.hub.cache import find_model, model_hashes
+from ftlib.models.adapters import count_parameters, master_weights
+from ftlib.models.lengths import length_cache_path
+from ftlib.models.loading import device
+from ftlib.models.registry import family_of, validate_image_columns
+from ftlib.runs import events
+from ftlib.runs import run as runs
+from ftlib.runs.model_card import write_card
+from ftlib.runs.pinning import pin_base, pin_data
+from ftlib.runs.run import Run
+from ftlib.training import arguments, distributed, resume
+from ftlib.training.arguments import learning_rate
+from ftlib.training.checkpoints import (
+    checkpoint_bytes,
+    load_trainable_parameters,
+    pending_signal_number,
+    restore_threads,
+)
+from ftlib.training.compiling import CompileCache, limit_recompiles, open_compile_cache
+from ftlib.training.data import LengthFilterResult, MixtureSampler, SupervisedDataset, filter_by_length, validate_images
+from ftlib.training.divergence import require_finite
+from ftlib.training.eval_callback import CheckpointEvaluator
+from ftlib.training.initialize import resolve_init_weights, trainable_model
+from ftlib.training.oom import MicroBatchSplitter, auto_batch_size, record_oom
+from ftlib.training.resume import ResumePoint, TrainingPhase, divergences
+from ftlib.training.trainer import ResumableTrainer
+from ftlib.training.workers import explain_worker_death
+
+_LESS_MEMORY_HINT = (
+    "Set batch.auto: true, or halve training.per_device_train_batch_size and double "
+    "training.gradient_accumulation_steps (it stays the same run), or set training.gradient_checkpointing: true."
+)
+
+
+@dataclass(frozen=True)
+class _TrainingContext:
+    """What is the same in all attempts and rounds of a run.
+
+    Attributes:
+        base: the folder of the base model.
+        init_weights: the folder whose weights training begins with, if not the base's.
+        compile_cache: of torch.compile; None: they are not kept.
+    """
+
+    experiment: Experiment
+    run: Run
+    base: Path
+    init_weights: Path | None
+    rows: SupervisedDataset
+    evaluator: CheckpointEvaluator
+    splitter: MicroBatchSplitter
+    compile_cache: CompileCache | None
+
+    @property
+    def config(self) -> Config:
+        return self.experiment.config
+
+
+def run_training(experiment: Experiment, run: Run, site: Site) -> None:
+    """Train a run whose folder this process owns.
+
+    Raises:
+        UserError: a package that the config asks for is missing, nothing staged or prepared, data changed under the
+            run, storage full.
+        TrainingDiverged: so did every attempt that `guard.restarts` allows.
+    """
+    require_packages(experiment.config)
+    require_kernels(torch, device().index)
+    prepared = open_prepared(experiment.config, site, run)
+    with distributed.process_group(experiment.config.training.get("ddp_timeout", 1800)):
+        _run_training(experiment, run, prepared, site)
+
+
+def _run_training(experiment: Experiment, run: Run, prepared: PreparedDataset, site: Site) -> None:
+    config = experiment.config
+    base = find_model(config.model, site)
+    pin_base(run, model_hashes(base, site))
+    if log.is_main_process():
+        pin_data(run, prepared.metadata, prepared.folder.name)
+        jsonl.filter_jsonl_log(run.history)
+    distributed.barrier()
+    attempt = next_attempt(config, run)
+    point = distributed.broadcast_object(
+        resume.find_resume_point(run, attempt) if log.is_main_process() else ResumePoint(TrainingPhase(attempt))
+    )
+    recipe = experiment.run_name(run.folder.name).recipe
+    facts = phase_metadata(config, point.phase) | ({"recipe": recipe} if recipe else {})
+    events.record_start(run, "train", step=point.step, **facts)
+    earlier, environment = run.environments(), describe_environment()
+    run.log_environment(environment)
+    if point.checkpoint:
+        log.info(f"going on from the checkpoint of step {point.step}")
+        if earlier and (versions := version_changes(earlier[-1], environment)):
+            log.info(f"with other versions than before, so that losses may differ a little: {versions}")
+    started = time.monotonic()
+    context = _make_context(auto_batch_size(with_precision(experiment, run), run, site), run, prepared, base, site)
+    while not _train_attempt(context, point):
+        point = ResumePoint(TrainingPhase(next_attempt(config, run)))
+        facts = phase_metadata(config, point.phase)
+        run.log_event("restart", **facts)
+        log.info("starting again: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
+    run.log_event("done", step=files.read_json(run.done_marker)["step"], seconds=round(time.monotonic() - started, 1))
+
+
+def _make_context(
+    experiment: Experiment, run: Run, prepared: PreparedDataset, base: Path, site: Site
+) -> _TrainingContext:
+    config = experiment.config
+    evaluator = CheckpointEvaluator(config, run, prepared, base, site)
+    evaluator.validate()
+    init_weights = resolve_init_weights(config, run, site)
+    splitter = MicroBatchSplitter(partial(record_oom, run))
+    compile_cache = open_compile_cache(run.compile_cache)
+    if compile_cache:
+        compile_cache.load()
+    context = _TrainingContext(
+        experiment,
+        run,
+        base,
+        init_weights,
+        _training_dataset(config, run, prepared, base, site),
+        evaluator,
+        splitter,
+        compile_cache,
+    )
+    if config.model.entry.images:
+        _validate_images_once(context, prepared)
+    return context
+
+
+def _validate_images_once(context: _TrainingContext, prepared: PreparedDataset) -> None:
+    """Once in a run's life, before its first step: all images that it will look at. One process does, the rest wait."""
+    if log.is_main_process() and not _was_logged(context.run, "images tried"):
+        _validate_images(context, prepared)
+    wait_until(lambda: _was_logged(context.run, "images tried"), poll=2)
+
+
+def _validate_images(context: _TrainingContext, prepared: PreparedDataset) -> None:
+    rows = itertools.chain.from_iterable(prepared.rows(split) for split in ["train", *context.evaluator.splits])
+    context.run.log_event(
+        "images tried", count=validate_images(rows, prepared.root, context.rows.processor, context.rows.max_pixels)
+    )
+
+
+def _train_attempt(context: _TrainingContext, point: ResumePoint) -> bool:
+    """Train an attempt from a place in it through its rounds and publish the result; False if it diverged."""
+    point = distributed.broadcast_object(_discard_after(context, point) if log.is_main_process() else point)
+    warn_world_size_changed(point)
+    while True:
+        trainer = _trainer(context, point.phase)
+        try:
+            point = _train_phase(context, trainer, point)
+            over = not should_continue(context.evaluator, trainer, point)
+            if over:
+                _load_result_weights(context, trainer)
+                require_finite(trainer.model)
+        except TrainingDiverged as error:
+            if log.is_main_process():
+                _log_divergence(context, trainer, str(error))
+            distributed.barrier()
+            return False
+        if over:
+            if log.is_main_process():
+                _publish(context, trainer, point)
+            distributed.barrier()
+            return True
+        point = point.next_phase()
+        del trainer
+
+
+def _discard_after(context: _TrainingContext, point: ResumePoint) -> ResumePoint:
+    """Remove what lies beyond a place; an attempt without its best checkpoint begins anew."""
+    attempt = point.phase.attempt
+    resume.discard_after(context.run, point)
+    best = context.evaluator.best_checkpoint(attempt)
+    if best and not files.is_complete(runs.checkpoint_folder(context.run.checkpoint_root(attempt), best["step"]), True):
+        log.info(f"the best checkpoint, of step {best['step']}, is damaged or gone; attempt {attempt} begins anew")
+        point = ResumePoint(TrainingPhase(attempt))
+        resume.discard_after(context.run, point)
+    return point
+
+
+def _log_divergence(context: _TrainingContext, trainer: ResumableTrainer, reason: str) -> None:
+    """The line in the history decides; from then on nothing can go on from this attempt's checkpoints."""
+    phase = trainer.phase
+    step = phase.offset + trainer.state.global_step
+    context.run.log_event("diverged", step=step, **phase_metadata(context.config, phase), reason=reason)
+    log.info(f"training diverged at step {step} of attempt {phase.attempt}: {reason}")
+    shutil.rmtree(trainer.checkpoints, ignore_errors=True)
+
+
+def _trainer(context: _TrainingContext, phase: TrainingPhase) -> ResumableTrainer:
+    config = context.config
+    gc.collect()  # the model of the phase before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    training_arguments = arguments.build_training_arguments(config, context.run.folder, phase)
+    set_seed(training_arguments.seed)
+    with oom_as_user_error():
+        model = trainable_model(config, context.base, context.init_weights)
+        trained, total = count_parameters(model)
+        log.info(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_describe_device()}")
+        trainer = ResumableTrainer(
+            config, model, context.rows, training_arguments, context.run.checkpoint_root(phase.attempt), phase
+        )
+    context.splitter.reset()
+    trainer.splitter = context.splitter
+    return trainer
+
+
+def _training_dataset(
+    config: Config, run: Run, prepared: PreparedDataset, folder: Path, site: Site
+) -> SupervisedDataset:
+    """The rows to learn from; what becomes of those that are too long is said and noted."""
+    processor = family_of(config.model).load_processor(folder, config)
+    if processor.warning:
+        log.info(processor.warning)
+    examples = prepared.rows("train")
+    validate_image_columns(config.model, examples)
+    cache = length_cache_path(prepared, "train", config, folder, site)
+    filtered = filter_by_length(examples, config.data.templates, processor, config.model.too_long, cache=cache)
+    if filtered.summary:
+        log.info(filtered.summary)
+        _log_length_filter(run, filtered)
+    sampler = MixtureSampler(prepared.counts("train", filtered.indices), config.data.weights, config.seed)
+    if config.training.get("dataloader_drop_last") and len(sampler) < config.effective_batch_size:
+        problem = f"{len(sampler)} training rows do not fill one batch of {config.effective_batch_size}"
+        raise UserError(f"training.dataloader_drop_last: {problem}")
+    templates, max_pixels = config.data.templates, config.data.max_pixels
+    return SupervisedDataset(
+        examples, prepared.root, templates, processor, filtered.indices, sampler, max_pixels, cache
+    )
+
+
+def _log_length_filter(run: Run, filtered: LengthFilterResult) -> None:
+    """Once in a run's life: its rows stay the same."""
+    if not _was_logged(run, "too long"):
+        facts = {name: getattr(filtered, name) for name in ("limit", "dropped", "truncated", "unanswered")}
+        run.log_event("too long", **facts, rows=list(filtered.messages))
+
+
+def _was_logged(run: Run, event: str) -> bool:
+    return any(line["event"] == event for line in jsonl.read_jsonl_log(run.history))
+
+
+def _describe_device() -> str:
+    """What training runs on, in words; a GPU that Slurm gave and torch does not see is worth a word."""
+    if name := gpu_name():
+        return name
+    given = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
+    return f"the CPU, although Slurm gave GPU {given}: torch sees none" if given else "the CPU"
+
+
+def _require_space(context: _TrainingContext, trainer: ResumableTrainer, steps: int) -> None:
+    """Refuse to begin what the storage has no room for: checkpoints that are not there yet, and the result."""
+    config = context.config
+    kept = config.checkpoint.keep + bool(config.checkpoint.best) + 1  # a new one is whole before an old one goes
+    missing = kept - len(runs.list_checkpoints(trainer.checkpoints))
+    ahead = min(missing, -(-steps // config.checkpoint.steps))  # rounded up
+    whole = context.run.result_folder(config.adapter.method).name == "model"
+    saved = getattr(torch, config.model.dtype) if isinstance(config.adapter, Full) else None
+    files.require_space(
+        context.run.folder, checkpoint_bytes(trainer.model, trainer.args.optim.value, whole, ahead, saved)
+    )
+
+
+def _log_step(run: Run, record: dict[str, Any], update: log.ProgressUpdate) -> None:
+    if log.is_main_process():
+        jsonl.append_jsonl(run.metrics, record)
+    update(record["step"], f"lr: {record['learning_rate']:.5f}   loss: {record['loss']:.4f}")
+
+
+def _train_phase(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> ResumePoint:
+    """Train a phase from a place in it, or from the weights of the round before it, to its end; returns that."""
+    if point.checkpoint:
+        restore_threads(point.checkpoint)
+        load_trainable_parameters(trainer.model, point.checkpoint)
+    if point.checkpoint and point.in_phase and _phase_finished(context, trainer, point):
+        return point
+    for line in distributed.broadcast_object(resume.logged_metrics(context.run, point.phase.attempt)):
+        if line["round"] == point.phase.round and "loss" in line:
+            trainer.detector.check(line["step"] - point.phase.offset, line["loss"], skipped=line.get("skipped", False))
+    trainer.on_checkpoint = lambda reached: _on_checkpoint(context, trainer, reached)
+    total = point.phase.offset + trainer.total_steps
+    if log.is_main_process():
+        _require_space(context, trainer, total - point.step)
+    context.run.log_event("training", total=total)
+    with log.progress("step", total, start=point.step) as update, signals.defer_signals():
+        trainer.on_step = lambda record: _log_step(context.run, record, update)
+        enough = oom_as_user_error(SMALLER_MODEL_HINT if context.config.batch.auto else _LESS_MEMORY_HINT)
+        with enough, explain_worker_death(), limit_recompiles():
+            trainer.train(resume_from_checkpoint=str(point.checkpoint) if point.in_phase else None)
+    return trainer.last_point
+
+
+def _phase_finished(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> bool:
+    """Whether the checkpoint that a phase goes on from is its last; what was to be asked there and was not is asked."""
+    trainer.state.global_step = point.step - point.phase.offset
+    last = trainer.state.global_step >= trainer.total_steps
+    return context.evaluator.should_stop_early(trainer, point, last) or last
+
+
+def _on_checkpoint(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> bool:
+    """Whether the round is to end at a checkpoint; after a signal everything else is left to the next start."""
+    best = context.evaluator.best_checkpoint(point.phase.attempt)
+    if log.is_main_process():
+        runs.rotate_checkpoints(trainer.checkpoints, context.config.checkpoint.keep, best["step"] if best else None)
+        if context.compile_cache:
+            context.compile_cache.save()
+    if any(distributed.all_reduce_max(pending_signal_number())):
+        return False
+    return context.evaluator.should_stop_early(trainer, point, trainer.state.global_step >= trainer.state.max_steps)
+
+
+def _load_result_weights(context: _TrainingContext, trainer: ResumableTrainer) -> None:
+    """Let the model have the weights that are published: the best checkpoint's, if a best one is wanted.
+
+    Master weights of `full` are rounded to the model's type, as those of `attention` are when they are loaded.
+    """
+    if best := distributed.broadcast_object(context.evaluator.best_checkpoint(trainer.phase.attempt)):
+        load_trainable_parameters(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
+    if isinstance(context.config.adapter, Full):
+        for parameter in master_weights(trainer.model, context.config.adapter):
+            parameter.data = parameter.data.to(getattr(torch, context.config.model.dtype))
+
+
+def _publish(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> None:
+    """Write the result, readable by plain transformers and peft, and the DONE marker."""
+    method = context.config.adapter.method
+    result = context.run.result_folder(method)
+    facts = {"step": point.step, "result": result.name, "threads": torch.get_num_threads()}
+    if best := context.evaluator.best_checkpoint(point.phase.attempt):
+        facts["best"] = {name: best[name] for name in ("step", "metric", "value")}
+    with files.atomic_directory(result) as folder:
+        if result.name == "model":
+            trainer.model.save_pretrained(folder)
+            trainer.train_dataset.processor.save(folder)
+        else:
+            trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
+        (folder / "README.md").unlink(missing_ok=True)  # peft's
+    write_card(context.run, context.config)
+    files.write_json(context.run.done_marker, facts)
+    if context.compile_cache:
+        context.compile_cache.clear()
+
+
+# What the history tells of attempts and rounds, and what follows from it: another attempt, another round, or none.
+
+
+def phase_metadata(config: Config, phase: TrainingPhase) -> dict[str, Any]:
+    """What the history tells of a phase."""
+    facts = {"seed": phase.seed(config.seed), "learning_rate": learning_rate(config, phase)}
+    return {"attempt": phase.attempt, "round": phase.round, **facts}
+
+
+def next_attempt(config: Config, run: Run) -> int:
+    """The number of the first attempt that has not diverged.
+
+    Raises:
+        TrainingDiverged: there may be no further one.
+    """
+    failed = distributed.broadcast_object(divergences(run))  # all ranks begin the same attempt, or none does
+    if len(failed) <= config.guard.restarts:
+        return len(failed)
+    tried = [
+        f"  attempt {line['attempt']} (seed {line['seed']}, learning rate {line['learning_rate']:g}): "
+        f"step {line['step']}: {line['reason']}"
+        for line in failed
+    ]
+    remedy = "Try a lower learning rate, a longer warm-up or a larger effective batch."
+    raise TrainingDiverged("\n".join(["training diverged in every attempt; no result was written.", *tried, remedy]))
+
+
+def should_continue(evaluator: CheckpointEvaluator, trainer: ResumableTrainer, point: ResumePoint) -> bool:
+    """Whether another round follows; it is asked whether training has converged, and the history told."""
+    config, run, number = evaluator.config, evaluator.run, point.phase.round
+    rounds = config.rounds
+    if not rounds:
+        return False
+    follows = number + 1 < len(rounds)
+    until = rounds[number + follows].until
+    found: dict[str, Any] = {}
+    if until:
+        value = evaluator.value(trainer, point, until.split, until.metric)
+        found = {"split": until.split, "metric": until.metric, "converged": until.is_reached(value), "value": value}
+    logged = [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "round"]
+    if (point.phase.attempt, number) not in [(line["attempt"], line["round"]) for line in logged]:
+        run.log_event("round", step=point.step, **phase_metadata(config, point.phase), **found)
+    return follows and not found.get("converged", False)
+
+
+def warn_world_size_changed(point: ResumePoint) -> None:
+    """Say so if a checkpoint was written by another number of processes."""
+    written_by = len(list(point.checkpoint.glob("rng_state*"))) if point.checkpoint else 0
+    world_size = log.rank_and_world_size()[1]
+    if point.checkpoint and written_by != world_size:
+        log.info(f"the checkpoint is of {written_by} processes, now there are {world_size}: the same batches,")
+        log.info("but random states, which dropout depends on, begin anew")
+
+
+# Packages beyond `ftlib[train]` that a config can ask for, and the line that installs each.
+
+_BITSANDBYTES = ("bitsandbytes", "ftlib[quant]")
+_OPTIMIZERS = {
+    "galore": ("galore_torch", "ftlib[optimizers]"),
+    "apollo": ("apollo_torch", "ftlib[optimizers]"),
+    "stable_adamw": ("optimi", "ftlib[optimizers]"),
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "adamw_8bit": _BITSANDBYTES,
+    "ademamix": _BITSANDBYTES,
+    "lion": _BITSANDBYTES,
+    "bnb": _BITSANDBYTES,
+    "paged": _BITSANDBYTES,
+}
+"""Part of an optimizer's name → the module it needs, what pip calls the package; the first that fits counts."""
+
+
+def require_packages(config: Config) -> None:
+    """Before data or a model are loaded.
+
+    Raises:
+        UserError: packages are missing; names the config's keys and the one line that installs them all.
+    """
+    missing = {
+        what: wanted for what, wanted in _required_packages(config) if importlib.util.find_spec(wanted[0]) is None
+    }
+    if missing:
+        problem = "; ".join(f"{what} needs {module}" for what, (module, _) in missing.items())
+        names = " ".join(f"'{name}'" for name in dict.fromkeys(name for _, name in missing.values()))
+        remedy = f"pip install {names} (an image built from containers/ftlib.def has what ftlib's extras name)"
+        raise UserError(f"{problem}, which is not installed here", remedy)
+
+
+def _required_packages(config: Config) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(what in the config asks, what is needed) of each package."""
+    if config.model.quantization != "none":
+        yield f"model.quantization: {config.model.quantization}", _BITSANDBYTES
+    if config.training.get("use_liger_kernel"):
+        yield "training.use_liger_kernel", ("liger_kernel", "ftlib[liger]")
+    optimizer = str(config.training.get("optim", ""))
+    for part, wanted in _OPTIMIZERS.items():
+        if part in optimizer:
+            yield f"training.optim: {optimizer}", wanted
+            break
+
+
+# `training.precision: auto`: the 16-bit type that a run computes in, chosen by the GPU of its first start.
+
+
+def with_precision(experiment: Experiment, run: Run) -> Experiment:
+    """With `training.precision: auto`, the experiment with `bf16` or `fp16` instead, noted in the run's history.
+
+    All ranks must call it; the first one's GPU decides.
+
+    Raises:
+        UserError: no GPU, the run began in the other type, or the weights are of the other type.
+    """
+    config = experiment.config
+    if "precision" not in config.training:
+        return experiment
+    mode = distributed.broadcast_object(_mode(config, run) if log.is_main_process() else "")
+    training = {name: value for name, value in config.training.items() if name != "precision"}
+    return replace(experiment, config=config.model_copy(update={"training": {**training, mode: True}}))
+
+
+def _mode(config: Config, run: Run) -> str:
+    name = gpu_name()
+    if name is None:
+        raise UserError("training.precision: auto chooses by the GPU, and torch sees none", "Leave it out on a CPU.")
+    mode = "bf16" if has_bfloat16() else "fp16"
+    noted = [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "precision"]
+    if noted and noted[0]["mode"] != mode:
+        began = f"this run began in {noted[0]['mode']} on {noted[0]['gpu']}"
+        remedy = f"Resume it on such a GPU (job.gpu_type), or set training.{mode}: true: that is another run."
+        raise UserError(f"training.precision: {began}, and {name} would go on in {mode}", remedy)
+    if mode == "fp16" and config.model.dtype == "bfloat16":
+        problem = f"model.dtype: bfloat16 weights need bf16, and training.precision: auto is fp16 on {name}"
+        raise UserError(problem, "Set model.dtype: float32, which suits both, or ask for an Ampere or newer GPU.")
+    if not noted:
+        run.log_event("precision", mode=mode, gpu=name)
+    scaled = ", with scaled gradients" if mode == "fp16" else ""
+    log.info(f"training.precision: {mode} on {name}{scaled}")
+    return mode

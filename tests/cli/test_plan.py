@@ -1,0 +1,135 @@
+"""`ftlib plan`: what it prints, with and without prepared data; and `batch.auto`, which acts on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftlib.core import jsonl
+from ftlib.errors import UserError
+from ftlib.memory.search import parse_size
+from tests.training.test_resume import run_of
+
+Ftlib = Callable[..., tuple[int, str, str]]
+BASE = "ftlib/tiny-paligemma"
+NEED = 900 << 20
+"""Bytes that one row is made to need, beside as many for all else."""
+
+
+@pytest.fixture
+def config(store: Path, write_config: Callable[..., Path], ftlib: Ftlib) -> Path:
+    path = write_config("{method: lora, r: 4}", base=BASE)
+    path.write_text(path.read_text().replace("gradient_accumulation_steps: 2", "gradient_accumulation_steps: 4"))
+    assert ftlib("stage", path)[0] == 0
+    return path
+
+
+def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib) -> None:
+    code, out, error = ftlib("plan", config, "--json", "--gpu", "4GiB")
+    facts = json.loads(out)
+    assert code == 0 and facts["fits"] and "assumed; `ftlib prepare` makes them exact" in error
+    assert facts["rows"] == {"tokens": 4 + 96, "answer": 32, "assumed": True}
+    assert (facts["effective_batch"], facts["micro_batch"]) == (8, 2)
+    for need in facts["need"].values():
+        assert need.pop("total") == sum(need.values())
+    assert facts["largest"]["no_checkpointing"]["micro_batch"] == 8
+    assert facts["largest"]["no_checkpointing"]["accumulation"] == 1
+    assert ftlib("prepare", config)[0] == 0
+    code, out, error = ftlib("plan", config, "--json")
+    facts = json.loads(out)
+    # 4 of image, bos, 20 of prompt, newline, one digit, eos
+    assert code == 0 and facts["rows"] == {"tokens": 28, "answer": 2, "assumed": False}
+    assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: name one" in error
+
+
+def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:
+    """Two GPUs × 2 × 4 are 16 rows a step, 8 of them on each."""
+    _, out, _ = ftlib("plan", config, "--json", "--gpu", "4GiB", "job.gpus=2")
+    facts = json.loads(out)
+    largest = facts["largest"]["no_checkpointing"]
+    assert (facts["effective_batch"], largest["micro_batch"], largest["accumulation"]) == (16, 8, 1)
+
+
+def test_parts_are_asked_by_their_own_prompts(config: Path, ftlib: Ftlib, shared: Path) -> None:
+    part = f"{{name: digits, source: jsonl, root: {shared / 'data'}, prompt: '{{prefix}}'}}"
+    data = f"data={{source: mixture, root: {shared}, prompt: 'answer {{question}}', parts: [{part}]}}"
+    code, _, error = ftlib("prepare", config, data)
+    assert code == 0, error
+    code, out, error = ftlib("plan", config, data, "--json")
+    assert code == 0, error
+    assert json.loads(out)["rows"] == {"tokens": 28, "answer": 2, "assumed": False}
+
+
+def test_what_does_not_fit_ends_with_1(config: Path, ftlib: Ftlib) -> None:
+    code, out, error = ftlib("plan", config, "--gpu", "600MiB")
+    assert code == 1 and out == ""
+    assert "does not fit into 0.59 GiB" in error
+    assert "with gradient checkpointing: not even a micro-batch of 1 fits" in error
+
+
+def test_a_base_that_is_not_staged_says_so(config: Path, ftlib: Ftlib) -> None:
+    code, _, error = ftlib("plan", config, "model.base=google/paligemma-3b-pt-224")
+    assert code == 2 and "ftlib stage" in error
+    code, _, error = ftlib("plan", config, "--gpu", "twelve")
+    assert code == 2 and "twelve: not a size" in error
+
+
+def test_sizes() -> None:
+    assert parse_size("12GiB") == parse_size("12G") == parse_size("12 gb") == 12 << 30
+    assert parse_size("1.5g") == 3 << 29 and parse_size("800M") == 800 << 20
+    with pytest.raises(UserError, match="no GPU is that small"):
+        parse_size("12")
+
+
+def test_train_takes_the_micro_batch_that_fits(
+    config: Path, ftlib: Ftlib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 rows a step, as many as fit at once; after memory ran out on such a GPU, no more than went well then."""
+    from ftlib.memory import search
+    from ftlib.memory.estimate import MemoryEstimate
+    from ftlib.training import oom
+
+    monkeypatch.setattr(
+        search, "estimate_step", lambda model, config, rows, size, ck: MemoryEstimate(NEED, 0, 0, 0, NEED * size, 0, 0)
+    )
+    monkeypatch.setattr(oom, "gpu_memory_bytes", lambda: 6 * NEED)
+    monkeypatch.setattr(oom, "gpu_name", lambda: "a GPU")
+    config.write_text(config.read_text() + "batch: {auto: true}\n")
+    assert ftlib("prepare", config)[0] == 0
+    for proved, expected in ((None, (4, 2)), (2, (2, 4))):
+        run = run_of(config, tmp_path / f"after-{proved}")
+        if proved:
+            run.log_event("out of memory", micro_batch=proved, gpu="a GPU")
+            run.log_event("out of memory", micro_batch=1, gpu="another GPU")
+        code, _, error = ftlib("train", config)
+        assert code == 0 and f"micro-batches of {expected[0]}, {expected[1]} a step, without" in error
+        told = next(line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "micro-batch")
+        assert (told["micro_batch"], told["accumulation"], told["checkpointing"]) == (*expected, False)
+        assert run.done_marker.exists()
+
+
+def test_checkpointing_only_where_nothing_fits_without_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftlib.config.loader import load_experiment
+    from ftlib.core.paths import find_site
+    from ftlib.memory import search
+    from ftlib.memory.estimate import MemoryEstimate, RowShape
+
+    def need(model: object, config: object, rows: object, size: int, checkpointing: bool) -> MemoryEstimate:
+        return MemoryEstimate(NEED, 0, 0, 0, (1 if checkpointing else 3) * NEED * size, 0, 0)
+
+    monkeypatch.setattr(search, "estimate_step", need)
+    chosen = load_experiment(config, [], find_site()).config
+
+    def choose(capacity: int, **training: object) -> tuple[int, bool]:
+        settings = chosen.model_copy(update={"training": {**chosen.training, **training}})
+        cut = search.choose_batch_size(None, settings, RowShape(10, 2), capacity * NEED)  # type: ignore[arg-type]
+        return cut.micro_batch, cut.checkpointing
+
+    assert choose(8) == (2, False)
+    assert choose(8, gradient_checkpointing=True) == (4, True)
+    assert choose(3) == (2, True)
+    with pytest.raises(UserError, match="one row of 10 tokens needs 3"):
+        choose(3, gradient_checkpointing=False)
