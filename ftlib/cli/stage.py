@@ -13,7 +13,7 @@ import importlib.util
 from pathlib import Path
 
 from ftlib.cli import arguments
-from ftlib.config.checkpoints import NpzCheckpoint
+from ftlib.config.npz_checkpoints import NpzCheckpoint
 from ftlib.config.paths import hub_name
 from ftlib.config.schema import Config, Data, Model
 from ftlib.core import files, log, permissions

@@ -18,8 +18,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from ftlib.config import hf_fields, yaml12
-from ftlib.config.checkpoints import NpzCheckpoint, find_npz_checkpoint
 from ftlib.config.identity import canonical_fields, identity, recipes_of
+from ftlib.config.npz_checkpoints import NpzCheckpoint, find_npz_checkpoint
 from ftlib.config.paths import map_paths, stored_text
 from ftlib.config.schema import DURATION, MEMORY, MIXTURE, NAME_PATTERN, SHA256, WORD, Config, Data, PathKind, Section
 from ftlib.core import files, plugins, registry

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ftlib.config.checkpoints import is_converted
+from ftlib.config.npz_checkpoints import is_converted
 from ftlib.config.schema import NPZ, Model
 from ftlib.core import files
 from ftlib.core.hashes import hash_files

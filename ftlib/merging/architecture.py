@@ -1,4 +1,4 @@
-"""What transformers and PEFT make of a base: its weights, its layers, and which configs compute the same function.
+"""What transformers and PEFT make of a base: its weights, its layers, and which of them an adapter adapts.
 
 The base is built on torch's meta device from its config and the shapes in its files, so nothing is read or computed.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -16,47 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ftlib.core import files, log
+from ftlib.core import log
 from ftlib.errors import UserError
 from ftlib.merging.checkpoint_io import StoredTensor, canonical_name, is_buffer, model_part_of
 
 if TYPE_CHECKING:  # transformers takes memory that a merge of bare weights does not need
     from transformers import PreTrainedConfig, PreTrainedModel
-
-_NEUTRAL = re.compile(
-    r"_.*|(bos|eos|pad|sep|cls|mask|unk|decoder_start|forced_bos|forced_eos)_token_id|vocab_size|architectures"
-    r"|auto_map|model_type|transformers_version|(torch_)?dtype|name_or_path|use_cache|tie_word_embeddings"
-    r"|quantization_config|attn_implementation|id2label|label2id|num_labels|problem_type|.*dropout.*|.*_pdrop"
-    r"|initializer_.*|output_(attentions|hidden_states|router_logits)|return_dict|use_return_dict|.*aux_loss_coef"
-    r"|chunk_size_feed_forward|pretraining_tp|gradient_checkpointing|unsloth.*|model_max_length|keys_to_ignore.*"
-    r"|finetuning_task|task_specific_params|tokenizer_class|suppress_tokens|begin_suppress_tokens|torchscript"
-)
-"""Fields of a config that do not change what a forward pass computes, or that are compared elsewhere."""
-
-
-def differing_fields(ours: Path, theirs: Path) -> list[str]:
-    """The fields in which two models' configs differ and compute something else, with both values.
-
-    Fields that a config leaves out have transformers' defaults, and older spellings are read as transformers does; of
-    an architecture that transformers does not know, the fields that both name are compared.
-    """
-    one, other = _comparable(ours), _comparable(theirs)
-    if not one or not other:
-        one, other = files.read_json(ours / "config.json"), files.read_json(theirs / "config.json")
-    return [f"{field} is {b!r}, the base's is {a!r}" for field, a, b in _differences(one, other)]
-
-
-def _comparable(folder: Path) -> dict[str, Any]:
-    from ftlib.models.attention import configure_final_softcap, use_full_attention
-
-    config = read_config(folder)
-    if config is None:
-        return {}
-    if config.model_type == "paligemma":  # computed this way whatever the checkpoint says, see models/attention.py
-        use_full_attention(config)
-        configure_final_softcap(config, "auto", usual=False)
-    found: dict[str, Any] = config.to_dict()
-    return found
 
 
 def read_config(folder: Path) -> PreTrainedConfig | None:
@@ -75,19 +39,6 @@ def read_config(folder: Path) -> PreTrainedConfig | None:
 def is_tied(config: PreTrainedConfig | None) -> bool:
     """Whether head and embeddings are one matrix; False without a config."""
     return bool(getattr(config, "tie_word_embeddings", False))
-
-
-def _differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(ours.keys() & theirs.keys()):
-        a, b = ours[key], theirs[key]
-        if _NEUTRAL.fullmatch(key) or a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict) and not key.startswith("rope"):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", a, b
 
 
 def build_skeleton(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor], label: str) -> PreTrainedModel | None:

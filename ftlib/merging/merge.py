@@ -25,6 +25,7 @@ from ftlib.hub.cache import MERGE_RECORD
 from ftlib.merging.adapter_merge import write_adapter
 from ftlib.merging.architecture import build_skeleton, is_tied, read_config
 from ftlib.merging.checkpoint_io import INDEX, StoredTensor, canonical_name, model_part_of, open_weights
+from ftlib.merging.compatibility import check_compatible, check_vocabulary
 from ftlib.merging.deltas import FinetunedModel, FullCheckpoint, LoraAdapter, canonical_weights, open_adapter
 from ftlib.merging.engine import MergeJob, expected_peak, resident_peak, write_shards
 from ftlib.merging.plan import (
@@ -36,10 +37,9 @@ from ftlib.merging.plan import (
     without_tied_head,
 )
 from ftlib.merging.recipe import BASE, MERGED, Recipe, model_letter
-from ftlib.merging.sources import MergeInput, check_compatible, find_merge_input, weight_hashes
+from ftlib.merging.sources import MergeInput, find_merge_input, weight_hashes
 from ftlib.merging.statistics import TensorStatistics, by_layer, table
 from ftlib.merging.tokenizer_files import TokenizerChoice, choose_tokenizer, copy_model_files, require_rows
-from ftlib.merging.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""The base and the fine-tuned models: where they lie, what they are, and whether they belong together."""
+"""The base and the fine-tuned models of a merge: where they are, what they are, and the hashes of their weights."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from typing import Any
 
 from ftlib.config.loader import load_experiment
 from ftlib.config.schema import Model
-from ftlib.core import files, log
-from ftlib.core.hashes import hash_files
+from ftlib.core import files
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.hub.cache import find_model, is_local_path
 from ftlib.merging import checkpoint_io
-from ftlib.merging.architecture import differing_fields
 from ftlib.merging.checkpoint_io import weight_files
 from ftlib.merging.pickled import as_safetensors
-from ftlib.merging.vocabulary import check_vocabulary
 from ftlib.runs import run as runs
 from ftlib.runs.run import Run
 
@@ -57,7 +54,7 @@ def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
     """
     folder = _locate(text, revision, site)
     trained_on = None
-    if run := _run_of(folder):
+    if run := run_of(folder):
         config = load_experiment(run.config_file, [], site).config
         trained_on = (config.model.base, config.model.revision)
         folder = run.result_folder(config.adapter.method)
@@ -72,7 +69,7 @@ def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
     return MergeInput(text, folder, "adapter", trained_on or (named if named[0] else None), origin)
 
 
-def _run_of(folder: Path) -> Run | None:
+def run_of(folder: Path) -> Run | None:
     """The run that a folder is, or that it is the result of."""
     run = Run(folder.parent if folder.name in ("adapter", "model") else folder)
     own = run.config_file.is_file() and not any(run.folder.glob("*.safetensors"))
@@ -118,72 +115,3 @@ def _hashes_of_marker(folder: Path) -> dict[str, str]:
     if not files.is_complete(folder):
         return {}
     return {name: entry["sha256"] for name, entry in files.read_json(marker).items()}
-
-
-def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
-    """Refuse a model of another base, architecture, vocabulary or function.
-
-    Raises:
-        UserError: it is; or it cannot be told.
-    """
-    if base.kind != "model":
-        raise UserError(f"{base.label}: the base must be a whole model, and this is an adapter")
-    for source in (base, model):
-        if quantization := source.config.get("quantization_config"):
-            method = quantization.get("quant_method", "unknown")
-            raise UserError(f"{source.label}: its weights are quantized ({method})", "Merge unquantized weights.")
-    for field in ("model_type", "architectures"):
-        theirs, ours = model.config.get(field), base.config.get(field)
-        if theirs and ours and theirs != ours:
-            raise UserError(f"{model.label}: another architecture: {field} is {theirs}, the base's is {ours}")
-    if model.config and base.config and (odd := differing_fields(base.folder, model.folder)):
-        raise UserError(
-            f"{model.label}: its config computes something else than the base's: {'; '.join(odd)}",
-            "The result can have only one of them. Merge models that differ in their weights alone.",
-        )
-    check_vocabulary(base.folder, model.folder, model.label)
-    if model.trained_on:
-        _check_base(base, revision, model, site)
-
-
-def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
-    """By content where the run recorded it, else by name, else by the weights of the base that is named."""
-    assert model.trained_on
-    name, theirs = model.trained_on
-    said = f"{name} (revision {theirs})" if theirs else name
-    others = UserError(f"{model.label} was trained on {said}, and its weights differ from those of {base.label}")
-    run = _run_of(model.origin)
-    if run and run.base.exists():
-        recorded = {
-            digest for file, digest in files.read_json(run.base).items() if file.endswith((".safetensors", ".bin"))
-        }
-        names = [path.name for path in weight_files(base.folder)]
-        if base.origin != base.folder:
-            names = [path.name for path in base.origin.glob("*.bin")]
-        present = hash_files(base.origin, names, site)
-        if not recorded <= set(present.values()):
-            raise others
-        return
-    if (name, theirs) == (base.label, revision):
-        return
-    try:
-        here = Path.cwd() / Path(name).expanduser()  # peft notes a base's folder as it was named
-        other = find_merge_input(str(here) if here.is_dir() else name, theirs, site)
-    except UserError:
-        other = None
-    if model.kind == "adapter" and (other is None or other.config.get("quantization_config")):
-        why = "which is not here" if other is None else "whose quantized weights cannot be compared"
-        log.info(
-            f"{model.label} names {said} as its base, {why}: it is taken as one of {base.label}, whose layers it fits"
-        )
-        return
-    if other is None:
-        raise UserError(
-            f"{model.label} was trained on {said}, which is not here; whether that is {base.label} cannot be told",
-            "Name that base, or stage it.",
-        )
-    if other.folder.resolve() == base.folder.resolve():
-        return
-    ours, digests = weight_hashes([base, other])
-    if sorted(ours.values()) != sorted(digests.values()):
-        raise others

@@ -1,4 +1,4 @@
-"""The words of a model's tokenizer and their numbers, whatever file they are kept in, and whether two fit together."""
+"""The words of a model's tokenizer and their numbers, read from any of the usual files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftlib.core import files, log
+from ftlib.core import files
 from ftlib.core.protobuf import read_fields
 from ftlib.errors import UserError
-
-_UNCOMPARABLE = "whether {} has the base's vocabulary cannot be told"
 
 
 @dataclass(frozen=True)
@@ -89,46 +87,3 @@ def _tiktoken(path: Path, content: bytes) -> dict[str, int]:
     except ValueError:
         raise UserError(f"{path}: neither a sentencepiece model nor a tiktoken file") from None
     return found
-
-
-def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base") -> None:
-    """Refuse a model in which a word has another number than in the base, or a number another word.
-
-    Args:
-        other: what `base` is called, if it is another model.
-
-    Words that only one of them has are no obstacle: each has a row of its own, or the base's spare row.
-
-    Raises:
-        UserError: they disagree.
-    """
-    ours, theirs = read_vocabulary(base), read_vocabulary(model)
-    if ours is None or theirs is None or (other != "the base" and ours.kind != theirs.kind):
-        if other != "the base":
-            return
-        if theirs is not None or (ours is not None and (model / "tokenizer_config.json").is_file()):
-            log.info(f"{_UNCOMPARABLE.format(label)}: one of them has no vocabulary file that can be read")
-        return
-    if ours.kind != theirs.kind:
-        log.info(f"{_UNCOMPARABLE.format(label)}: one is a tiktoken file, the other is none")
-        return
-    numbers = {number: word for word, number in ours.words.items()}
-    odd = [
-        (number, word)
-        for word, number in theirs.words.items()
-        if (ours.words[word] != number if word in ours.words else number in numbers)
-    ]
-    if odd:
-        number, word = min(odd)
-        others = ours.words.get(word)
-        said = f"which {other} calls {numbers.get(number)!r}" if others is None else f"number {others} in {other}"
-        raise UserError(
-            f"{label}: another vocabulary: {len(odd):,} of its {len(theirs.words):,} words differ from the "
-            f"{len(ours.words):,} of {other}: {word!r} is number {number}, {said}",
-            "Merge models with the base's own vocabulary.",
-        )
-    if other != "the base":
-        return
-    if added := sorted(theirs.words.keys() - ours.words.keys(), key=theirs.words.__getitem__):
-        shown = ", ".join(f"{word!r} ({theirs.words[word]})" for word in added[:3]) + (" …" if len(added) > 3 else "")
-        log.info(f"{label}: {len(added)} words that the base's tokenizer does not have: {shown}")

@@ -33,7 +33,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from ftlib.config.checkpoints import CONVERSION_RECORD, NpzCheckpoint
+from ftlib.config.npz_checkpoints import CONVERSION_RECORD, NpzCheckpoint
 from ftlib.core import files, log
 from ftlib.errors import UserError
 from ftlib.models.sentencepiece import read_gemma_tokenizer

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.config import privacy, yaml12
-from ftlib.config.checkpoints import describe_conversion
 from ftlib.config.loader import load_experiment
+from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import Config
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site

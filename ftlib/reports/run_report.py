@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ftlib import __version__
-from ftlib.config.checkpoints import describe_conversion
 from ftlib.config.identity import describe_recipe
+from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import LOSS
 from ftlib.metrics.comparability import setting_differences
 from ftlib.reports import charts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ftlib import __version__
-from ftlib.config.checkpoints import describe_conversion
 from ftlib.config.identity import MASTER_WEIGHTS, describe_recipe
+from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.paths import hub_name, public_name
 from ftlib.config.privacy import hidden_text
 from ftlib.config.schema import Attention, Config, Lora

@@ -17,7 +17,7 @@ from tests.models.test_big_vision import TOKENIZER, released
 CONVERT = """
 import json, resource, sys, time
 from pathlib import Path
-from ftlib.config.checkpoints import NpzCheckpoint
+from ftlib.config.npz_checkpoints import NpzCheckpoint
 from ftlib.models import big_vision
 npz, tokenizer, folder = map(Path, sys.argv[1:])
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import PaliGemmaForConditionalGeneration
 
-from ftlib.config.checkpoints import NpzCheckpoint
+from ftlib.config.npz_checkpoints import NpzCheckpoint
 from ftlib.errors import UserError
 from ftlib.models import big_vision
 from ftlib.models.encoding import model_inputs

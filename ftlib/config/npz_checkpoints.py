@@ -1,4 +1,4 @@
-"""Bases that are converted before they can be loaded: big_vision's `.npz` checkpoints of PaliGemma.
+"""PaliGemma checkpoints of big_vision (`.npz`), which are converted before they can be loaded.
 
 A config names the file and its tokenizer. What is converted from them is a model folder in the store whose name is a
 hash of their content, and the resolved config has that folder as its base. So a run's identity depends on the content

@@ -1,0 +1,182 @@
+"""Whether models can be merged: the same architecture, function, vocabulary and base.
+
+Shapes and names of single weights are checked in plan.py, an adapter's layers in architecture.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ftlib.core import files, log
+from ftlib.core.hashes import hash_files
+from ftlib.core.paths import Site
+from ftlib.errors import UserError
+from ftlib.merging.architecture import read_config
+from ftlib.merging.checkpoint_io import weight_files
+from ftlib.merging.sources import MergeInput, find_merge_input, run_of, weight_hashes
+from ftlib.merging.vocabulary import read_vocabulary
+
+_NEUTRAL = re.compile(
+    r"_.*|(bos|eos|pad|sep|cls|mask|unk|decoder_start|forced_bos|forced_eos)_token_id|vocab_size|architectures"
+    r"|auto_map|model_type|transformers_version|(torch_)?dtype|name_or_path|use_cache|tie_word_embeddings"
+    r"|quantization_config|attn_implementation|id2label|label2id|num_labels|problem_type|.*dropout.*|.*_pdrop"
+    r"|initializer_.*|output_(attentions|hidden_states|router_logits)|return_dict|use_return_dict|.*aux_loss_coef"
+    r"|chunk_size_feed_forward|pretraining_tp|gradient_checkpointing|unsloth.*|model_max_length|keys_to_ignore.*"
+    r"|finetuning_task|task_specific_params|tokenizer_class|suppress_tokens|begin_suppress_tokens|torchscript"
+)
+"""Fields of a config that do not change what a forward pass computes, or that are compared elsewhere."""
+
+_UNCOMPARABLE = "whether {} has the base's vocabulary cannot be told"
+
+
+def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
+    """Refuse a model of another base, architecture, vocabulary or function.
+
+    Raises:
+        UserError: it is; or it cannot be told.
+    """
+    if base.kind != "model":
+        raise UserError(f"{base.label}: the base must be a whole model, and this is an adapter")
+    for source in (base, model):
+        if quantization := source.config.get("quantization_config"):
+            method = quantization.get("quant_method", "unknown")
+            raise UserError(f"{source.label}: its weights are quantized ({method})", "Merge unquantized weights.")
+    for field in ("model_type", "architectures"):
+        theirs, ours = model.config.get(field), base.config.get(field)
+        if theirs and ours and theirs != ours:
+            raise UserError(f"{model.label}: another architecture: {field} is {theirs}, the base's is {ours}")
+    if model.config and base.config and (odd := differing_fields(base.folder, model.folder)):
+        raise UserError(
+            f"{model.label}: its config computes something else than the base's: {'; '.join(odd)}",
+            "The result can have only one of them. Merge models that differ in their weights alone.",
+        )
+    check_vocabulary(base.folder, model.folder, model.label)
+    if model.trained_on:
+        _check_base(base, revision, model, site)
+
+
+def differing_fields(ours: Path, theirs: Path) -> list[str]:
+    """The fields in which two models' configs differ and compute something else, with both values.
+
+    Fields that a config leaves out have transformers' defaults, and older spellings are read as transformers does; of
+    an architecture that transformers does not know, the fields that both name are compared.
+    """
+    one, other = _comparable(ours), _comparable(theirs)
+    if not one or not other:
+        one, other = files.read_json(ours / "config.json"), files.read_json(theirs / "config.json")
+    return [f"{field} is {b!r}, the base's is {a!r}" for field, a, b in _differences(one, other)]
+
+
+def _comparable(folder: Path) -> dict[str, Any]:
+    from ftlib.models.attention import configure_final_softcap, use_full_attention
+
+    config = read_config(folder)
+    if config is None:
+        return {}
+    if config.model_type == "paligemma":  # computed this way whatever the checkpoint says, see models/attention.py
+        use_full_attention(config)
+        configure_final_softcap(config, "auto", usual=False)
+    found: dict[str, Any] = config.to_dict()
+    return found
+
+
+def _differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(ours.keys() & theirs.keys()):
+        a, b = ours[key], theirs[key]
+        if _NEUTRAL.fullmatch(key) or a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict) and not key.startswith("rope"):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", a, b
+
+
+def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base") -> None:
+    """Refuse a model in which a word has another number than in the base, or a number another word.
+
+    Args:
+        other: what `base` is called, if it is another model.
+
+    Words that only one of them has are no obstacle: each has a row of its own, or the base's spare row.
+
+    Raises:
+        UserError: they disagree.
+    """
+    ours, theirs = read_vocabulary(base), read_vocabulary(model)
+    if ours is None or theirs is None or (other != "the base" and ours.kind != theirs.kind):
+        if other != "the base":
+            return
+        if theirs is not None or (ours is not None and (model / "tokenizer_config.json").is_file()):
+            log.info(f"{_UNCOMPARABLE.format(label)}: one of them has no vocabulary file that can be read")
+        return
+    if ours.kind != theirs.kind:
+        log.info(f"{_UNCOMPARABLE.format(label)}: one is a tiktoken file, the other is none")
+        return
+    numbers = {number: word for word, number in ours.words.items()}
+    odd = [
+        (number, word)
+        for word, number in theirs.words.items()
+        if (ours.words[word] != number if word in ours.words else number in numbers)
+    ]
+    if odd:
+        number, word = min(odd)
+        others = ours.words.get(word)
+        said = f"which {other} calls {numbers.get(number)!r}" if others is None else f"number {others} in {other}"
+        raise UserError(
+            f"{label}: another vocabulary: {len(odd):,} of its {len(theirs.words):,} words differ from the "
+            f"{len(ours.words):,} of {other}: {word!r} is number {number}, {said}",
+            "Merge models with the base's own vocabulary.",
+        )
+    if other != "the base":
+        return
+    if added := sorted(theirs.words.keys() - ours.words.keys(), key=theirs.words.__getitem__):
+        shown = ", ".join(f"{word!r} ({theirs.words[word]})" for word in added[:3]) + (" …" if len(added) > 3 else "")
+        log.info(f"{label}: {len(added)} words that the base's tokenizer does not have: {shown}")
+
+
+def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
+    """By content where the run recorded it, else by name, else by the weights of the base that is named."""
+    assert model.trained_on
+    name, theirs = model.trained_on
+    said = f"{name} (revision {theirs})" if theirs else name
+    others = UserError(f"{model.label} was trained on {said}, and its weights differ from those of {base.label}")
+    run = run_of(model.origin)
+    if run and run.base.exists():
+        recorded = {
+            digest for file, digest in files.read_json(run.base).items() if file.endswith((".safetensors", ".bin"))
+        }
+        names = [path.name for path in weight_files(base.folder)]
+        if base.origin != base.folder:
+            names = [path.name for path in base.origin.glob("*.bin")]
+        present = hash_files(base.origin, names, site)
+        if not recorded <= set(present.values()):
+            raise others
+        return
+    if (name, theirs) == (base.label, revision):
+        return
+    try:
+        here = Path.cwd() / Path(name).expanduser()  # peft notes a base's folder as it was named
+        other = find_merge_input(str(here) if here.is_dir() else name, theirs, site)
+    except UserError:
+        other = None
+    if model.kind == "adapter" and (other is None or other.config.get("quantization_config")):
+        why = "which is not here" if other is None else "whose quantized weights cannot be compared"
+        log.info(
+            f"{model.label} names {said} as its base, {why}: it is taken as one of {base.label}, whose layers it fits"
+        )
+        return
+    if other is None:
+        raise UserError(
+            f"{model.label} was trained on {said}, which is not here; whether that is {base.label} cannot be told",
+            "Name that base, or stage it.",
+        )
+    if other.folder.resolve() == base.folder.resolve():
+        return
+    ours, digests = weight_hashes([base, other])
+    if sorted(ours.values()) != sorted(digests.values()):
+        raise others
