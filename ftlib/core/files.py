@@ -20,6 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,9 @@ def _storage_user_error(number: int | None, path: Path) -> UserError | None:
     if number in _NOT_WRITABLE:
         return UserError(f"{path}: not writable ({os.strerror(number or 0)})", _REMEDIES.get(number or 0, _REMEDY))
     return None
+
+
+_FLUSHED_AT_ONCE = 8
 
 
 def _sync(path: Path) -> None:
@@ -231,16 +235,22 @@ def _write_marker(folder: Path) -> None:
     """Flush every file of a folder and write its marker last.
 
     Files get the folder's read permissions, because safetensors creates them for the owner alone, whatever the umask.
+    They are hashed and flushed in parallel: on a network file system each flush waits for the server.
     """
-    content, allowed = {}, folder.stat().st_mode & 0o666
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            content[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            path.chmod(path.stat().st_mode & 0o7777 | allowed)
-            _sync(path)
+    allowed = folder.stat().st_mode & 0o666
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def finish(path: Path) -> dict[str, Any]:
+        path.chmod(path.stat().st_mode & 0o7777 | allowed)
+        _sync(path)
+        return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+    with ThreadPoolExecutor(_FLUSHED_AT_ONCE) as executor:
+        entries = executor.map(finish, paths)
+        content = {str(path.relative_to(folder)): entry for path, entry in zip(paths, entries, strict=True)}
     write_json(folder / COMPLETE_MARKER, content)
-    for path in sorted({folder / name for name in content}):
-        _sync(path.parent)
+    for parent in sorted({path.parent for path in paths}):
+        _sync(parent)
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:
