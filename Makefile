@@ -43,7 +43,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 long: $(VENV)/.test
-	$(BIN)/python -m pytest -m long -s tests/long tests/cluster
+	$(BIN)/python -m pytest -m long -s
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done

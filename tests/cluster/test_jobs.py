@@ -282,6 +282,7 @@ def test_every_command_of_the_cluster_page_works(cluster: Cluster) -> None:
         (cluster.home / "ftlib" / "jobs" / "site.env").unlink(missing_ok=True)  # the store comes from the environment
 
 
+@pytest.mark.long
 def test_the_acceptance_run(cluster: Cluster) -> None:
     """jobs/acceptance.sbatch with two tasks, rehearsed on CPUs: one JSON file, one page, no name in them."""
     job = cluster.sbatch(

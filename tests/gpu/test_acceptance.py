@@ -38,6 +38,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.long
 def test_every_check_runs_and_is_ok(lines: list[dict[str, Any]]) -> None:
     assert {line["name"].split()[0] for line in lines} == NAMES
     assert all(line["ok"] for line in lines)
@@ -45,12 +46,14 @@ def test_every_check_runs_and_is_ok(lines: list[dict[str, Any]]) -> None:
     assert all(line["exit_codes"] == [0, -signal.SIGKILL, 0] and line["same_bytes"] for line in resumed)
 
 
+@pytest.mark.long
 def test_lines_name_no_host_no_user_and_no_path(lines: list[dict[str, Any]]) -> None:
     text = json.dumps(lines)
     assert os.uname().nodename not in text
     assert str(REPOSITORY) not in text and "/tmp" not in text and sys.prefix not in text
 
 
+@pytest.mark.long
 def test_the_page_tells_every_check(lines: list[dict[str, Any]], tmp_path: Path) -> None:
     from tests.gpu.page import main
 
@@ -135,6 +138,7 @@ if "tests.gpu.processes" in sys.orig_argv:
 """
 
 
+@pytest.mark.long
 def test_a_resume_that_loses_something_is_seen(tmp_path: Path) -> None:
     """With the weights of a checkpoint not put back, the check of resuming fails."""
     (tmp_path / "sitecustomize.py").write_text(LOSES)
@@ -158,6 +162,7 @@ def test_without_a_gpu_nothing_is_measured() -> None:
     assert done.returncode == 2 and "no GPU here" in done.stderr and not done.stdout
 
 
+@pytest.mark.long
 def test_two_ranks_agree_with_one_and_survive_a_kill(tmp_path: Path) -> None:
     """tests.gpu.several, as Slurm would start it, with gloo."""
     results = [*_ranks(tmp_path / "shared")]

@@ -58,6 +58,8 @@ KINDS = {
     "int8": (LORA, (f"{BASE}, ", f"{BASE}, dtype: bfloat16, quantization: int8, ")),
 }
 """Adapter section and replacements in the config, for each method."""
+MARKS = {"full": [pytest.mark.gates], "lora": [pytest.mark.gates], "qlora": []}
+"""Of the methods that are interrupted in every run of the tests; the others are in `make long`."""
 
 
 def run_of(config: Path, runs: Path, *overrides: str) -> Run:
@@ -89,9 +91,7 @@ def prepared(store: Path, write_config: Callable[..., Path], ftlib: Callable[...
     return prepare
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.gates] * (kind in ("full", "lora"))) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=MARKS.get(kind, pytest.mark.long)) for kind in KINDS])
 def test_interrupted_at_any_step_the_result_is_the_same(
     prepared: Callable[..., Path],
     kind: str,

@@ -230,7 +230,9 @@ def result_files(run: Run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != files.COMPLETE_MARKER}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind not in ("full", "lora"))) for kind in KINDS]
+)
 def test_training_does_not_notice_and_whatever_interrupts_it_the_same_numbers(
     prepared: Callable[..., Path], kind: str, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
 ) -> None:
