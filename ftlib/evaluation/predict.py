@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.config.loader import RUN_CONFIG, load_experiment
-from ftlib.config.schema import CHAT, Config, Evaluation
+from ftlib.config.schema import CHAT, Config, Data, Evaluation
 from ftlib.core import files
 from ftlib.core.paths import Site
 from ftlib.data.example import Example, raise_all
 from ftlib.data.images import open_query_image
 from ftlib.data.prompts import BUILTIN_TEMPLATES, render_prompt, template_fields
 from ftlib.data.sources.json_stream import parse_json
+from ftlib.data.visualize import draw_boxes_and_masks
 from ftlib.errors import UserError
 from ftlib.evaluation.model import EvalModel, base_model, finetuned_model
 from ftlib.hub.cache import ADAPTER_CONFIG, find_adapter_base, is_adapter, require_model
 from ftlib.models.encoding import EncodedExample
+from ftlib.models.mask_codec import MaskCodec
 from ftlib.runs import run as runs
 
 
@@ -122,6 +124,35 @@ def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Que
     size = settings.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     return [text.strip() for batch in batches for text in model.generate(batch, settings)]
+
+
+def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[dict[str, str]]:
+    """Answer questions; one with a context is answered without it, too.
+
+    Returns:
+        For each question its prompt, answer and, if it has a context, "answer with context".
+
+    Raises:
+        UserError: see `answer_queries`.
+    """
+    found = iter(answer_queries(model, settings, with_and_without_context(queries)))
+    return [
+        {"prompt": query.prompt, "answer": next(found)}
+        | ({"answer with context": next(found)} if query.context else {})
+        for query in queries
+    ]
+
+
+def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder: str | None) -> None:
+    """Write a PNG of the image with the boxes of an answer, and with its masks if the config has a mask decoder.
+
+    Raises:
+        UserError: the image cannot be read, or the target cannot be written.
+    """
+    masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
+    with files.storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw_boxes_and_masks(open_query_image(image, data), answer, masks).save(target, format="PNG")
 
 
 def is_multi_turn(model: EvalModel) -> bool:
