@@ -29,7 +29,7 @@ ROOMS = (
     ("memory",),
     ("evaluation",),
     ("training", "merging"),
-    ("reports", "doctor"),
+    ("reports", "doctor", "staging", "preparation"),
     ("cli",),
     ("__main__", "submission"),
 )
@@ -38,7 +38,7 @@ ROOMS = (
 HEAVY = re.compile(r"^\s*(import|from) (torch|transformers|peft|accelerate|safetensors)\b", re.MULTILINE)
 MAY_IMPORT_TORCH = ("models", "memory", "evaluation", "training", "merging")
 BUT_NOT = ("ftlib.merging.recipe",)
-IN_FUNCTIONS = ("ftlib.doctor", "ftlib.cli.prepare")
+IN_FUNCTIONS = ("ftlib.doctor", "ftlib.preparation")
 """What imports torch only when it is called: the check of GPUs, and masks that are turned into codes."""
 
 
