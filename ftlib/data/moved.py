@@ -7,13 +7,14 @@ same name that differs from it in nothing but such paths, and that noted the ver
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from ftlib.config import yaml12
-from ftlib.config.loader import Experiment, load_experiment
+from ftlib.config.loader import Experiment, Overrides, load_experiment
 from ftlib.config.schema import Data
 from ftlib.core import log
 from ftlib.core.paths import Site
@@ -22,18 +23,20 @@ from ftlib.errors import UserError
 from ftlib.runs.run import Run, create_run, find_run, run_for
 
 
-def find_experiment(target: str, overrides: Sequence[str], site: Site) -> tuple[Experiment, Run]:
+def find_experiment(target: str | Mapping[str, Any], overrides: Overrides, site: Site) -> tuple[Experiment, Run]:
     """A run with its config.
 
     Args:
-        target: a config file (.yaml, .yml), which names the run that it would train; or a run's folder or name.
-        overrides: see `load_experiment`; of a run, only fields of `evaluation`.
+        target: a config (a .yaml or .yml file, or its content), which names the run that it would train; or a run's
+            folder or name.
+        overrides: of a run, only fields of `evaluation`.
 
     Raises:
         UserError: no such config or run, a fault in the config, or another override of a run.
     """
-    if target.endswith((".yaml", ".yml")):
-        [experiment] = match_existing_runs([load_experiment(Path(target), overrides, site)], site)
+    if isinstance(target, Mapping) or target.endswith((".yaml", ".yml")):
+        config = target if isinstance(target, Mapping) else Path(target)
+        [experiment] = match_existing_runs([load_experiment(config, overrides, site)], site)
         return experiment, create_run(experiment, site)
     run = find_run(target, site)
     if others := [text for text in overrides if not text.startswith("evaluation.")]:
