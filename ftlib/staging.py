@@ -28,7 +28,7 @@ class StagedFiles:
 
     Attributes:
         model: folder of the model and its processor; of an adapter, the adapter's.
-        datasets: name of each dataset → its folder.
+        datasets: name of each dataset of a mixture, else the source → folder.
     """
 
     model: Path
@@ -44,8 +44,8 @@ def stage(experiment: Experiment, site: Site) -> StagedFiles:
     config, datasets = experiment.config, {}
     with permissions.group_writable(site), events.record_pretraining_failure(run_for(experiment, site), "stage"):
         for name, part in config.data.datasets.items():  # first: with a model, the hub is switched off
-            datasets[name] = _stage_data(part, site)
-            log.info(f"dataset {part.source}: {datasets[name]}")
+            datasets[name or part.source] = folder = _stage_data(part, site)
+            log.info(f"dataset {part.source}: {folder}")
         if experiment.npz:
             model = _convert(experiment.npz, site)
             log.info(f"model {experiment.npz.file}: {model}")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from ftlib import api
 from ftlib.cli import arguments
 from ftlib.core import log
-from ftlib.core.paths import find_site
-from ftlib.runs.run import find_runs
-from ftlib.slurm.cancel import cancel_runs
 
 
 def main(argv: list[str]) -> int:
     """`ftlib cancel RUN…`"""
     command = arguments.make_parser("cancel", __doc__)
     command.add_argument("runs", metavar="RUN", nargs="+", help="run folders or names; a name means all its runs")
-    parsed = command.parse_args(argv)
-    site = find_site()
-    if not cancel_runs(find_runs(parsed.runs, site), site):
+    if not api.cancel(command.parse_args(argv).runs):
         log.info("nothing to cancel: none of these runs is queued or running")
     return 0

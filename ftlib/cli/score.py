@@ -22,18 +22,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ftlib import api
 from ftlib.cli import arguments
 from ftlib.core import log
 from ftlib.metrics.summary import format_summary
-from ftlib.tasks.score_files import OPTIONS, SCORERS, score_files
+from ftlib.tasks.score_files import SCORERS
 
 
 def main(argv: list[str]) -> int:
     """`ftlib score TASK --references FILE… --predictions FILE [--against FILE] [--json]`"""
     parsed = _parser().parse_args(argv)
-    options = {name: getattr(parsed, name) for name in OPTIONS}
-    scores = score_files(
-        parsed.task, parsed.references, parsed.predictions, parsed.against, not parsed.no_intervals, options
+    scores = api.score(
+        parsed.task,
+        parsed.references,
+        parsed.predictions,
+        against=parsed.against,
+        intervals=not parsed.no_intervals,
+        choices=parsed.choices,
+        positive=parsed.positive,
+        tokenize=parsed.tokenize,
     )
     log.info(format_summary(scores))
     if parsed.against:

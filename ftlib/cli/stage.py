@@ -8,12 +8,11 @@ model.revision names another one. Embedded models (ftlib/…) are made instead o
 
 from __future__ import annotations
 
-from ftlib import staging
+from ftlib import api, staging
 from ftlib.cli import arguments
 from ftlib.config.paths import hub_name
 from ftlib.core import log
 from ftlib.core.paths import find_site
-from ftlib.data.moved import match_existing_runs
 from ftlib.errors import UserError
 
 
@@ -22,13 +21,11 @@ def main(argv: list[str]) -> int:
     command = arguments.make_parser("stage", __doc__)
     arguments.add_config_arguments(command)
     parsed = command.parse_args(argv)
-    site = find_site()
     if hub_name(str(parsed.config)) and parsed.config.suffix not in (".yaml", ".yml") and not parsed.config.exists():
         revision = _revision(parsed.overrides)
-        log.print_result(str(staging.stage_by_name(str(parsed.config), revision, site)))
+        log.print_result(str(staging.stage_by_name(str(parsed.config), revision, find_site())))
         return 0
-    [experiment] = match_existing_runs([arguments.load_from_arguments(parsed, site)], site)
-    staging.stage(experiment, site)
+    api.stage(parsed.config, parsed.overrides)
     return 0
 
 

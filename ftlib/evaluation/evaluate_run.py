@@ -14,6 +14,7 @@ from ftlib.core import log
 from ftlib.core.paths import Site
 from ftlib.core.signals import notify_host
 from ftlib.data.dataset import open_prepared
+from ftlib.data.splits import SPLITS
 from ftlib.errors import UserError
 from ftlib.evaluation import model
 from ftlib.evaluation.compare import compare_before_after
@@ -49,6 +50,8 @@ def evaluate_run(
     Raises:
         UserError: not trained yet, other data or another base model than the run's, or a dataset of another task.
     """
+    if wrong := [split for split in splits if split not in SPLITS]:
+        raise UserError(f"splits: must be of {', '.join(SPLITS)}, got {wrong[0]!r}")
     own = experiment.config
     whens = ["before"] if before else ["before", "after"] if own.evaluation.before else ["after"]
     if "after" in whens and not run.done_marker.exists():

@@ -7,7 +7,7 @@ PaliGemma is given the whole prompt, as in training.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,27 @@ def read_queries(path: Path) -> list[Query]:
     raise_all(faults, 'A line is {"prompt": …}, with "image" and "context" where there are any.')
     if not queries:
         raise UserError(f"{path}: no questions in it")
+    return queries
+
+
+def as_queries(questions: Sequence[str | Mapping[str, Any]]) -> list[Query]:
+    """Questions from Python: each a prompt, or a mapping like a line of a file; an image's path is relative to the
+    current folder.
+
+    Raises:
+        UserError: every faulty question.
+    """
+    queries: list[Query] = []
+    faults: list[str] = []
+    for number, question in enumerate(questions):
+        record = {"prompt": question} if isinstance(question, str) else question
+        if isinstance(record, Mapping):
+            record = {name: str(value) if isinstance(value, Path) else value for name, value in record.items()}
+        try:
+            queries.append(_parse_query(record, Path()))
+        except ValueError as error:
+            faults.append(f"questions[{number}]: {error}")
+    raise_all(faults, 'A question is a text, or a mapping with "prompt" and, where needed, "image" or "context".')
     return queries
 
 

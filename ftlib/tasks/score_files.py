@@ -41,8 +41,10 @@ def score_files(
         See `metrics.summary.summary`; with `against` also metric → difference (second - first), interval, p, verdict.
 
     Raises:
-        UserError: an option of another task, or faulty files.
+        UserError: no such task, an option of another task, or faulty files.
     """
+    if task not in SCORERS:
+        raise UserError(f"{task}: no result files are read for this task", f"There are: {', '.join(SCORERS)}")
     options = {name: value for name, value in (options or {}).items() if value is not None}
     for name in options:
         if OPTIONS[name] != task:
