@@ -19,7 +19,7 @@ MARKS := not long
 NEEDS := cluster or java or browser or mount or users
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test fresh rest cluster lint long bench gpu gpu-wheels fields config-docs lock clean
+.PHONY: demo test fresh rest cluster lint long bench gpu gpu-wheels fields config-docs api-docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -73,6 +73,10 @@ fields: $(VENV)/.test
 # docs/config.md, from the schema.
 config-docs: $(VENV)/.test
 	$(BIN)/ftlib schema --markdown > config.tmp && mv config.tmp docs/config.md
+
+# docs/api.md, from the docstrings of ftlib/api.py.
+api-docs: $(VENV)/.test
+	$(BIN)/python -m ftlib.api_reference > api.tmp && mv api.tmp docs/api.md
 
 # Locks serve as constraints. torch's own CUDA packages are left out: torch pins them itself, and a container keeps its own.
 lock: $(VENV)/.test

@@ -1,7 +1,7 @@
 """The user's mistakes, and the exit codes that the host script and Slurm see.
 
-Raise `UserError` for anything that a user can mend. `cli.main` is the only place that catches it: it prints the
-message without a traceback and exits with `EXIT_USER`.
+Raise `UserError` for anything that a user can mend. Of the commands `cli.main` alone catches it: it prints the message
+without a traceback and exits with `EXIT_USER`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """What is wrong (with file, line and field where there are any) and what to do about it."""
+    """What is wrong (with file, line and field where there are any) and what to do about it.
+
+    Attributes:
+        problem: what is wrong.
+        remedy: what to do; "" if the problem says it.
+    """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)

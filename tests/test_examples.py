@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +120,16 @@ def test_an_error_rate_is_minimised_everywhere(ftlib: Ftlib, store: Path, tmp_pa
     assert "lower is better" in board
     places = {rate: board.index(f"learning\\_rate={float(rate)}") for rate in found}
     assert min(places, key=lambda rate: places[rate]) == min(found, key=lambda rate: found[rate])
+
+
+def test_train_from_python(store: Path, tmp_path: Path) -> None:
+    """As a program of its own, twice: the second time nothing is trained again."""
+    command = [sys.executable, EXAMPLES / "train_from_python.py", "3"]
+    first, again = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    *scores, page = first.stdout.splitlines()
+    assert len(scores) == 2 and all(f"seed {seed}: accuracy " in line for seed, line in enumerate(scores))
+    trained = [Run(path.parent) for path in store.glob("runs/*/digits-from-python/*/DONE")]
+    assert len(trained) == 2 and Path(page) == trained[0].folder.parent / "report.html" and Path(page).is_file()
+    assert again.stdout == first.stdout
+    assert all(sum(line["event"] == "start" for line in read_lines(run.history)) == 1 for run in trained)

@@ -67,6 +67,28 @@ def test_a_command_that_needs_torch_says_so(light: Path, tmp_path: Path) -> None
     assert "pip install 'ftlib[train]'" in done.stderr
 
 
+API = """
+import sys
+import ftlib
+config = sys.argv[1]
+assert ftlib.status() == [] and ftlib.submit(config, executor="local", dry_run=True).preview
+for function in (ftlib.stage, ftlib.train, ftlib.plan):
+    try:
+        function(config)
+        raise SystemExit(f"{function.__name__} needs no torch?")
+    except ftlib.UserError as error:
+        assert f"{function.__name__} needs " in error.problem and "ftlib[train]" in error.remedy, error
+"""
+
+
+def test_the_api_works_without_torch(light: Path, tmp_path: Path) -> None:
+    """What needs it raises UserError, as the commands do."""
+    command = [light / "python", "-c", API, REPOSITORY / "configs" / "instruct_tiny.yaml"]
+    environment = {**os.environ, "FTLIB_STORE": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_package_data_are_installed(light: Path) -> None:
     (package,) = light.parent.glob("lib/python*/site-packages/ftlib")
     source = REPOSITORY / "ftlib"

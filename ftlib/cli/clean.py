@@ -29,7 +29,7 @@ from ftlib.runs import run as runs
 from ftlib.runs.run import Run
 from ftlib.slurm import status as slurm_status
 from ftlib.slurm.client import Job, Slurm, SlurmUnavailable
-from ftlib.slurm.submit import finish_interrupted
+from ftlib.slurm.replace import finish_interrupted
 
 _DAY = 86400
 

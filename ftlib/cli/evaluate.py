@@ -8,46 +8,26 @@ is not asked again.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ftlib.cli import arguments
-from ftlib.config.loader import Experiment, load_experiment
-from ftlib.config.schema import CHAT, Config, Lora
 from ftlib.core import log
-from ftlib.core.paths import Site, find_site
-from ftlib.core.signals import notify_host
-from ftlib.data.moved import match_existing_runs
-from ftlib.errors import UserError
-from ftlib.hub.cache import find_model, model_hashes
+from ftlib.core.paths import find_site
+from ftlib.data.moved import find_experiment
 from ftlib.metrics.summary import format_interval, format_value
-from ftlib.runs import events
-from ftlib.runs import run as runs
-from ftlib.runs.model_card import write_card
-from ftlib.runs.pinning import pin_base, verify_data_unchanged
-from ftlib.runs.run import Run
 from ftlib.tasks.registry import task_of
-
-if TYPE_CHECKING:
-    from ftlib.evaluation.evaluate import EvaluationRequest
 
 
 def main(argv: list[str]) -> int:
     """`ftlib evaluate RUN|CONFIG [KEY=VALUE…] [--split S…] [--data CONFIG…] [--before] [--json]`"""
     parsed = _parser().parse_intermixed_args(argv)
     site = find_site()
-    experiment, run = _resolve_target(parsed, site)
-    whens = ["before"] if parsed.before else ["before", "after"] if experiment.config.evaluation.before else ["after"]
-    if "after" in whens and not run.done_marker.exists():
-        remedy = "Run `ftlib train` first, or add --before for the base model."
-        remedy = "\n".join(filter(None, [remedy, runs.recipe_notice(experiment, site)]))
-        raise UserError(f"{run.folder}: not trained yet", remedy)
-    results = _logged_results(experiment, run, site, parsed, whens)
-    if run.done_marker.exists() and log.is_main_process():
-        write_card(run, experiment.config)
+    experiment, run = find_experiment(parsed.run, parsed.overrides, site)
+    from ftlib.evaluation.evaluate_run import evaluate_run
+
+    results = evaluate_run(experiment, run, site, parsed.split or (), parsed.data or (), parsed.before)
     if results:
         log.info(_table(results, task_of(experiment.config).columns))
         for line in _remarks(results):
@@ -70,95 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", metavar="RUN|CONFIG", help="run folder or its name, or a config file")
     command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a field; of a RUN, one of evaluation")
     return command
-
-
-def _resolve_target(parsed: argparse.Namespace, site: Site) -> tuple[Experiment, Run]:
-    """A config names the run that it would train; a run brings its own config."""
-    if parsed.run.endswith((".yaml", ".yml")):
-        [experiment] = match_existing_runs([load_experiment(Path(parsed.run), parsed.overrides, site)], site)
-        return experiment, runs.create_run(experiment, site)
-    run = runs.find_run(parsed.run, site)
-    if others := [text for text in parsed.overrides if not text.startswith("evaluation.")]:
-        raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Give its config instead of its name.")
-    return load_experiment(run.config_file, parsed.overrides, site), run
-
-
-def _logged_results(
-    experiment: Experiment, run: Run, site: Site, parsed: argparse.Namespace, whens: Sequence[str]
-) -> list[dict[str, Any]]:
-    """All results; the run's history tells when they were asked for, and what became of that."""
-    with events.record_outcome(run, "evaluate", events.last_activity(run)):
-        notify_host("run", str(run.folder))
-        events.record_start(run, "evaluate")
-        started = time.monotonic()
-        results = list(_results(experiment, run, site, parsed, whens))
-        run.log_event("evaluated", seconds=round(time.monotonic() - started, 1))
-    return results
-
-
-def _results(
-    experiment: Experiment, run: Run, site: Site, parsed: argparse.Namespace, whens: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """The scores of every model, dataset and split; those after training tell what it changed."""
-    from ftlib.data.dataset import open_prepared
-    from ftlib.evaluation.compare import compare_before_after
-    from ftlib.evaluation.evaluate import evaluate_split, fit_threshold
-
-    own = experiment.config
-    for when in whens:
-        first = _own_request(own, run, site, when)
-        threshold = fit_threshold(first, run.evaluation_folder(own.data.source, "valid", when))
-        for name, config in _datasets(own, parsed.data or [], site):
-            prepared = first.prepared if config.data == own.data else open_prepared(config, site)
-            request = replace(first, config=config, prepared=prepared)
-            for split in parsed.split or own.evaluation.splits:
-                folders = {each: run.evaluation_folder(name, split, each) for each in ("before", "after")}
-                chosen_here = config is own and split == "valid"
-                scores = evaluate_split(request, split, folders[when], None if chosen_here else threshold)
-                if scores is None:
-                    continue
-                change = None
-                if when == "after":
-                    change = compare_before_after(config, request.prepared.labels, folders["before"], folders["after"])
-                if change:
-                    scores = {**scores, "change": change}
-                yield {"when": when, "data": name, "split": split, **scores}
-
-
-def _own_request(own: Config, run: Run, site: Site, when: str) -> EvaluationRequest:
-    from ftlib.data.dataset import open_prepared
-    from ftlib.evaluation import model
-    from ftlib.evaluation.evaluate import EvaluationRequest
-
-    prepared, bare = open_prepared(own, site, run), own.evaluation.without_context
-    verify_data_unchanged(run, prepared.metadata)
-    if when == "before" or isinstance(own.adapter, Lora):
-        pin_base(run, model_hashes(find_model(own.model, site), site))
-    if when == "before":
-        return EvaluationRequest(
-            model.base_model(own, site), own, prepared, shared=site.runs / ".before", without_context=bare
-        )
-    return EvaluationRequest(
-        model.finetuned_model(own, run, site), own, prepared, prepared.rows("train"), without_context=bare
-    )
-
-
-def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str, Config]]:
-    """The run's own dataset, or those of other configs with their prompts, asked in this run's way."""
-    request: dict[str, Config] = {}
-    for path in paths:
-        other = load_experiment(path, [], site).config
-        if other.task != own.task:
-            raise UserError(f"{path}: its task is {other.task}, this run's is {own.task}")
-        if (other.data.prompt == CHAT) != (own.data.prompt == CHAT):
-            problem = f"{path}: its data.prompt is {other.data.prompt!r}, this run's is {own.data.prompt!r}"
-            raise UserError(problem, "Only chat is asked by the model's chat template; set data.prompt alike.")
-        of_the_run = other.name == own.data.source
-        if other.name in request or (of_the_run and other.data != own.data):
-            problem = f"{path}: results on another dataset lie under the name {other.name} already"
-            raise UserError(problem, "Give this config another name.")
-        request[other.name] = own if of_the_run else own.model_copy(update={"data": other.data})
-    return list(request.items()) or [(own.data.source, own)]
 
 
 def _table(results: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

@@ -1,8 +1,7 @@
 """The command line: `ftlib COMMAND …` and `python3 -m ftlib COMMAND …` are the same.
 
 Each command is a module in `ftlib/cli/`, imported only when it is called, so that `--help` is quick and the
-login node never imports torch. This is the only place that catches UserError, and errors of files and folders that a
-user can mend.
+login node never imports torch. This is the only place that catches UserError.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import os
 import sys
 
 from ftlib import __version__
-from ftlib.core import files, log, permissions, signals, trust
+from ftlib.core import log, permissions, signals, trust
 from ftlib.core.environment import prefer_expandable_segments
-from ftlib.core.out_of_memory import oom_as_user_error
+from ftlib.core.user_errors import as_user_errors
 from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RANK_LOST, EXIT_REQUEUE, EXIT_USER, RankLost, UserError
 
 COMMANDS = {
@@ -39,9 +38,6 @@ COMMANDS = {
     "doctor": "check this machine and say what to do",
     "schema": "JSON Schema of the config, for editors",
 }
-
-HEAVY_PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "PIL", "sacrebleu", "pycocotools")
-"""What the light install lacks."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,12 +98,6 @@ def _run_to_exit_code(arguments: list[str], debug: bool) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE
-    except OSError as error:
-        told = files.as_user_error(error)
-        if debug or told is None:
-            raise
-        log.info_any_rank(f"ftlib: {told}")
-        return EXIT_USER
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -116,14 +106,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise UserError(f"{name}: no such command", f"Did you mean {near[0]}?" if near else "See `ftlib --help`.")
-    try:
-        with oom_as_user_error():
-            code: int = importlib.import_module(f"ftlib.cli.{name}").main(arguments)
-    except ModuleNotFoundError as error:
-        if error.name not in HEAVY_PACKAGES:
-            raise
-        remedy = "Run it in the container, or install what training needs: pip install 'ftlib[train]'"
-        raise UserError(f"{name} needs {error.name}, which is not installed here", remedy) from None
+    with as_user_errors(name):
+        code: int = importlib.import_module(f"ftlib.cli.{name}").main(arguments)
     return code
 
 

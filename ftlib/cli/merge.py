@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.cli import arguments
-from ftlib.config.loader import load_section, read_raw_config, validate_section
+from ftlib.config.loader import validate_section
 from ftlib.core import log
 from ftlib.core.paths import Site, find_site
 from ftlib.core.signals import raise_on_signal
 from ftlib.errors import UserError
-from ftlib.merging.mergekit import as_recipe, is_mergekit
+from ftlib.merging.mergekit import load_recipe
 from ftlib.merging.recipe import Recipe
 
 MODES = {
@@ -86,14 +86,7 @@ def _load_recipe(parsed: argparse.Namespace, site: Site) -> Recipe:
         options.pop(name, None)
     if not parsed.config:
         return validate_section(Recipe, _fields(options), site)
-    data = read_raw_config(parsed.config, parsed.overrides).data
-    if is_mergekit(data) and not options.keys() - {"output"}:
-        fields = as_recipe({key: value for key, value in data.items() if key != "output"}, str(parsed.config))
-        return validate_section(Recipe, {"output": data.get("output"), **fields, **options}, site)
-    if options:
-        problem = f"--{min(options)}: with a config file, fields are set by KEY=VALUE"
-        raise UserError(problem, f"For example: ftlib merge {parsed.config} density=0.2")
-    return load_section(Recipe, parsed.config, parsed.overrides, site)
+    return load_recipe(parsed.config, parsed.overrides, site, options)
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:

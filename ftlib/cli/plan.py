@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ftlib import api
 from ftlib.cli import arguments
 from ftlib.core import log
-from ftlib.core.gpu import gpu_memory_bytes
-from ftlib.core.paths import find_site
 from ftlib.core.text import format_gib
 from ftlib.errors import EXIT_FAILURE
 
@@ -28,11 +27,7 @@ def main(argv: list[str]) -> int:
     command.add_argument("--gpu", metavar="SIZE", help="memory of the GPU, such as 12GiB; without it: this machine's")
     command.add_argument("--json", action="store_true", help="print the numbers to stdout, sizes in bytes")
     parsed = command.parse_intermixed_args(argv)
-    site = find_site()
-    config = arguments.load_from_arguments(parsed, site).config
-    from ftlib.memory.search import parse_size, plan_memory
-
-    plan = plan_memory(config, site, parse_size(parsed.gpu) if parsed.gpu else gpu_memory_bytes())
+    plan = api.plan(parsed.config, parsed.overrides, gpu=parsed.gpu)
     _show(plan)
     if parsed.json:
         log.print_json(plan.to_json())

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ftlib.cli import arguments
-from ftlib.config.schema import Data
-from ftlib.core import files, log
+from ftlib.core import log
 from ftlib.core.paths import find_site
 from ftlib.errors import UserError
-
-if TYPE_CHECKING:
-    from ftlib.evaluation.predict import Query
 
 
 def main(argv: list[str]) -> int:
@@ -27,33 +22,19 @@ def main(argv: list[str]) -> int:
         raise UserError("predict: what is asked?", "Give either --prompt (with --image or --context) or --file.")
     if parsed.draw and not parsed.image:
         raise UserError("predict: --draw needs --image")
-    from ftlib.evaluation import predict as evaluation_predict
+    from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
 
-    model, settings = evaluation_predict.open_finetuned(parsed.run, parsed.max_new_tokens, find_site())
+    model, settings = open_finetuned(parsed.run, parsed.max_new_tokens, find_site())
     if parsed.file:
-        asked = evaluation_predict.read_queries(parsed.file)
+        asked = read_queries(parsed.file)
     else:
-        asked = [evaluation_predict.Query(parsed.prompt, parsed.image, evaluation_predict.text_or_file(parsed.context))]
-    both = evaluation_predict.with_and_without_context(asked)
-    found = iter(evaluation_predict.answer_queries(model, settings, both))
-    records = [_answer_record(query, [next(found) for _ in range(2 if query.context else 1)]) for query in asked]
+        asked = [Query(parsed.prompt, parsed.image, text_or_file(parsed.context))]
+    records = predict(model, settings, asked)
     log.print_json(records) if parsed.json else log.print_result(_format_answers(records))
     if parsed.draw:
-        _draw(parsed.draw, parsed.image, model.config.data, records[0]["answer"], settings.mask_decoder)
+        draw_answer(parsed.draw, parsed.image, model.config.data, records[0]["answer"], settings.mask_decoder)
+        log.info(f"drawn: {parsed.draw}")
     return 0
-
-
-def _draw(target: Path, image: Path, data: Data, answer: str, mask_decoder: str | None) -> None:
-    """The image with the boxes that the answer names, and with its masks if the config has what decodes them."""
-    from ftlib.data.images import open_query_image
-    from ftlib.data.visualize import draw_boxes_and_masks
-    from ftlib.models.mask_codec import MaskCodec
-
-    masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
-    with files.storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draw_boxes_and_masks(open_query_image(image, data), answer, masks).save(target, format="PNG")
-    log.info(f"drawn: {target}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,11 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--draw", metavar="F", type=Path, help="write a PNG with the answer's boxes and masks")
     command.add_argument("--json", action="store_true", help="print questions and answers as JSON")
     return command
-
-
-def _answer_record(query: Query, answers: list[str]) -> dict[str, str]:
-    record = {"prompt": query.prompt, "answer": answers[0]}
-    return record | ({"answer with context": answers[1]} if query.context else {})
 
 
 def _format_answers(records: list[dict[str, str]]) -> str:

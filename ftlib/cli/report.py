@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ftlib.cli import arguments
-from ftlib.core import files, log
+from ftlib.core import log
 from ftlib.core.paths import find_site
-from ftlib.reports.exports import markdown, score_lines, write_tensorboard, write_wandb
-from ftlib.reports.run_record import RunRecord, read_run_record
-from ftlib.reports.run_report import render
-from ftlib.reports.sweep_report import render_sweep
-from ftlib.runs import run as runs
-from ftlib.slurm.status import run_statuses
+from ftlib.reports.exports import write_tensorboard, write_wandb
+from ftlib.reports.report import read_run_records, write_report
+from ftlib.runs.run import find_runs
 
 
 def main(argv: list[str]) -> int:
@@ -42,13 +38,8 @@ def main(argv: list[str]) -> int:
     command.add_argument("--wandb", metavar="PROJECT", help="an offline Weights & Biases run in every run folder too")
     parsed = command.parse_args(argv)
     site = find_site()
-    found = runs.find_runs(parsed.runs, site)
-    standings = run_statuses(found, site)
-    pairs = zip(log.track(found, "reading runs"), standings, strict=True)
-    records = [read_run_record(run, site, standing, not parsed.no_images) for run, standing in pairs]
-    path = parsed.output or (found[0].report if len(found) == 1 else found[0].folder.parent / "report.html")
-    _write(path, records, parsed.templates)
-    log.print_result(str(path))
+    records = read_run_records(find_runs(parsed.runs, site), site, not parsed.no_images)
+    log.print_result(str(write_report(records, parsed.output, parsed.templates)))
     if parsed.tensorboard:
         folders = [write_tensorboard(record) for record in log.track(records, "writing event files")]
         log.info(f"look at them with: tensorboard --logdir {shlex.quote(str(_common_parent(folders)))}")
@@ -60,11 +51,3 @@ def main(argv: list[str]) -> int:
 
 def _common_parent(folders: Sequence[Path]) -> Path:
     return Path(os.path.commonpath(folders))
-
-
-def _write(path: Path, records: Sequence[RunRecord], templates: Path | None) -> None:
-    made = time.time()
-    page = render_sweep(records, made, templates) if len(records) > 1 else render(records[0], made, templates)
-    files.write_text(path.with_suffix(".md"), log.escape_control_characters(markdown(records)))
-    files.write_text(path.with_suffix(".csv"), score_lines(records))
-    files.write_text(path, page)

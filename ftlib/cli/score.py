@@ -19,37 +19,31 @@ with the same `image` are resampled together.
 from __future__ import annotations
 
 import argparse
-import importlib
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ftlib import api
 from ftlib.cli import arguments
-from ftlib.core import log, registry
-from ftlib.errors import UserError
-
-if TYPE_CHECKING:
-    from ftlib.metrics.base import MetricResult
-
-SCORERS = {entry.scored_as or entry.name: entry.scorer for entry in registry.TASKS.values() if entry.scorer}
-"""Task → the module whose `score` reads its files."""
-
-OPTIONS = {"choices": "gqa", "positive": "classify", "tokenize": "text"}
-"""Option → the one task that takes it."""
+from ftlib.core import log
+from ftlib.metrics.summary import format_summary
+from ftlib.tasks.score_files import SCORERS
 
 
 def main(argv: list[str]) -> int:
     """`ftlib score TASK --references FILE… --predictions FILE [--against FILE] [--json]`"""
     parsed = _parser().parse_args(argv)
-    from ftlib.metrics.summary import format_summary, summary
-    from ftlib.metrics.uncertainty import confidence_intervals
-
-    measured = _score_file(parsed, parsed.predictions)
-    found = {} if parsed.no_intervals else confidence_intervals(measured)
-    log.info(format_summary(measured, found))
-    scores = summary(measured, found)
+    scores = api.score(
+        parsed.task,
+        parsed.references,
+        parsed.predictions,
+        against=parsed.against,
+        intervals=not parsed.no_intervals,
+        choices=parsed.choices,
+        positive=parsed.positive,
+        tokenize=parsed.tokenize,
+    )
+    log.info(format_summary(scores))
     if parsed.against:
-        scores["against"] = _differences(measured, _score_file(parsed, parsed.against))
         log.info(_table(parsed.against, scores["against"]))
     if parsed.json:
         log.print_json(scores)
@@ -72,25 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--no-intervals", action="store_true", help="only the values")
     command.add_argument("--json", action="store_true", help="print everything to stdout")
     return command
-
-
-def _score_file(parsed: argparse.Namespace, predictions: Path) -> MetricResult:
-    options = {name: getattr(parsed, name) for name in OPTIONS if getattr(parsed, name) is not None}
-    for name in options:
-        if OPTIONS[name] != parsed.task:
-            raise UserError(f"--{name} belongs to {OPTIONS[name]}, not to {parsed.task}")
-    scorer = importlib.import_module(SCORERS[parsed.task])
-    measured: MetricResult = scorer.score(parsed.references, predictions, **options)
-    return measured
-
-
-def _differences(first: MetricResult, second: MetricResult) -> dict[str, dict[str, Any]]:
-    """Second − first, for every metric that is no part of a breakdown."""
-    from ftlib.metrics.uncertainty import paired_test
-
-    names = [name for name in first.values() if ": " not in name and name not in first.constants]
-    found = {name: paired_test(first.sample, second.sample, name) for name in names}
-    return {name: {**asdict(one), "verdict": one.verdict} for name, one in found.items()}
 
 
 def _table(against: Path, differences: dict[str, dict[str, Any]]) -> str:

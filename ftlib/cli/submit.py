@@ -8,44 +8,26 @@ in the background of this machine, debug one after the other before the command 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ftlib.cli import arguments
 from ftlib.core import log
-from ftlib.core.paths import Site, find_site, site_settings
-from ftlib.errors import UserError
-
-if TYPE_CHECKING:
-    from ftlib.runs.run import Run
-    from ftlib.slurm.executors import Submission
-    from ftlib.slurm.sweep import SweepRun
-
-_FROZEN_SETTINGS = ("FTLIB_BINDS", "FTLIB_TMP", "FTLIB_HOOK", "FTLIB_MAX_REQUEUES", "FTLIB_GROUP", "FTLIB_SHARE_RUNS",
-           "FTLIB_OWNER", "FTLIB_IMAGE_SHA256")  # fmt: skip
-_PER_RUN_STAGES = ("stage", "prepare", "train", "evaluate")
+from ftlib.core.paths import find_site
 
 
 def main(argv: list[str]) -> int:
     """`ftlib submit CONFIG [KEY=VALUE…] [--executor …] [--then …] [--retry|--replace] [--dry-run]`"""
     parsed = _parser().parse_intermixed_args(argv)
-    site = find_site()
     from ftlib.config.loader import read_raw_config
-    from ftlib.slurm import sweep
-    from ftlib.slurm.submit import finish_interrupted
+    from ftlib.slurm.submit import SubmitOptions, submit
 
-    sweep_runs = sweep.expand_sweep(read_raw_config(parsed.config, parsed.overrides), site)
-    if not parsed.dry_run:
-        finish_interrupted(site)
-    chosen = _select_runs(sweep_runs, site, parsed)
-    if not chosen:
-        return 0
-    submission = _make_submission(chosen, site, parsed)
-    if parsed.dry_run:
-        _show(submission, chosen, site, parsed.replace)
-        return 0
-    _submit(submission, chosen, site, parsed)
+    options = SubmitOptions(parsed.executor, parsed.then, parsed.retry, parsed.replace, parsed.dry_run)
+    done = submit(read_raw_config(parsed.config, parsed.overrides), find_site(), options)
+    if parsed.dry_run and done.runs:
+        log.print_result(done.preview)
+    elif done.runs:
+        jobs = ", ".join(done.jobs)
+        log.info(f"{len(done.runs)} submitted as {parsed.executor} job {jobs}; output in {done.folder}")
+        log.print_result("\n".join(done.jobs))
     return 0
 
 
@@ -72,165 +54,3 @@ def _stages(text: str) -> tuple[str, ...]:
     if words not in (("evaluate",), ("report",), ("evaluate", "report")):
         raise argparse.ArgumentTypeError("must be evaluate, report, or evaluate,report")
     return words
-
-
-def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, parsed: argparse.Namespace) -> list[SweepRun]:
-    """The runs to submit; says how all of them stand."""
-    from ftlib.runs import run as runs
-    from ftlib.slurm import status
-    from ftlib.slurm.client import Slurm, SlurmUnavailable
-    from ftlib.slurm.jobspec import JobSpec
-
-    slurm = Slurm()
-    if not parsed.replace:
-        for notice in filter(None, (runs.recipe_notice(member.experiment, site) for member in sweep_runs)):
-            log.info(notice)
-    folders = [runs.run_for(member.experiment, site) for member in sweep_runs]
-    pairs = [(run, member.experiment.config) for run, member in zip(folders, sweep_runs, strict=True)]
-    try:
-        states = status.submission_states(pairs, site, slurm.jobs)
-        spec = JobSpec.of(sweep_runs[0].experiment.config, site_settings())
-        asked = parsed.executor == "slurm" and not parsed.dry_run
-        room = slurm.remaining_submit_quota(spec.account, spec.partition, spec.qos) if asked else None
-    except SlurmUnavailable as error:
-        raise UserError(f"how earlier jobs stand cannot be told: {error}", "Try again when Slurm answers.") from None
-    wanted = [status.MISSING, *([status.FAILED] if parsed.retry or parsed.replace else [])]
-    wanted += [status.FINISHED] if parsed.replace else []
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    log.info(f"{len(sweep_runs)} {'run' if len(sweep_runs) == 1 else 'runs'}: {counts}")
-    if status.FAILED in states and status.FAILED not in wanted:
-        log.info("failed runs are left out; --retry goes on with them, --replace begins them anew")
-    if parsed.replace and status.ACTIVE in states:
-        raise UserError("some of these runs are queued or running, and cannot be replaced", "Cancel them first.")
-    chosen = [member for member, state in zip(sweep_runs, states, strict=True) if state in wanted]
-    return _within_quota(chosen, room, 1 + ("evaluate" in parsed.then), "report" in parsed.then)
-
-
-def _within_quota(chosen: list[SweepRun], quota: int | None, each: int, last: int) -> list[SweepRun]:
-    """As many runs as Slurm takes now."""
-    if quota is None or len(chosen) * each + last <= quota:
-        return chosen
-    fit = max(0, (quota - last) // each)
-    remedy = "Run the same command again when some of your jobs have ended: it sends the others."
-    if not fit:
-        raise UserError(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs)", remedy)
-    log.info(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs): {fit} of {len(chosen)} runs are sent.")
-    log.info(remedy)
-    return chosen[:fit]
-
-
-def _make_submission(chosen: Sequence[SweepRun], site: Site, parsed: argparse.Namespace) -> Submission:
-    from ftlib.runs import run as runs
-    from ftlib.slurm.client import Slurm, SlurmUnavailable
-    from ftlib.slurm.executors import Submission
-    from ftlib.slurm.jobspec import JobSpec
-
-    settings = site_settings()
-    config = chosen[0].experiment.config
-    files = [str(runs.run_for(member.experiment, site, parsed.replace).config_file) for member in chosen]
-    try:
-        array_size = Slurm().max_array_size() if parsed.executor == "slurm" else len(chosen)
-    except SlurmUnavailable as error:
-        if not parsed.dry_run:
-            raise UserError(f"Slurm cannot be asked: {error}", "Without Slurm: --executor local.") from None
-        log.info(f"Slurm cannot be asked ({error}); arrays as with its default limit")
-        array_size = 1001
-    return Submission(
-        spec=JobSpec.of(config, settings),
-        tasks=[[[name, file] for name in _PER_RUN_STAGES] for file in files],
-        stages=[_PER_RUN_STAGES[:-1], _PER_RUN_STAGES[-1:]] if "evaluate" in parsed.then else [_PER_RUN_STAGES],
-        last=["report", config.name] if "report" in parsed.then else None,
-        folder=Path("logs").absolute() / config.name,
-        setup=_setup_lines(site, settings) if parsed.executor == "slurm" else [],
-        array_size=array_size,
-    )
-
-
-def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
-    """The beginning of every batch script; the places of store, runs and image are those of now."""
-    from ftlib.runs.pinning import find_home, snapshot_folder
-    from ftlib.slurm.executors import setup_lines
-
-    image = Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
-    places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(image)}
-    frozen = {name: settings[name] for name in _FROZEN_SETTINGS if name in settings}
-    return setup_lines(snapshot_folder(find_home(), site), {**frozen, **places})
-
-
-def _show(submission: Submission, chosen: Sequence[SweepRun], site: Site, anew: bool) -> None:
-    from ftlib.runs import run as runs
-    from ftlib.slurm.executors import render_scripts
-
-    for member in chosen:
-        named = runs.run_name(runs.run_for(member.experiment, site, anew), site)
-        log.print_result(f"# {named}: {member.label}".rstrip(": "))
-    for number, (script, array) in enumerate(render_scripts(submission), 1):
-        log.print_result(
-            f"##### ARRAY{number}: sbatch of this script, {len(array.tasks)} x {'+'.join(array.stage)}\n{script}"
-        )
-        for index, task in enumerate(array.tasks):
-            for command in task:
-                if command[0] in array.stage:
-                    log.print_result(f"# {index}: ftlib {' '.join(command)}")
-        log.print_result("")
-
-
-def _submit(submission: Submission, chosen: Sequence[SweepRun], site: Site, parsed: argparse.Namespace) -> None:
-    from ftlib.runs import run as runs
-    from ftlib.runs.pinning import find_home, snapshot_folder, take_snapshot
-    from ftlib.slurm.submit import replaced_runs
-
-    replaced = [runs.run_for(member.experiment, site) for member in chosen] if parsed.replace else []
-    with replaced_runs(replaced, site):
-        folders = [runs.create_run(member.experiment, site, parsed.replace) for member in chosen]
-        if parsed.executor == "slurm":
-            home = find_home()
-            take_snapshot(home, snapshot_folder(home, site), site)
-        _make_job_folder(submission.folder, site)
-        masters = _send_to_executor(submission, folders, parsed.executor)
-    log.info(f"{len(chosen)} submitted as {parsed.executor} job {', '.join(masters)}; output in {submission.folder}")
-    log.print_result("\n".join(masters))
-
-
-def _make_job_folder(folder: Path, site: Site) -> None:
-    """Make the folder of submitit's pickles, which jobs execute.
-
-    Raises:
-        UserError: not writable, or others may write there.
-    """
-    from ftlib.core import files, permissions
-
-    with files.storage_errors(folder):
-        permissions.make_folder(folder, 0o777 & ~permissions.read_umask(), None)
-    permissions.require_trusted(folder, "the folder of what is submitted", site)
-
-
-def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: str) -> list[str]:
-    """Submit; each run's history tells its jobs and where their output goes as soon as they are taken.
-
-    Returns:
-        What to call the jobs by, an array by its own number.
-    """
-    from ftlib.core.environment import process_start
-    from ftlib.slurm.executors import EXECUTORS
-
-    masters: dict[str, None] = {}
-    before: dict[int, str] = {}
-
-    def note(numbers: Sequence[int], jobs: Sequence[str]) -> None:
-        masters.update(dict.fromkeys(job.partition("_")[0] for job in jobs))
-        if executor == "debug":
-            return
-        for number, job in zip(numbers, jobs, strict=False):
-            details = {"job": job, "executor": executor, "log": str(submission.folder / f"{job}_0_log.out")}
-            started = process_start(int(job)) if executor == "local" else None
-            folders[number].log_event("submitted", **details, after=before.get(number), started=started)
-            before[number] = job
-
-    try:
-        EXECUTORS[executor](submission, note)
-    except BaseException:
-        if masters:
-            log.info(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
-        raise
-    return list(masters)

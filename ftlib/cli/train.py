@@ -6,12 +6,10 @@ The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the resul
 from __future__ import annotations
 
 from ftlib.cli import arguments
-from ftlib.core import lease, log
+from ftlib.core import log
 from ftlib.core.paths import find_site
-from ftlib.core.signals import notify_host, raise_on_signal
 from ftlib.data.moved import match_existing_runs
 from ftlib.errors import EXIT_FAILURE, TrainingDiverged
-from ftlib.runs import events
 from ftlib.runs import run as runs
 from ftlib.runs.pinning import exec_pinned_code
 
@@ -36,13 +34,10 @@ def main(argv: list[str]) -> int:
         return 0
     # older code would begin another run for data that lie elsewhere; the run's own config is the same but for that
     exec_pinned_code(run, site, ["train", *([str(run.config_file)] if experiment.data_locations else argv)])
-    from ftlib.training.train import run_training
+    from ftlib.training.train import train_run
 
-    seen = events.last_activity(run)
     try:
-        with raise_on_signal(), lease.acquire_lease(run.folder), events.record_outcome(run, "train", seen):
-            notify_host("run", str(run.folder))
-            run_training(experiment, run, site)
+        train_run(experiment, run, site)
     except TrainingDiverged as error:
         log.info(f"ftlib: {error}")
         return EXIT_FAILURE

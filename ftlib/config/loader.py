@@ -1,7 +1,7 @@
-"""Read a config: a YAML file and `KEY=VALUE` overrides in, a checked `Experiment` out.
+"""Read a config: a YAML file or a mapping, and overrides in, a checked `Experiment` out.
 
-All faults are collected and reported at once, each with file and line (or "command line"), the dotted field and,
-for an unknown key, the nearest known one.
+All faults are collected and reported at once, each with file and line (or "command line", "overrides"), the dotted
+field and, for an unknown key, the nearest known one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ from ftlib.core.text import option_error
 from ftlib.errors import UserError
 
 S = TypeVar("S", bound=Section)
+ConfigSource = Path | Mapping[str, Any]
+"""A YAML file, or its content."""
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`KEY=VALUE` texts, whose values are read as YAML, or dotted keys → values."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_COMMAND_LINE = "command line"
+_COMMAND_LINE, _OVERRIDES = "command line", "overrides"
+_MAPPING = Path("config")
+"""What messages call a config that is no file."""
 RUN_CONFIG = "config.yaml"
 """What a run's config is called in its folder."""
 DATA_PATHS = "data_paths.json"
@@ -114,10 +120,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class RawConfig:
-    """A config file with its overrides, not checked yet.
+    """A config with its overrides, not checked yet.
 
     Attributes:
-        path: the file.
+        path: the file; `config` for one that is no file.
         data: its content.
         locations: where each key and list item stands, as messages name it.
     """
@@ -133,43 +139,75 @@ class RawConfig:
 
 
 def load_experiment(
-    path: Path, overrides: Sequence[str], site: Site, environment: Mapping[str, str] = os.environ
+    config: ConfigSource, overrides: Overrides, site: Site, environment: Mapping[str, str] = os.environ
 ) -> Experiment:
-    """Read and check a config file.
+    """Read and check a config.
 
     Args:
-        path: the YAML file.
-        overrides: `KEY=VALUE` with a dotted key; the value is read as YAML would read it.
         site: gives `${store}`.
         environment: gives every other `${NAME}`.
 
     Raises:
         UserError: every fault found, one a line; or the file stands for several runs.
     """
-    source = read_raw_config(path, overrides)
+    source = read_raw_config(config, overrides)
     if source.data.get("sweep") is not None:
         problem = f"{source.location(('sweep',))}: sweep: this config stands for several runs"
         remedy = (
-            f"Send them all: ftlib submit {path}\nOr take one by hand: add sweep=null and the KEY=VALUE that make it."
+            f"Send them all: ftlib submit {source.path}\n"
+            "Or take one by hand: add sweep=null and the KEY=VALUE that make it."
         )
         raise UserError(problem, remedy)
     return validate_experiment(source, site, environment)
 
 
-def read_raw_config(path: Path, overrides: Sequence[str]) -> RawConfig:
-    """Read a config file and set the overrides in it.
+def read_raw_config(config: ConfigSource, overrides: Overrides) -> RawConfig:
+    """Read a config and set the overrides in it.
 
     Raises:
         UserError: no such file, no YAML, or an override that is none.
     """
-    data, lines = _read(path)
-    locations: dict[yaml12.KeyPath, str] = {key: f"{path}:{line}" for key, line in lines.items()}
+    locations: dict[yaml12.KeyPath, str] = {}
+    if isinstance(config, Mapping):
+        path, data = _MAPPING, {key: _plain(value, f"{_MAPPING}: {key}") for key, value in config.items()}
+    else:
+        path = config
+        data, lines = _read(path)
+        locations = {key: f"{path}:{line}" for key, line in lines.items()}
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            if not isinstance(key, str) or not all(key.split(".")):
+                raise UserError(f"{_OVERRIDES}: {key!r} is not a dotted key", "For example: training.learning_rate")
+            set_field(data, locations, key, _plain(value, f"{_OVERRIDES}: {key}"), _OVERRIDES)
+        return RawConfig(path, data, locations)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"{_COMMAND_LINE}: {text!r} is not KEY=VALUE", "For example: training.learning_rate=1e-4")
         set_field(data, locations, key, yaml12.load_value(value, f"{_COMMAND_LINE}: {key:.200}"), _COMMAND_LINE)
     return RawConfig(path, data, locations)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy of a value from Python, as YAML would give it.
+
+    Raises:
+        UserError: a value that YAML does not know.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, (int, float)):  # such as numpy.float64
+        return float(value) if isinstance(value, float) else int(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}.{index}") for index, item in enumerate(value)]
+    problem = f"{where}: must be a number, text, true or false, a list or a mapping, got {value!r:.200}"
+    raise UserError(problem, f"Convert the {type(value).__name__} first.")
 
 
 def set_field(data: dict[str, Any], locations: dict[yaml12.KeyPath, str], key: str, value: Any, location: str) -> None:
@@ -278,7 +316,7 @@ def _resolved_plugins(source: RawConfig, variables: Mapping[str, str], errors: l
 
 
 def _read_plugin(text: str, key: yaml12.KeyPath, source: RawConfig, variables: Mapping[str, str]) -> dict[str, Any]:
-    here = Path.cwd() if source.location(key) == _COMMAND_LINE else source.path.absolute().parent
+    here = Path.cwd() if source.location(key) in (_COMMAND_LINE, _OVERRIDES) else source.path.absolute().parent
     path = here / Path(_expand(text, key, variables, [])).expanduser()
     content = plugins.read(path)
     registers = plugins.declared(content, path)
@@ -342,7 +380,7 @@ def _with_stored_paths(section: S, source: RawConfig, site: Site, folder: Path) 
     """
 
     def stored(key: tuple[int | str, ...], text: str, kind: PathKind) -> str:
-        here = Path.cwd() if source.location(key) == _COMMAND_LINE else folder
+        here = Path.cwd() if source.location(key) in (_COMMAND_LINE, _OVERRIDES) else folder
         try:
             return stored_text(text, kind, here, site.store)
         except (OSError, RuntimeError) as error:
@@ -354,14 +392,14 @@ def _with_stored_paths(section: S, source: RawConfig, site: Site, folder: Path) 
 
 
 def load_section(
-    schema: type[S], path: Path, overrides: Sequence[str], site: Site, environment: Mapping[str, str] = os.environ
+    schema: type[S], config: ConfigSource, overrides: Overrides, site: Site, environment: Mapping[str, str] = os.environ
 ) -> S:
-    """Read and check a file that is no experiment but follows the same rules.
+    """Read and check a config that is no experiment but follows the same rules.
 
     Raises:
         UserError: every fault found, one a line.
     """
-    source = read_raw_config(path, overrides)
+    source = read_raw_config(config, overrides)
     errors: list[tuple[yaml12.KeyPath, str]] = []
     expanded = _expand(source.data, (), {**environment, "store": str(site.store)}, errors)
     return _with_absolute_paths(_validate(schema, expanded, errors, source), source, site)

@@ -1,4 +1,4 @@
-"""Runs whose data lie elsewhere now: moved, copied, or mounted at another path on another machine.
+"""The run of a config, also if its data lie elsewhere now: moved, copied, or at another path on another machine.
 
 A root outside the store is part of a run's identity as a path. Where a config has no run of its own, the run of the
 same name that differs from it in nothing but such paths, and that noted the very same data, is the config's run.
@@ -7,19 +7,41 @@ same name that differs from it in nothing but such paths, and that noted the ver
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from ftlib.config import yaml12
-from ftlib.config.loader import Experiment
+from ftlib.config.loader import Experiment, Overrides, load_experiment
 from ftlib.config.schema import Data
 from ftlib.core import log
 from ftlib.core.paths import Site
 from ftlib.data.dataset import same_data
 from ftlib.errors import UserError
-from ftlib.runs.run import Run, run_for
+from ftlib.runs.run import Run, create_run, find_run, run_for
+
+
+def find_experiment(target: str | Mapping[str, Any], overrides: Overrides, site: Site) -> tuple[Experiment, Run]:
+    """A run with its config.
+
+    Args:
+        target: a config (a .yaml or .yml file, or its content), which names the run that it would train; or a run's
+            folder or name.
+        overrides: of a run, only fields of `evaluation`.
+
+    Raises:
+        UserError: no such config or run, a fault in the config, or another override of a run.
+    """
+    if isinstance(target, Mapping) or target.endswith((".yaml", ".yml")):
+        config = target if isinstance(target, Mapping) else Path(target)
+        [experiment] = match_existing_runs([load_experiment(config, overrides, site)], site)
+        return experiment, create_run(experiment, site)
+    run = find_run(target, site)
+    if others := [text for text in overrides if not text.startswith("evaluation.")]:
+        raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Give its config instead of its name.")
+    return load_experiment(run.config_file, overrides, site), run
 
 
 def match_existing_runs(experiments: Sequence[Experiment], site: Site) -> list[Experiment]:

@@ -7,23 +7,25 @@ PaliGemma is given the whole prompt, as in training.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ftlib.config.loader import RUN_CONFIG, load_experiment
-from ftlib.config.schema import CHAT, Config, Evaluation
+from ftlib.config.schema import CHAT, Config, Data, Evaluation
 from ftlib.core import files
 from ftlib.core.paths import Site
 from ftlib.data.example import Example, raise_all
 from ftlib.data.images import open_query_image
 from ftlib.data.prompts import BUILTIN_TEMPLATES, render_prompt, template_fields
 from ftlib.data.sources.json_stream import parse_json
+from ftlib.data.visualize import draw_boxes_and_masks
 from ftlib.errors import UserError
 from ftlib.evaluation.model import EvalModel, base_model, finetuned_model
 from ftlib.hub.cache import ADAPTER_CONFIG, find_adapter_base, is_adapter, require_model
 from ftlib.models.encoding import EncodedExample
+from ftlib.models.mask_codec import MaskCodec
 from ftlib.runs import run as runs
 
 
@@ -124,6 +126,35 @@ def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Que
     return [text.strip() for batch in batches for text in model.generate(batch, settings)]
 
 
+def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[dict[str, str]]:
+    """Answer questions; one with a context is answered without it, too.
+
+    Returns:
+        For each question its prompt, answer and, if it has a context, "answer with context".
+
+    Raises:
+        UserError: see `answer_queries`.
+    """
+    found = iter(answer_queries(model, settings, with_and_without_context(queries)))
+    return [
+        {"prompt": query.prompt, "answer": next(found)}
+        | ({"answer with context": next(found)} if query.context else {})
+        for query in queries
+    ]
+
+
+def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder: str | None) -> None:
+    """Write a PNG of the image with the boxes of an answer, and with its masks if the config has a mask decoder.
+
+    Raises:
+        UserError: the image cannot be read, or the target cannot be written.
+    """
+    masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
+    with files.storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw_boxes_and_masks(open_query_image(image, data), answer, masks).save(target, format="PNG")
+
+
 def is_multi_turn(model: EvalModel) -> bool:
     """Whether a question may follow others: the model's chat template has a place for what was said before."""
     return model.config.data.prompt == CHAT
@@ -159,6 +190,27 @@ def read_queries(path: Path) -> list[Query]:
     raise_all(faults, 'A line is {"prompt": …}, with "image" and "context" where there are any.')
     if not queries:
         raise UserError(f"{path}: no questions in it")
+    return queries
+
+
+def as_queries(questions: Sequence[str | Mapping[str, Any]]) -> list[Query]:
+    """Questions from Python: each a prompt, or a mapping like a line of a file; an image's path is relative to the
+    current folder.
+
+    Raises:
+        UserError: every faulty question.
+    """
+    queries: list[Query] = []
+    faults: list[str] = []
+    for number, question in enumerate(questions):
+        record = {"prompt": question} if isinstance(question, str) else question
+        if isinstance(record, Mapping):
+            record = {name: str(value) if isinstance(value, Path) else value for name, value in record.items()}
+        try:
+            queries.append(_parse_query(record, Path()))
+        except ValueError as error:
+            faults.append(f"questions[{number}]: {error}")
+    raise_all(faults, 'A question is a text, or a mapping with "prompt" and, where needed, "image" or "context".')
     return queries
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ftlib.config.loader import ConfigSource, Overrides, load_section, read_raw_config, validate_section
+from ftlib.core.paths import Site
 from ftlib.errors import UserError
-from ftlib.merging.recipe import model_letter
+from ftlib.merging.recipe import Recipe, model_letter
 
 _METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp")
 _KEYS = {
@@ -31,6 +33,29 @@ _PARAMETERS = {
 }
 _WITHOUT_EFFECT = {"int8_mask"}
 """They change how mergekit computes, not what."""
+
+
+def load_recipe(
+    config: ConfigSource, overrides: Overrides, site: Site, options: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe in a config of ftlib, or in mergekit's.
+
+    Args:
+        options: fields of the command line; beside a config only `output`, and only with mergekit's.
+
+    Raises:
+        UserError: every fault found, one a line; or an option that has no effect beside a config.
+    """
+    options = dict(options or {})
+    source = read_raw_config(config, overrides)
+    if is_mergekit(source.data) and not options.keys() - {"output"}:
+        fields = {key: value for key, value in source.data.items() if key != "output"}
+        recipe = {"output": source.data.get("output"), **as_recipe(fields, str(source.path)), **options}
+        return validate_section(Recipe, recipe, site)
+    if options:
+        problem = f"--{min(options)}: with a config file, fields are set by KEY=VALUE"
+        raise UserError(problem, f"For example: ftlib merge {source.path} density=0.2")
+    return load_section(Recipe, config, overrides, site)
 
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:

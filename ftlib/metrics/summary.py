@@ -50,16 +50,19 @@ def remarks(result: MetricResult) -> list[str]:
     return said
 
 
-def format_summary(result: MetricResult, intervals: Mapping[str, Interval | None]) -> str:
-    """A table of all metrics, the headline first, with remarks."""
-    values = result.values()
-    names = [result.headline, *[name for name in values if name != result.headline]]
-    headers = ["metric", result.unit, *(["95 % interval"] if intervals else [])]
-    rows = [_row(name, values[name], result.unit, intervals) for name in names]
-    groups = len(result.sample.groups)
-    counted = f"n = {result.n}" + (f" in {groups} groups" if groups != result.n else "")
-    said = [log.format_table(headers, rows), f"{result.rule}, {counted}, {result.invalid} invalid"]
-    return "\n".join([*said, *remarks(result)])
+def format_summary(scores: Mapping[str, Any]) -> str:
+    """A table of all metrics, the headline first, with remarks.
+
+    Args:
+        scores: see `summary`.
+    """
+    unit, metrics, with_intervals = scores["unit"], scores["metrics"], bool(scores["interval_method"])
+    names = [scores["metric"], *[name for name in metrics if name != scores["metric"]]]
+    headers = ["metric", unit, *(["95 % interval"] if with_intervals else [])]
+    rows = [_row(name, metrics[name], unit, with_intervals) for name in names]
+    counted = f"n = {scores['n']}" + (f" in {scores['groups']} groups" if scores["groups"] != scores["n"] else "")
+    said = [log.format_table(headers, rows), f"{scores['rule']}, {counted}, {scores['invalid']} invalid"]
+    return "\n".join([*said, *scores["remarks"]])
 
 
 def format_value(value: float | None, unit: str) -> str:
@@ -72,8 +75,8 @@ def format_interval(interval: Interval | None, unit: str) -> str:
     return f"{format_value(interval[0], unit)}–{format_value(interval[1], unit)}" if interval else "–"
 
 
-def _row(name: str, value: float, unit: str, intervals: Mapping[str, Interval | None]) -> list[str]:
-    return [name, format_value(value, unit), *([format_interval(intervals.get(name), unit)] if intervals else [])]
+def _row(name: str, metric: Mapping[str, Any], unit: str, with_interval: bool) -> list[str]:
+    return [name, format_value(metric["value"], unit), *([format_interval(metric["interval"], unit)] * with_interval)]
 
 
 def _finite(value: float) -> float | None:

@@ -79,18 +79,39 @@ def exec_pinned_code(run: Run, site: Site, arguments: list[str]) -> None:
     Raises:
         UserError: no space, not writable, or code that others could have written.
     """
+    if _is_pinned(run):
+        return
     target = run.code
-    if not files.is_complete(target) and log.is_main_process():
-        _pin_code(_PACKAGE.parent, target, ["ftlib"])
-        return
-    wait_until(lambda: files.is_complete(target), poll=0.2)  # the first rank copies it
-    if _code_hashes(target, "ftlib") == _code_hashes(_PACKAGE.parent, "ftlib"):
-        return
     permissions.require_trusted(target, "the code that this run began with", site)
     log.info(f"this run was started with a different version of ftlib; resuming with that version ({target})")
     os.environ.update(FTLIB_STORE=str(site.store), FTLIB_RUNS=str(site.runs))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # exec removes our handler; until there is one USR1 kills
     os.execv(sys.executable, [sys.executable, "-c", _RUN_PINNED, str(target), *arguments])
+
+
+def require_pinned_code(run: Run, command: str) -> None:
+    """Pin the running code to a new run; refuse an older run whose code differs, which needs a process of its own.
+
+    Args:
+        command: the ftlib command that does the same.
+
+    Raises:
+        UserError: the run's code differs, no space, or not writable.
+    """
+    if not _is_pinned(run):
+        problem = f"{run.folder}: this run was started with a different version of ftlib, and this process has loaded"
+        remedy = f"Use the command, which resumes with the run's own version: ftlib {command} {run.config_file}"
+        raise UserError(f"{problem} version {ftlib.__version__} from {_PACKAGE}", remedy)
+
+
+def _is_pinned(run: Run) -> bool:
+    """Whether the running code is what the run started with; to a new run it is pinned now."""
+    target = run.code
+    if not files.is_complete(target) and log.is_main_process():
+        _pin_code(_PACKAGE.parent, target, ["ftlib"])
+        return True
+    wait_until(lambda: files.is_complete(target), poll=0.2)  # the first rank copies it
+    return _code_hashes(target, "ftlib") == _code_hashes(_PACKAGE.parent, "ftlib")
 
 
 def find_home() -> Path:

@@ -1,89 +1,223 @@
-"""Runs that begin anew: what there is of them goes only when something has taken its place.
-
-Meanwhile they lie in `<runs>/.replaced-*/<name>/<identity>/`, a folder that is owned like a run; if its owner dies,
-the next `submit` or `clean` puts back what nothing has taken the place of. What is in `.deleted-*` may go at any time.
-"""
+"""Submit a config's run, or every run of its sweep: which runs are missing, what is sent, which jobs were taken."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from ftlib.core import files, log
-from ftlib.core.lease import LeaseHeld, acquire_lease
-from ftlib.core.paths import Site
-from ftlib.runs import run as runs_run
+from ftlib.config.loader import RawConfig
+from ftlib.core import files, log, permissions
+from ftlib.core.environment import process_start
+from ftlib.core.paths import Site, site_settings
+from ftlib.errors import UserError
+from ftlib.runs import run as runs
+from ftlib.runs.pinning import find_home, snapshot_folder, take_snapshot
 from ftlib.runs.run import Run
+from ftlib.slurm import status
+from ftlib.slurm.client import Slurm, SlurmUnavailable
+from ftlib.slurm.executors import EXECUTORS, Submission, render_scripts, setup_lines
+from ftlib.slurm.jobspec import JobSpec
+from ftlib.slurm.replace import finish_interrupted, replaced_runs
+from ftlib.slurm.sweep import SweepRun, expand_sweep
 
-_ASIDE_PREFIX, _DELETED_PREFIX = ".replaced-", ".deleted-"
+_FROZEN_SETTINGS = ("FTLIB_BINDS", "FTLIB_TMP", "FTLIB_HOOK", "FTLIB_MAX_REQUEUES", "FTLIB_GROUP", "FTLIB_SHARE_RUNS",
+           "FTLIB_OWNER", "FTLIB_IMAGE_SHA256")  # fmt: skip
+_PER_RUN_STAGES = ("stage", "prepare", "train", "evaluate")
+
+Executor = Literal["slurm", "local", "debug"]
+Stage = Literal["evaluate", "report"]
 
 
-@contextlib.contextmanager
-def replaced_runs(runs: Sequence[Run], site: Site) -> Iterator[None]:
-    """Move run folders away; they are deleted in the end, or back in their places if the body failed.
+@dataclass(frozen=True)
+class SubmitOptions:
+    """How runs are submitted.
 
-    If it failed after it had begun some runs anew (they have a history), these stay, and only the others come back.
+    Attributes:
+        executor: Slurm, background processes of this machine, or one run after the other in this process.
+        then: evaluate in jobs of their own, each when its training is done; report when all have ended.
+        retry: also runs that failed; they resume from what is saved.
+        replace: delete what there is of these runs and start anew.
+        dry_run: submit nothing; only say what would be submitted.
+    """
+
+    executor: Executor = "slurm"
+    then: Sequence[Stage] = ()
+    retry: bool = False
+    replace: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class SubmittedRuns:
+    """What was submitted; with `dry_run` what would be.
+
+    Attributes:
+        runs: those that were sent; empty if none is missing.
+        jobs: ids of the jobs, an array by its own; of executor local, of processes.
+        folder: of the jobs' output; None if nothing was sent.
+        preview: with `dry_run`, the batch scripts and the commands of every job.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+    folder: Path | None = None
+    preview: str = ""
+
+
+def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRuns:
+    """Submit the runs of a config that are missing: never begun, deleted, cancelled or lost.
 
     Raises:
-        LeaseHeld: somebody is at work on a run.
-        UserError: not writable.
+        UserError: a fault in the config; Slurm does not answer or takes no more jobs; a run that is to be replaced is
+            at work.
     """
-    there = [run for run in runs if run.folder.exists()]
-    if not there:
-        yield
-        return
-    aside = site.runs / f"{_ASIDE_PREFIX}{uuid.uuid4().hex}"
-    with files.storage_errors(site.runs):
-        aside.mkdir()
-    with acquire_lease(aside):
-        try:
-            for run in there:
-                target = aside / run.folder.relative_to(site.runs)
-                with files.storage_errors(run.folder), acquire_lease(run.folder):
-                    target.parent.mkdir(exist_ok=True)
-                    run.folder.rename(target)
-            yield
-        except BaseException:
-            _restore(aside, site)
-            raise
-        finally:
-            _delete(aside)
+    sweep_runs = expand_sweep(source, site)
+    if not options.dry_run:
+        finish_interrupted(site)
+    chosen = _select_runs(sweep_runs, site, options)
+    if not chosen:
+        return SubmittedRuns()
+    submission = _make_submission(chosen, site, options)
+    if options.dry_run:
+        found = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
+        return SubmittedRuns(found, [], submission.folder, _preview(submission, chosen, found, site))
+    return _submit(submission, chosen, site, options)
 
 
-def finish_interrupted(site: Site) -> None:
-    """Put back, or delete, what a `--replace` has set aside that was killed."""
-    for folder in site.runs.glob(f"{_DELETED_PREFIX}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-    for aside in site.runs.glob(f"{_ASIDE_PREFIX}*"):
-        if any(aside.glob("*/config.yaml")):  # of an older ftlib, which did not note whose they are
-            continue
-        with contextlib.suppress(LeaseHeld), acquire_lease(aside):
-            for run in _restore(aside, site):
-                log.info(f"{runs_run.run_name(run, site)}: back, since the --replace that moved it was interrupted")
-            _delete(aside)
-
-
-def _restore(aside: Path, site: Site) -> list[Run]:
-    """Move the runs back that have not begun anew; these."""
-    moved = []
-    for folder in sorted(aside.glob("*/*")):
-        run = Run(site.runs / folder.relative_to(aside))
-        if not run.history.exists():
-            Run(folder).owner.unlink(missing_ok=True)
-            if run.folder.exists():
-                shutil.rmtree(run.folder)
-            run.folder.parent.mkdir(exist_ok=True)
-            folder.rename(run.folder)
-            moved.append(run)
-    return moved
-
-
-def _delete(aside: Path) -> None:
-    """First the name changes: of what is half deleted nothing may come back."""
+def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOptions) -> list[SweepRun]:
+    """The runs to submit; says how all of them stand."""
+    slurm = Slurm()
+    if not options.replace:
+        for notice in filter(None, (runs.recipe_notice(member.experiment, site) for member in sweep_runs)):
+            log.info(notice)
+    folders = [runs.run_for(member.experiment, site) for member in sweep_runs]
+    pairs = [(run, member.experiment.config) for run, member in zip(folders, sweep_runs, strict=True)]
     try:
-        shutil.rmtree(aside.rename(aside.with_name(aside.name.replace(_ASIDE_PREFIX, _DELETED_PREFIX))))
-    except OSError as error:
-        log.info(f"what was replaced cannot be deleted: {error}")
+        states = status.submission_states(pairs, site, slurm.jobs)
+        spec = JobSpec.of(sweep_runs[0].experiment.config, site_settings())
+        asked = options.executor == "slurm" and not options.dry_run
+        room = slurm.remaining_submit_quota(spec.account, spec.partition, spec.qos) if asked else None
+    except SlurmUnavailable as error:
+        raise UserError(f"how earlier jobs stand cannot be told: {error}", "Try again when Slurm answers.") from None
+    wanted = [status.MISSING, *([status.FAILED] if options.retry or options.replace else [])]
+    wanted += [status.FINISHED] if options.replace else []
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    log.info(f"{len(sweep_runs)} {'run' if len(sweep_runs) == 1 else 'runs'}: {counts}")
+    if status.FAILED in states and status.FAILED not in wanted:
+        log.info("failed runs are left out; --retry goes on with them, --replace begins them anew")
+    if options.replace and status.ACTIVE in states:
+        raise UserError("some of these runs are queued or running, and cannot be replaced", "Cancel them first.")
+    chosen = [member for member, state in zip(sweep_runs, states, strict=True) if state in wanted]
+    return _within_quota(chosen, room, 1 + ("evaluate" in options.then), "report" in options.then)
+
+
+def _within_quota(chosen: list[SweepRun], quota: int | None, each: int, last: int) -> list[SweepRun]:
+    """As many runs as Slurm takes now."""
+    if quota is None or len(chosen) * each + last <= quota:
+        return chosen
+    fit = max(0, (quota - last) // each)
+    remedy = "Run the same command again when some of your jobs have ended: it sends the others."
+    if not fit:
+        raise UserError(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs)", remedy)
+    log.info(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs): {fit} of {len(chosen)} runs are sent.")
+    log.info(remedy)
+    return chosen[:fit]
+
+
+def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOptions) -> Submission:
+    settings = site_settings()
+    config = chosen[0].experiment.config
+    configs = [str(runs.run_for(member.experiment, site, options.replace).config_file) for member in chosen]
+    try:
+        array_size = Slurm().max_array_size() if options.executor == "slurm" else len(chosen)
+    except SlurmUnavailable as error:
+        if not options.dry_run:
+            raise UserError(f"Slurm cannot be asked: {error}", "Without Slurm: --executor local.") from None
+        log.info(f"Slurm cannot be asked ({error}); arrays as with its default limit")
+        array_size = 1001
+    return Submission(
+        spec=JobSpec.of(config, settings),
+        tasks=[[[name, file] for name in _PER_RUN_STAGES] for file in configs],
+        stages=[_PER_RUN_STAGES[:-1], _PER_RUN_STAGES[-1:]] if "evaluate" in options.then else [_PER_RUN_STAGES],
+        last=["report", config.name] if "report" in options.then else None,
+        folder=Path("logs").absolute() / config.name,
+        setup=_setup_lines(site, settings) if options.executor == "slurm" else [],
+        array_size=array_size,
+    )
+
+
+def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
+    """The beginning of every batch script; the places of store, runs and image are those of now."""
+    image = Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
+    places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(image)}
+    frozen = {name: settings[name] for name in _FROZEN_SETTINGS if name in settings}
+    return setup_lines(snapshot_folder(find_home(), site), {**frozen, **places})
+
+
+def _preview(submission: Submission, chosen: Sequence[SweepRun], found: Sequence[Run], site: Site) -> str:
+    """The runs, then every array's batch script and the commands of its elements."""
+    lines = [
+        f"# {runs.run_name(run, site)}: {member.label}".rstrip(": ") for run, member in zip(found, chosen, strict=True)
+    ]
+    for number, (script, array) in enumerate(render_scripts(submission), 1):
+        lines.append(
+            f"##### ARRAY{number}: sbatch of this script, {len(array.tasks)} x {'+'.join(array.stage)}\n{script}"
+        )
+        for index, task in enumerate(array.tasks):
+            commands = [command for command in task if command[0] in array.stage]
+            lines += [f"# {index}: ftlib {' '.join(command)}" for command in commands]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _submit(submission: Submission, chosen: Sequence[SweepRun], site: Site, options: SubmitOptions) -> SubmittedRuns:
+    replaced = [runs.run_for(member.experiment, site) for member in chosen] if options.replace else []
+    with replaced_runs(replaced, site):
+        created = [runs.create_run(member.experiment, site, options.replace) for member in chosen]
+        if options.executor == "slurm":
+            home = find_home()
+            take_snapshot(home, snapshot_folder(home, site), site)
+        _make_job_folder(submission.folder, site)
+        jobs = _send_to_executor(submission, created, options.executor)
+    return SubmittedRuns(created, jobs, submission.folder)
+
+
+def _make_job_folder(folder: Path, site: Site) -> None:
+    """Make the folder of submitit's pickles, which jobs execute.
+
+    Raises:
+        UserError: not writable, or others may write there.
+    """
+    with files.storage_errors(folder):
+        permissions.make_folder(folder, 0o777 & ~permissions.read_umask(), None)
+    permissions.require_trusted(folder, "the folder of what is submitted", site)
+
+
+def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: str) -> list[str]:
+    """Submit; each run's history tells its jobs and where their output goes as soon as they are taken.
+
+    Returns:
+        What to call the jobs by, an array by its own number.
+    """
+    masters: dict[str, None] = {}
+    before: dict[int, str] = {}
+
+    def note(numbers: Sequence[int], jobs: Sequence[str]) -> None:
+        masters.update(dict.fromkeys(job.partition("_")[0] for job in jobs))
+        if executor == "debug":
+            return
+        for number, job in zip(numbers, jobs, strict=False):
+            details = {"job": job, "executor": executor, "log": str(submission.folder / f"{job}_0_log.out")}
+            started = process_start(int(job)) if executor == "local" else None
+            folders[number].log_event("submitted", **details, after=before.get(number), started=started)
+            before[number] = job
+
+    try:
+        EXECUTORS[executor](submission, note)
+    except BaseException:
+        if masters:
+            log.info(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
+        raise
+    return list(masters)

@@ -22,6 +22,7 @@ from ftlib.config.schema import Config, Full
 from ftlib.core import files, jsonl, log, signals
 from ftlib.core.environment import describe_environment, version_changes
 from ftlib.core.gpu import gpu_name, has_bfloat16, require_kernels
+from ftlib.core.lease import acquire_lease
 from ftlib.core.out_of_memory import SMALLER_MODEL_HINT, oom_as_user_error
 from ftlib.core.paths import Site
 from ftlib.core.wait import wait_until
@@ -83,6 +84,20 @@ class _TrainingContext:
     @property
     def config(self) -> Config:
         return self.experiment.config
+
+
+def train_run(experiment: Experiment, run: Run, site: Site) -> None:
+    """Train a run, or resume it, as the only process that writes to it; its history records the outcome.
+
+    Raises:
+        LeaseHeld: another process is at work on the run.
+        UserError, TrainingDiverged: see `run_training`.
+        Preempted: a signal came, if handlers are installed (`signals.install_handlers`); the run can be resumed.
+    """
+    seen = events.last_activity(run)
+    with signals.raise_on_signal(), acquire_lease(run.folder), events.record_outcome(run, "train", seen):
+        signals.notify_host("run", str(run.folder))
+        run_training(experiment, run, site)
 
 
 def run_training(experiment: Experiment, run: Run, site: Site) -> None:

@@ -27,7 +27,6 @@ from unittest.mock import patch
 import numpy as np
 from pydantic import ValidationError
 
-from ftlib.cli.score import SCORERS
 from ftlib.config.schema import CHAT, Config, Data
 from ftlib.core import registry
 from ftlib.core.paths import Site
@@ -42,6 +41,7 @@ from ftlib.metrics import captions
 from ftlib.metrics.meteor_spice import MetricUnavailable
 from ftlib.metrics.summary import summary
 from ftlib.tasks.registry import load_task
+from ftlib.tasks.score_files import SCORERS
 from tests.data.fuzz_cases import ROOT, Case, Link
 from tests.data.preparing import prepare
 from tests.limits import time_limit

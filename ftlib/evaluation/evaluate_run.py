@@ -1,0 +1,126 @@
+"""Evaluate a run on datasets and splits, before and after training: scores out, with what is written beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ftlib.config.loader import Experiment, load_experiment
+from ftlib.config.schema import CHAT, Config, Lora
+from ftlib.core import log
+from ftlib.core.paths import Site
+from ftlib.core.signals import notify_host
+from ftlib.data.dataset import open_prepared
+from ftlib.data.splits import SPLITS
+from ftlib.errors import UserError
+from ftlib.evaluation import model
+from ftlib.evaluation.compare import compare_before_after
+from ftlib.evaluation.evaluate import EvaluationRequest, evaluate_split, fit_threshold
+from ftlib.hub.cache import find_model, model_hashes
+from ftlib.runs import events
+from ftlib.runs.model_card import write_card
+from ftlib.runs.pinning import pin_base, verify_data_unchanged
+from ftlib.runs.run import Run, recipe_notice
+
+Split = Literal["train", "valid", "test"]
+
+
+def evaluate_run(
+    experiment: Experiment,
+    run: Run,
+    site: Site,
+    splits: Sequence[Split] = (),
+    data: Sequence[Path] = (),
+    before: bool = False,
+) -> list[dict[str, Any]]:
+    """Evaluate a run; what has been answered already is not asked again.
+
+    Args:
+        splits: instead of `evaluation.splits`.
+        data: configs of other datasets to ask instead of the run's own, each with its own prompt.
+        before: only the base model, which needs no trained run.
+
+    Returns:
+        For each model, dataset and split: when (before or after training), data, split, and the content of
+        scores.json; after training also `change`, a comparison with the base model. In the first rank only.
+
+    Raises:
+        UserError: not trained yet, other data or another base model than the run's, or a dataset of another task.
+    """
+    if wrong := [split for split in splits if split not in SPLITS]:
+        raise UserError(f"splits: must be of {', '.join(SPLITS)}, got {wrong[0]!r}")
+    own = experiment.config
+    whens = ["before"] if before else ["before", "after"] if own.evaluation.before else ["after"]
+    if "after" in whens and not run.done_marker.exists():
+        remedy = "Run `ftlib train` first, or add --before for the base model."
+        remedy = "\n".join(filter(None, [remedy, recipe_notice(experiment, site)]))
+        raise UserError(f"{run.folder}: not trained yet", remedy)
+    with events.record_outcome(run, "evaluate", events.last_activity(run)):
+        notify_host("run", str(run.folder))
+        events.record_start(run, "evaluate")
+        started = time.monotonic()
+        results = [
+            scores for when in whens for scores in _results(own, run, site, when, splits or own.evaluation.splits, data)
+        ]
+        run.log_event("evaluated", seconds=round(time.monotonic() - started, 1))
+    if run.done_marker.exists() and log.is_main_process():
+        write_card(run, own)
+    return results
+
+
+def _results(
+    own: Config, run: Run, site: Site, when: str, splits: Sequence[str], data: Sequence[Path]
+) -> Iterator[dict[str, Any]]:
+    """The scores of a model on every dataset and split; those after training tell what it changed."""
+    first = _own_request(own, run, site, when)
+    threshold = fit_threshold(first, run.evaluation_folder(own.data.source, "valid", when))
+    for name, config in _datasets(own, data, site):
+        prepared = first.prepared if config.data == own.data else open_prepared(config, site)
+        request = replace(first, config=config, prepared=prepared)
+        for split in splits:
+            folders = {each: run.evaluation_folder(name, split, each) for each in ("before", "after")}
+            chosen_here = config is own and split == "valid"
+            scores = evaluate_split(request, split, folders[when], None if chosen_here else threshold)
+            if scores is None:
+                continue
+            change = None
+            if when == "after":
+                change = compare_before_after(config, request.prepared.labels, folders["before"], folders["after"])
+            if change:
+                scores = {**scores, "change": change}
+            yield {"when": when, "data": name, "split": split, **scores}
+
+
+def _own_request(own: Config, run: Run, site: Site, when: str) -> EvaluationRequest:
+    prepared, bare = open_prepared(own, site, run), own.evaluation.without_context
+    verify_data_unchanged(run, prepared.metadata)
+    if when == "before" or isinstance(own.adapter, Lora):
+        pin_base(run, model_hashes(find_model(own.model, site), site))
+    if when == "before":
+        return EvaluationRequest(
+            model.base_model(own, site), own, prepared, shared=site.runs / ".before", without_context=bare
+        )
+    return EvaluationRequest(
+        model.finetuned_model(own, run, site), own, prepared, prepared.rows("train"), without_context=bare
+    )
+
+
+def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str, Config]]:
+    """The run's own dataset, or those of other configs with their prompts, asked in this run's way."""
+    request: dict[str, Config] = {}
+    for path in paths:
+        other = load_experiment(path, [], site).config
+        if other.task != own.task:
+            raise UserError(f"{path}: its task is {other.task}, this run's is {own.task}")
+        if (other.data.prompt == CHAT) != (own.data.prompt == CHAT):
+            problem = f"{path}: its data.prompt is {other.data.prompt!r}, this run's is {own.data.prompt!r}"
+            raise UserError(problem, "Only chat is asked by the model's chat template; set data.prompt alike.")
+        of_the_run = other.name == own.data.source
+        if other.name in request or (of_the_run and other.data != own.data):
+            problem = f"{path}: results on another dataset lie under the name {other.name} already"
+            raise UserError(problem, "Give this config another name.")
+        request[other.name] = own if of_the_run else own.model_copy(update={"data": other.data})
+    return list(request.items()) or [(own.data.source, own)]
