@@ -114,7 +114,7 @@ def _is_pinned(run: Run) -> bool:
     return _code_hashes(target, "ftlib") == _code_hashes(_PACKAGE.parent, "ftlib")
 
 
-def find_home() -> Path:
+def find_clone() -> Path:
     """The clone with jobs/run.sh: the current folder, or the one that contains this package.
 
     Raises:

@@ -13,7 +13,7 @@ from ftlib.core.environment import process_start
 from ftlib.core.paths import Site, site_settings
 from ftlib.errors import UserError
 from ftlib.runs import run as runs
-from ftlib.runs.pinning import find_home, snapshot_folder, take_snapshot
+from ftlib.runs.pinning import find_clone, snapshot_folder, take_snapshot
 from ftlib.runs.run import Run
 from ftlib.slurm import status
 from ftlib.slurm.client import Slurm, SlurmUnavailable
@@ -153,7 +153,7 @@ def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
     image = Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
     places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(image)}
     frozen = {name: settings[name] for name in _FROZEN_SETTINGS if name in settings}
-    return setup_lines(snapshot_folder(find_home(), site), {**frozen, **places})
+    return setup_lines(snapshot_folder(find_clone(), site), {**frozen, **places})
 
 
 def _preview(submission: Submission, chosen: Sequence[SweepRun], found: Sequence[Run], site: Site) -> str:
@@ -177,8 +177,8 @@ def _submit(submission: Submission, chosen: Sequence[SweepRun], site: Site, opti
     with replaced_runs(replaced, site):
         created = [runs.create_run(member.experiment, site, options.replace) for member in chosen]
         if options.executor == "slurm":
-            home = find_home()
-            take_snapshot(home, snapshot_folder(home, site), site)
+            clone = find_clone()
+            take_snapshot(clone, snapshot_folder(clone, site), site)
         _make_job_folder(submission.folder, site)
         jobs = _send_to_executor(submission, created, options.executor)
     return SubmittedRuns(created, jobs, submission.folder)

@@ -449,7 +449,7 @@ def test_a_snapshot_holds_the_code_of_now(tmp_path: Path, monkeypatch: pytest.Mo
         shutil.copytree(REPOSITORY / part, clone / part)
     (clone / "jobs" / "site.env").write_text(site_env)
     monkeypatch.chdir(clone)
-    assert pinning.find_home() == clone
+    assert pinning.find_clone() == clone
     target = pinning.snapshot_folder(clone, Site(tmp_path, tmp_path / "runs"))
     pinning.take_snapshot(clone, target, Site(tmp_path, tmp_path / "runs"))
     assert (target / "jobs" / "run.sh").is_file() and not (target / "jobs" / "site.env").exists()
@@ -458,4 +458,4 @@ def test_a_snapshot_holds_the_code_of_now(tmp_path: Path, monkeypatch: pytest.Mo
     edited.write_text(edited.read_text() + "# edited\n")
     assert pinning.snapshot_folder(clone, Site(tmp_path, tmp_path / "runs")) != target
     with pytest.raises(UserError, match="is not what is installed here"):
-        pinning.find_home()
+        pinning.find_clone()
