@@ -30,8 +30,8 @@ ROOMS = (
     ("evaluation",),
     ("training", "merging"),
     ("reports", "doctor", "staging", "preparation"),
-    ("api", "api_reference"),
-    ("cli",),
+    ("api",),
+    ("cli", "api_reference"),
     ("__main__", "submission"),
 )
 """Packages and modules of ftlib from the lowest on; each imports from itself and from those before its row."""
