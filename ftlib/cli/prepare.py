@@ -59,24 +59,26 @@ def main(argv: list[str]) -> int:
     if done:
         log.info("already prepared")
         if dataset.source_changed(result, config):
-            log.info("the dataset's files have changed since; the run that was made from it goes on with these rows")
+            log.warning("the dataset's files have changed since; the run that was made from it goes on with these rows")
     left_out = {reason: count for reason, count in result.metadata["left_out"].items() if count}
     for reason, count in {
         **left_out,
         **({"bad records": result.metadata["bad"]} if result.metadata["bad"] else {}),
     }.items():
-        log.info(f"left out: {count} ({reason})")
+        log.warning(f"left out: {count} ({reason})")
     if stripped := result.metadata.get("stripped"):
-        log.info(f"rows whose answer had space around it, which was taken off: {stripped}")
+        log.warning(f"rows whose answer had space around it, which was taken off: {stripped}")
     if unshown:
-        log.info(f"rows with an input that the prompt does not show (name {{input}}, or set alpaca or chat): {unshown}")
+        log.warning(
+            f"rows with an input that the prompt does not show (name {{input}}, or set alpaca or chat): {unshown}"
+        )
     for told in result.metadata.get("suspicious_labels", ()):
-        log.info(f"labels: {told}")
+        log.warning(f"labels: {told}")
     for remark in result.metadata.get("remarks", ()):
-        log.info(remark)
+        log.warning(remark)
     if found := result.metadata.get("one_color"):
         names = ", ".join(found["shown"]) + (", …" if found["images"] > len(found["shown"]) else "")
-        log.info(f"images of one color: {found['images']} (all pixels are alike once decoded): {names}")
+        log.warning(f"images of one color: {found['images']} (all pixels are alike once decoded): {names}")
     for line in _describe_reading(result.metadata, config):
         log.info(line)
     rows = [[split, str(entry["rows"]), entry["fingerprint"]] for split, entry in result.metadata["splits"].items()]
@@ -154,7 +156,9 @@ def _length_function(config: Config, site: Site) -> tuple[Callable[[str], int], 
     from transformers import AutoTokenizer
 
     from ftlib.models.custom_code import load_error_message
+    from ftlib.models.libraries import quiet_libraries
 
+    quiet_libraries()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:

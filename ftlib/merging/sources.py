@@ -173,7 +173,7 @@ def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site:
         other = None
     if model.kind == "adapter" and (other is None or other.config.get("quantization_config")):
         why = "which is not here" if other is None else "whose quantized weights cannot be compared"
-        log.info(
+        log.warning(
             f"{model.label} names {said} as its base, {why}: it is taken as one of {base.label}, whose layers it fits"
         )
         return
