@@ -92,7 +92,9 @@ def _length_function(config: Config, site: Site) -> tuple[Callable[[str], int], 
     from transformers import AutoTokenizer
 
     from ftlib.models.custom_code import load_error_message
+    from ftlib.models.libraries import quiet_libraries
 
+    quiet_libraries()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:

@@ -13,7 +13,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from ftlib.cli.main import main
-from ftlib.core import permissions
+from ftlib.core import log, permissions
 from tests import isolation, needs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -146,6 +146,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def process_state() -> Iterator[None]:
     """What a test sets in the environment is gone after it, and so is its umask: a command limits it for good."""
     before, mask = dict(os.environ), permissions.read_umask()
+    log.configure("normal")  # functions are tested as commands call them
     yield
     os.umask(mask)
     if os.environ != before:

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
     model, settings = open_finetuned(parsed.run, parsed.max_new_tokens, find_site())
     if not is_multi_turn(model):
-        log.info(SINGLE_TURN_NOTICE)
+        log.warning(SINGLE_TURN_NOTICE)
     query: Query | None = Query("")
     while query is not None:
         print("> ", end="", file=sys.stderr, flush=True) if sys.stdin.isatty() else None
@@ -62,7 +62,7 @@ def _handle_line(model: EvalModel, settings: Evaluation, query: Query, line: str
         if line:
             return _answer(model, settings, replace(query, prompt=line))
     except UserError as error:
-        log.info_any_rank(f"ftlib: {error}")
+        log.error(f"ftlib: {error}")
     return query
 
 
@@ -92,7 +92,7 @@ def _answer(model: EvalModel, settings: Evaluation, query: Query) -> Query:
 
     asked = truncate_history(model, settings, query)
     if len(asked.history) < len(query.history):
-        log.info("The oldest questions are left out: the conversation is too long for the model.")
+        log.warning("The oldest questions are left out: the conversation is too long for the model.")
     found = answer_queries(model, settings, with_and_without_context([asked]))
     labels = ("without context: ", "with context:    ") if len(found) == 2 else ("",)
     for label, text in zip(labels, found, strict=True):

@@ -89,7 +89,7 @@ def _idle_runs(chosen: Sequence[Run], site: Site) -> Iterator[Run]:
     for run in chosen:
         found = slurm_status.run_status(run, site, now, jobs)
         if found.state in ("running", "evaluating", "queued"):
-            log.info(f"{found.run}: left alone, it is {found.state}")
+            log.warning(f"{found.run}: left alone, it is {found.state}")
         else:
             yield run
 
@@ -159,7 +159,7 @@ def _delete(candidate: CleanupCandidate, site: Site) -> int:
             for folder in candidate.folders:
                 _remove(folder)
     except UserError as error:
-        log.info(f"{runs.run_name(candidate.run, site)}: left alone: {error.problem}")
+        log.warning(f"{runs.run_name(candidate.run, site)}: left alone: {error.problem}")
         return 0
     return candidate.size
 

@@ -44,6 +44,7 @@ def _find_config() -> Path:
 def _run(arguments: list[str]) -> str:
     """Run `ftlib ARGUMENTS…` and return the last line that it printed; its failure is ours."""
     log.info(f"\n$ ftlib {' '.join(arguments)}")
+    log.export_verbosity()
     done = subprocess.run(module_command("ftlib", *arguments), stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)

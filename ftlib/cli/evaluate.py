@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     if results:
         log.info(_table(results, task_of(experiment.config).columns))
         for line in _remarks(results):
-            log.info(line)
+            log.warning(line)
     if parsed.json and results:
         log.print_json(results)
     return 0

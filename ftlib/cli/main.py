@@ -6,15 +6,19 @@ login node never imports torch. This is the only place that catches UserError.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import platform
 import sys
+from pathlib import Path
 
 from ftlib import __version__
 from ftlib.core import log, permissions, signals, trust
 from ftlib.core.environment import prefer_expandable_segments
 from ftlib.core.user_errors import as_user_errors
 from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RANK_LOST, EXIT_REQUEUE, EXIT_USER, RankLost, UserError
+from ftlib.hub.offline import offline
 
 COMMANDS = {
     "demo": "no cluster, no downloads: real digits through the whole chain, ending in a report",
@@ -39,6 +43,12 @@ COMMANDS = {
     "schema": "JSON Schema of the config, for editors",
 }
 
+OFFLINE = ("prepare", "prompts", "plan", "train", "evaluate", "merge", "predict", "chat")
+"""They work with what is in the store. What they import must not reach the hub either, as bitsandbytes for kernels."""
+
+VERBOSITY_OPTIONS: dict[str, log.Verbosity] = {"-v": "verbose", "-q": "quiet"}
+"""Anywhere in a command line, as `--debug`."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -46,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = _configure_log(arguments)
     arguments = _trust_named_code(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -63,6 +74,14 @@ def main(argv: list[str] | None = None) -> int:
         if code not in (0, EXIT_REQUEUE):
             signals.notify_failure(code)
     return code
+
+
+def _configure_log(arguments: list[str]) -> list[str]:
+    """The arguments without -v and -q, of which the last one holds; what is behind `--` stays."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    named = [argument for argument in arguments[:end] if argument in VERBOSITY_OPTIONS]
+    log.configure(VERBOSITY_OPTIONS[named[-1]] if named else None)
+    return [argument for argument in arguments[:end] if argument not in VERBOSITY_OPTIONS] + arguments[end:]
 
 
 def _trust_named_code(arguments: list[str]) -> list[str]:
@@ -83,18 +102,18 @@ def _run_to_exit_code(arguments: list[str], debug: bool) -> int:
         prefer_expandable_segments()
         return _run(arguments[0], arguments[1:])
     except signals.Preempted as signal:
-        log.info_any_rank(f"ftlib: {signals.MESSAGE.format(signal)}")
+        log.error(f"ftlib: {signals.MESSAGE.format(signal)}")
         return EXIT_REQUEUE
     except UserError as error:
         if debug:
             raise
-        log.info_any_rank(f"ftlib: {error}")
+        log.error(f"ftlib: {error}")
         return EXIT_USER
     except RankLost as error:
-        log.info_any_rank(f"ftlib: {error}")
+        log.error(f"ftlib: {error}")
         return EXIT_RANK_LOST
     except KeyboardInterrupt:
-        log.info_any_rank("ftlib: interrupted; run the same command again to resume")
+        log.error("ftlib: interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE
@@ -106,7 +125,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise UserError(f"{name}: no such command", f"Did you mean {near[0]}?" if near else "See `ftlib --help`.")
-    with as_user_errors(name):
+    log.debug(f"ftlib {__version__} in {Path(__file__).parents[1]}, Python {platform.python_version()}")
+    with as_user_errors(name), offline() if name in OFFLINE else contextlib.nullcontext():
         code: int = importlib.import_module(f"ftlib.cli.{name}").main(arguments)
     return code
 
@@ -116,7 +136,8 @@ def _help() -> str:
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: ftlib COMMAND …   (ftlib COMMAND --help tells more; --debug shows tracebacks of user errors)",
+            "usage: ftlib COMMAND …   (ftlib COMMAND --help tells more; --debug shows tracebacks of user errors,",
+            "                          -v also details and warnings of libraries; -q only warnings, errors, results)",
             "",
             *lines,
         ]

@@ -47,7 +47,7 @@ def _show(plan: MemoryPlan) -> None:
     rows = [[part, f"{without[part] / 2**30:.2f}", f"{checkpointed[part] / 2**30:.2f}"] for part in without]
     log.info(log.format_table(["part", "without", "with gradient checkpointing"], rows) + "\n")
     if not is_known_optimizer(optimizer):
-        log.info(f"training.optim: {optimizer}: its state is taken to be as large as Adam's")
+        log.warning(f"training.optim: {optimizer}: its state is taken to be as large as Adam's")
     if plan.capacity is None:
         log.info("no GPU here: name one, as in --gpu 24GiB, to see what fits")
         return

@@ -8,7 +8,7 @@ from ftlib.core import log
 from ftlib.core.paths import find_site
 from ftlib.data.dataset import source_changed
 from ftlib.data.moved import match_existing_runs
-from ftlib.data.summary import summary_lines
+from ftlib.data.summary import summary_lines, warning_lines
 from ftlib.runs.pinning import exec_pinned_code
 
 
@@ -34,8 +34,10 @@ def main(argv: list[str]) -> int:
     if done.existed:
         log.info("already prepared")
         if source_changed(done.dataset, experiment.config):
-            log.info("the dataset's files have changed since; the run that was made from it goes on with these rows")
-    for line in summary_lines(done.dataset, experiment.config, done.unshown):
+            log.warning("the dataset's files have changed since; the run that was made from it goes on with these rows")
+    for line in warning_lines(done.dataset, done.unshown):
+        log.warning(line)
+    for line in summary_lines(done.dataset, experiment.config):
         log.info(line)
     log.print_result(str(done.dataset.folder))
     return 0

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     files.write_json(folder / "ranking.json", ranking)
     log.info(_table(ranking))
     for line in dict.fromkeys([*ranking[0]["remarks"], *_remarks(ranking)]):
-        log.info(line)
+        log.warning(line)
     log.print_json(ranking) if parsed.json else log.print_result(_config_line(ranking[0]["prompt"]))
     return 0
 

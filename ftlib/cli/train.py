@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     run = runs.create_run(experiment, site)
     log.print_result(str(run.folder))
     if notice := runs.recipe_notice(experiment, site):
-        log.info(notice)
+        log.warning(notice)
     if run.done_marker.exists():
         log.info(
             f"{run.folder}: already trained; the result is in {run.result_folder(experiment.config.adapter.method)}"
@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
     try:
         train_run(experiment, run, site)
     except TrainingDiverged as error:
-        log.info(f"ftlib: {error}")
+        if log.is_main_process():
+            log.error(f"ftlib: {error}")
         return EXIT_FAILURE
     log.info(f"trained: {run.result_folder(experiment.config.adapter.method)}")
     return 0

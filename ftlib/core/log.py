@@ -1,21 +1,29 @@
-"""What a person sees while ftlib works: plain lines on stderr, and progress.
+"""What a person sees while ftlib works: messages of the standard `logging`, progress, and results on stdout.
 
-On a terminal progress is a bar; in a log file it is a line now and then. Only the first rank of a job speaks.
+Messages go to the logger of the calling module (`ftlib.training.train`), below the logger `ftlib`. Its handler is
+installed by the command line (`configure`): plain lines on stderr, no finer than -v or -q ask for. A program that
+imports ftlib configures `logging` itself, as with any library. Only the first rank of a job logs, but for errors.
+
+On a terminal progress is a bar; in a log file it is a line now and then; with -q there is none.
+
 Names of files, histories and answers of models may hold what a terminal obeys (its clipboard, its title): such
-characters are printed as `\\x1b`. Secrets are masked (redaction.py). Once `install_safe_streams` was called, both hold
-for tracebacks, warnings and what libraries print, too, but for colors and the movements of progress bars.
+characters are printed as `\\x1b`. Secrets are masked (redaction.py). Both is done before a message reaches any handler.
+Once `install_safe_streams` was called, both hold for tracebacks, warnings and what libraries print, too, but for colors
+and the movements of progress bars.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from ftlib.core.redaction import redact
 
@@ -23,6 +31,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
+Verbosity = Literal["quiet", "normal", "verbose"]
+VERBOSITY_VARIABLE = "FTLIB_VERBOSITY"
+"""Environment variable with the verbosity of commands without -v and -q."""
+
+LEVELS: dict[Verbosity, int] = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+"""The lowest level that is shown."""
+
 SECONDS_BETWEEN_LINES = 30.0
 LINES_PER_TASK = 20
 
@@ -34,6 +49,12 @@ _LIBRARY_CONTROL = re.compile(rf"(\x1b\[[0-9;]*[mABCDGJK]|\x1b\[\?25[hl]|\r)|{_C
 """Colors and progress bars, and what is none."""
 
 _NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
+
+_logger = logging.getLogger("ftlib")
+_logger.addHandler(logging.NullHandler())  # without a handler, Python would print warnings of a library on stderr
+
+_verbosity: Verbosity | None = None
+"""What `configure` was called with; None: this is no command."""
 
 _bars: Progress | None = None
 """What is on the terminal now."""
@@ -91,20 +112,106 @@ def install_safe_streams() -> None:
             setattr(sys, name, _SafeStream(stream))
 
 
+def _clean(text: str) -> str:
+    return escape_control_characters(redact(text))
+
+
+class _StderrHandler(logging.Handler):
+    """Prints records as plain lines on what is sys.stderr at that time (a progress bar and pytest replace it).
+
+    Also of loggers below `ftlib` that plugins use, whose records nobody has cleaned.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record; a closed stderr raises, and ends the command."""
+        try:
+            text = _clean(self.format(record))
+        except Exception:  # a plugin's arguments that do not fit its message
+            self.handleError(record)
+            return
+        print(text, file=sys.stderr, flush=True)
+
+
+def _may_speak(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or is_main_process()
+
+
+def configure(verbosity: Verbosity | None = None) -> None:
+    """Show messages on stderr from now on, as commands do. Calling it again changes the verbosity.
+
+    Args:
+        verbosity: `quiet`: warnings and errors, no progress. `verbose`: details, and warnings of the libraries, too.
+            None: as FTLIB_VERBOSITY says, else `normal`.
+    """
+    global _verbosity
+    named = os.environ.get(VERBOSITY_VARIABLE, "")
+    level: Verbosity = verbosity or next((known for known in LEVELS if known == named), "normal")
+    _verbosity = level
+    _logger.setLevel(LEVELS[level])
+    _logger.propagate = False  # a handler that some library put on the root logger would print everything again
+    if not any(isinstance(handler, _StderrHandler) for handler in _logger.handlers):
+        handler = _StderrHandler()
+        handler.addFilter(_may_speak)
+        _logger.addHandler(handler)
+    if silences_libraries():
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line per layer and batch
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+    if named and named not in LEVELS:
+        warning(f"{VERBOSITY_VARIABLE}={named}: ignored; it can be {', '.join(LEVELS)}")
+
+
+def verbosity() -> Verbosity | None:
+    """What this command shows; None if this process is none, but a program that uses ftlib as a library."""
+    return _verbosity
+
+
+def silences_libraries() -> bool:
+    """Whether warnings and progress bars of libraries are hidden: in a command, unless it is verbose."""
+    return _verbosity in ("quiet", "normal")
+
+
+def shows_progress() -> bool:
+    """Whether this process reports progress."""
+    return is_main_process() and _logger.isEnabledFor(logging.INFO)
+
+
+def export_verbosity() -> None:
+    """Let the commands that this one starts show as much."""
+    if _verbosity:
+        os.environ[VERBOSITY_VARIABLE] = _verbosity
+
+
+def debug(text: str) -> None:
+    """Log a detail, if this is the first rank."""
+    _log(logging.DEBUG, text)
+
+
 def info(text: str) -> None:
-    """Print a line on stderr, if this is the first rank."""
-    if is_main_process():
-        info_any_rank(text)
+    """Log what is done, if this is the first rank."""
+    _log(logging.INFO, text)
 
 
-def info_any_rank(text: str) -> None:
-    """Print a line on stderr, from any rank."""
-    print(escape_control_characters(redact(text)), file=sys.stderr, flush=True)
+def warning(text: str) -> None:
+    """Log what a person must know (ignored, replaced, left out, differs), if this is the first rank."""
+    _log(logging.WARNING, text)
+
+
+def error(text: str) -> None:
+    """Log why a command ends, from any rank."""
+    _log(logging.ERROR, text)
+
+
+def _log(level: int, text: str) -> None:
+    """To the logger of the module that called `info` or its like."""
+    module = sys._getframe(2).f_globals.get("__name__", "")
+    logger = logging.getLogger(module) if module.startswith("ftlib.") else _logger
+    if logger.isEnabledFor(level) and (level >= logging.ERROR or is_main_process()):
+        logger.log(level, _clean(text), stacklevel=3)
 
 
 def print_result(text: str, end: str = "\n") -> None:
     """Print a result on stdout."""
-    print(escape_control_characters(redact(text)), end=end, flush=True)
+    print(_clean(text), end=end, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -120,9 +227,9 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[ProgressUpdate]
     Yields:
         A function to call after each unit with (finished units, text).
     """
-    if not is_main_process():
+    if not shows_progress():
         yield lambda done, text: None
-    elif sys.stderr.isatty():
+    elif _verbosity and sys.stderr.isatty():
         with _progress_bar(label, total, start) as update:
             yield update
     else:

@@ -152,7 +152,7 @@ def make_folder(folder: Path, mode: int, group: int | None) -> None:
             raise
         return
     if fix := repair_commands(folder, mode, group):
-        log.info(f"{folder}: this file system, or your groups, did not allow its permissions: {fix}")
+        log.warning(f"{folder}: this file system, or your groups, did not allow its permissions: {fix}")
 
 
 def belongs_to_group(facts: os.stat_result, group: int) -> bool:

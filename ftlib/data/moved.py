@@ -61,7 +61,7 @@ def match_existing_runs(experiments: Sequence[Experiment], site: Site) -> list[E
             )
         found.append(known)
     for line in dict.fromkeys(told):
-        log.info(line)
+        log.warning(line)
     return found
 
 

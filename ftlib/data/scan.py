@@ -172,7 +172,7 @@ class InvalidRecords:
         text = "\n".join([*self.shown, *more])
         if self.stop:
             raise UserError(text, "Mend these records, or leave them out with data.on_bad=skip. Nothing was written.")
-        log.info(f"{text}\n{self.count} records cannot be used and are left out")
+        log.warning(f"{text}\n{self.count} records cannot be used and are left out")
 
 
 class TaskRules(Protocol):

@@ -12,8 +12,8 @@ from ftlib.data.prompts import prompt_fields
 from ftlib.data.splits import SPLITS
 
 
-def summary_lines(prepared: PreparedDataset, config: Config, unshown: int) -> Iterator[str]:
-    """The summary of a prepared dataset.
+def warning_lines(prepared: PreparedDataset, unshown: int) -> Iterator[str]:
+    """What was left out of a prepared dataset, and what in it looks wrong.
 
     Args:
         unshown: rows with an input that the prompt does not show, see `dataset.check_prompts`.
@@ -31,6 +31,11 @@ def summary_lines(prepared: PreparedDataset, config: Config, unshown: int) -> It
     if found := facts.get("one_color"):
         names = ", ".join(found["shown"]) + (", …" if found["images"] > len(found["shown"]) else "")
         yield f"images of one color: {found['images']} (all pixels are alike once decoded): {names}"
+
+
+def summary_lines(prepared: PreparedDataset, config: Config) -> Iterator[str]:
+    """How a prepared dataset was read and split."""
+    facts = prepared.metadata
     yield from _describe_reading(facts, config)
     rows = [[split, str(entry["rows"]), entry["fingerprint"]] for split, entry in facts["splits"].items()]
     yield log.format_table(["split", "rows", "fingerprint"], rows)

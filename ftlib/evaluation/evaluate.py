@@ -32,6 +32,7 @@ from ftlib.evaluation.inference import Prediction, count_predictions, generate_p
 from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
+from ftlib.hub.offline import offline
 from ftlib.metrics.summary import summary
 from ftlib.metrics.uncertainty import confidence_intervals
 from ftlib.models.mask_codec import MaskCodec
@@ -41,6 +42,7 @@ from ftlib.tasks.registry import task_of
 _SCRATCH_NAME = "answers"
 
 
+@offline()
 def evaluate_split(
     request: EvaluationRequest, split: str, folder: Path, threshold: Threshold | None = None
 ) -> dict[str, Any] | None:

@@ -274,7 +274,7 @@ def _download(repository: hub_cache.Repository, remote: RepositoryListing, file_
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and log.shows_progress()):
         disable_progress_bars()
     snapshot_download(
         repository.name,

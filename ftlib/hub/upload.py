@@ -120,13 +120,14 @@ def confirm(uploads: Sequence[Upload], config: Config | None, name: str, private
     """
     rows = [[upload.name, f"{upload.size:,}"] for upload in uploads]
     rows.append(["together", f"{sum(upload.size for upload in uploads):,}"])
-    log.info(log.format_table(["file", "bytes"], rows))
+    show = log.info if yes else log.warning  # who is asked must see it, also with -q
+    show(log.format_table(["file", "bytes"], rows))
     images = [upload.name for upload in uploads if upload.name.lower().endswith(_IMAGES)]
     texts = [upload.name for upload in uploads if upload.name.lower().endswith(_TEXTS)]
     if config and config.privacy.text and hidden_text(config.data.prompt) != config.data.prompt:
         texts.append(f"the prompt, in {CARD}")
-    log.info(f"pictures of the data: {', '.join(images) or 'none'}; text of the data: {', '.join(texts) or 'none'}")
-    log.info(f"to: {name}; if it is new, {'private' if private else 'public: everybody can see it'}")
+    show(f"pictures of the data: {', '.join(images) or 'none'}; text of the data: {', '.join(texts) or 'none'}")
+    show(f"to: {name}; if it is new, {'private' if private else 'public: everybody can see it'}")
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -31,6 +31,7 @@ from torch import Tensor
 from ftlib.config.schema import Config
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
+from ftlib.hub.offline import offline
 from ftlib.memory.tracing import AllocationTracker, GpuKernelEmulation
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import unchecked_implementation, use_full_attention
@@ -74,6 +75,7 @@ class MemoryEstimate:
         return sum(asdict(self).values())
 
 
+@offline()
 def build_meta_model(folder: Path, config: Config) -> torch.nn.Module:
     """A config's model on the meta device, adapted as for training.
 

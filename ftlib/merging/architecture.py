@@ -18,6 +18,7 @@ import torch
 from ftlib.core import log
 from ftlib.errors import UserError
 from ftlib.merging.checkpoint_io import StoredTensor, canonical_name, is_buffer, model_part_of
+from ftlib.models.libraries import quiet_libraries
 
 if TYPE_CHECKING:  # transformers takes memory that a merge of bare weights does not need
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,6 +30,7 @@ def read_config(folder: Path) -> PreTrainedConfig | None:
         return None
     from transformers import AutoConfig
 
+    quiet_libraries()
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # whatever a config class raises on values that it does not expect
@@ -56,7 +58,7 @@ def build_skeleton(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor]
     kind = getattr(transformers, names[0], None) if names else None
     if kind is None:
         what = names[0] if names else f"model_type {config.model_type} without `architectures`"
-        log.info(f"{label}: whether all of its weights are there cannot be checked: transformers has no {what}")
+        log.warning(f"{label}: whether all of its weights are there cannot be checked: transformers has no {what}")
         return None
     meta = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -77,7 +79,7 @@ def build_skeleton(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor]
             )
     except Exception as error:  # transformers cannot build every model on the meta device
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.info(f"{label}: whether all of its weights are there cannot be checked: {reason}")
+        log.warning(f"{label}: whether all of its weights are there cannot be checked: {reason}")
         return None
     _require_weights(info, label)
     found: PreTrainedModel = model
@@ -96,7 +98,7 @@ def _require_weights(info: Mapping[str, Any], label: str) -> None:
             )
     if extra := sorted(map(str, info.get("unexpected_keys") or ())):
         shown = ", ".join(extra[:3]) + (" …" if len(extra) > 3 else "")
-        log.info(f"{label}: {len(extra)} weights that its architecture does not have: {shown}")
+        log.warning(f"{label}: {len(extra)} weights that its architecture does not have: {shown}")
 
 
 @contextmanager
@@ -172,6 +174,6 @@ def check_adapter_complete(skeleton: PreTrainedModel, adapter: Path, present: Se
         )
     if missing:
         shown = ", ".join(sorted({model_part_of(name) for name in missing}))
-        log.info(
+        log.warning(
             f"{adapter}: its target_modules name {len(missing)} layers of {shown}, and its file changes none there"
         )

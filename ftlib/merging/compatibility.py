@@ -112,10 +112,10 @@ def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base
         if other != "the base":
             return
         if theirs is not None or (ours is not None and (model / "tokenizer_config.json").is_file()):
-            log.info(f"{_UNCOMPARABLE.format(label)}: one of them has no vocabulary file that can be read")
+            log.warning(f"{_UNCOMPARABLE.format(label)}: one of them has no vocabulary file that can be read")
         return
     if ours.kind != theirs.kind:
-        log.info(f"{_UNCOMPARABLE.format(label)}: one is a tiktoken file, the other is none")
+        log.warning(f"{_UNCOMPARABLE.format(label)}: one is a tiktoken file, the other is none")
         return
     numbers = {number: word for word, number in ours.words.items()}
     odd = [
@@ -136,7 +136,7 @@ def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base
         return
     if added := sorted(theirs.words.keys() - ours.words.keys(), key=theirs.words.__getitem__):
         shown = ", ".join(f"{word!r} ({theirs.words[word]})" for word in added[:3]) + (" …" if len(added) > 3 else "")
-        log.info(f"{label}: {len(added)} words that the base's tokenizer does not have: {shown}")
+        log.warning(f"{label}: {len(added)} words that the base's tokenizer does not have: {shown}")
 
 
 def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:

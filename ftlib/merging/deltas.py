@@ -253,7 +253,7 @@ def _check_changes(folder: Path, adapter: LoraAdapter, base: Mapping[str, Stored
     idle = [key for key, update in adapter.low_rank.items() if update.is_zero]
     if len(idle) < len(adapter.low_rank):
         if idle:
-            log.info(f"{folder}: {len(idle)} of its {len(adapter.low_rank)} layers change nothing (lora_B is zero)")
+            log.warning(f"{folder}: {len(idle)} of its {len(adapter.low_rank)} layers change nothing (lora_B is zero)")
         return
     if any(not tensors_equal(tensor, base[key]) for key, tensor in adapter.full_tensors.items()):
         return

@@ -22,6 +22,7 @@ from ftlib.core.paths import Site
 from ftlib.core.text import format_gib
 from ftlib.errors import UserError
 from ftlib.hub.cache import MERGE_RECORD
+from ftlib.hub.offline import offline
 from ftlib.merging.adapter_merge import write_adapter
 from ftlib.merging.architecture import build_skeleton, is_tied, read_config
 from ftlib.merging.checkpoint_io import INDEX, StoredTensor, canonical_name, model_part_of, open_weights
@@ -65,6 +66,7 @@ class _MergeInputs:
     earlier: str
 
 
+@offline()
 def merge(recipe: Recipe, site: Site) -> Path:
     """Merge and publish; what a killed merge left is gone on with.
 
@@ -148,7 +150,7 @@ def _discard_other_shards(partial: Path, inputs: _MergeInputs) -> None:
     """Shards of another merge are of no use."""
     plan = partial / "plan.json"
     if plan.exists() and files.read_json(plan) not in (inputs.identity, inputs.earlier):
-        log.info("the recipe or its models have changed; beginning anew")
+        log.warning("the recipe or its models have changed; beginning anew")
         for path in partial.glob("model*"):
             path.unlink()
     files.write_json(plan, inputs.identity)
@@ -242,7 +244,9 @@ def _remarks(job: MergeJob, choice: TokenizerChoice) -> dict[str, Any]:
         merged = [weight for weight in job.weights if weight.source == MERGED]
         if emptied := [weight.entry.name for weight in merged if int(settings["density"] * weight.elements) == 0]:
             found["trimmed_to_nothing"] = emptied
-            log.info(f"{len(emptied)} tensors have fewer than 1/density entries, so that none is kept: {emptied[0]} …")
+            log.warning(
+                f"{len(emptied)} tensors have fewer than 1/density entries, so that none is kept: {emptied[0]} …"
+            )
     return found
 
 

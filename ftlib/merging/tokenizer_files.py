@@ -160,17 +160,17 @@ def _copy_missing(sources: Sequence[MergeInput], folder: Path) -> None:
         owner = next((source for source in sources if source.config), None)
         if owner:
             _copy(owner.folder / "config.json", owner.folder, folder)
-            log.info(f"the base has no config.json; the result has that of {owner.label}")
+            log.warning(f"the base has no config.json; the result has that of {owner.label}")
         else:
-            log.info("no input has a config.json, and the result has none either: transformers cannot load it so")
+            log.warning("no input has a config.json, and the result has none either: transformers cannot load it so")
     if read_vocabulary(folder) is None:
         owner = next((source for source in sources if read_vocabulary(source.folder)), None)
         if owner:
             for path in _matching(owner.folder, TOKENIZER_FILES):
                 _copy(path, owner.folder, folder)
-            log.info(f"the base has no tokenizer; the result has that of {owner.label}")
+            log.warning(f"the base has no tokenizer; the result has that of {owner.label}")
         elif (folder / "config.json").is_file():
-            log.info("no input has a tokenizer, and the result has none either")
+            log.warning("no input has a tokenizer, and the result has none either")
 
 
 def _take_token_ids(chosen: MergeInput, folder: Path) -> None:

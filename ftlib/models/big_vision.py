@@ -36,6 +36,7 @@ from transformers import (
 from ftlib.config.npz_checkpoints import CONVERSION_RECORD, NpzCheckpoint
 from ftlib.core import files, log
 from ftlib.errors import UserError
+from ftlib.models.libraries import quiet_libraries
 from ftlib.models.sentencepiece import read_gemma_tokenizer
 
 SCALED_BY_WIDTH = (46, 4608, 32)
@@ -473,7 +474,7 @@ def make_processor(tokenizer: GemmaTokenizer, layout: Layout, path: Path) -> Pal
         problem = f"{path}: its tokens have ids up to {highest:,}, but the checkpoint has {rows:,} rows"
         raise UserError(problem, "This tokenizer belongs to another model.")
     if highest + 1 < rows:
-        log.info(f"{path}: the checkpoint has {rows - highest - 1:,} more rows than the tokenizer has tokens")
+        log.warning(f"{path}: the checkpoint has {rows - highest - 1:,} more rows than the tokenizer has tokens")
     size = layout.image_size
     images = SiglipImageProcessorPil(size={"height": size, "width": size}, resample=Image.Resampling.BILINEAR)
     images.image_seq_length = layout.sizes["S"]
@@ -550,6 +551,7 @@ def convert(npz: NpzCheckpoint, tokenizer: Path, folder: Path) -> None:
             layout = match_arrays(list_arrays(archive, path), path)
             files.require_space(folder, layout.nbytes)
             processor = make_processor(load_tokenizer(tokenizer), layout, tokenizer)
+            quiet_libraries()
             log.info(f"{path}: {describe(layout)}")
             _write_weights(archive, layout.sources, folder / "model.safetensors")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

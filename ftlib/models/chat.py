@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.models.custom_code import load_error_message
+from ftlib.models.libraries import quiet_libraries
 
 DAY = date(2024, 7, 26)
 """Today, for templates that write the date: a run asks as it was trained. It is what Llama 3 writes without a clock."""
@@ -255,6 +256,7 @@ def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedCon
     Raises:
         UserError: no tokenizer there, or one of another model.
     """
+    quiet_libraries()
     require_model(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()

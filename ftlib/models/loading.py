@@ -18,9 +18,11 @@ from ftlib.core.gpu import require_kernels
 from ftlib.core.out_of_memory import is_out_of_memory, oom_as_user_error
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
+from ftlib.hub.offline import offline
 from ftlib.models import attention as models_attention
 from ftlib.models.causal_lm import validate_model
 from ftlib.models.custom_code import load_error_message
+from ftlib.models.libraries import quiet_libraries
 from ftlib.models.registry import ModelFamily, family_of, model_family
 
 _SCALES = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora"}
@@ -39,6 +41,7 @@ def load_model(folder: Path, settings: Model) -> PreTrainedModel:
     )
 
 
+@offline()
 def load_weights(
     folder: Path,
     dtype: str,
@@ -75,14 +78,17 @@ def _load_weights(
     attention: models_attention.AttentionChoice,
     final_softcap: models_attention.FinalSoftcapChoice,
 ) -> PreTrainedModel:
+    quiet_libraries()
     require_model(folder)
     require_kernels(torch, device().index)
     try:
         config = _config(folder, family, final_softcap)
+        implementation = models_attention.choose_implementation(config, attention)
+        log.debug(f"{folder}: {family.entry.model_class} in {dtype}, attention {implementation}")
         model, info = family.model_class.from_pretrained(
             folder,
             config=config,
-            attn_implementation=models_attention.choose_implementation(config, attention),
+            attn_implementation=implementation,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -159,6 +165,7 @@ def _keep_4bit_layout(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+@offline()
 def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     """Put a PEFT adapter on its base model.
 
@@ -176,6 +183,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> torch.nn.Module:
     return adapted
 
 
+@offline()
 def load_adapter_weights(adapted: torch.nn.Module, folder: Path) -> None:
     """Put a saved adapter's weights into a model that has an adapter of the same shape.
 

@@ -23,6 +23,7 @@ from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.models.custom_code import load_error_message
 from ftlib.models.encoding import EncodedExample, pad_left
+from ftlib.models.libraries import quiet_libraries
 from ftlib.models.registry import NEVER_QUANTIZED, ModelFamily
 
 PARTS = {
@@ -70,12 +71,13 @@ class PaliGemmaInputProcessor:
         Raises:
             UserError: the folder has no PaliGemma processor.
         """
+        quiet_libraries()
         require_model(folder)
         remedy = "The folder needs processor_config.json (or preprocessor_config.json) and the tokenizer's files."
         try:
-            config = PaliGemmaConfig.from_pretrained(folder, trust_remote_code=False)
+            config = PaliGemmaConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             limits = [limit for limit in (max_length, config.text_config.max_position_embeddings) if limit]
-            processor = PaliGemmaProcessor.from_pretrained(folder, trust_remote_code=False)
+            processor = PaliGemmaProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             inputs = cls(processor, min(limits, default=None))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             problem = f"{folder}: no PaliGemma processor can be read from it: {load_error_message(error)}"

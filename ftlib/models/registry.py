@@ -17,7 +17,9 @@ from ftlib.core.plugins import Plugin
 from ftlib.core.registry import ModelEntry
 from ftlib.data.example import Example
 from ftlib.errors import UserError
+from ftlib.hub.offline import offline
 from ftlib.models.encoding import EncodedExample
+from ftlib.models.libraries import quiet_libraries
 
 NEVER_QUANTIZED = ("lm_head", "embed_out")
 """Heads: they lose too much. Regular expressions."""
@@ -117,10 +119,12 @@ def model_family(name: str, plugins: Sequence[Plugin] = ()) -> ModelFamily:
     """
     import transformers
 
+    quiet_libraries()
     entry, function = registry.load("model", name, plugins)
     if not hasattr(transformers, entry.model_class):
         raise UserError(f"model family {name}: transformers {transformers.__version__} has no {entry.model_class}")
-    return replace(registry.made(function, ModelFamily, f"model family {name}"), entry=entry)
+    family = registry.made(function, ModelFamily, f"model family {name}")
+    return replace(family, entry=entry, load_processor=offline()(family.load_processor))
 
 
 def family_of(model: Model) -> ModelFamily:

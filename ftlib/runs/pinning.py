@@ -83,8 +83,9 @@ def exec_pinned_code(run: Run, site: Site, arguments: list[str]) -> None:
         return
     target = run.code
     permissions.require_trusted(target, "the code that this run began with", site)
-    log.info(f"this run was started with a different version of ftlib; resuming with that version ({target})")
+    log.warning(f"this run was started with a different version of ftlib; resuming with that version ({target})")
     os.environ.update(FTLIB_STORE=str(site.store), FTLIB_RUNS=str(site.runs))
+    log.export_verbosity()  # not as -v or -q, which older code does not know
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # exec removes our handler; until there is one USR1 kills
     os.execv(sys.executable, [sys.executable, "-c", _RUN_PINNED, str(target), *arguments])
 
@@ -220,7 +221,7 @@ def pin_base(run: Run, hashes: dict[str, str]) -> None:
     if run.base.exists() or not log.is_main_process():
         return
     if run.data.exists():
-        log.info(
+        log.warning(
             f"{run.folder}: the base model's content was not recorded when this run was started, so it cannot be "
             "compared; it is recorded now"
         )
@@ -252,13 +253,14 @@ def main(home: str, *more: str) -> int:
 
     Prints its folder.
     """
+    log.configure()
     parts = (*_SNAPSHOT_PARTS, *more)
     try:
         site = find_site()
         target = snapshot_folder(Path(home), site, parts)
         take_snapshot(Path(home), target, site, parts)
     except UserError as error:
-        print(f"ftlib: {error}", file=sys.stderr)
+        log.error(f"ftlib: {error}")
         return EXIT_USER
     print(target)
     return 0

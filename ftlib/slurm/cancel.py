@@ -53,7 +53,7 @@ def _cancel(run: Run, jobs: Sequence[str], waits: bool, site: Site) -> bool:
     here = owner is not None and owner["job"] is None and owner["host"] == environment.host_name()
     if not jobs and not here and not waits:
         if owner:
-            log.info(f"{name}: is at work as process {owner['pid']} on {owner['host']}; cancel it there")
+            log.warning(f"{name}: is at work as process {owner['pid']} on {owner['host']}; cancel it there")
         return False
     run.log_event("cancelled", by=getpass.getuser(), job=None)
     if owner and here:

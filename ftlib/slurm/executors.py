@@ -315,6 +315,7 @@ def run_worker(
     Raises:
         SystemExit: with 75 if this process was asked to stop, with 1 in the end if a command failed.
     """
+    log.configure()
     os.chdir(folder)
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -328,7 +329,7 @@ def _run_task(commands: Commands) -> int:
     """The exit code of the first command that failed, or 0."""
     for command in commands:
         if _was_cancelled(command[-1]):
-            log.info(f"{' '.join(command)}: cancelled")
+            log.warning(f"{' '.join(command)}: cancelled")
             return 0
         if code := _run(command):
             return code

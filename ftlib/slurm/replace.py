@@ -62,7 +62,7 @@ def finish_interrupted(site: Site) -> None:
             continue
         with contextlib.suppress(LeaseHeld), acquire_lease(aside):
             for run in _restore(aside, site):
-                log.info(f"{runs_run.run_name(run, site)}: back, since the --replace that moved it was interrupted")
+                log.warning(f"{runs_run.run_name(run, site)}: back, since the --replace that moved it was interrupted")
             _delete(aside)
 
 
@@ -86,4 +86,4 @@ def _delete(aside: Path) -> None:
     try:
         shutil.rmtree(aside.rename(aside.with_name(aside.name.replace(_ASIDE_PREFIX, _DELETED_PREFIX))))
     except OSError as error:
-        log.info(f"what was replaced cannot be deleted: {error}")
+        log.warning(f"what was replaced cannot be deleted: {error}")

@@ -123,7 +123,7 @@ def run_statuses(chosen: Sequence[Run], site: Site) -> list[RunStatus]:
     try:
         jobs = Slurm().jobs([job for run in chosen for job in open_jobs(run)])
     except SlurmUnavailable as error:
-        log.info(f"Slurm cannot be asked ({error}); this is what the run folders know")
+        log.warning(f"Slurm cannot be asked ({error}); this is what the run folders know")
         jobs = {}
     return [run_status(run, site, now, jobs) for run in chosen]
 

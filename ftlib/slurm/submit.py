@@ -91,7 +91,7 @@ def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOpti
     slurm = Slurm()
     if not options.replace:
         for notice in filter(None, (runs.recipe_notice(member.experiment, site) for member in sweep_runs)):
-            log.info(notice)
+            log.warning(notice)
     folders = [runs.run_for(member.experiment, site) for member in sweep_runs]
     pairs = [(run, member.experiment.config) for run, member in zip(folders, sweep_runs, strict=True)]
     try:
@@ -106,7 +106,7 @@ def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOpti
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     log.info(f"{len(sweep_runs)} {'run' if len(sweep_runs) == 1 else 'runs'}: {counts}")
     if status.FAILED in states and status.FAILED not in wanted:
-        log.info("failed runs are left out; --retry goes on with them, --replace begins them anew")
+        log.warning("failed runs are left out; --retry goes on with them, --replace begins them anew")
     if options.replace and status.ACTIVE in states:
         raise UserError("some of these runs are queued or running, and cannot be replaced", "Cancel them first.")
     chosen = [member for member, state in zip(sweep_runs, states, strict=True) if state in wanted]
@@ -121,8 +121,8 @@ def _within_quota(chosen: list[SweepRun], quota: int | None, each: int, last: in
     remedy = "Run the same command again when some of your jobs have ended: it sends the others."
     if not fit:
         raise UserError(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs)", remedy)
-    log.info(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs): {fit} of {len(chosen)} runs are sent.")
-    log.info(remedy)
+    log.warning(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs): {fit} of {len(chosen)} runs are sent.")
+    log.warning(remedy)
     return chosen[:fit]
 
 
@@ -135,7 +135,7 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOpti
     except SlurmUnavailable as error:
         if not options.dry_run:
             raise UserError(f"Slurm cannot be asked: {error}", "Without Slurm: --executor local.") from None
-        log.info(f"Slurm cannot be asked ({error}); arrays as with its default limit")
+        log.warning(f"Slurm cannot be asked ({error}); arrays as with its default limit")
         array_size = 1001
     return Submission(
         spec=JobSpec.of(config, settings),
@@ -218,6 +218,6 @@ def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: 
         EXECUTORS[executor](submission, note)
     except BaseException:
         if masters:
-            log.info(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
+            log.warning(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
         raise
     return list(masters)

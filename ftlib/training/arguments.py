@@ -89,7 +89,7 @@ def build_training_arguments(config: Config, output_dir: Path, phase: TrainingPh
         raise UserError(f"training: transformers refuses these settings: {error}") from None
     _check_optimizer(built)
     if built.n_gpu > 1:
-        log.info(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
+        log.warning(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
         built._n_gpu = 1  # transformers would spread every micro-batch over them, and average their losses wrongly
     return built
 

@@ -117,7 +117,7 @@ class CompileCache:
         except FileNotFoundError:
             return
         except OSError as error:
-            log.info(f"{self._folder}: the programs of torch.compile are not used: {error.strerror or error}")
+            log.warning(f"{self._folder}: the programs of torch.compile are not used: {error.strerror or error}")
             return
         digest, programs = content[:_DIGEST], content[_DIGEST:]
         if hashlib.sha256(programs).digest() == digest:

@@ -156,7 +156,7 @@ def auto_batch_size(experiment: Experiment, run: Run, site: Site) -> Experiment:
 def record_oom(run: Run, size: int) -> None:
     """Tell user and history that memory ran out and how many rows are computed at once from now on."""
     run.log_event("out of memory", micro_batch=size, gpu=gpu_name())
-    log.info(f"out of memory; going on from the same step with {size} rows at once")
+    log.warning(f"out of memory; going on from the same step with {size} rows at once")
 
 
 def _largest_known_good(run: Run) -> int | None:

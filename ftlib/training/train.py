@@ -29,6 +29,7 @@ from ftlib.core.wait import wait_until
 from ftlib.data.dataset import PreparedDataset, open_prepared
 from ftlib.errors import TrainingDiverged, UserError
 from ftlib.hub.cache import find_model, model_hashes
+from ftlib.hub.offline import offline
 from ftlib.models.adapters import count_parameters, master_weights
 from ftlib.models.lengths import length_cache_path
 from ftlib.models.loading import device
@@ -100,6 +101,7 @@ def train_run(experiment: Experiment, run: Run, site: Site) -> None:
         run_training(experiment, run, site)
 
 
+@offline()
 def run_training(experiment: Experiment, run: Run, site: Site) -> None:
     """Train a run whose folder this process owns.
 
@@ -135,14 +137,14 @@ def _run_training(experiment: Experiment, run: Run, prepared: PreparedDataset, s
     if point.checkpoint:
         log.info(f"going on from the checkpoint of step {point.step}")
         if earlier and (versions := version_changes(earlier[-1], environment)):
-            log.info(f"with other versions than before, so that losses may differ a little: {versions}")
+            log.warning(f"with other versions than before, so that losses may differ a little: {versions}")
     started = time.monotonic()
     context = _make_context(auto_batch_size(with_precision(experiment, run), run, site), run, prepared, base, site)
     while not _train_attempt(context, point):
         point = ResumePoint(TrainingPhase(next_attempt(config, run)))
         facts = phase_metadata(config, point.phase)
         run.log_event("restart", **facts)
-        log.info("starting again: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
+        log.warning("starting again: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
     run.log_event("done", step=files.read_json(run.done_marker)["step"], seconds=round(time.monotonic() - started, 1))
 
 
@@ -218,7 +220,7 @@ def _discard_after(context: _TrainingContext, point: ResumePoint) -> ResumePoint
     resume.discard_after(context.run, point)
     best = context.evaluator.best_checkpoint(attempt)
     if best and not files.is_complete(runs.checkpoint_folder(context.run.checkpoint_root(attempt), best["step"]), True):
-        log.info(f"the best checkpoint, of step {best['step']}, is damaged or gone; attempt {attempt} begins anew")
+        log.warning(f"the best checkpoint, of step {best['step']}, is damaged or gone; attempt {attempt} begins anew")
         point = ResumePoint(TrainingPhase(attempt))
         resume.discard_after(context.run, point)
     return point
@@ -229,7 +231,7 @@ def _log_divergence(context: _TrainingContext, trainer: ResumableTrainer, reason
     phase = trainer.phase
     step = phase.offset + trainer.state.global_step
     context.run.log_event("diverged", step=step, **phase_metadata(context.config, phase), reason=reason)
-    log.info(f"training diverged at step {step} of attempt {phase.attempt}: {reason}")
+    log.warning(f"training diverged at step {step} of attempt {phase.attempt}: {reason}")
     shutil.rmtree(trainer.checkpoints, ignore_errors=True)
 
 
@@ -258,13 +260,13 @@ def _training_dataset(
     """The rows to learn from; what becomes of those that are too long is said and noted."""
     processor = family_of(config.model).load_processor(folder, config)
     if processor.warning:
-        log.info(processor.warning)
+        log.warning(processor.warning)
     examples = prepared.rows("train")
     validate_image_columns(config.model, examples)
     cache = length_cache_path(prepared, "train", config, folder, site)
     filtered = filter_by_length(examples, config.data.templates, processor, config.model.too_long, cache=cache)
     if filtered.summary:
-        log.info(filtered.summary)
+        log.warning(filtered.summary)
         _log_length_filter(run, filtered)
     sampler = MixtureSampler(prepared.counts("train", filtered.indices), config.data.weights, config.seed)
     if config.training.get("dataloader_drop_last") and len(sampler) < config.effective_batch_size:
@@ -438,8 +440,8 @@ def warn_world_size_changed(point: ResumePoint) -> None:
     written_by = len(list(point.checkpoint.glob("rng_state*"))) if point.checkpoint else 0
     world_size = log.rank_and_world_size()[1]
     if point.checkpoint and written_by != world_size:
-        log.info(f"the checkpoint is of {written_by} processes, now there are {world_size}: the same batches,")
-        log.info("but random states, which dropout depends on, begin anew")
+        log.warning(f"the checkpoint is of {written_by} processes, now there are {world_size}: the same batches,")
+        log.warning("but random states, which dropout depends on, begin anew")
 
 
 # Packages beyond `ftlib[train]` that a config can ask for, and the line that installs each.

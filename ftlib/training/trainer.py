@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ftlib.config.schema import Config
+from ftlib.core import log
 from ftlib.errors import TrainingDiverged
 from ftlib.models.adapters import no_decay_parameter_names, validate_packing
 from ftlib.models.encoding import EncodedExample
@@ -135,7 +136,7 @@ class ResumableTrainer(Trainer):
             pin_memory=arguments.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=arguments.dataloader_persistent_workers,
             multiprocessing_context=arguments.dataloader_multiprocessing_context,
-            worker_init_fn=_ignore_signals_in_worker,
+            worker_init_fn=partial(_start_worker, log.verbosity()),
             generator=torch.Generator().manual_seed(arguments.seed),
         )
 
@@ -244,8 +245,13 @@ def _with_label_counts(lengths: list[tuple[int, int]], config: Config) -> list[t
     return [(tokens, tokens - 1) for tokens, _ in lengths] if config.loss.on == "everything" else lengths
 
 
-def _ignore_signals_in_worker(worker: int) -> None:
-    """Slurm signals every process of a step; a worker that died of it would fail the run before it can save."""
+def _start_worker(verbosity: log.Verbosity | None, worker: int) -> None:
+    """In a data-loading worker: ignore signals, and log as the training process, which a spawned one does not inherit.
+
+    Slurm signals every process of a step; a worker that died of it would fail the run before it can save.
+    """
+    if verbosity:
+        log.configure(verbosity)
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

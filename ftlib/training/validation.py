@@ -85,7 +85,7 @@ def loss_dataset(
     validate_image_columns(config.model, examples)
     fitted = filter_by_length(examples, config.data.templates, processor, config.model.too_long, split, cache)
     if fitted.summary:
-        log.info(fitted.summary)
+        log.warning(fitted.summary)
     draw = MixtureSampler(prepared.counts(split, fitted.indices), config.data.weights, config.seed)
     templates, max_pixels = config.data.templates, config.data.max_pixels
     return SupervisedDataset(examples, prepared.root, templates, processor, fitted.indices, draw, max_pixels, cache)

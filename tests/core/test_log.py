@@ -1,12 +1,20 @@
-"""Progress and tables."""
+"""Messages, their levels and handlers; progress and tables."""
 
+import io
 import itertools
 import json
+import logging
+import re
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from ftlib.cli.main import main
 from ftlib.core import log
+from tests.conftest import REPOSITORY
 
 
 def test_a_log_file_gets_lines_now_and_then(
@@ -90,3 +98,172 @@ def test_a_bar_shows_hostile_labels_as_they_are(
     shown = capsys.readouterr().err
     assert "\x1b]" not in shown and r"\x1b]0;t\x07 [link=http://x]y" in shown and "[bold]z" in shown
     assert "\x1b[" in shown, "the bar itself has its colors"
+
+
+def log_each_level() -> None:
+    log.debug("a detail")
+    log.info("done")
+    log.warning("ignored")
+    log.error("ftlib: failed")
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "shown"),
+    [
+        ("quiet", ["ignored", "ftlib: failed"]),
+        ("normal", ["done", "ignored", "ftlib: failed"]),
+        ("verbose", ["a detail", "done", "ignored", "ftlib: failed"]),
+    ],
+)
+def test_levels(capsys: pytest.CaptureFixture[str], verbosity: log.Verbosity, shown: list[str]) -> None:
+    log.configure(verbosity)
+    log.configure(verbosity)
+    log_each_level()
+    assert capsys.readouterr().err.splitlines() == shown, "each once, without a prefix"
+
+
+def test_other_ranks_log_errors_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    log.configure("verbose")
+    log_each_level()
+    logging.getLogger("ftlib.of.a.plugin").warning("not from this rank")
+    assert capsys.readouterr().err == "ftlib: failed\n"
+
+
+def test_quiet_shows_no_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    log.configure("quiet")
+    for terminal in (False, True):
+        monkeypatch.setattr(log.sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        assert list(log.track([1, 2], "file")) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_results_are_not_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("quiet")
+    log.print_result("12")
+    assert capsys.readouterr().out == "12\n"
+
+
+@pytest.fixture
+def foreign() -> Iterator[io.StringIO]:
+    """What a handler of a program that uses ftlib gets, which has not called `configure`."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(filename)s %(funcName)s %(message)s"))
+    logger = logging.getLogger("ftlib")
+    logger.addHandler(handler)
+    yield text
+    logger.removeHandler(handler)
+
+
+def test_other_handlers_get_no_secret_and_nothing_that_terminals_obey(
+    foreign: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "correct-horse-7")
+    log.warning("at https://me:pw1234567@host with correct-horse-7\x1b]0;title\x07 100 %s")
+    expected = r"at https://***@host with ***\x1b]0;title\x07 100 %s"
+    name = "test_other_handlers_get_no_secret_and_nothing_that_terminals_obey"
+    assert foreign.getvalue() == f"ftlib WARNING test_log.py {name} {expected}\n"
+
+
+def test_records_name_the_module_that_logs(foreign: io.StringIO) -> None:
+    namespace = {"__name__": "ftlib.training.train", "log": log}
+    exec("log.info('hello')", namespace)
+    assert foreign.getvalue().startswith("ftlib.training.train INFO ")
+
+
+def test_records_of_plugins_are_cleaned_when_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "correct-horse-7")
+    logging.getLogger("ftlib.of.a.plugin").warning("%s\x07", "correct-horse-7")
+    try:
+        raise RuntimeError("correct-horse-7 is wrong")
+    except RuntimeError:
+        logging.getLogger("ftlib.of.a.plugin").exception("failed")
+    shown = capsys.readouterr().err
+    assert shown.startswith("***\\x07\nfailed\nTraceback") and shown.endswith("RuntimeError: *** is wrong\n")
+
+
+def test_a_handler_on_the_root_logger_prints_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(handler)
+    try:
+        log.warning("once")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert capsys.readouterr().err == "once\n"
+
+
+def test_an_unknown_verbosity_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTLIB_VERBOSITY", "loud")
+    log.configure()
+    assert log.verbosity() == "normal"
+    assert capsys.readouterr().err == "FTLIB_VERBOSITY=loud: ignored; it can be quiet, normal, verbose\n"
+
+
+AS_A_LIBRARY = """
+import logging
+from ftlib.core import log
+assert log.verbosity() is None and not log.silences_libraries()
+log.warning("not shown")
+with log.progress("files", 1) as update:
+    update(1, "")
+logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
+log.info("shown")
+with log.progress("files", 1) as update:
+    update(1, "")
+"""
+
+
+def test_a_program_that_imports_ftlib_configures_logging() -> None:
+    done = subprocess.run([sys.executable, "-c", AS_A_LIBRARY], capture_output=True, text=True, check=True)
+    assert done.stderr == "ftlib: shown\nftlib.core.log: files: 1/1\n"
+
+
+WORKERS = """
+import multiprocessing
+from ftlib.core import log
+if __name__ == "__main__":
+    log.configure("quiet")
+import logging
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+from ftlib.training.trainer import _start_worker
+
+def work(verbosity):
+    _start_worker(verbosity, 0)
+    log.warning("from a worker")
+    log.info("not with -q")
+
+if __name__ == "__main__":
+    for method in ("fork", "spawn"):
+        process = multiprocessing.get_context(method).Process(target=work, args=(log.verbosity(),))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+"""
+
+
+def test_forked_and_spawned_workers_log_as_their_parent(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WORKERS)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)
+    assert done.stderr == "from a worker\n" * 2
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(("option", "verbosity"), [("-v", "verbose"), ("-q", "quiet")])
+def test_options_stand_anywhere(
+    monkeypatch: pytest.MonkeyPatch, store: Path, place: int, option: str, verbosity: str
+) -> None:
+    seen = []
+    monkeypatch.setattr("ftlib.cli.status.main", lambda argv: seen.append(argv) or 0)
+    arguments = ["status", "NAME"]
+    assert main([*arguments[:place], option, *arguments[place:]]) == 0
+    assert seen == [["NAME"]] and log.verbosity() == verbosity
+    assert main(["status", "--", option]) == 0 and seen[-1] == ["--", option]
+    assert log.verbosity() == "normal"
+
+
+def test_no_command_has_short_options_of_its_own_with_these_names() -> None:
+    for path in (REPOSITORY / "ftlib" / "cli").glob("*.py"):
+        assert path.name == "main.py" or not re.search(r"\"-[vq]\"|\"--(quiet|verbose)\"", path.read_text()), path

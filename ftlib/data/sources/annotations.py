@@ -193,7 +193,7 @@ def warn_other_files(data: Data) -> None:
     if found:
         named = {part: [posixpath.join(folder, name) for name in names] for part, names in found.items()}
         others = [name for names in named.values() for name in names if name != data.file]
-        log.info(f"{path}: {', '.join(others)} beside it: not read. {files_hint(named)}")
+        log.warning(f"{path}: {', '.join(others)} beside it: not read. {files_hint(named)}")
 
 
 def _in_other_folders(path: Path) -> dict[str, list[str]]:

@@ -13,7 +13,6 @@ such are left out.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from ftlib.data.sources.instructions import instruction_parser
 from ftlib.data.split_names import NamedSplit, SplitNames
 from ftlib.errors import UserError
 from ftlib.hub.cache import Repository, find_staged, is_local_path
+from ftlib.hub.offline import offline
 
 _NO_ID = "no column of ids"
 """An `id` counts only if `data.columns` names it: ids in datasets often start anew in each split."""
@@ -72,9 +72,9 @@ def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example |
         UserError: `datasets` is not installed, the dataset is not in the cache or cannot be read, no such columns, its
             pictures have not been extracted, names of splits that are not known.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # jobs never reach the hub; `datasets` looks when it is imported
     reading = RowReader()
-    tables = load_tables(data)
+    with offline():
+        tables = load_tables(data)
     pictures = _pictures(data, tables)
     if pictures and not (Path(data.root) / pictures / core_files.COMPLETE_MARKER).is_file():
         problem = f"dataset {data.file}: the pictures inside of it are not extracted ({Path(data.root) / pictures})"
@@ -82,7 +82,7 @@ def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example |
     noted = Path(data.root) / pictures / _FAULTS
     faults = core_files.read_json(noted) if pictures and noted.is_file() else {}
     if unread := {name for table in tables.values() for name in table.features if not _is_read(data, table, name)}:
-        log.info(f"dataset {data.file}: columns that are not read: {', '.join(sorted(unread))}")
+        log.warning(f"dataset {data.file}: columns that are not read: {', '.join(sorted(unread))}")
     splits = splits or SplitNames(data)
     by_rows = len(tables) == 1 or "part" in data.columns
     named = {} if by_rows else {split: splits.split(split, table.num_rows) for split, table in tables.items()}
@@ -121,8 +121,8 @@ def fetch(data: Data) -> None:
     for split, found in faults.items():
         if found:
             number, reason = next(iter(found.items()))
-            log.info(f"dataset {data.file}: {split} row {number}: {reason}")
-            log.info(f"{len(found)} rows of {split} without a picture; `ftlib prepare` tells what becomes of them")
+            log.warning(f"dataset {data.file}: {split} row {number}: {reason}")
+            log.warning(f"{len(found)} rows of {split} without a picture; `ftlib prepare` tells what becomes of them")
 
 
 def _pictures(data: Data, tables: Mapping[str, Any]) -> str:

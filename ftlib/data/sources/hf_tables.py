@@ -270,7 +270,7 @@ def _require_files_in_their_splits(data: Data, folder: Path, found: Mapping[str,
         elif said in ("valid", "test") and split_from_name(splits[0]) == "train" and splits[0] not in given:
             wrong.append(f"{name} is read as {splits[0]}")
     if unread:
-        log.info(f"dataset {data.file}: not read: {_few(unread)}. {_REMEDY}")
+        log.warning(f"dataset {data.file}: not read: {_few(unread)}. {_REMEDY}")
     if wrong:
         raise UserError(f"dataset {data.file}: files of other splits: {_few(wrong)}", _REMEDY)
 
