@@ -145,9 +145,12 @@ def configure(verbosity: Verbosity | None = None) -> None:
     """
     global _verbosity
     named = os.environ.get(VERBOSITY_VARIABLE, "")
-    level: Verbosity = verbosity or next((known for known in LEVELS if known == named), "normal")
-    _verbosity = level
-    _logger.setLevel(LEVELS[level])
+    shown: Verbosity = "normal"
+    for known in LEVELS:
+        if known == (verbosity or named):
+            shown = known
+    _verbosity = shown
+    _logger.setLevel(LEVELS[shown])
     _logger.propagate = False  # a handler that some library put on the root logger would print everything again
     if not any(isinstance(handler, _StderrHandler) for handler in _logger.handlers):
         handler = _StderrHandler()
