@@ -145,9 +145,9 @@ def configure(verbosity: Verbosity | None = None) -> None:
     """
     global _verbosity
     named = os.environ.get(VERBOSITY_VARIABLE, "")
-    level: Verbosity = verbosity or next((known for known in LEVELS if known == named), "normal")
-    _verbosity = level
-    _logger.setLevel(LEVELS[level])
+    given = [known for known in LEVELS if known == (verbosity or named)]
+    _verbosity = given[0] if given else "normal"
+    _logger.setLevel(LEVELS[_verbosity])
     _logger.propagate = False  # a handler that some library put on the root logger would print everything again
     if not any(isinstance(handler, _StderrHandler) for handler in _logger.handlers):
         handler = _StderrHandler()
