@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from ftlib.config.loader import Experiment, Overrides, load_experiment, read_raw_config
-from ftlib.core import permissions
+from ftlib.core import log, permissions
 from ftlib.core.environment import prefer_expandable_segments
 from ftlib.core.paths import Site, find_site
 from ftlib.core.registry import register_model, register_source, register_task
@@ -191,6 +191,8 @@ def train(config: ConfigLike, overrides: Overrides | None = None) -> Run:
     site = find_site()
     experiment = _find_experiment(config, overrides, site)
     run = runs_run.create_run(experiment, site)
+    if notice := runs_run.recipe_notice(experiment, site):
+        log.info(notice)
     if run.done_marker.exists():
         return run
     require_pinned_code(run, "train")
