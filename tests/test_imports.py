@@ -45,7 +45,8 @@ for name in sys.argv[1:]:
 after = state()
 for key in before:
     if before[key] != after[key]:
-        print(key, before[key] if key != "patched" else {n for n in before[key] if before[key][n] != after[key].get(n)})
+        print(key, {n for n in before[key] | after[key] if before[key].get(n) != after[key].get(n)}
+              if isinstance(before[key], dict) else before[key])
 own = logging.getLogger("ftlib")
 print([type(handler).__name__ for handler in own.handlers], own.level, own.propagate)
 """

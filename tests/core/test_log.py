@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from ftlib.cli.main import main
-from ftlib.core import log
+from ftlib.core import files, log
+from ftlib.core.paths import Site
+from ftlib.runs import pinning
+from ftlib.runs.run import Run
 from tests.conftest import REPOSITORY
 
 
@@ -260,6 +264,7 @@ def test_options_stand_anywhere(
     arguments = ["status", "NAME"]
     assert main([*arguments[:place], option, *arguments[place:]]) == 0
     assert seen == [["NAME"]] and log.verbosity() == verbosity
+    assert log.VERBOSITY_VARIABLE not in os.environ, "jobs that it submits would inherit it"
     assert main(["status", "--", option]) == 0 and seen[-1] == ["--", option]
     assert log.verbosity() == "normal"
 
@@ -267,3 +272,22 @@ def test_options_stand_anywhere(
 def test_no_command_has_short_options_of_its_own_with_these_names() -> None:
     for path in (REPOSITORY / "ftlib" / "cli").glob("*.py"):
         assert path.name == "main.py" or not re.search(r"\"-[vq]\"|\"--(quiet|verbose)\"", path.read_text()), path
+
+
+def test_code_that_a_run_pinned_is_told_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older code knows neither -v nor -q."""
+    site, run = Site(tmp_path, tmp_path / "runs"), Run(tmp_path / "runs" / "name" / "1")
+    (run.code / "ftlib").mkdir(parents=True)
+    (run.code / files.COMPLETE_MARKER).write_text("{}")
+    started = []
+    monkeypatch.setattr("ftlib.runs.pinning.permissions.require_trusted", lambda *given: None)
+    monkeypatch.setattr("ftlib.runs.pinning.signal.signal", lambda *given: None)
+    monkeypatch.setattr("ftlib.runs.pinning.os.execv", lambda program, arguments: started.append(arguments))
+    log.configure("quiet")
+    pinning.exec_pinned_code(run, site, ["train", "config.yaml"])
+    assert started[0][-2:] == ["train", "config.yaml"] and os.environ["FTLIB_VERBOSITY"] == "quiet"
+    assert "a different version of ftlib" in capsys.readouterr().err
+    log.configure()
+    assert log.verbosity() == "quiet"
