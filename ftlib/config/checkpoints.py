@@ -1,8 +1,8 @@
-"""Bases that are converted before they can be loaded: big_vision's `.npz` checkpoints of PaliGemma.
+"""Base models that are converted before use: big_vision's `.npz` checkpoints of PaliGemma.
 
-A config names the file and its tokenizer. What is converted from them is a model folder in the store whose name is a
-hash of their content, and the resolved config has that folder as its base. So a run's identity depends on the content
-of the two files, not on where they are, and the files can be deleted once they are converted.
+A config sets the file and its tokenizer. They are converted to a model folder in the store, named by a hash of their
+content, and the resolved config has that folder as its base. So a run ID depends on the content of the two files, not
+on their paths, and the files can be deleted after the conversion.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ftlib.core.paths import STORE, Site
 from ftlib.errors import UserError
 
 CONVERSION_RECORD = "big_vision.json"
-"""In the folder of a converted model: the names and hashes of the files that it was made from."""
+"""File in the folder of a converted model: names and hashes of the original files."""
 _FOLDER = "big_vision-"
 
 
 @dataclass(frozen=True)
 class NpzCheckpoint:
-    """A `.npz` checkpoint that a config names.
+    """The `.npz` checkpoint of a config.
 
     Attributes:
         file: the checkpoint.
         sha256: of the file.
-        tokenizer: path of a tokenizer file, or the name of a model on the hub.
-        tokenizer_sha256: of the tokenizer file; None for a name.
+        tokenizer: path of a tokenizer file, or hub name of a model.
+        tokenizer_sha256: of the tokenizer file; None for a hub name.
         folder: the converted model in the store.
     """
 
@@ -41,12 +41,12 @@ class NpzCheckpoint:
 
 
 def find_npz_checkpoint(model: Model, site: Site) -> NpzCheckpoint | None:
-    """The `.npz` file and the tokenizer that a config names, with their hashes; None for any other base.
+    """Return a config's `.npz` file and tokenizer with their hashes; None for any other base.
 
-    A file is hashed once. One that is gone is known by its last hash.
+    A file is hashed once. For a deleted file, the last hash is used.
 
     Args:
-        model: with its paths as they are stored.
+        model: with stored paths, see `config.paths`.
 
     Raises:
         UserError: no such file.
@@ -65,14 +65,14 @@ def find_npz_checkpoint(model: Model, site: Site) -> NpzCheckpoint | None:
 
 
 def is_converted(folder: Path, site: Site) -> bool:
-    """Whether a base is the converted form of an `.npz` checkpoint, there or not."""
+    """Whether a base is a converted `.npz` checkpoint; the folder may not exist."""
     return folder.parent == site.store / "models" and folder.name.startswith(_FOLDER)
 
 
 def describe_conversion(base: str) -> str:
-    """What the model folder that a config names as its base was converted from; "" for any other.
+    """Return the origin of a converted base model as text; "" for any other base.
 
-    Also "" where this user may not read it: reports of other users' runs come here.
+    Also "" if this user may not read the folder, which happens in reports about other users' runs.
     """
     if not base.startswith("/"):
         return ""
@@ -88,4 +88,4 @@ def _content(key: str, path: Path, site: Site) -> str:
         return hash_files(path.parent, [path.name], site)[path.name]
     if known := recorded_hash(path, site):
         return known
-    raise UserError(f"{key}: {path}: no such file", "docs/models.md says where to download it.")
+    raise UserError(f"{key}: {path}: no such file", "See docs/models.md for the download.")

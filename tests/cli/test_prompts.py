@@ -127,7 +127,7 @@ def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: 
     ("arguments", "words"),
     [
         (["evaluation.prompts=[]"], "there is only one prompt"),
-        (["--prompt", "{question}"], "names question, but the rows have only"),
+        (["--prompt", "{question}"], "names question, but the rows only have"),
         (["--prompt", "chat"], "ends answers in another way"),
         (["data.split.seed=7"], "is not prepared"),
     ],

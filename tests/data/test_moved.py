@@ -26,7 +26,7 @@ from tests.training.test_resume import outcome
 Ftlib = Callable[..., tuple[int, str, str]]
 Begin = Callable[[Path], Run]
 Known = Callable[..., Experiment]
-SAME = "the same data now at"
+SAME = "the same data is now at"
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def test_a_half_trained_run_goes_on_with_its_data_at_another_path(
     (run,) = all_runs()
     place = put_elsewhere(root, way)
     config = configured(root=str(place))
-    told = f"tiny: {SAME} {place}; going on with the run begun before"
+    told = f"tiny: {SAME} {place}; resuming the existing run"
     assert ok("stage", config).count(told) == 1
     error = ok("prepare", config)
     assert error.count(told) == 1 and "already prepared" in error
     error = ok("train", config)
-    assert error.count(told) == 1 and "going on from the checkpoint of step 6" in error
+    assert error.count(told) == 1 and "resuming from the checkpoint of step 6" in error
     assert all_runs() == [run] and outcome(run) == outcome(straight)
     assert "already trained" in ok("train", config)
     assert ok("evaluate", config).count(told) == 1

@@ -226,8 +226,8 @@ def test_every_row_is_tried_with_the_prompt(
     prepared = dataset(made, 'on_bad: skip, prompt: "{prefix} {ocr}", split: {valid: 2, test: 2}')
     assert len(all_rows(prepared)) == 10 and prepared.metadata["bad"] == 2
     code, _, error = ftlib("prepare", tmp_path / "config.yaml", "data.on_bad=stop")
-    assert code == 2 and "data.jsonl:5: field ocr: is missing, but data.prompt names it" in error
-    assert "data.jsonl:8: field ocr: data.prompt names it, so it must be text or a number, got True" in error
+    assert code == 2 and "data.jsonl:5: field ocr: is missing, but data.prompt uses it" in error
+    assert "data.jsonl:8: field ocr: data.prompt uses it, so it must be text or a number, got True" in error
 
 
 def test_rows_without_a_prefix_are_not_asked_with_one(
@@ -248,7 +248,7 @@ def test_another_prompt_is_tried_on_the_rows_that_are_prepared(
     first = dataset(made)
     assert ftlib("prepare", tmp_path / "config.yaml", "data.prompt=say {prefix}")[1].strip() == str(first.folder)
     code, _, error = ftlib("prepare", tmp_path / "config.yaml", "data.prompt={prefix} {ocr}")
-    assert code == 2 and "('q4'): field ocr: is missing, but data.prompt names it" in error
+    assert code == 2 and "('q4'): field ocr: is missing, but data.prompt uses it" in error
     site, change = find_site(), ["data.prompt={prefix} {ocr}"]
     assert open_prepared(load_experiment(tmp_path / "config.yaml", [], site).config, site).folder == first.folder
     with pytest.raises(UserError, match="field ocr: is missing"):
@@ -290,7 +290,7 @@ def test_suspicious_labels_are_told(
     error, out = ftlib("prepare", tmp_path / "config.yaml")[2], ftlib("prepare", tmp_path / "config.yaml", "--check")[1]
     assert [line.removeprefix("labels: ") for line in error.splitlines() if line.startswith("labels: ")] == [
         *wanted,
-        "of test, that train does not have: 'nan'",
+        "in test, but not in train: 'nan'",
     ]
     assert [
         " ".join(line.split()).removeprefix("labels ") for line in out.splitlines() if line.startswith("labels")
@@ -518,7 +518,7 @@ def test_rows_that_are_changed_in_place_are_refused(
     assert open_prepared(config, site).folder == first.folder, "the same content, written again"
     file.write_bytes(old[:-9] + bytes([old[-9] ^ 1]) + old[-8:])
     assert files.is_complete(first.folder)
-    with pytest.raises(UserError, match=r"train/.*\.arrow: prepared rows that were changed") as raised:
+    with pytest.raises(UserError, match=r"train/.*\.arrow: prepared rows have been modified") as raised:
         open_prepared(config, site)
     assert "ftlib prepare CONFIG --again" in raised.value.remedy
     assert prepare(config, site, again=True).folder.name == f"{first.folder.name}-2"

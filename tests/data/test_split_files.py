@@ -95,21 +95,27 @@ def test_a_row_that_says_another_split_than_its_file(tmp_path: Path) -> None:
         row("jsonl", 3, split="y"),
     )
     rows, bad = rows_of(Data(source="jsonl", root=str(tmp_path), files={"train": ["a.jsonl"]}))
-    assert [one.reason for one in bad] == ["field split: 'val', but the row stands in a.jsonl (train)"]
+    assert [one.reason for one in bad] == ["field split: 'val', but the row is in a.jsonl (train)"]
     assert [one.part for one in rows] == ["train", "train"]
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"file": "a"}, "file and files: only one of them"),
-        ({"source": "folder"}, "files: of source csv, instructions, jsonl, coco_.*; source folder has its own"),
-        ({"files": {"train": ["a", "./a"]}}, "files: a stands there twice"),
-        ({"files": {"train": "a", "test": ["a"]}}, "files: a stands there twice"),
-        ({"source": "coco_detection", "files": {"train": ["a", "b"]}}, "files: one for each split of source coco"),
-        ({"files": {"train": []}}, "a split without a file"),
+        ({"file": "a"}, "file and files: set only one of them"),
+        ({"source": "folder"}, "files: only for sources csv, instructions, jsonl, coco_.*; source folder has fixed"),
+        ({"files": {"train": ["a", "./a"]}}, "files: duplicate file a"),
+        ({"files": {"train": "a", "test": ["a"]}}, "files: duplicate file a"),
+        (
+            {"source": "coco_detection", "files": {"train": ["a", "b"]}},
+            "files: source coco_detection takes one file for each split",
+        ),
+        ({"files": {"train": []}}, "a split has no file"),
         ({"files": {"train": "a", "dev": "b"}}, "'train', 'valid' or 'test'"),
-        ({"source": "mixture", "parts": [{"name": "a", "source": "jsonl"}]}, "files, .* are set in its parts"),
+        (
+            {"source": "mixture", "parts": [{"name": "a", "source": "jsonl"}]},
+            "for a mixture, set file, files, .* in its parts",
+        ),
     ],
 )
 def test_configs(fields: dict[str, Any], words: str) -> None:

@@ -50,11 +50,14 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"suffix": "<loc0500><loc0002><loc0300><loc0400> cat"}, "a label are needed"),
         ({"suffix": "a cat"}, "a label are needed"),
         ({"suffix": f"{BOX} cat ; {BOX}"}, "object 2: no label after its box"),
-        ({"suffix": f"{BOX} cat ; <loc0001><loc0002><loc0300><loc1024> dog"}, "object 2 (dog): <loc1024> is no token"),
+        (
+            {"suffix": f"{BOX} cat ; <loc0001><loc0002><loc0300><loc1024> dog"},
+            "object 2 (dog): <loc1024> is not a token",
+        ),
         ({"suffix": "<loc0001><loc0400><loc0300><loc0400> dog"}, "object 1 (dog): its box has no width"),
         ({"suffix": "<loc0300><loc0002><loc0300><loc0400> dog"}, "object 1 (dog): its box has no height"),
         ({"suffix": "<loc0500><loc0002><loc0300><loc0400> cat"}, "y_min 500 is larger than y_max 300"),
-        ({"suffix": "<loc12><loc0002><loc0300><loc0400> cat"}, "<loc12> is no token"),
+        ({"suffix": "<loc12><loc0002><loc0300><loc0400> cat"}, "<loc12> is not a token"),
         ({"suffix": "<loc0002><loc0300><loc0400> cat"}, "3 location tokens, but a box has 4"),
         ({"suffix": f"{BOX}<seg001> cat"}, "1 segmentation tokens, but a mask has 16"),
         ({"objects": [{"label": "cat"}], **SIZE}, 'field objects: needed is objects with a "label" and a "box"'),
@@ -71,7 +74,7 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "refer": [
         ({"suffix": f"{BOX} ; {BOX}"}, "2 boxes; one box"),
         ({"suffix": "<loc0001>"}, "one box"),
-        ({"suffix": "<loc0001><loc0002><loc0300><loc1024>"}, "<loc1024> is no token"),
+        ({"suffix": "<loc0001><loc0002><loc0300><loc1024>"}, "<loc1024> is not a token"),
         ({"box": [0, 0, 8, 8]}, "field box: needed is a box"),
         (
             {"box": [0, 0, 8, 114], **SIZE},
@@ -167,7 +170,7 @@ def test_wrong_answers_are_named(task: str, config: Callable[..., Path], ftlib: 
             (said,) = [text for text in error.splitlines() if f"data.jsonl:{line}: " in text]
             assert words in said
     code, _, error = ftlib("prepare", path, "data.on_bad=skip")
-    assert code == 0 and f"{len(WRONG[task])} records cannot be used" in error
+    assert code == 0 and f"{len(WRONG[task])} invalid records are skipped" in error
 
 
 @pytest.mark.parametrize(
@@ -196,6 +199,6 @@ def test_answers_that_are_no_closed_set(
     monkeypatch.setattr(scan, "MAX_LABELS", 3)
     path = config("classify", [{"suffix": str(n)} for n in range(3)])
     code, _, error = ftlib("prepare", path)
-    assert code == 2 and "more than 3 different answers are no closed set" in error
+    assert code == 2 and "more than 3 different answers, too many for a set" in error
     path = config("classify", [{"suffix": str(n)} for n in range(2)])
     assert ftlib("prepare", path)[0] == 0

@@ -74,7 +74,7 @@ def test_the_weights_that_a_run_began_with_must_stay(
     save_file({name: tensor + 1 for name, tensor in weights.items()}, first.folder / SAVED[LORA])
     with pytest.raises(UserError, match="have changed since this run began"):
         resolve_init_weights(*asked)
-    with pytest.raises(UserError, match="not trained to its end yet"):
+    with pytest.raises(UserError, match="training has not finished"):
         resolve_init_weights(*start_of(config, f"warm_start={asked[1].folder}"))
 
 

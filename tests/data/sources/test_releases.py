@@ -452,7 +452,7 @@ def test_what_detection_leaves_out_is_counted(tmp_path: Path) -> None:
         (lambda c: c["images"][3].pop("width"), "image 4", "file_name, width and height are needed"),
         (lambda c: c["images"][3].update(height=0), "image 4", "file_name, width and height are needed"),
         (lambda c: c["images"][3].update(file_name=7), "image 4", "file_name must be text"),
-        (lambda c: c["categories"][0].update(name="cat; dog"), "category 1", "cannot be written beside tokens"),
+        (lambda c: c["categories"][0].update(name="cat; dog"), "category 1", "must not contain"),
         (lambda c: c["categories"][0].update(name=" "), "category 1", "a label is needed"),
         (lambda c: c["categories"][0].pop("name"), "category 1", "field name"),
     ],

@@ -706,9 +706,12 @@ def test_encodings_of_a_config() -> None:
     for section, message in (
         ({"source": "jsonl", "encoding": "klingon"}, "encoding: klingon is unknown"),
         ({"source": "jsonl", "encoding": "hex"}, "encoding: hex is unknown"),
-        ({"source": "vqav2", "encoding": "utf-16"}, "those of source vqav2 are UTF-8"),
-        ({"source": "mixture", "encoding": "utf-16", "parts": [part]}, "encoding, .* are set in its parts"),
-        ({"source": "mixture", "parts": [{**part, "source": "folder"}]}, "those of source folder are UTF-8"),
+        ({"source": "vqav2", "encoding": "utf-16"}, "files of source vqav2 are UTF-8"),
+        (
+            {"source": "mixture", "encoding": "utf-16", "parts": [part]},
+            "for a mixture, set .*encoding, .* in its parts",
+        ),
+        ({"source": "mixture", "parts": [{**part, "source": "folder"}]}, "files of source folder are UTF-8"),
     ):
         with pytest.raises(ValidationError, match=message):
             Data.model_validate({"root": "r", **section})
