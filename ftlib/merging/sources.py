@@ -1,4 +1,4 @@
-"""The base and the fine-tuned models: where they lie, what they are, and whether they belong together."""
+"""Find the base and the fine-tuned models, and check that they are compatible."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class MergeInput:
     """Weights to be merged, or their base.
 
     Attributes:
-        label: as it was named.
+        label: the name or path given by the user.
         kind: "model" or "adapter".
-        trained_on: the base model's name and revision, where that is known.
-        origin: where it was found; `folder` is another one if its .bin files had to be converted.
+        trained_on: name and revision of the base model, if known.
+        origin: the folder where it was found; differs from `folder` if its .bin files were converted.
     """
 
     label: str
@@ -44,16 +44,16 @@ class MergeInput:
 
     @property
     def config(self) -> dict[str, Any]:
-        """config.json; empty for a bare folder of weights."""
+        """Return config.json; empty for a folder of weights only."""
         path = self.folder / "config.json"
         return files.read_json(path) if self.kind == "model" and path.is_file() else {}
 
 
 def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
-    """A model by its folder, its run, or its name on the hub (staged).
+    """Find a model by its folder, its run, or its hub name (staged).
 
     Raises:
-        UserError: not there, or nothing that can be merged.
+        UserError: it does not exist, or cannot be merged.
     """
     folder = _locate(text, revision, site)
     trained_on = None
@@ -73,7 +73,7 @@ def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
 
 
 def _run_of(folder: Path) -> Run | None:
-    """The run that a folder is, or that it is the result of."""
+    """Return the run of a run folder or of a run's result; None for other folders."""
     run = Run(folder.parent if folder.name in ("adapter", "model") else folder)
     own = run.config_file.is_file() and not any(run.folder.glob("*.safetensors"))
     return run if own and (run.folder == folder or run.done_marker.exists()) else None
@@ -86,12 +86,12 @@ def _locate(text: str, revision: str | None, site: Site) -> Path:
     if any((site.runs / text).glob("config.yaml")) or any((site.runs / text).glob("*/config.yaml")):
         return runs.find_run(str(site.runs / text), site).folder
     if is_local_path(text):
-        raise UserError(f"{text}: no such folder, and no run of that name in {site.runs}")
+        raise UserError(f"{text}: no such folder, and no run with that name in {site.runs}")
     return find_model(Model(family="causal", base=text, revision=revision), site)
 
 
 def weight_hashes(sources: Sequence[MergeInput]) -> list[dict[str, str]]:
-    """For each source the SHA-256 of its weight files, from its marker where ftlib wrote one, else computed."""
+    """Return the SHA-256 of the weight files of each source, from ftlib's marker file or computed."""
     paths = [
         path for source in sources for path in _weights(source) if path.name not in _hashes_of_marker(source.folder)
     ]
@@ -121,13 +121,13 @@ def _hashes_of_marker(folder: Path) -> dict[str, str]:
 
 
 def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
-    """Refuse a model of another base, architecture, vocabulary or function.
+    """Check that a model has the same base, architecture, vocabulary and forward pass.
 
     Raises:
-        UserError: it is; or it cannot be told.
+        UserError: something differs, or the base cannot be verified.
     """
     if base.kind != "model":
-        raise UserError(f"{base.label}: the base must be a whole model, and this is an adapter")
+        raise UserError(f"{base.label}: the base must be a whole model, but this is an adapter")
     for source in (base, model):
         if quantization := source.config.get("quantization_config"):
             method = quantization.get("quant_method", "unknown")
@@ -135,11 +135,11 @@ def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, 
     for field in ("model_type", "architectures"):
         theirs, ours = model.config.get(field), base.config.get(field)
         if theirs and ours and theirs != ours:
-            raise UserError(f"{model.label}: another architecture: {field} is {theirs}, the base's is {ours}")
+            raise UserError(f"{model.label}: different architecture: {field} is {theirs}, the base's is {ours}")
     if model.config and base.config and (odd := differing_fields(base.folder, model.folder)):
         raise UserError(
-            f"{model.label}: its config computes something else than the base's: {'; '.join(odd)}",
-            "The result can have only one of them. Merge models that differ in their weights alone.",
+            f"{model.label}: its forward pass differs from the base's: {'; '.join(odd)}",
+            "The result can have only one config. Merge models that differ only in their weights.",
         )
     check_vocabulary(base.folder, model.folder, model.label)
     if model.trained_on:
@@ -147,7 +147,7 @@ def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, 
 
 
 def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
-    """By content where the run recorded it, else by name, else by the weights of the base that is named."""
+    """Check the base by the hash that the run recorded, else by name, else by comparing the weights."""
     assert model.trained_on
     name, theirs = model.trained_on
     said = f"{name} (revision {theirs})" if theirs else name
@@ -167,20 +167,18 @@ def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site:
     if (name, theirs) == (base.label, revision):
         return
     try:
-        here = Path.cwd() / Path(name).expanduser()  # peft notes a base's folder as it was named
+        here = Path.cwd() / Path(name).expanduser()  # peft records the path as it was given
         other = find_merge_input(str(here) if here.is_dir() else name, theirs, site)
     except UserError:
         other = None
     if model.kind == "adapter" and (other is None or other.config.get("quantization_config")):
-        why = "which is not here" if other is None else "whose quantized weights cannot be compared"
-        log.info(
-            f"{model.label} names {said} as its base, {why}: it is taken as one of {base.label}, whose layers it fits"
-        )
+        why = "which was not found" if other is None else "whose quantized weights cannot be compared"
+        log.info(f"{model.label} has {said} as its base, {why}: using {base.label}, whose layers match")
         return
     if other is None:
         raise UserError(
-            f"{model.label} was trained on {said}, which is not here; whether that is {base.label} cannot be told",
-            "Name that base, or stage it.",
+            f"{model.label} was trained on {said}, which was not found, so it cannot be compared with {base.label}",
+            "Use that base, or stage it.",
         )
     if other.folder.resolve() == base.folder.resolve():
         return

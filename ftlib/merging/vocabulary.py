@@ -1,4 +1,4 @@
-"""The words of a model's tokenizer and their numbers, whatever file they are kept in, and whether two fit together."""
+"""Read the vocabulary (token → ID) of a model's tokenizer from any of its file formats, and compare two."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ftlib.core import files, log
 from ftlib.core.protobuf import read_fields
 from ftlib.errors import UserError
 
-_UNCOMPARABLE = "whether {} has the base's vocabulary cannot be told"
+_UNCOMPARABLE = "cannot check that {} has the base's vocabulary"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words by number.
+    """A vocabulary.
 
     Attributes:
-        kind: in which spelling: "words", or "bytes" (tiktoken's, in base64).
-        words: word → number, added tokens included.
+        kind: "words", or "bytes" (tiktoken's, in base64).
+        words: token → ID, added tokens included.
     """
 
     kind: str
@@ -28,10 +28,10 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """The vocabulary in tokenizer.json, vocab.json, vocab.txt, a sentencepiece model or a tiktoken file; None without.
+    """Read tokenizer.json, vocab.json, vocab.txt, a sentencepiece model or a tiktoken file; None if there is none.
 
     Raises:
-        UserError: a file of it is damaged.
+        UserError: a file is damaged.
     """
     words = _tokenizer_json(folder / "tokenizer.json")
     kind = "words"
@@ -55,13 +55,13 @@ def _tokenizer_json(path: Path) -> dict[str, int]:
         return {}
     tokenizer = files.read_json(path)
     words = tokenizer["model"].get("vocab", {})
-    if isinstance(words, list):  # Unigram: [word, score] by number
+    if isinstance(words, list):  # Unigram: [token, score] by ID
         words = {word[0]: number for number, word in enumerate(words)}
     return {**words, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}}
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
-    """Tokens that slow tokenizers keep beside their vocabulary."""
+    """Return the added tokens of slow tokenizers, which are in separate files."""
     found: dict[str, int] = {}
     if (folder / "added_tokens.json").is_file():
         found |= files.read_json(folder / "added_tokens.json")
@@ -72,7 +72,7 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def _sentencepieces(path: Path, content: bytes) -> Iterator[str]:
-    """The pieces of a sentencepiece model: field 1 of the protobuf message, each with its text as field 1."""
+    """Yield the pieces of a sentencepiece model: field 1 of the protobuf message, each with its text as field 1."""
     try:
         for number, piece in read_fields(content):
             if number == 1:
@@ -92,25 +92,25 @@ def _tiktoken(path: Path, content: bytes) -> dict[str, int]:
 
 
 def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base") -> None:
-    """Refuse a model in which a word has another number than in the base, or a number another word.
+    """Check that tokens have the same IDs in a model and in the base.
+
+    Tokens that only one of them has are allowed: they use added or spare rows.
 
     Args:
-        other: what `base` is called, if it is another model.
-
-    Words that only one of them has are no obstacle: each has a row of its own, or the base's spare row.
+        other: the label of `base`, if it is another model.
 
     Raises:
-        UserError: they disagree.
+        UserError: the vocabularies conflict.
     """
     ours, theirs = read_vocabulary(base), read_vocabulary(model)
     if ours is None or theirs is None or (other != "the base" and ours.kind != theirs.kind):
         if other != "the base":
             return
         if theirs is not None or (ours is not None and (model / "tokenizer_config.json").is_file()):
-            log.info(f"{_UNCOMPARABLE.format(label)}: one of them has no vocabulary file that can be read")
+            log.info(f"{_UNCOMPARABLE.format(label)}: one of them has no readable vocabulary file")
         return
     if ours.kind != theirs.kind:
-        log.info(f"{_UNCOMPARABLE.format(label)}: one is a tiktoken file, the other is none")
+        log.info(f"{_UNCOMPARABLE.format(label)}: only one is a tiktoken file")
         return
     numbers = {number: word for word, number in ours.words.items()}
     odd = [
@@ -121,14 +121,14 @@ def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base
     if odd:
         number, word = min(odd)
         others = ours.words.get(word)
-        said = f"which {other} calls {numbers.get(number)!r}" if others is None else f"number {others} in {other}"
+        said = f"in {other} {numbers.get(number)!r}" if others is None else f"ID {others} in {other}"
         raise UserError(
-            f"{label}: another vocabulary: {len(odd):,} of its {len(theirs.words):,} words differ from the "
-            f"{len(ours.words):,} of {other}: {word!r} is number {number}, {said}",
-            "Merge models with the base's own vocabulary.",
+            f"{label}: different vocabulary: {len(odd):,} of its {len(theirs.words):,} tokens differ from the "
+            f"{len(ours.words):,} of {other}: {word!r} has ID {number}, {said}",
+            "Merge models with the base's vocabulary.",
         )
     if other != "the base":
         return
     if added := sorted(theirs.words.keys() - ours.words.keys(), key=theirs.words.__getitem__):
         shown = ", ".join(f"{word!r} ({theirs.words[word]})" for word in added[:3]) + (" …" if len(added) > 3 else "")
-        log.info(f"{label}: {len(added)} words that the base's tokenizer does not have: {shown}")
+        log.info(f"{label}: {len(added)} tokens that the base's tokenizer lacks: {shown}")

@@ -318,8 +318,8 @@ def test_sizes_that_are_not_the_file_s_are_refused(tmp_path: Path, ftlib: Ftlib,
     write(tmp_path / "data" / "result.json", content)
     code, _, error = ftlib("prepare", tmp_path / "boxes.yaml")
     assert code == 2
-    assert "7.jpg: 200 × 400 pixels, but its annotation says 400 × 200: width and height are exchanged" in error
-    assert "8.jpg: 200 × 100 pixels, but its annotation says 400 × 200: boxes" in error
+    assert "7.jpg: 200 × 400 pixels, but its annotation has 400 × 200: width and height are swapped" in error
+    assert "8.jpg: 200 × 100 pixels, but its annotation has 400 × 200: boxes" in error
     code, _, error = ftlib("prepare", tmp_path / "boxes.yaml", "data.on_bad=skip")
     assert code == 0 and "2 invalid records are skipped" in error
 
