@@ -162,7 +162,7 @@ def test_mistakes_in_the_config(name: str, config: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("root: ROOT\n", "root: ROOT/a\n"), "its images lie outside data.root"),
+        (("root: ROOT\n", "root: ROOT/a\n"), "its images are outside data.root"),
         (("answer {prefix}", "answer {question}"), "field question: is missing, but data.prompt uses it; available:"),
         (('"which?"', '"{breed}?"'), "field breed: is missing, but data.prompt uses it; available:"),
         (("valid: 0.2", "valid: 9"), "part cats: data.split: valid and test together leave no rows"),

@@ -110,7 +110,7 @@ def test_choose(tmp_path: Path) -> None:
         assert list(find_release_files(data(tmp_path, file=file), ranks)) == ["train", "valid"]
     with pytest.raises(UserError, match="new_train: no such file"):
         find_release_files(data(tmp_path, file="new_train"), ranks)
-    with pytest.raises(UserError, match="other is no file of the release"):
+    with pytest.raises(UserError, match="other is not a file of the release"):
         find_release_files(data(tmp_path, file="other"), ranks)
     write(tmp_path / "best", b"")
     assert find_release_files(data(tmp_path), ranks) == {"": tmp_path / "best"}

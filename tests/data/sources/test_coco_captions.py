@@ -81,9 +81,9 @@ def test_results_are_read_as_written(tmp_path: Path) -> None:
 
 REFERENCE_FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "no images": (lambda c: c.pop("images"), "an object with a list `images` is needed"),
-    "no captions": (lambda c: c.pop("annotations"), "an object with a list `annotations` is needed"),
+    "no captions": (lambda c: c.pop("annotations"), "must be an object with a list `annotations`"),
     "empty images": (lambda c: c["images"].clear(), "no images in it"),
-    "empty captions": (lambda c: c["annotations"].clear(), "no annotations in it"),
+    "empty captions": (lambda c: c["annotations"].clear(), "contains no annotations"),
     "image twice": (lambda c: c["images"].append(c["images"][0]), "id occurs more than once: 30"),
     "caption twice": (lambda c: c["annotations"].append(c["annotations"][1]), "id occurs more than once: 1"),
     "image without a caption": (lambda c: c["annotations"].pop(1), "1 images have no caption: 20"),
@@ -95,8 +95,8 @@ REFERENCE_FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 RESULT_FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "missing": (lambda c: c.pop(0), "1 of 3 image_ids have no answer: 20"),
-    "unknown": (lambda c: c.append({"image_id": 7, "caption": "a"}), "1 image_ids that the references do not have: 7"),
-    "text id": (lambda c: c[0].update(image_id="020"), "the references do not have: 020"),
+    "unknown": (lambda c: c.append({"image_id": 7, "caption": "a"}), "1 image_ids that are not in the references:  7"),
+    "text id": (lambda c: c[0].update(image_id="020"), "not in the references: 020"),
     "twice": (lambda c: c.append(c[0]), "image_id occurs more than once: 20"),
     "empty": (lambda c: c.clear(), "no records in it"),
     "no caption": (lambda c: c[1].pop("caption"), "record 2: field caption is missing"),

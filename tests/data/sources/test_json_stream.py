@@ -50,14 +50,14 @@ def test_keys_that_stand_twice_come_twice(tmp_path: Path) -> None:
 
 
 FAULTS = {
-    b"": r"x\.json:1: a list of records is needed",
-    b"{}": r"x\.json:1: a list of records is needed",
+    b"": r"x\.json:1: must be a list of records",
+    b"{}": r"x\.json:1: must be a list of records",
     b"[1,\n 2": r"x\.json:2: ',' expected",
     b"[1,\n 2,]": r"x\.json:2: not valid JSON",
     b"[1 2]": r"x\.json:1: ',' expected",
     b'[1,\n"abc]': r"x\.json:2: not valid JSON: Unterminated",
     b"[1, tru]": r"x\.json:1: not valid JSON",
-    b"[1]\n[2]": r"x\.json:2: not valid JSON: something follows",
+    b"[1]\n[2]": r"x\.json:2: not valid JSON: unexpected content",
     b'["\xff"]': r"x\.json: not UTF-8",
     b"[" * 100_000: r"x\.json:1: nested more than 64 deep",
 }
@@ -90,7 +90,7 @@ def test_what_is_no_object_or_lacks_the_list(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.json: a list `b` is needed"):
         list(stream_lists(tmp_path / "x.json", ["a", "b"]))
     (tmp_path / "x.json").write_text("[3]")
-    with pytest.raises(UserError, match="object is needed"):
+    with pytest.raises(UserError, match="must be a JSON object"):
         list(stream_members(tmp_path / "x.json"))
     with pytest.raises(UserError, match=r"none\.json: cannot be read"):
         list(stream_members(tmp_path / "none.json"))
@@ -144,7 +144,7 @@ def test_a_key_that_stands_twice_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         found = list(stream_lists(path, ["rows"]))
         assert [number for _, number, one in found if isinstance(one, InvalidJson)] == [8, 10]
         assert [one for _, number, one in found if number not in (8, 10)] == [*records[:7], records[8], *records[10:]]
-        assert "key 'a' stands twice in one object: {'a': 7" in str(found[7][2])
+        assert "duplicate key 'a' in an object: {'a': 7" in str(found[7][2])
     path.write_text('{"rows": [1], "rows": [2]}')
     with pytest.raises(UserError, match="key 'rows' stands twice"):
         list(stream_lists(path, ["rows"]))
