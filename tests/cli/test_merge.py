@@ -349,7 +349,7 @@ def test_a_merge_stands_beside_its_parent_after_the_command_that_it_prints(
     assert told[1][1] == told[2][1]
     assert ftlib("report", "one", "-o", tmp_path / "page.html")[0] == 0
     page = (tmp_path / "page.html").read_text()
-    assert "1 run: 1 done; 1 only asked, without training" in page
+    assert "1 run: 1 done; 1 only evaluated, without training" in page
     made = json.loads((tmp_path / "out" / "merge.json").read_text())["formula"]
     assert f"linear of one (weight 1): {made}" in page and "weighted average" in made
 
