@@ -1,7 +1,6 @@
-"""Check this machine: packages, GPU, store, Slurm, image, hub token, and with CONFIG what its job would miss.
+"""Check this machine: packages, GPU, store, Slurm, image, hub token, and with CONFIG the requirements of its job.
 
-Run it on the login node, and in a job: sbatch jobs/doctor.sbatch [CONFIG]. Every finding that is not in order comes
-with what to do about it.
+Run it on the login node, and in a job: sbatch jobs/doctor.sbatch [CONFIG]. Every problem is shown with a remedy.
 """
 
 from __future__ import annotations

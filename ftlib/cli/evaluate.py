@@ -1,8 +1,7 @@
-"""Ask a model every question of a split and score its answers.
+"""Generate predictions for the splits of a dataset and score them.
 
-RUN: the trained model, and the untrained one too if the config says `evaluation.before`. CONFIG --before: only the
-untrained model. With --data, rows of other configs' datasets, each with its own prompt. What has been answered already
-is not asked again.
+RUN: the fine-tuned model, and the base model too with `evaluation.before: true`. CONFIG --before: only the base model.
+With --data, the datasets of other configs, each with its own prompt. Existing predictions are reused.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--data", action="append", type=Path, metavar="CONFIG", help="instead of the run's own dataset; repeatable"
     )
-    command.add_argument("--before", action="store_true", help="only the untrained base model")
+    command.add_argument("--before", action="store_true", help="only the base model")
     command.add_argument("--json", action="store_true", help="print all scores to stdout")
     command.add_argument("run", metavar="RUN|CONFIG", help="run folder or its name, or a config file")
     command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a field; of a RUN, one of evaluation")
@@ -73,20 +72,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _resolve_target(parsed: argparse.Namespace, site: Site) -> tuple[Experiment, Run]:
-    """A config names the run that it would train; a run brings its own config."""
+    """Return config and run: the run of a config, or the config of a run."""
     if parsed.run.endswith((".yaml", ".yml")):
         [experiment] = match_existing_runs([load_experiment(Path(parsed.run), parsed.overrides, site)], site)
         return experiment, runs.create_run(experiment, site)
     run = runs.find_run(parsed.run, site)
     if others := [text for text in parsed.overrides if not text.startswith("evaluation.")]:
-        raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Give its config instead of its name.")
+        raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Use its config instead of its name.")
     return load_experiment(run.config_file, parsed.overrides, site), run
 
 
 def _logged_results(
     experiment: Experiment, run: Run, site: Site, parsed: argparse.Namespace, whens: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """All results; the run's history tells when they were asked for, and what became of that."""
+    """Return all results, and record the evaluation in the run's history."""
     with events.record_outcome(run, "evaluate", events.last_activity(run)):
         notify_host("run", str(run.folder))
         events.record_start(run, "evaluate")
@@ -99,7 +98,7 @@ def _logged_results(
 def _results(
     experiment: Experiment, run: Run, site: Site, parsed: argparse.Namespace, whens: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The scores of every model, dataset and split; those after training tell what it changed."""
+    """Yield the scores of every model, dataset and split, with the change by training."""
     from ftlib.data.dataset import open_prepared
     from ftlib.evaluation.compare import compare_before_after
     from ftlib.evaluation.evaluate import evaluate_split, fit_threshold
@@ -144,7 +143,7 @@ def _own_request(own: Config, run: Run, site: Site, when: str) -> EvaluationRequ
 
 
 def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str, Config]]:
-    """The run's own dataset, or those of other configs with their prompts, asked in this run's way."""
+    """Return the run's dataset, or those of other configs with their prompts, with this run's evaluation settings."""
     request: dict[str, Config] = {}
     for path in paths:
         other = load_experiment(path, [], site).config
@@ -152,10 +151,10 @@ def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str,
             raise UserError(f"{path}: its task is {other.task}, this run's is {own.task}")
         if (other.data.prompt == CHAT) != (own.data.prompt == CHAT):
             problem = f"{path}: its data.prompt is {other.data.prompt!r}, this run's is {own.data.prompt!r}"
-            raise UserError(problem, "Only chat is asked by the model's chat template; set data.prompt alike.")
+            raise UserError(problem, "Only chat uses the model's chat template; set the same data.prompt.")
         of_the_run = other.name == own.data.source
         if other.name in request or (of_the_run and other.data != own.data):
-            problem = f"{path}: results on another dataset lie under the name {other.name} already"
+            problem = f"{path}: there are already results on another dataset with the name {other.name}"
             raise UserError(problem, "Give this config another name.")
         request[other.name] = own if of_the_run else own.model_copy(update={"data": other.data})
     return list(request.items()) or [(own.data.source, own)]
@@ -172,7 +171,7 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]]:
-    """A task's metrics, each with its value, interval, n and number of invalid answers."""
+    """Yield a task's metrics, each with value, interval, n and number of invalid answers."""
     for name in [name for name in columns if name in scores["metrics"]]:
         found, unit = scores["metrics"][name], scores["unit"]
         shown = [format_value(found["value"], unit), format_interval(found["interval"], unit)]
@@ -180,7 +179,7 @@ def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]
 
 
 def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What must be said beside the numbers."""
+    """Yield remarks about the scores."""
     for scores in results:
         where = f"{scores['data']} {scores['split']} {scores['when']}"
         yield from (f"{where}: {remark}" for remark in scores["remarks"])

@@ -1,7 +1,7 @@
-"""Ask a trained run one question, or every question of a file.
+"""Answer a single question, or all questions of a file, with a trained run.
 
-PaliGemma takes an image and the whole prompt. A causal model's question is asked without and with its context, the
-answers side by side. A file of questions has one `{"prompt": …, "image": …, "context": …}` a line.
+PaliGemma needs an image and the whole prompt. Causal models answer without and with the context. A file of questions
+has one `{"prompt": …, "image": …, "context": …}` per line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     """`ftlib predict RUN --prompt P [--image F] [--context F|TEXT] [--draw F] | --file F [--json]`"""
     parsed = _parser().parse_args(argv)
     if bool(parsed.file) == (parsed.prompt is not None) or (parsed.file and (parsed.image or parsed.context)):
-        raise UserError("predict: what is asked?", "Give either --prompt (with --image or --context) or --file.")
+        raise UserError("predict: no input", "Pass either --prompt (with --image or --context) or --file.")
     if parsed.draw and not parsed.image:
         raise UserError("predict: --draw needs --image")
     from ftlib.evaluation import predict as evaluation_predict
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _draw(target: Path, image: Path, data: Data, answer: str, mask_decoder: str | None) -> None:
-    """The image with the boxes that the answer names, and with its masks if the config has what decodes them."""
+    """Write the image with the answer's boxes, and with its masks if the config has a mask decoder."""
     from ftlib.data.images import open_query_image
     from ftlib.data.visualize import draw_boxes_and_masks
     from ftlib.models.mask_codec import MaskCodec
@@ -75,7 +75,7 @@ def _answer_record(query: Query, answers: list[str]) -> dict[str, str]:
 
 
 def _format_answers(records: list[dict[str, str]]) -> str:
-    """An answer alone needs no words around it."""
+    """Return the answers as text; a single answer without labels."""
     if len(records) == 1 and len(records[0]) == 2:
         return records[0]["answer"]
     return "\n\n".join(_format_block(record) for record in records)

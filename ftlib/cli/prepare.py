@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     command = arguments.make_parser("prepare", __doc__)
     how = command.add_mutually_exclusive_group()
     how.add_argument("--check", action="store_true", help="only check; write nothing")
-    again = "read the data as they are now; runs that exist keep the rows that they were made from"
+    again = "read the current data again; existing runs keep their rows"
     how.add_argument("--again", action="store_true", help=again)
     arguments.add_config_arguments(command)
     parsed = command.parse_intermixed_args(argv)
@@ -53,13 +53,13 @@ def main(argv: list[str]) -> int:
         done = result is not None
         if result is None:
             if not parsed.again and files.is_complete(run.code) and not run.done_marker.exists():
-                exec_pinned_code(run, site, ["prepare", *argv])  # which looks for the name that it gave the folder
+                exec_pinned_code(run, site, ["prepare", *argv])  # older code uses another folder name
             result = data_prepare.prepare(config, site, task_of(config), _row_transform(config), parsed.again)
     unshown = dataset.check_prompts(result, config)
     if done:
         log.info("already prepared")
         if dataset.source_changed(result, config):
-            log.info("the dataset's files have changed since; the run that was made from it goes on with these rows")
+            log.info("the dataset's files have changed since; the existing run keeps these rows")
     left_out = {reason: count for reason, count in result.metadata["left_out"].items() if count}
     for reason, count in {
         **left_out,
@@ -67,16 +67,16 @@ def main(argv: list[str]) -> int:
     }.items():
         log.info(f"left out: {count} ({reason})")
     if stripped := result.metadata.get("stripped"):
-        log.info(f"rows whose answer had space around it, which was taken off: {stripped}")
+        log.info(f"rows whose answer had surrounding whitespace, which was removed: {stripped}")
     if unshown:
-        log.info(f"rows with an input that the prompt does not show (name {{input}}, or set alpaca or chat): {unshown}")
+        log.info(f"rows with an input that the prompt does not show (use {{input}}, or set alpaca or chat): {unshown}")
     for told in result.metadata.get("suspicious_labels", ()):
         log.info(f"labels: {told}")
     for remark in result.metadata.get("remarks", ()):
         log.info(remark)
     if found := result.metadata.get("one_color"):
         names = ", ".join(found["shown"]) + (", …" if found["images"] > len(found["shown"]) else "")
-        log.info(f"images of one color: {found['images']} (all pixels are alike once decoded): {names}")
+        log.info(f"images of one color: {found['images']} (all pixels are equal): {names}")
     for line in _describe_reading(result.metadata, config):
         log.info(line)
     rows = [[split, str(entry["rows"]), entry["fingerprint"]] for split, entry in result.metadata["splits"].items()]
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
 
 
 def _row_transform(config: Config) -> RowTransform | None:
-    """Masks become codes where the config has what makes them."""
+    """Return the transform that encodes masks, if the config has a mask encoder."""
     if config.task != "segment" or config.evaluation.mask_decoder is None:
         return None
     from ftlib.evaluation.masks import mask_encoder
@@ -98,10 +98,7 @@ def _row_transform(config: Config) -> RowTransform | None:
 
 
 def _describe_reading(facts: dict[str, Any], config: Config) -> Iterator[str]:
-    """How the data were read: which rows are in which split by which rule, what stays together, which fields there are.
-
-    Data of format 3 do not know.
-    """
+    """Yield how the data were read: rows per split and rule, groups, and fields. Empty for data of format 3."""
     if "parts" not in facts:
         return
     rule = config.data.split
@@ -113,25 +110,25 @@ def _describe_reading(facts: dict[str, Any], config: Config) -> Iterator[str]:
     yield log.format_table(["rows", *SPLITS], rows)
     together = facts["together"]
     if together["rows"]:
-        yield f"of the same content, and so in one split: {together['rows']:,} rows in {together['groups']:,} groups"
+        yield f"same content, kept in one split: {together['rows']:,} rows in {together['groups']:,} groups"
     if near := together.get("near"):
-        fate = "in one split, too" if rule.near_duplicates == "group" else "see split.near_duplicates"
+        fate = "also kept in one split" if rule.near_duplicates == "group" else "see split.near_duplicates"
         pairs = ", ".join(" ~ ".join(pair) for pair in near["shown"][:2])
-        yield f"images that look alike ({fate}): {near['images']:,} in {near['groups']:,} groups, such as {pairs}"
+        yield f"near-duplicate images ({fate}): {near['images']:,} in {near['groups']:,} groups, such as {pairs}"
     columns = ", ".join(f"{field}: {column}" for field, column in config.data.columns.items())
     if columns:
-        yield f"fields by data.columns: {columns}"
+        yield f"fields set by data.columns: {columns}"
     asked = {field for template in config.data.templates.values() for field in prompt_fields(template)}
     if shown := [field for field in facts["fields"] if field in asked]:
-        yield f"fields that the prompt names: {', '.join(shown)}"
+        yield f"fields in the prompt: {', '.join(shown)}"
     if kept := [field for field in facts["fields"] if field not in asked]:
         yield f"other fields, kept with the rows: {', '.join(kept)}"
     if unused := facts.get("unused"):
-        yield f"fields that nothing uses: {', '.join(unused)}"
+        yield f"unused fields: {', '.join(unused)}"
 
 
 def _mixture_summary(config: Config, splits: dict[str, Any]) -> str:
-    """The parts of a mixture: their rows, and how much of an epoch of training they are."""
+    """Return the parts of a mixture with their rows and their share of an epoch."""
     weighted = {part.name: part.weight * splits["train"]["parts"][part.name] for part in config.data.parts}
     total = sum(weighted.values()) or 1
     rows = [
@@ -142,7 +139,7 @@ def _mixture_summary(config: Config, splits: dict[str, Any]) -> str:
 
 
 def _length_function(config: Config, site: Site) -> tuple[Callable[[str], int], str]:
-    """How long a text is: in tokens if the model is in the store, else in characters.
+    """Return a function for the length of a text, and its unit: tokens if the model is staged, else characters.
 
     Raises:
         UserError: the model's tokenizer cannot be read.

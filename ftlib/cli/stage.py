@@ -1,9 +1,10 @@
-"""Bring what a config needs into the shared store: model and processor, a dataset of the hub or one that ftlib makes.
+"""Download what a config needs to the shared store: model and processor, and a hub dataset or a generated toy dataset.
 Or a model or adapter of the hub by its name, OWNER/NAME, for example to merge it.
 
-Run it on the login node; jobs then work offline. A hub's model or dataset stays at the commit that was first staged;
-model.revision names another one. Embedded models (ftlib/…) are made instead of downloaded. A checkpoint of big_vision
-(model.base: ….npz) is converted, which needs what training needs: `jobs/run.sh ftlib stage CONFIG`.
+Run it on the login node; jobs then work offline. A model or dataset of the hub stays at the commit that was first
+staged; model.revision selects another one. Embedded models (ftlib/…) are generated. A big_vision checkpoint
+(model.base:
+….npz) is converted, which needs the packages of training: `jobs/run.sh ftlib stage CONFIG`.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ def main(argv: list[str]) -> int:
         if experiment.npz:
             log.info(f"model {experiment.npz.file}: {_convert(experiment.npz, site)}")
             return 0
-        own = " (a folder of your own: nothing to bring)" if cache.is_local_path(config.model.base) else ""
+        own = " (a local folder: nothing to download)" if cache.is_local_path(config.model.base) else ""
         log.info(f"model {config.model.base}: {_stage_model(config, site)}{own}")
     return 0
 
 
 def _stage_by_name(name: str, options: list[str], site: Site) -> Path:
-    """The folder in the store of a model or adapter of the hub."""
+    """Stage a model or adapter of the hub and return its folder in the store."""
     names = [text.removeprefix("revision=") for text in options]
     if len(options) > 1 or (options and names == options):
-        raise UserError(f"stage: {options[-1]}: of a model of the hub, only revision=… can be set")
+        raise UserError(f"stage: {options[-1]}: for a model of the hub, only revision=… can be set")
     model = Model(family="causal", base=name, revision=names[0] if names else None)
     with permissions.group_writable(site):
         folder = download.stage_model(model, site)
@@ -61,7 +62,7 @@ def _stage_by_name(name: str, options: list[str], site: Site) -> Path:
 
 
 def _stage_model(config: Config, site: Site) -> Path:
-    """Also hashes what it holds, so that no job has to."""
+    """Stage the model and hash its files, so that jobs need not."""
     embedded = cache.is_embedded(config.model)
     folder = cache.embedded_folder(config.model, site) if embedded else download.stage_model(config.model, site)
     if embedded and not files.is_complete(folder):
@@ -74,7 +75,7 @@ def _stage_model(config: Config, site: Site) -> Path:
 
 
 def _convert(npz: NpzCheckpoint, site: Site) -> Path:
-    """The model folder of a big_vision checkpoint, converted if it is not there yet; one process converts it."""
+    """Return the model folder of a big_vision checkpoint; one process converts it if it does not exist."""
 
     def find() -> Path | None:
         return npz.folder if files.is_complete(npz.folder) else None
@@ -91,8 +92,8 @@ def _convert(npz: NpzCheckpoint, site: Site) -> Path:
 
     if not find():
         if not importlib.util.find_spec("transformers"):
-            problem = f"model.base: {npz.file} has to be converted, which needs what training needs"
-            raise UserError(problem, "Run `jobs/run.sh ftlib stage CONFIG`, which does it in the container.")
+            problem = f"model.base: {npz.file} must be converted, which needs the packages of training"
+            raise UserError(problem, "Run `jobs/run.sh ftlib stage CONFIG`, which converts it in the container.")
         from ftlib.models import big_vision
 
         work = site.store / "hf" / "staging" / npz.folder.name
@@ -114,7 +115,7 @@ def _stage_data(data: Data, site: Site) -> Path:
         if importlib.util.find_spec("datasets"):
             hf_datasets.fetch(data)
         else:
-            log.info("pictures inside of it are unpacked in the container: by the job, or `jobs/run.sh ftlib stage …`")
+            log.info("its images are extracted in the container: by the job, or with `jobs/run.sh ftlib stage …`")
     root = Path(data.root)
     if data.source in TOY_DATASETS and not files.is_complete(root):
         with files.atomic_directory(root) as temporary:

@@ -1,8 +1,9 @@
-"""Send a config's run, or every run of its sweep, to Slurm as one array; or run them here.
+"""Submit a config's run, or all runs of its sweep, to Slurm as one array; or run them here.
 
-Each run is staged, prepared, trained and evaluated. A run is known by what changes its result: submitting again sends
-only what is missing, that is, what was never begun, was deleted, cancelled or lost. Executor local runs several at once
-in the background of this machine, debug one after the other before the command returns.
+Each run is staged, prepared, trained and evaluated. A run is identified by the config fields that affect its result:
+submitting again only sends missing runs (never started, deleted, cancelled or lost). Executor local runs several at
+once
+in the background on this machine; debug runs them sequentially before the command returns.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_stages,
         default=(),
         metavar="evaluate,report",
-        help="evaluate in jobs of their own, each when its training is done; report when all have ended",
+        help="evaluate each run in a separate job after its training; report when all have ended",
     )
     again = command.add_mutually_exclusive_group()
-    again.add_argument("--retry", action="store_true", help="also those that failed; they go on from what is saved")
-    again.add_argument("--replace", action="store_true", help="delete what there is of these runs and begin anew")
+    again.add_argument("--retry", action="store_true", help="also failed runs; they resume")
+    again.add_argument("--replace", action="store_true", help="delete existing runs and start again")
     command.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     arguments.add_config_arguments(command)
     return command
@@ -75,7 +76,7 @@ def _stages(text: str) -> tuple[str, ...]:
 
 
 def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, parsed: argparse.Namespace) -> list[SweepRun]:
-    """The runs to submit; says how all of them stand."""
+    """Return the runs to submit; reports the states of all."""
     from ftlib.runs import run as runs
     from ftlib.slurm import status
     from ftlib.slurm.client import Slurm, SlurmUnavailable
@@ -93,13 +94,13 @@ def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, parsed: argparse.Na
         asked = parsed.executor == "slurm" and not parsed.dry_run
         room = slurm.remaining_submit_quota(spec.account, spec.partition, spec.qos) if asked else None
     except SlurmUnavailable as error:
-        raise UserError(f"how earlier jobs stand cannot be told: {error}", "Try again when Slurm answers.") from None
+        raise UserError(f"cannot check earlier jobs: {error}", "Try again when Slurm responds.") from None
     wanted = [status.MISSING, *([status.FAILED] if parsed.retry or parsed.replace else [])]
     wanted += [status.FINISHED] if parsed.replace else []
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     log.info(f"{len(sweep_runs)} {'run' if len(sweep_runs) == 1 else 'runs'}: {counts}")
     if status.FAILED in states and status.FAILED not in wanted:
-        log.info("failed runs are left out; --retry goes on with them, --replace begins them anew")
+        log.info("failed runs are skipped; --retry resumes them, --replace starts them again")
     if parsed.replace and status.ACTIVE in states:
         raise UserError("some of these runs are queued or running, and cannot be replaced", "Cancel them first.")
     chosen = [member for member, state in zip(sweep_runs, states, strict=True) if state in wanted]
@@ -107,14 +108,14 @@ def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, parsed: argparse.Na
 
 
 def _within_quota(chosen: list[SweepRun], quota: int | None, each: int, last: int) -> list[SweepRun]:
-    """As many runs as Slurm takes now."""
+    """Return as many runs as Slurm accepts now."""
     if quota is None or len(chosen) * each + last <= quota:
         return chosen
     fit = max(0, (quota - last) // each)
-    remedy = "Run the same command again when some of your jobs have ended: it sends the others."
+    remedy = "Run the same command again when some of your jobs have ended, to submit the others."
     if not fit:
-        raise UserError(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs)", remedy)
-    log.info(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs): {fit} of {len(chosen)} runs are sent.")
+        raise UserError(f"Slurm accepts {quota} more jobs from you now (MaxSubmitJobs)", remedy)
+    log.info(f"Slurm accepts {quota} more jobs from you now (MaxSubmitJobs): submitting {fit} of {len(chosen)} runs.")
     log.info(remedy)
     return chosen[:fit]
 
@@ -132,8 +133,8 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, parsed: argparse.Na
         array_size = Slurm().max_array_size() if parsed.executor == "slurm" else len(chosen)
     except SlurmUnavailable as error:
         if not parsed.dry_run:
-            raise UserError(f"Slurm cannot be asked: {error}", "Without Slurm: --executor local.") from None
-        log.info(f"Slurm cannot be asked ({error}); arrays as with its default limit")
+            raise UserError(f"Slurm is not available: {error}", "Without Slurm: --executor local.") from None
+            log.info(f"Slurm is not available ({error}); using its default array limit")
         array_size = 1001
     return Submission(
         spec=JobSpec.of(config, settings),
@@ -147,7 +148,7 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, parsed: argparse.Na
 
 
 def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
-    """The beginning of every batch script; the places of store, runs and image are those of now."""
+    """Return the first lines of the batch scripts; the paths of store, runs and image are fixed at submission."""
     from ftlib.runs.pinning import find_home, snapshot_folder
     from ftlib.slurm.executors import setup_lines
 
@@ -193,10 +194,10 @@ def _submit(submission: Submission, chosen: Sequence[SweepRun], site: Site, pars
 
 
 def _make_job_folder(folder: Path, site: Site) -> None:
-    """Make the folder of submitit's pickles, which jobs execute.
+    """Create the folder of submitit's pickles, which jobs execute.
 
     Raises:
-        UserError: not writable, or others may write there.
+        UserError: not writable, or others can write to it.
     """
     from ftlib.core import files, permissions
 
@@ -206,10 +207,10 @@ def _make_job_folder(folder: Path, site: Site) -> None:
 
 
 def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: str) -> list[str]:
-    """Submit; each run's history tells its jobs and where their output goes as soon as they are taken.
+    """Submit; the history of each run records its jobs and their output files right after submission.
 
     Returns:
-        What to call the jobs by, an array by its own number.
+        The job IDs; an array has a single one.
     """
     from ftlib.core.environment import process_start
     from ftlib.slurm.executors import EXECUTORS
@@ -231,6 +232,6 @@ def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: 
         EXECUTORS[executor](submission, note)
     except BaseException:
         if masters:
-            log.info(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
+            log.info(f"submitted before the error: {executor} job {', '.join(masters)}")
         raise
     return list(masters)

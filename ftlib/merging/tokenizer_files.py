@@ -60,7 +60,7 @@ def choose_tokenizer(recipe: Recipe, base: MergeInput, models: Sequence[MergeInp
         (number for number in candidates if "added tokens" in unlike[number] and sizes[number] == largest),
         candidates[0],
     )
-    reason = f"because its {' and '.join(unlike[first])} differ from the base"
+    reason = f"for its {' and '.join(unlike[first])} (different from the base)"
     others = [model_letter(n) for n in candidates if n != first and _unlike(theirs[first], theirs[n])]
     if others:
         reason += f"; those of {' and '.join(others)} differ from both"

@@ -83,7 +83,7 @@ def data(tmp_path: Path, shared: Path) -> Path:
             '{"image": "images/0001.png", "prefix": "", "suffix": true}',
             r"data.jsonl:61: field suffix: must be text, got True",
         ),
-        ('{"id": "0001", "image": "images/0001.png", "prefix": "", "suffix": "1"}', r"'0001' stands in line 2 already"),
+        ('{"id": "0001", "image": "images/0001.png", "prefix": "", "suffix": "1"}', r"duplicate of '0001' in line 2"),
         (b'{"image": "\xff"}', r"data.jsonl:61: not UTF-8"),
         ('{"image": "images/none.png", "prefix": "", "suffix": "1"}', r"row \w+: .*none.png: no such image"),
         ('{"image": "../secret.png", "prefix": "", "suffix": "1"}', r"row \w+: .*is outside the data folder"),

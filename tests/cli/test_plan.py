@@ -42,7 +42,7 @@ def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib)
     facts = json.loads(out)
     # 4 of image, bos, 20 of prompt, newline, one digit, eos
     assert code == 0 and facts["rows"] == {"tokens": 28, "answer": 2, "assumed": False}
-    assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: name one" in error
+    assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: set its memory" in error
 
 
 def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:

@@ -156,7 +156,7 @@ def test_without_requeueing_nothing_is_lost(cluster: Cluster) -> None:
     cluster.shell(f"scancel --batch --signal=USR1 {job}")
     assert cluster.wait(job) == "FAILED"
     assert "Slurm does not requeue this job" in cluster.log(job)
-    assert "submit it again and it goes on" in cluster.log(job)
+    assert "submit it again to resume" in cluster.log(job)
     again = training(cluster, runs, steps=cluster.steps("long", runs) + 5)
     assert "resuming from the checkpoint" in cluster.log(again)
     cluster.shell(f"scancel {again}")

@@ -168,7 +168,7 @@ def test_images_of_one_color_are_reported(
     for _ in range(2):  # made, and found again
         code, _, error = ftlib("prepare", config, *overrides)
         assert code == 0, error
-        assert "images of one color: 6 (all pixels are alike once decoded): 00.png, 05.png, 10.png, 15.png, 2" in error
+        assert "images of one color: 6 (all pixels are equal): 00.png, 05.png, 10.png, 15.png, 2" in error
     code, output, _ = ftlib("prepare", config, *overrides, "--check")
     assert code == 0 and "6: 00.png, 05.png" in output
 
@@ -239,10 +239,10 @@ def test_names_that_differ_in_case_or_unicode_form_are_explained(
     folder.mkdir()
     for name in ("Cat.JPG", "caf\u00e9.png"):
         (folder / name).write_bytes(b"")
-    assert told("Images/cat.jpg") == f"; in {folder} contains 'Cat.JPG', which differs in upper and lower case"
-    assert told("images/Cat.JPG") == f"; in {tmp_path} contains 'Images', which differs in upper and lower case"
+    assert told("Images/cat.jpg") == f"; {folder} contains 'Cat.JPG', which differs in upper and lower case"
+    assert told("images/Cat.JPG") == f"; {tmp_path} contains 'Images', which differs in upper and lower case"
     form = "in its Unicode form (composed or decomposed accents)"
-    assert told("Images/cafe\u0301.png") == f"; in {folder} contains 'caf\u00e9.png', which differs {form}"
+    assert told("Images/cafe\u0301.png") == f"; {folder} contains 'caf\u00e9.png', which differs {form}"
     assert told("Images\\Cat.JPG") == "; use / between folders, not \\"
     assert told("Images/dog.jpg") == told("elsewhere/cat.jpg") == told("Images/Cat.JPG/x") == ""
     listed: list[Any] = []

@@ -144,7 +144,7 @@ def test_faults_are_listed_by_their_own_file_and_line(config: Callable[..., Any]
 MISTAKES = {
     "a name twice": (("name: dogs", "name: cats"), "duplicate name cats"),
     "no parts": (("source: mixture", "source: jsonl"), "requires"),
-    "a file of the whole": (("root: ROOT\n", "root: ROOT\n  file: x\n"), "for a mixture, set .* in its parts"),
+    "a file of the whole": (("root: ROOT\n", "root: ROOT\n  file: x\n"), "in its parts"),
     "chat in a part": (('"which?"', "chat"), "chat applies to the whole mixture"),
     "a weight of nothing": (("weight: 0.5", "weight: 0"), "data.parts.1.weight: must be greater than 0"),
     "a near name": (("weight: 0.5", "weigth: 2"), "data.parts.1.weigth: unknown key; did you mean weight?"),

@@ -271,7 +271,7 @@ def test_answers_that_are_not_to_be_learned_are_counted(store: Path, tmp_path: P
     config.write_text(TEXTS.replace("ROOT", str(tmp_path)))
     code, out, error = ftlib("prepare", config)
     assert code == 0 and "left out: 12 (answers that are not to be learned)" in error
-    assert "fields that the prompt names: input, instruction, messages" in error
+    assert "fields in the prompt: input, instruction, messages" in error
     assert files.read_json(Path(out.strip()) / "data.json")["splits"]["train"]["rows"] == 8
 
 
@@ -304,7 +304,7 @@ def test_space_around_answers(
     prepared = dataset([*rows(12), {**rows(1)[0], "suffix": " 0\n"}])
     assert prepared.labels == ["0", "1"]
     assert (
-        "rows whose answer had space around it, which was taken off: 1\n"
+        "rows whose answer had surrounding whitespace, which was removed: 1\n"
         in ftlib("prepare", tmp_path / "config.yaml")[2]
     )
     (tmp_path / "data.jsonl").write_text(
@@ -315,14 +315,14 @@ def test_space_around_answers(
     _, out, error = ftlib("prepare", config)
     found = [row for split in ("train", "valid", "test") for row in SplitRows(Path(out.strip()) / split)]
     assert {(row.prefix, row.suffix) for row in found} == {(f"q{n}\n", f" {n}\n") for n in range(12)}
-    assert "space around" not in error and "does not show" not in error
+    assert "surrounding whitespace" not in error and "does not show" not in error
     (tmp_path / "data.jsonl").write_text(
         "".join(json.dumps({"instruction": "q", "input": "c" * n, "output": f"{n}"}) + "\n" for n in range(12))
     )
     for prompt, count in (("{prefix}", 11), ("alpaca", 0), ("chat", 0)):
         _, _, error = ftlib("prepare", config, f"data.prompt={prompt}")
         assert (
-            f"an input that the prompt does not show (name {{input}}, or set alpaca or chat): {count}" in error
+            f"an input that the prompt does not show (use {{input}}, or set alpaca or chat): {count}" in error
         ) == bool(count)
 
 
@@ -467,7 +467,7 @@ def test_what_was_understood_is_told(
     code, _, error = ftlib("prepare", tmp_path / "config.yaml", "data.prompt={prefix} {note}")
     assert code == 0, error
     assert re.search(r"part 'Validation' +0 +0 +4", error) and re.search(r"part 'train' +\d+ +\d+ +0", error)
-    assert "fields that the prompt names: note" in error
+    assert "fields in the prompt: note" in error
 
 
 def test_anybody_reads_prepared_data_with_datasets(dataset: Callable[..., PreparedDataset], tmp_path: Path) -> None:

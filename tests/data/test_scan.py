@@ -112,9 +112,9 @@ def test_a_mixture_with_files_of_splits_and_one_of_images(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda rows: rows[50].update(id="r3"), "data.jsonl:51: field id: 'r3' stands in line 4 already"),
+        (lambda rows: rows[50].update(id="r3"), "data.jsonl:51: field id: duplicate of 'r3' in line 4"),
         (lambda rows: rows[3].update(id="r50") or rows[3].pop("origin"),
-         "data.jsonl:51: field id: 'r50' stands in line 4 already"),
+         "data.jsonl:51: field id: duplicate of 'r50' in line 4"),
         (lambda rows: [row.update(fold="train") for row in rows[:30]] + [row.update(fold="test") for row in rows[30:]],
          "field fold seems to hold the split of a row: 'train' (30), 'test' (30)"),
         (lambda rows: rows[59].update(split="nobody"), "unknown split names: 'nobody' (1)"),

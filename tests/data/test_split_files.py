@@ -287,7 +287,7 @@ def test_a_chat_about_an_image_is_named(tmp_path: Path) -> None:
     put(tmp_path / "data.jsonl", {"image": "1.png", "conversations": [{"from": "human", "value": "<image>?"}]})
     (bad,) = rows_of(Data(source="jsonl", root=str(tmp_path)))[1]
     assert bad.reason.startswith(
-        "field conversations: chats about images are not supported;  write a row for each question"
+        "field conversations: chats about images are not supported; write a row for each question"
     )
 
 

@@ -153,6 +153,6 @@ def test_a_tied_head_with_a_scale_of_its_own_is_refused(tmp_path: Path, merged: 
 def test_an_adapter_of_a_tied_head_alone_is_refused(tmp_path: Path, merged: Merge) -> None:
     make_base(tmp_path, tied=True)
     make_adapter(tmp_path, "a", target_modules=["lm_head"])
-    with pytest.raises(UserError, match="there is no lm_head") as error:
+    with pytest.raises(UserError, match="which has no lm_head") as error:
         merged("a")
     assert "base ties head and embeddings" in error.value.remedy

@@ -96,7 +96,7 @@ def test_configs_that_compute_something_else_are_refused(tmp_path: Path, merged:
     llama(tmp_path / "base")
     llama(tmp_path / "a", seed=1)
     edit(tmp_path / "a" / "config.json", **field)
-    with pytest.raises(UserError, match="forward pass differs from the base's:  ") as error:
+    with pytest.raises(UserError, match="forward pass differs from the base's: ") as error:
         merged("a")
     assert {"rope_theta": "rope_parameters"}.get(max(field), max(field)) in str(error.value)
 
@@ -146,7 +146,7 @@ def test_layers_that_change_nothing_are_reported(
 def test_an_adapter_without_some_of_its_own_layers(tmp_path: Path, merged: Merge) -> None:
     adapter(tmp_path / "a", llama(tmp_path / "base"), target_modules="all-linear")
     edit_adapter(tmp_path / "a", lambda weights: {n: t for n, t in weights.items() if "layers.1.mlp.up_proj" not in n})
-    with pytest.raises(UserError, match=r"1 layers of its target_modules are missing in its file:  layers\.1\.mlp"):
+    with pytest.raises(UserError, match=r"1 layers of its target_modules are missing in its file: layers\.1\.mlp"):
         merged("a")
     edit(tmp_path / "a" / "adapter_config.json", modules_to_save=["lm_head"], target_modules=["q_proj"])
     with pytest.raises(UserError, match="the weights of lm_head are missing"):
@@ -273,7 +273,7 @@ def test_sentencepieces_and_tokenizer_json_are_compared(tmp_path: Path, merged: 
     llama(tmp_path / "a", seed=1)
     (tmp_path / "base" / "tokenizer.model").write_bytes(VOCABULARIES["tokenizer.model"][0])
     edit(tmp_path / "a" / "tokenizer.json", model={"vocab": {"<s>": 0, "ab": 2, "cd": 1}})
-    with pytest.raises(UserError, match="'cd' is number 1, number 2 in the base"):
+    with pytest.raises(UserError, match="'cd' has ID 1, ID 2 in the base"):
         merged("a")
     edit(tmp_path / "a" / "tokenizer.json", model={"vocab": {"<s>": 0, "ab": 1, "cd": 2}})
     merged("a")
@@ -300,7 +300,7 @@ def test_the_tuned_models_chat_template_and_end_are_kept(
         (tmp_path / name / "LICENSE").write_text(f"licence of {name}")
     (tmp_path / "base" / "tokenizer.model.v3").write_text("v3")
     result = merged("a", "b")
-    assert "tokenizer, chat template and generation settings: from b, its chat template" in capsys.readouterr().err
+    assert "tokenizer, chat template and generation settings: from b, for its chat template" in capsys.readouterr().err
     said = json.loads((result / "tokenizer_config.json").read_text())
     assert said == {"chat_template": "chat of b", "eos_token": "w7"}
     assert json.loads((result / "generation_config.json").read_text()) == {"eos_token_id": 7, "temperature": 0.6}
@@ -422,7 +422,7 @@ def test_a_vocabulary_with_added_tokens(tmp_path: Path, merged: Merge) -> None:
         assert (result / "tokenizer.json").read_bytes() == (tmp_path / "a" / "tokenizer.json").read_bytes()
         LlamaForCausalLM.from_pretrained(result)
     words(tmp_path / "b", ("z", 40))
-    with pytest.raises(UserError, match=r"'z' is number 40, which .*a calls 'x'"):
+    with pytest.raises(UserError, match=r"'z' has ID 40, in .*a 'x'"):
         merged("a", "b")
 
 

@@ -230,8 +230,8 @@ def test_a_run_that_is_not_finished(run: Run, page: Page) -> None:
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "los')
     text = text_of(page(run))
-    assert "died ended without a word" in text
-    assert f"last logged step 7; resume with:  ftlib train {run.config_file}" in text
+    assert "died disappeared without reporting" in text
+    assert f"last logged step 7; resume with: ftlib train {run.config_file}" in text
     assert "valid accuracy 0.500 before training (n = 4)" in text
     assert "no scores after training, because this run is not finished" in text
 
@@ -248,13 +248,15 @@ def test_a_run_that_diverged_in_every_attempt(run: Run, page: Page) -> None:
     for attempt in range(4):
         run.log_event("diverged", attempt=attempt, step=6, reason=f"loss nan ({attempt})")
     run.log_event("gave up", command="train")
-    assert "diverged in every attempt (4), at last: loss nan (3); no result was written" in text_of(page(run))
+    assert "diverged in every attempt (4), last: loss nan (3); no result was written" in text_of(page(run))
 
 
 def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
     train(run, steps=5)
     run.log_event("diverged", attempt=0, step=5, reason="loss 101 is above 100")
-    assert "died ended without a word; run or submit it again and it goes on; last logged step 5" in text_of(page(run))
+    assert "died disappeared without reporting; run or submit it again to resume; last logged step 5" in text_of(
+        page(run)
+    )
     run.log_event("restart", attempt=1, step=0, seed=99, learning_rate=1e-4)
     run.log_event("start", attempt=1, step=3)
     for step in range(1, 9):

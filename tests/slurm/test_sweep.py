@@ -148,8 +148,8 @@ def test_mistakes_in_the_sweep_itself(members: Callable[..., list[SweepRun]], sw
 
 def test_points_that_are_the_same_run_are_refused(members: Callable[..., list[SweepRun]]) -> None:
     found = fault(members, "evaluation.num_beams: [1, 4]")
-    assert found == "FILE:10: sweep: these are the same run: evaluation.num_beams=1 / evaluation.num_beams=4"
-    assert "these are the same run" in fault(members, "seed: [1, 1]")
+    assert found == "FILE:10: sweep: duplicate points: evaluation.num_beams=1 / evaluation.num_beams=4"
+    assert "duplicate points" in fault(members, "seed: [1, 1]")
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "stage"])

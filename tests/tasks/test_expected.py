@@ -60,8 +60,8 @@ WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"suffix": "<loc12><loc0002><loc0300><loc0400> cat"}, "<loc12> is not a token"),
         ({"suffix": "<loc0002><loc0300><loc0400> cat"}, "3 location tokens, but a box has 4"),
         ({"suffix": f"{BOX}<seg001> cat"}, "1 segmentation tokens, but a mask has 16"),
-        ({"objects": [{"label": "cat"}], **SIZE}, 'field objects: needed is objects with a "label" and a "box"'),
-        ({"objects": OBJECTS}, "field objects: needed is a list of objects, width and height"),
+        ({"objects": [{"label": "cat"}], **SIZE}, 'field objects: needs objects with a "label" and a "box"'),
+        ({"objects": OBJECTS}, "field objects: needs a list of objects, width and height"),
         (
             {"objects": [{"label": "dog", "box": [0, 0, 9, 114]}], **SIZE},
             "objects: object 1 (dog): x_min, y_min, x_max",

@@ -96,7 +96,7 @@ def test_or_the_run_stops() -> None:
 
 
 def test_nothing_left_is_an_error() -> None:
-    with pytest.raises(UserError, match="none of 1 training rows fits into 10 tokens"):
+    with pytest.raises(UserError, match="none of the 1 training rows fits into 10 tokens"):
         filter_by_length(examples()[-1:], TEMPLATE, INPUTS, "truncate")
 
 

@@ -266,7 +266,7 @@ def outcome_files(run: Run) -> dict[str, bytes]:
         (["checkpoint.best={metric: f1, every: 5}"], "checkpoint.best: F1 needs a positive class"),
         (
             ["checkpoint.best={metric: accuracy, every: 5}", "evaluation.positive=z"],
-            "evaluation.positive: 'z' is none of the dataset's answers",
+            "evaluation.positive: 'z' is not an answer of the dataset",
         ),
         (
             ["rounds=[{learning_rate: 1}, {learning_rate: 2, until: {metric: acc, at_least: 1.0}}]"],

@@ -51,7 +51,7 @@ def test_training_goes_on_from_the_first_runs_weights(
     config, first = trained(write_config, ftlib, adapter)
     again = ftlib("train", config, "training.max_steps=4")[2]
     hint = f"warm_start=tiny/{first.folder.name}"
-    assert "already trained" in again and hint in again
+    assert "already finished" in again and hint in again
     still = ("training.max_steps=1", "training.learning_rate=0")  # a step that moves nothing
     assert ftlib("train", config, *still, hint)[0] == 0
     second = run_of(config, *still, hint)

@@ -70,7 +70,7 @@ def test_a_run_does_not_go_on_in_the_other(
     resolved(path)
     gpu(later)
     with pytest.raises(
-        UserError, match=rf"started in ..16 on {first}, and {later} would resume in ..16\n.*job\.gpu_type"
+        UserError, match=rf"started in ..16 on {first}, but {later} would resume in ..16\n.*job\.gpu_type"
     ):
         resolved(path)
 

@@ -124,7 +124,7 @@ def test_interrupted_at_any_step_the_result_is_the_same(
     assert len(outcome(broken)[1]) == 12
     assert len({loss for _, _, loss, _, _ in outcome(broken)[1]}) == 12
     code, _, error = ftlib("train", config)
-    assert code == 0 and "already trained" in error
+    assert code == 0 and "already finished" in error
     types = {
         name: {tensor.dtype for tensor in load_file(next(broken.folder.glob(name))).values()}
         for name in ("checkpoints/attempt-0/checkpoint-12/trainable.safetensors", "*[lr]/*model.safetensors")

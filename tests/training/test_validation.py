@@ -388,7 +388,7 @@ def test_valid_rows_that_no_loss_is_of_are_found_before_training(
     code, _, error = ftlib("train", config, *short)
     assert code == 2 and "tokens, the maximum is" in error
     code, _, error = ftlib("train", config, *short[:2])
-    assert code == 2 and "none of 12 valid rows fits into" in error
+    assert code == 2 and "none of the 12 valid rows fits into" in error
     empty = "data.split={valid: 0.2, test: 0.2, max_eval: 1}"
     assert ftlib("prepare", config, empty)[0] == 0
     run = run_of(config, tmp_path / "runs", empty)

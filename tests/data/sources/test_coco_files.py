@@ -344,7 +344,7 @@ def test_what_may_be_a_mistake_and_what_nothing_uses_is_told(tmp_path: Path, ftl
     for _ in range(2):  # made, and found again
         code, _, error = ftlib("prepare", tmp_path / "boxes.yaml")
         assert code == 0, error
-        assert "fields that nothing uses: annotations.attributes, annotations.segmentation, images.license\n" in error
+        assert "unused fields: annotations.attributes, annotations.segmentation, images.license\n" in error
         assert "result.json: category 'Cat' (1 row) and 'cat' (10 rows) differ only in upper and lower case" in error
         assert "result.json: 1 duplicate boxes, the first of them a cat" in error
         assert "several categories" not in error and "bird" not in error

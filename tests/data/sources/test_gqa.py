@@ -85,7 +85,7 @@ def test_a_folder_of_chunks(files: dict[str, Path], tmp_path: Path) -> None:
         (folder / f"train_all_questions_{number}.json").write_text(json.dumps({key: questions[key]}))
     assert read_questions(folder) == read_questions(files["questions"])
     (folder / "train_all_questions_9.json").write_text(json.dumps({"01": questions["01"]}))
-    with pytest.raises(UserError, match=r"questions_9\.json: .* another chunk also has:  01"):
+    with pytest.raises(UserError, match=r"questions_9\.json: .* another chunk also has: 01"):
         read_questions(folder)
 
 
@@ -111,7 +111,7 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "unanswered": ("predictions", lambda c: c.pop(1), "1 of 3 questionIds have no answer: 02"),
     "unknown": ("predictions", lambda c: c.append({"questionId": "9", "prediction": ""}), "not in the references: 9"),
     "answered twice": ("predictions", lambda c: c.append(c[0]), "questionId occurs more than once: 03"),
-    "no predictions": ("predictions", lambda c: c.clear(), "no records in it"),
+    "no predictions": ("predictions", lambda c: c.clear(), "contains no records"),
     "id is a number": ("predictions", lambda c: c[0].update(questionId=3), "record 1: field questionId: str expected"),
     "prediction missing": ("predictions", lambda c: c[0].pop("prediction"), "field prediction is missing"),
     "no questions": ("questions", lambda c: c.clear(), "must be an object with question ids as keys"),

@@ -60,7 +60,7 @@ def test_own_ids_and_references(tmp_path: Path) -> None:
     (row,), (bad,) = read(hf_datasets.examples, section)
     assert (row.id, row.part, row.suffix, row.references) == ("7", "valid", "x", ["x", "y"])
     assert row.facts == {"id": "k"}
-    assert "field id: '7' stands in validation row 1 already" in bad.reason
+    assert "field id: duplicate of '7' in validation row 1" in bad.reason
 
 
 def test_changed_files_are_another_version(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_lists_of_one_picture(tmp_path: Path, datasets: Any, typed: bool) -> Non
     assert shown(tmp_path / "root", section) == [("0", 7), ("3", 9)]
     none, several = read(hf_datasets.examples, section)[1]
     assert (none.location, several.location) == tuple(f"{tmp_path}/set: train row {number}" for number in (2, 3))
-    assert none.reason.startswith("field image: no images in this row instead of one;  make a row for each")
+    assert none.reason.startswith("field image: no images in this row instead of one; make a row for each")
     assert several.reason.startswith("field image: 2 images in this row instead of one")
 
 

@@ -197,7 +197,7 @@ def test_csv_quotes_that_nothing_closes(tmp_path: Path) -> None:
     [
         (b"", r"data\.csv:1: no column image, suffix; available: none"),
         (b"image,text\n", r"no column suffix; available: image, text"),
-        (b"image,suffix,image\n", "duplicate columns:  image"),
+        (b"image,suffix,image\n", "duplicate columns: image"),
         (b"image,\xff\n", "the header cannot be read: not UTF-8"),
         (b'image,"suffix\n', "the header cannot be read: not CSV"),
     ],
@@ -332,7 +332,7 @@ def test_classes_that_lie_deeper(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"folders with split names \(Train, test\) contain no class folders"):
         read(imagefolder.examples, data(tmp_path / "flat"))
     tree(tmp_path, "more/x/train/1.png", "more/x/test/1.png", "more/y/train/1.png")
-    with pytest.raises(UserError, match="folders with split names below class folders:  x/test, x/train, y/train"):
+    with pytest.raises(UserError, match="folders with split names below class folders: x/test, x/train, y/train"):
         read(imagefolder.examples, data(tmp_path / "more"))
     rows, _ = read(imagefolder.examples, data(tmp_path / "more", split=SplitRule(official=False)))
     assert [row.suffix for row in rows] == ["x", "x", "y"]
@@ -491,7 +491,7 @@ def marked(**fields: Any) -> dict[str, Any]:
             "message 1: a part of type image: source instructions is text",
         ),
         (parts({"type": "image_url", "image_url": {"url": "x"}}), "message 1: a part of type image_url"),
-        (parts({"type": "text"}), "message 1: an object with a text `content`"),
+        (parts({"type": "text"}), "message 1: must be an object with a text `content`"),
         ({**said("uq", "aa"), "images": ["1.png"]}, "field images: source instructions is text-only"),
         ({"instruction": "x", "output": "y", "image": "1.png"}, "field image: source instructions is text-only"),
         ({**said("uq", "aa"), "tools": [{}]}, "field tools: chats with tools are not supported"),
@@ -499,7 +499,7 @@ def marked(**fields: Any) -> dict[str, Any]:
         ({**said("sx", "uq", "aa"), "system": "y"}, "field system: messages also has a system message"),
         ({**said("uq", "aa"), "system": 3}, "field system: must be text, got 3"),
         ({"conversations": [{"from": "tool", "value": "x"}]}, "message 1: role human or gpt or"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "message 1: an object with a text `value`"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "message 1: must be an object with a text `value`"),
         (marked(weight=0), "field messages: none of its answers is marked"),
         (marked(weight=0.5), "message 2: field weight: must be 0 or 1, got 0.5"),
         (marked(train="no"), "message 2: field train: must be 0 or 1, got 'no'"),
@@ -521,7 +521,7 @@ def marked(**fields: Any) -> dict[str, Any]:
         ({"instruction": "x", "output": "y", "id": []}, "field id: must be text or a whole number"),
         ({"messages": "x"}, "must be a list of messages"),
         ({"messages": []}, "the last message must be an answer"),
-        ({"messages": ["x"]}, "message 1: an object with a text `content`"),
+        ({"messages": ["x"]}, "message 1: must be an object with a text `content`"),
         (
             {"messages": [{"role": "tool", "content": "x"}]},
             "message 1: role system or user or assistant expected, got 'tool'",
@@ -549,7 +549,7 @@ def test_fields_beside_a_chat_are_kept(tmp_path: Path) -> None:
 
 
 def test_instruction_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither data\.jsonl nor data\.json lies there"):
+    with pytest.raises(UserError, match=r"contains neither data\.jsonl nor data\.json"):
         read(instructions.examples, data(tmp_path))
     path = write(tmp_path / "data.json", {"a": 1})
     assert read(instructions.examples, data(tmp_path))[1] == [
@@ -678,7 +678,7 @@ def test_the_header_tells_what_stands_between_cells(tmp_path: Path, delimiter: s
 
 def test_headers_that_do_not_tell(tmp_path: Path) -> None:
     write(tmp_path / "data.csv", "image,suffix,a;image;suffix\n")
-    with pytest.raises(UserError, match=r"data\.csv:1: the header can be read with ',' and ';' between cells"):
+    with pytest.raises(UserError, match=r"data\.csv:1: ambiguous delimiter: the header can be read with ',' and ';'"):
         read(csv_table.examples, data(tmp_path))
     write(tmp_path / "data.csv", "image;label;note\n")
     with pytest.raises(UserError, match="no column suffix; available: image, label, note"):

@@ -103,14 +103,14 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "unanswered": ("results", lambda c: c.pop(0), "1 of 3 question_ids have no answer: 20"),
     "unknown": ("results", lambda c: c.append({"question_id": 99, "answer": "x"}), "not in the references: 99"),
     "answered twice": ("results", lambda c: c.append(c[0]), "question_id occurs more than once: 20"),
-    "no results": ("results", lambda c: c.clear(), "no records in it"),
+    "no results": ("results", lambda c: c.clear(), "contains no records"),
     "answer is no text": ("results", lambda c: c[1].update(answer=None), "record 2: field answer: str expected"),
     "id is a list": ("results", lambda c: c[1].update(question_id=[1]), "record 2: field question_id"),
     "answer missing": ("results", lambda c: c[1].pop("answer"), "record 2: field answer is missing"),
-    "no questions": ("questions", lambda c: c["questions"].clear(), "no questions in it"),
+    "no questions": ("questions", lambda c: c["questions"].clear(), "contains no questions"),
     "questions twice": ("questions", lambda c: c["questions"].append(c["questions"][0]), "more than once: 10"),
     "image is a list": ("questions", lambda c: c["questions"][1].update(image_id=[1]), "question 2: field image_id"),
-    "questions no list": ("questions", lambda c: c.update(questions=3), "a list `questions` is needed"),
+    "questions no list": ("questions", lambda c: c.update(questions=3), "must have a list `questions`"),
     "other split": ("questions", lambda c: c["questions"][0].update(question_id=7), "have no answer: 7"),
     "no annotations": ("annotations", lambda c: c["annotations"].clear(), "contains no annotations"),
     "annotated twice": ("annotations", lambda c: c["annotations"].append(c["annotations"][0]), "more than once: 10"),
@@ -204,7 +204,7 @@ def test_results_are_a_list_or_lines_whatever_the_name(files: dict[str, Path]) -
     files["results"].write_text(
         '{"question_id": 10, "answer": "a"}\n{"question_id": 11, "answer": "a", "answer": "b"}\n'
     )
-    with pytest.raises(UserError, match=r"results\.jsonl:2: key 'answer' stands twice"):
+    with pytest.raises(UserError, match=r"results\.jsonl:2: duplicate key 'answer'"):
         scored(files)
 
 
