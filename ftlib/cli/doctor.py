@@ -68,4 +68,4 @@ def _config(path: Path) -> Iterator[CheckResult]:
         remedy = "" if files.is_complete(folder) else f"Run `ftlib prepare {path}`; jobs/train.sbatch does it too."
         yield CheckResult("dataset", f"{folder} is {'not ' if remedy else ''}prepared", remedy)
     except UserError as error:
-        yield CheckResult("config", error.problem, error.remedy or "Mend it.", fatal=True)
+        yield CheckResult("config", error.problem, error.remedy or "Fix it.", fatal=True)
