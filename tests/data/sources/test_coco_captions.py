@@ -177,7 +177,7 @@ def test_karpathy_splits(tmp_path: Path) -> None:
         (lambda c: c["images"][0]["sentences"].clear(), "contains no image 7: sentences"),
         (lambda c: c["images"][0]["sentences"].append({}), "image 7: sentence 2: field raw is missing"),
         (lambda c: c["images"][0].pop("split"), "image 1: field split is missing"),
-        (lambda c: c.pop("images"), "has no list `images`"),
+        (lambda c: c.pop("images"), "must be an object with a list `images`"),
     ],
 )
 def test_faults_of_karpathy_files_are_named(tmp_path: Path, edit: Callable[[Any], Any], told: str) -> None:

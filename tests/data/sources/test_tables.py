@@ -556,7 +556,7 @@ def test_instruction_files(tmp_path: Path) -> None:
         InvalidRecord(f"{path}:1", "field instruction: is missing; available: a (set data.columns for other names)")
     ]
     write(tmp_path / "data.jsonl", "")
-    with pytest.raises(UserError, match=r"both data\.jsonl and data\.json lie there"):
+    with pytest.raises(UserError, match=r"contains both data\.jsonl and data\.json"):
         read(instructions.examples, data(tmp_path))
 
 
