@@ -1,6 +1,6 @@
 """The user's mistakes, and the exit codes that the host script and Slurm see.
 
-Raise `UserError` for anything that a user can mend. Of the commands `cli.main` alone catches it: it prints the message
+Raise `UserError` for anything that a user can fix. Of the commands `cli.main` alone catches it: it prints the message
 without a traceback and exits with `EXIT_USER`.
 """
 
@@ -13,7 +13,7 @@ EXIT_FAILURE = 1
 """A failure that is not the user's: a bug, a diverged model, a broken machine."""
 
 EXIT_REQUEUE = 75
-"""Everything worth keeping is saved; the same command goes on from there (sysexits.h: EX_TEMPFAIL)."""
+"""Everything is saved; the same command resumes (sysexits.h: EX_TEMPFAIL)."""
 
 EXIT_RANK_LOST = 76
 """A task that ends because another one is gone: what became of that one is the reason, not this."""
@@ -44,4 +44,4 @@ class RankLost(Exception):
 
 
 class TrainingDiverged(Exception):
-    """Training has gone wrong in a way that more steps do not mend; such a model must never become a result."""
+    """Training has diverged; the model must not be published."""

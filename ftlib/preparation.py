@@ -70,7 +70,7 @@ def check(config: Config, site: Site) -> str:
 
 
 def _row_transform(config: Config) -> RowTransform | None:
-    """Masks become codes where the config has what makes them."""
+    """Return the transform that encodes masks, if the config has a mask encoder."""
     if config.task != "segment" or config.evaluation.mask_decoder is None:
         return None
     from ftlib.evaluation.masks import mask_encoder
@@ -80,7 +80,7 @@ def _row_transform(config: Config) -> RowTransform | None:
 
 
 def _length_function(config: Config, site: Site) -> tuple[Callable[[str], int], str]:
-    """How long a text is: in tokens if the model is in the store, else in characters.
+    """Return a function for the length of a text, and its unit: tokens if the model is staged, else characters.
 
     Raises:
         UserError: the model's tokenizer cannot be read.

@@ -51,7 +51,7 @@ def stage(experiment: Experiment, site: Site) -> StagedFiles:
             log.info(f"model {experiment.npz.file}: {model}")
         else:
             model = _stage_model(config, site)
-            own = " (a folder of your own: nothing to bring)" if cache.is_local_path(config.model.base) else ""
+            own = " (a local folder: nothing to download)" if cache.is_local_path(config.model.base) else ""
             log.info(f"model {config.model.base}: {model}{own}")
     return StagedFiles(model, datasets)
 
@@ -70,7 +70,7 @@ def stage_by_name(name: str, revision: str | None, site: Site) -> Path:
 
 
 def _stage_model(config: Config, site: Site) -> Path:
-    """Also hashes what it holds, so that no job has to."""
+    """Stage the model and hash its files, so that jobs need not."""
     embedded = cache.is_embedded(config.model)
     folder = cache.embedded_folder(config.model, site) if embedded else download.stage_model(config.model, site)
     if embedded and not files.is_complete(folder):
@@ -83,7 +83,7 @@ def _stage_model(config: Config, site: Site) -> Path:
 
 
 def _convert(npz: NpzCheckpoint, site: Site) -> Path:
-    """The model folder of a big_vision checkpoint, converted if it is not there yet; one process converts it."""
+    """Return the model folder of a big_vision checkpoint; one process converts it if it does not exist."""
 
     def find() -> Path | None:
         return npz.folder if files.is_complete(npz.folder) else None
@@ -100,8 +100,8 @@ def _convert(npz: NpzCheckpoint, site: Site) -> Path:
 
     if not find():
         if not importlib.util.find_spec("transformers"):
-            problem = f"model.base: {npz.file} has to be converted, which needs what training needs"
-            raise UserError(problem, "Run `jobs/run.sh ftlib stage CONFIG`, which does it in the container.")
+            problem = f"model.base: {npz.file} must be converted, which needs the packages of training"
+            raise UserError(problem, "Run `jobs/run.sh ftlib stage CONFIG`, which converts it in the container.")
         from ftlib.models import big_vision
 
         work = site.store / "hf" / "staging" / npz.folder.name
@@ -123,7 +123,7 @@ def _stage_data(data: Data, site: Site) -> Path:
         if importlib.util.find_spec("datasets"):
             hf_datasets.fetch(data)
         else:
-            log.info("pictures inside of it are unpacked in the container: by the job, or `jobs/run.sh ftlib stage …`")
+            log.info("its images are extracted in the container: by the job, or with `jobs/run.sh ftlib stage …`")
     root = Path(data.root)
     if data.source in TOY_DATASETS and not files.is_complete(root):
         with files.atomic_directory(root) as temporary:

@@ -1,7 +1,7 @@
-# Shared by jobs/run.sh and containers/build.sh; sourced, never run.
+# Functions for jobs/run.sh and containers/build.sh; sourced, not executed.
 
-# jobs/site.env into the environment, which wins where it has the key already. The rules are those of read_site_env in
-# ftlib/core/paths.py, and so are the messages.
+# Read jobs/site.env into the environment; existing variables take precedence. Rules and messages are the same as in
+# read_site_env of ftlib/core/paths.py.
 read_site_env() {
     local file=$1 line key number=0 REPLY
     local -A lines=()
@@ -29,7 +29,7 @@ read_site_env() {
     done < "$file"
 }
 
-# KEY TEXT: the value of a line of site.env as REPLY; fails with what is wrong with it. Used by read_site_env only, whose
+# KEY TEXT: sets REPLY to the value of a line of site.env, or fails with REPLY as the error. Only for read_site_env, whose
 # `lines` are the keys above.
 site_env_value() {
     local key=$1 text=$2 quote='' after found='' name part
@@ -80,10 +80,10 @@ site_env_value() {
     done
 }
 
-# The rules for folders and for what is run are those of ftlib/core/permissions.py and ftlib/core/trust.py; what the container can
-# do by itself is not done here.
+# The rules for permissions of folders and for trusted code are the same as in ftlib/core/permissions.py and
+# ftlib/core/trust.py.
 
-# The number of the group that $FTLIB_STORE is shared with; nothing: it is private.
+# Print the ID of the group that $FTLIB_STORE is shared with; nothing for a private store.
 store_group() {
     local folder=$FTLIB_STORE found
     if [[ -n ${FTLIB_GROUP:-} ]]; then
@@ -98,7 +98,7 @@ store_group() {
     fi
 }
 
-make_folder() { # FOLDER MODE [GROUP]: never seen with other rights; one that exists is left as it is
+make_folder() { # FOLDER MODE [GROUP]: created atomically with its mode; an existing folder is not changed
     local new mode=$2
     if [[ -d $1 ]]; then return 0; fi
     mkdir -p "$(dirname "$1")" && new=$(mktemp -d "$1.tmp-XXXXXX") || return
@@ -110,7 +110,7 @@ make_folder() { # FOLDER MODE [GROUP]: never seen with other rights; one that ex
     [[ -d $1 ]]
 }
 
-make_store() { # FOLDER…: the store, and these folders in it
+make_store() { # FOLDER…: create the store and these folders in it
     local group mode=700 name
     group=$(store_group) || return
     if [[ -n $group ]]; then mode=3770; fi
@@ -119,16 +119,16 @@ make_store() { # FOLDER…: the store, and these folders in it
             "\`ftlib doctor\` tells the commands" >&2
     fi
     make_folder "$FTLIB_STORE" "$mode" "$group" || return
-    if [[ $(stat -c %A "$FTLIB_STORE") == *r-[xt] ]]; then mode=$((mode + 5)); fi # others may read it
+    if [[ $(stat -c %A "$FTLIB_STORE") == *r-[xt] ]]; then mode=$((mode + 5)); fi # others can read it
     for name; do make_folder "$FTLIB_STORE/$name" "$mode" "$group" || return; done
 }
 
-user_number() { # NAME, or a number already
+user_number() { # NAME or ID
     if [[ $1 == +([0-9]) ]]; then echo "$1"; else id -u "$1"; fi
 }
 
-# Is all of it owned by this user, root, the owner of TOP (the store) or FTLIB_OWNER, and can nobody else write to it, nor
-# replace it? The parents are looked at up to TOP; elsewhere the nearest.
+# Check that all of PATH is owned by this user, root, the owner of TOP (the store) or FTLIB_OWNER, and that nobody else can
+# write to it or replace it. Parents are checked up to TOP; outside of TOP, only the nearest.
 require_trusted() { # WHAT PATH [TOP]
     local what=$1 path top=${3:-$FTLIB_STORE} owner named others replaced user group found fix
     path=$(realpath -e "$2" 2>/dev/null) || { echo "ftlib: $what: $2 is not there" >&2; return 2; }
@@ -143,7 +143,7 @@ require_trusted() { # WHAT PATH [TOP]
     fi
     if [[ $path != "$top"/* && -n ${FTLIB_RUNS:-} && $path == "$(realpath "$FTLIB_RUNS")"/* ]]; then top=$(realpath "$FTLIB_RUNS"); fi
     others=(-perm -0002 -o -perm -0020)
-    # A user's own group, with nobody else in it, is not others.
+    # A private group with only this user does not count as others.
     user=$(id -un 2>/dev/null) group=$(id -g)
     if [[ $(getent group "$group" 2>/dev/null) == "$user:"*":$group:"?("$user") ]]; then others+=(! -gid "$group"); fi
     found=$(find "$2" "$path" ! \( "${owner[@]}" \) -printf '%p is owned by %u\n' -quit)
@@ -155,7 +155,7 @@ require_trusted() { # WHAT PATH [TOP]
     while [[ -z $found ]]; do
         path=$(dirname "$path")
         replaced=(! \( "${owner[@]}" \) -o ! -perm -1000 \( "${others[@]}" \))
-        # The sticky folders of the store may have been made by any of its users.
+        # The sticky folders of the store may be owned by any of its users.
         if [[ $path == "$top" || $(dirname "$path") == "$top" ]]; then replaced=(! -perm -1000 \( "${replaced[@]}" \)); fi
         found=$(find "$path" -maxdepth 0 \( "${replaced[@]}" \) -printf 'others can replace what is in %p\n')
         if [[ $path == "$top" || $path != "$top"/* ]]; then break; fi
@@ -173,7 +173,7 @@ find_container() { # apptainer, or singularity
     command -v apptainer || command -v singularity
 }
 
-# Tracked files of a checkout with their uncommitted changes; without git, everything but what a build leaves.
+# Copy the tracked files of a checkout with uncommitted changes; without git, everything except build outputs.
 copy_tracked() {
     local from=$1 to=$2
     if git -C "$from" rev-parse --git-dir > /dev/null 2>&1; then

@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
-# The one place that knows Slurm, the container, signals and requeueing.
+# Runs ftlib commands in the container and in Slurm jobs: signals, exit codes, requeueing.
 #
 # By hand:          jobs/run.sh ftlib COMMAND …     enters the container and runs the command
 # In a batch job:   source jobs/run.sh; run_job COMMAND+COMMAND … ARGUMENTS…
 # By ftlib submit:  source jobs/run.sh; run_submitted COMMAND+COMMAND … python3 FILE -u -m submitit.core._submit FOLDER
-#
-# A job answers: 0 done · 2 the user's mistake · 75 saved, go on later · 76 another task is gone · 137 killed · anything
-# else a failure.
-# Time limit near (USR1) → the command saves and says 75 → this script requeues. Preempted or cancelled (TERM) → the
-# command saves and says 75; a cancelled job stays cancelled, a preempted one is requeued: by Slurm, or by this script,
-# since Slurm leaves alone what ends within its partition's GraceTime. Killed outright → requeued only if a checkpoint
-# came after the last start.
+# Exit codes of a job: 0 done · 2 user error · 75 saved, resume later · 76 another task died · 137 killed · else failed.
+# Near the time limit (USR1): the command saves and exits with 75, and this script requeues the job. Preempted or
+# cancelled (TERM): the command saves and exits with 75. A cancelled job stays cancelled; a preempted one is requeued by
+# Slurm, or by this script, because Slurm does not requeue a job that ends within the partition's GraceTime. Killed: the
+# job is requeued only if it wrote a checkpoint since its last start.
 
 jobs=${FTLIB_JOBS:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}
 root=$(dirname "$jobs")
@@ -18,10 +16,10 @@ source "$jobs/lib.sh"
 
 fail() { echo "ftlib: $*" >&2; exit 2; }
 
-# Site settings, image, and what the container sees. Sets the array `container`.
+# Read the site settings, find the image, and set the array `container`: the command line with binds and environment.
 enter_container() {
     local program name
-    umask g-w,o-w # nothing that this script makes can be written to by others
+    umask g-w,o-w # others cannot write to files of this script
     read_site_env "$jobs/site.env" || exit 2
     if [[ -n ${FTLIB_HOOK:-} ]]; then
         require_trusted FTLIB_HOOK "$FTLIB_HOOK" "${FTLIB_STORE:-/}" || exit 2
@@ -41,7 +39,7 @@ enter_container() {
     for name in FTLIB_STORE FTLIB_RUNS FTLIB_IMAGE FTLIB_BINDS FTLIB_TMP PWD root; do
         [[ ${!name:-} != *[[:cntrl:]]* ]] || fail "$name: a path with a control character cannot be handed to the container"
     done
-    # The store may be read-only, but not where runs go.
+    # The store may be read-only, but not the runs folder.
     make_store $([[ $FTLIB_RUNS != "$FTLIB_STORE"/runs/* ]] || echo runs) && make_runs ||
         fail "FTLIB_STORE=$FTLIB_STORE or FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
     program=$(find_container) || fail "neither apptainer nor singularity is in PATH; load it in FTLIB_HOOK"
@@ -54,11 +52,11 @@ enter_container() {
     job_tmp=$(mktemp -d "${FTLIB_TMP:-${SLURM_TMPDIR:-/tmp}}/ftlib.XXXXXX") || fail "no local temporary folder"
     trap 'rm -rf "$job_tmp"' EXIT
     mkdir "$job_tmp/tmp" "$job_tmp/notes"
-    # Compile caches must never be shared between nodes or inherited: between two starts of a run, training itself keeps
-    # what is in them (ftlib/training/compiling.py). Jobs never reach the hub.
+    # Compile caches must not be shared between nodes or inherited; training stores their content between the starts of a
+    # run (ftlib/training/compiling.py). Jobs do not access the hub.
     to_container FTLIB_STORE "$FTLIB_STORE"
     to_container FTLIB_RUNS "$FTLIB_RUNS"
-    # Names of users and groups are not known inside.
+    # The container does not know the names of users and groups.
     if [[ -n ${FTLIB_GROUP:-} ]]; then to_container FTLIB_GROUP "$(store_group)"; fi
     if [[ -n ${FTLIB_OWNER:-} ]]; then to_container FTLIB_OWNER "$(user_number "$FTLIB_OWNER")"; fi
     to_container FTLIB_JOB_TMP "$job_tmp/notes"
@@ -68,7 +66,7 @@ enter_container() {
     to_container HF_HOME "$FTLIB_STORE/hf"
     to_container HF_TOKEN_PATH "${HF_TOKEN_PATH:-${HF_HOME:-$HOME/.cache/huggingface}/token}" # private, never in the store
     to_container PYTHONNOUSERSITE 1
-    to_container PYTHONPATH "$root" # this checkout's code over the image's
+    to_container PYTHONPATH "$root" # this checkout's code takes precedence over the image's
     to_container PYTHONUNBUFFERED 1
     if [[ -n ${SLURM_JOB_ID:-} ]]; then to_container HF_HUB_OFFLINE 1; fi
     container=("$program" --silent exec --nv)
@@ -79,7 +77,7 @@ enter_container() {
     container+=(--pwd "$PWD" "$FTLIB_IMAGE")
 }
 
-# The user's own folder: the group may read it with FTLIB_SHARE_RUNS=1, if the store is shared.
+# The user's runs folder; the group can read it with FTLIB_SHARE_RUNS=1, if the store is shared.
 make_runs() {
     local group mode=700
     group=$(store_group) || return
@@ -87,7 +85,7 @@ make_runs() {
     make_folder "$FTLIB_RUNS" "$mode" "$group" && make_folder "$FTLIB_RUNS/.jobs" 700
 }
 
-# The image's digest, if FTLIB_IMAGE_SHA256 names one. Read once: <runs>/.jobs/image remembers the file that had it.
+# Check the image's digest, if FTLIB_IMAGE_SHA256 is set. Computed once; <runs>/.jobs/image stores the result.
 require_pinned_image() {
     local known=$FTLIB_RUNS/.jobs/image facts
     if [[ -z ${FTLIB_IMAGE_SHA256:-} ]]; then return 0; fi
@@ -98,11 +96,10 @@ require_pinned_image() {
     echo "$facts" > "$known"
 }
 
-# Both names, since the image's own environment would win over the host's.
+# Set both names, because the image's environment takes precedence over the host's.
 to_container() { export "APPTAINERENV_$1=$2" "SINGULARITYENV_$1=$2"; }
 
-# The code and the config that this job first started with; a requeued job goes on with them. How code is pinned:
-# ftlib/runs/pinning.py.
+# Pin the code and the config of the job's first start; a requeued job uses the same. See ftlib/runs/pinning.py.
 pin() { # CONFIG FOLDER…: more folders of the clone than ftlib/ and jobs/
     local code new
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
@@ -121,36 +118,36 @@ pin() { # CONFIG FOLDER…: more folders of the clone than ftlib/ and jobs/
 requeue() {
     local id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} answer
     id=${id:-$SLURM_JOB_ID}
-    # What was not saved is done again: without progress that must end some time.
+    # Stop requeueing a job that makes no progress.
     if [[ -e $job_tmp/notes/checkpointed ]]; then rm -f "$pinned/idle"; else echo >> "$pinned/idle"; fi
     if [[ -e $pinned/idle && $(wc -l < "$pinned/idle") -gt 10 ]]; then
-        echo "ftlib: no progress in the last 10 starts; ask for more time, or save more often (checkpoint.steps)" >&2
+        echo "ftlib: no progress in the last 10 starts; request more time, or save more often (checkpoint.steps)" >&2
         exit 75
     fi
     if (( ${SLURM_RESTART_COUNT:-0} >= ${FTLIB_MAX_REQUEUES:-100} )); then
-        echo "ftlib: requeued ${SLURM_RESTART_COUNT} times already (FTLIB_MAX_REQUEUES); submit it again to go on" >&2
+        echo "ftlib: requeued ${SLURM_RESTART_COUNT} times already (FTLIB_MAX_REQUEUES); submit it again to resume" >&2
         exit 75
     fi
     echo "ftlib: $1; requeueing job $id" >&2
     if answer=$(scontrol requeue "$id" 2>&1); then
-        sleep 300 & # Slurm ends this script; in the background, so that its TERM is heard at once
+        sleep 300 & # until Slurm ends this script; in the background, so that the trap for TERM runs at once
         wait $!
         exit 75
     fi
-    echo "ftlib: Slurm does not requeue this job ($answer). Nothing is lost: submit it again and it goes on." >&2
+    echo "ftlib: Slurm does not requeue this job ($answer). Nothing is lost: submit it again to resume." >&2
     exit 75
 }
 
-# Add a line to the history of the run that was at work.
+# Append an event to the history of the active run.
 note() {
     local run job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     run=$(cat "$job_tmp/notes/run" 2>/dev/null) || return 0
-    if [[ -n $(tail -c 1 "$run/history.jsonl" 2>/dev/null) ]]; then echo >> "$run/history.jsonl"; fi # after a torn line
+    if [[ -n $(tail -c 1 "$run/history.jsonl" 2>/dev/null) ]]; then echo >> "$run/history.jsonl"; fi # after an incomplete line
     printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "command": "%s", "exit": %d, "reason": "%s"}\n' \
         "$1" "$(date +%s)" "${SLURMD_NODENAME:-$(hostname)}" "${job:-$SLURM_JOB_ID}" "$command" "$2" "$3" >> "$run/history.jsonl"
 }
 
-# Wait for srun; pass a USR1 on once the command's handlers stand (before, it would kill srun or Python).
+# Wait for srun; forward USR1 when the command's handlers are installed (before, it would kill srun or Python).
 wait_for() {
     local passed=0
     while :; do
@@ -163,34 +160,34 @@ wait_for() {
         fi
         wait "$1"
         code=$?
-        if (( code > 128 )) && kill -0 "$1" 2>/dev/null; then continue; fi # a trap woke us, not the end
-        # srun ended in the very moment of a trap: its own code is lost, but the command's note is not
+        if (( code > 128 )) && kill -0 "$1" 2>/dev/null; then continue; fi # a trap interrupted wait
+        # srun ended during a trap: its exit code is lost, but the command has left a note
         if (( code == 138 || code == 143 )) && [[ -e $job_tmp/notes/signal ]]; then code=75; fi
         return
     done
 }
 
-# Did the kernel kill this step for its memory? srun's exit code is 1 or 137 then; only its words tell.
+# Whether the step was killed by the OOM killer. srun's exit code is 1 or 137 then, so check its messages.
 out_of_memory() { grep -qE 'oom[-_ ]kill|Out Of Memory' "$job_tmp/stderr" 2>/dev/null; }
 
-# bitsandbytes ends a process that finds no memory by itself; only its words tell.
+# Whether bitsandbytes ended the process because memory ran out; only its message shows it.
 out_of_memory_in_bitsandbytes() { grep -qE '^Error out of memory at line [0-9]+ in file ' "$job_tmp/stderr" 2>/dev/null; }
 
-# Of several tasks one that waited for the others until NCCL's watchdog ended it, with signal 6.
+# Print the rank that NCCL's watchdog ended (signal 6) because it waited for another rank until the timeout.
 waited_in_vain() {
     local said='.*Rank ([0-9]+)\].*Watchdog caught collective operation timeout: WorkNCCL\(.*Timeout\(ms\)=([0-9]+)\).*'
-    sed -nE "s/$said/rank \1 waited \2 ms in vain for another (NCCL)/p" "$job_tmp/stderr" 2>/dev/null | head -n 1
+    sed -nE "s/$said/rank \1 timed out after \2 ms waiting for another rank (NCCL)/p" "$job_tmp/stderr" 2>/dev/null | head -n 1
 }
 
-# What Slurm gave this job, in words.
+# Print the memory that Slurm allocated to this job.
 memory_given() {
     if [[ ${SLURM_MEM_PER_NODE:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_NODE MiB a node, /dev/shm and tmpfs included"; return; fi
     if [[ ${SLURM_MEM_PER_CPU:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_CPU MiB a CPU, /dev/shm and tmpfs included"; return; fi
     echo "/dev/shm and tmpfs count"
 }
 
-# Of several tasks the one whose end came first, if it was killed: "n2: task 3", from srun's words. Those that saw another
-# one go (76), or were told to save and end (75), may be faster than the word of its end.
+# Print the task that ended first, if it was killed: "n2: task 3", from srun's messages. Tasks that exited because another
+# one died (76), or because they were told to save (75), may be reported earlier.
 first_killed() {
     local first
     (( ${SLURM_NTASKS:-1} > 1 )) || return 0
@@ -199,7 +196,7 @@ first_killed() {
     if [[ $first != *": Exited with "* ]]; then echo "${first%: Killed}"; fi
 }
 
-# Is a partition of higher priority taking this job's place? (A cancelled job is no longer RUNNING.)
+# Whether a job of higher priority preempts this one. (A cancelled job is no longer RUNNING.)
 being_preempted() {
     local shown
     shown=$(timeout 30 scontrol show job "$SLURM_JOB_ID" 2>/dev/null) || return 1
@@ -210,19 +207,19 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     local command=$1 code killed waited copy tasks=()
     shift
     rm -f "$job_tmp"/notes/* "$job_tmp"/stderr*
-    # A task for each GPU trains, evaluates and checks several GPUs; everything else is one process's work.
+    # train, evaluate and the check of several GPUs use one task per GPU; other commands are a single process.
     if [[ $command != train && $command != evaluate && $command != several ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
-    # What srun says is copied into a file, from which the reason of a failure is read. The copy outlives every signal, and
-    # is complete when it has ended.
+    # srun's messages are copied to a file, from which the reason of a failure is read. The copying process ignores signals;
+    # the file is complete when it has ended.
     mkfifo "$job_tmp/stderr.pipe" || fail "$job_tmp cannot be written to"
     (trap '' TERM INT USR1 HUP; exec tee "$job_tmp/stderr" < "$job_tmp/stderr.pipe" >&2) &
     copy=$!
-    # SIGUSR1 is ignored until Python's own handler stands: from the first moment a signal must not kill it.
+    # Ignore SIGUSR1 until Python's handler is installed, so that it cannot kill the command.
     srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
         "${container[@]}" "$@" 2> "$job_tmp/stderr.pipe" &
     wait_for $!
     while kill -0 "$copy" 2>/dev/null; do wait "$copy"; done # a trap interrupts `wait`
-    # When one task ends badly Slurm ends the others; what they then say is not the reason.
+    # When a task fails, Slurm ends the others; their messages are not the reason.
     killed=$(first_killed)
     if [[ -z $killed && -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
     case $code in
@@ -235,27 +232,27 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
             exit 75
             ;;
     esac
-    if [[ $term == 1 ]]; then exit "$code"; fi # cancelled before its handlers stood
-    if being_preempted; then requeue "preempted before its start was over"; fi
-    if (( code == 138 )); then requeue "USR1 came before the first handler stood"; fi
+    if [[ $term == 1 ]]; then exit "$code"; fi # cancelled before its handlers were installed
+    if being_preempted; then requeue "preempted during its start"; fi
+    if (( code == 138 )); then requeue "USR1 came before the first handler was installed"; fi
     if out_of_memory_in_bitsandbytes; then
         note failed "$code" "out of memory in bitsandbytes"
-        echo "ftlib: $command: bitsandbytes found no memory, on the GPU or for what it pages out to the host. Set batch.auto: true," \
-            "or a smaller training.per_device_train_batch_size (evaluation.batch_size), or ask for a larger GPU or more memory (job.mem)" >&2
+        echo "ftlib: $command: bitsandbytes ran out of memory, on the GPU or for paging to the host. Set batch.auto: true," \
+            "or a smaller training.per_device_train_batch_size (evaluation.batch_size), or request a larger GPU or more memory (job.mem)" >&2
         exit "$code"
     fi
     if out_of_memory; then
         note killed "$code" "out of memory"
-        echo "ftlib: $command ran out of the job's memory ($(memory_given)); ask for more: sbatch --mem=…" >&2
+        echo "ftlib: $command ran out of the job's memory ($(memory_given)); request more: sbatch --mem=…" >&2
         exit "$code"
     fi
     if (( code > 128 )); then
         waited=$(waited_in_vain)
         note killed "$code" "${waited:-${killed:-signal $((code - 128))}}"
         if [[ -n $waited ]]; then
-            echo "ftlib: $waited: it hung or died, as its own output may tell; training.ddp_timeout is how long the others wait" >&2
+            echo "ftlib: $waited: that rank hung or died, see its output; training.ddp_timeout sets the timeout" >&2
         elif [[ -n $killed ]]; then
-            echo "ftlib: $killed: killed; if that was for the job's memory ($(memory_given)), ask for more: sbatch --mem=…" >&2
+            echo "ftlib: $killed: killed; if the job ran out of memory ($(memory_given)), request more: sbatch --mem=…" >&2
         fi
         if [[ -e $job_tmp/notes/checkpointed ]]; then requeue "$command was killed after a checkpoint"; fi
         echo "ftlib: $command was killed (signal $((code - 128))) before its first checkpoint of this start" >&2
@@ -263,13 +260,13 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     exit "$code"
 }
 
-# Ranks meet at the first node. The container binds the job's temporary folder, so every node needs one; what is noted in
-# those of other nodes (how a rank there failed) this script does not see: it then goes by what srun answers.
+# Prepare several nodes: MASTER_ADDR is the first node, and every node needs the job's temporary folder, which the
+# container binds. This script cannot read the notes on other nodes (how a rank failed); it then uses srun's exit code.
 spread_over_nodes() {
     local each=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1) first
-    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST") && [[ -n $first ]] || fail "scontrol does not name this job's nodes"
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST") && [[ -n $first ]] || fail "scontrol does not list this job's nodes"
     to_container MASTER_ADDR "${first%%$'\n'*}"
-    # Its name is known by now: where somebody else has made it first, the job ends.
+    # The name is not secret at this point: if another user has created the folder, the job fails.
     "${each[@]}" bash -c 'mkdir -m 700 "$1" 2>/dev/null || [[ -O $1 && ! -L $1 ]] && mkdir -p "$1/tmp" "$1/notes"' \
         ftlib "$job_tmp" || fail "$job_tmp cannot be made on every node"
     trap 'timeout 30 '"${each[*]}"' rm -rf "$job_tmp"; rm -rf "$job_tmp"' EXIT
@@ -278,7 +275,7 @@ spread_over_nodes() {
 enter_job() {
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
     enter_container
-    to_container PYTHONSAFEPATH 1 # Python 3.11 and later: what libraries start finds no modules in the working folder
+    to_container PYTHONSAFEPATH 1 # Python 3.11 and later: subprocesses of libraries import no modules from the working directory
     if (( ${SLURM_JOB_NUM_NODES:-1} > 1 )); then spread_over_nodes; fi
     if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
 }
@@ -297,15 +294,15 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     rm -rf "$pinned"
 }
 
-# COMMAND+COMMAND… LINE…: the line is submitit's own; the pickled function finds the command's arguments. The code lies
-# in a snapshot already, the config in the run folder.
+# COMMAND+COMMAND… LINE…: the line is submitit's; the pickled function has the command's arguments. The code is
+# already in a snapshot, the config in the run folder.
 run_submitted() {
     local commands=$1 command
     shift
     enter_job
     to_container SUBMITIT_EXECUTOR slurm
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
-    if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then rm -rf "$pinned"; fi # of an earlier job with this number
+    if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then rm -rf "$pinned"; fi # left by an earlier job with this ID
     mkdir -p "$pinned" || fail "FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
     require_trusted "the snapshot of the code" "$root" && require_trusted "what was submitted" "${*: -1}" || exit 2
     for command in ${commands//+/ }; do

@@ -84,7 +84,7 @@ def test_custom_model(ftlib: Ftlib, store: Path) -> None:
     code, _, error = ftlib("plan", EXAMPLES / "custom_model.yaml", *FEW, "--gpu", "1GiB")
     assert code == 0, error
     code, _, error = ftlib("train", EXAMPLES / "custom_model.yaml", "data.prompt=chat")
-    assert code == 2 and "data.prompt: chat is for model.family: causal" in error
+    assert code == 2 and "data.prompt: chat requires model.family: causal" in error
 
 
 def test_an_error_rate_is_minimised_everywhere(ftlib: Ftlib, store: Path, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_an_error_rate_is_minimised_everywhere(ftlib: Ftlib, store: Path, tmp_pa
     rounds = "rounds=[{learning_rate: 1.0e-3}, {learning_rate: 1.0e-4, until: {split: valid, metric: CER, BOUND}}]"
     phases = [FEW[0], "checkpoint={}", "training={max_steps: 4, per_device_train_batch_size: 4}"]
     code, _, error = ftlib("train", config, *phases, rounds.replace("BOUND", "at_least: 0.5"))
-    assert code == 2 and "of CER lower is better" in error and "at_most instead of at_least" in error
+    assert code == 2 and "lower CER is better" in error and "at_most instead of at_least" in error
     code, out, error = ftlib("train", config, *phases, rounds.replace("BOUND", "at_most: 1.0e9"))
     assert code == 0, error
     told = [line for line in read_lines(Run(Path(out.strip())).history) if line["event"] == "round"]

@@ -213,7 +213,7 @@ def test_bitsandbytes_that_ends_the_process_is_told(tmp_path: Path) -> None:
     failing = "echo 'Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp' >&2; return 1"
     noted = f'echo "$job_tmp" > "$job_tmp/notes/run"; {failing}'
     done = bash(STEP.format(tmp=tmp_path, srun=noted, command="train"), SLURM_JOB_ID="7")
-    assert done.returncode == 1 and "bitsandbytes found no memory" in done.stderr and "job.mem" in done.stderr
+    assert done.returncode == 1 and "bitsandbytes ran out of memory" in done.stderr and "job.mem" in done.stderr
     line = json.loads((tmp_path / "history.jsonl").read_text())
     assert (line["event"], line["reason"]) == ("failed", "out of memory in bitsandbytes")
 
@@ -228,7 +228,7 @@ def test_a_rank_that_nccl_ended_is_told(tmp_path: Path) -> None:
     failing = 'echo "$job_tmp" > "$job_tmp/notes/run"; ' + "; ".join(f"echo '{line}' >&2" for line in words)
     script = STEP.format(tmp=tmp_path, srun=f"{failing}; return 134", command="train")
     done = bash(script, SLURM_NTASKS="2", SLURM_JOB_ID="7")
-    told = "rank 1 waited 60000 ms in vain for another (NCCL)"
+    told = "rank 1 timed out after 60000 ms waiting for another rank (NCCL)"
     assert done.returncode == 134 and f"ftlib: {told}" in done.stderr and "training.ddp_timeout" in done.stderr
     assert json.loads((tmp_path / "history.jsonl").read_text())["reason"] == told
 
@@ -243,7 +243,7 @@ def test_a_killed_rank_is_told_with_the_jobs_memory(tmp_path: Path) -> None:
     failing = "; ".join(f"echo '{line}' >&2" for line in words) + "; return 137"
     script = STEP.format(tmp=tmp_path, srun=failing, command="train")
     done = bash(script, SLURM_NTASKS="4", SLURM_JOB_ID="7", SLURM_MEM_PER_NODE="2048")
-    assert "ftlib: n2: task 3: killed; if that was for the job's memory (it has 2048 MiB a node" in done.stderr
+    assert "ftlib: n2: task 3: killed; if the job ran out of memory (it has 2048 MiB a node" in done.stderr
 
 
 @pytest.mark.parametrize(("before", "lines"), [("", 1), ('{"event": "start"}\n', 2), ('{"event": "tor', 2)])
@@ -433,4 +433,4 @@ def test_nodes_without_names_are_refused(machine: dict[str, str], tmp_path: Path
     (tmp_path / "bin" / "scontrol").chmod(0o755)
     job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[7,9]"}
     done = bash("source jobs/run.sh; usr1=0 term=0; run_job train", **machine, **job)
-    assert done.returncode == 2 and "does not name this job's nodes" in done.stderr
+    assert done.returncode == 2 and "does not list this job's nodes" in done.stderr

@@ -1,4 +1,5 @@
-"""Cancel runs by name: what waits is dropped, what runs saves and ends. They stay cancelled until submitted again."""
+"""Cancel runs by name: queued runs are removed, running ones save and end. They stay cancelled until submitted
+again."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Ask a trained run question after question.
+"""Interactive session with a trained run.
 
-With the model's chat template (`data.prompt: chat`) a question follows those before it, until `/reset`; with any other
-prompt each stands alone. `/image FILE` shows an image from then on, `/context TEXT` (or a text file) tells a context,
-which every question is then asked without and with (the latter answer is remembered); alone, either is taken back.
-`/quit` or the end of the input ends the session. Questions may come from a pipe.
+With the model's chat template (`data.prompt: chat`) questions are turns of a conversation, until `/reset`; with any
+other prompt they are independent. `/image FILE` sets the image, `/context TEXT` (or a text file) the context; questions
+are then answered without and with the context, and the latter answer is kept in the conversation. Without a value,
+either is removed. `/quit` or the end of the input ends the session. Questions may come from a pipe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ftlib.evaluation.predict import Query
 
 COMMANDS = ("/image", "/context", "/reset", "/quit")
-SINGLE_TURN_NOTICE = "Each question stands alone: the prompt of this run has no place for earlier ones."
+SINGLE_TURN_NOTICE = "Questions are independent: the prompt of this run does not include earlier ones."
 
 
 def main(argv: list[str]) -> int:
@@ -49,10 +49,10 @@ def main(argv: list[str]) -> int:
 
 
 def _handle_line(model: EvalModel, settings: Evaluation, query: Query, line: str) -> Query | None:
-    """Follow one line; a mistake is said, and the session goes on.
+    """Handle one line; user errors are reported, and the session continues.
 
     Returns:
-        The image, context and history of the next question; None at the end.
+        Image, context and history of the next question; None at the end.
     """
     if line == "/quit":
         return None
@@ -75,7 +75,7 @@ def _run_command(model: EvalModel, query: Query, name: str, value: str) -> Query
     if name == "/reset":
         return replace(query, history=())
     if name != "/image":
-        raise UserError(f"{name}: no such command", f"There are: {', '.join(COMMANDS)}")
+        raise UserError(f"{name}: no such command", f"Available: {', '.join(COMMANDS)}")
     if value:
         open_query_image(Path(value.strip()), model.config.data)
     return replace(query, image=Path(value.strip()) if value else None)
@@ -92,7 +92,7 @@ def _answer(model: EvalModel, settings: Evaluation, query: Query) -> Query:
 
     asked = truncate_history(model, settings, query)
     if len(asked.history) < len(query.history):
-        log.warning("The oldest questions are left out: the conversation is too long for the model.")
+        log.warning("The oldest questions were dropped: the conversation is too long for the model.")
     found = answer_queries(model, settings, with_and_without_context([asked]))
     labels = ("without context: ", "with context:    ") if len(found) == 2 else ("",)
     for label, text in zip(labels, found, strict=True):

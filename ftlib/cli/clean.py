@@ -1,8 +1,8 @@
-"""Free space: shows what would go and how large it is, asks, and then deletes it.
+"""Free disk space: list what would be deleted, with sizes, ask, and delete it.
 
-Goes: checkpoints of finished runs, what killed writers left and, unless runs are named, the cached row lengths of data
-that are gone. With --runs the whole folders of the runs that are named or that nothing has touched for --older-than
-days. A run that is queued or at work is never touched.
+Deletes checkpoints of finished runs, leftovers of killed processes and, unless runs are given, cached row lengths of
+deleted data. With --runs: the whole folders of the given runs, or of runs that were not active for --older-than days.
+Queued and running runs are never deleted.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _DAY = 86400
 
 @dataclass(frozen=True)
 class CleanupCandidate:
-    """Something that may go.
+    """Files that can be deleted.
 
     Attributes:
-        run: that it belongs to; None: to the store.
-        description: in a word or two.
-        folders: what is deleted.
+        run: their run; None: the store.
+        description: a word or two.
+        folders: files and folders to delete.
         size: bytes on the disk.
     """
 
@@ -55,12 +55,14 @@ def main(argv: list[str]) -> int:
     """`ftlib clean [RUN…] [--runs] [--older-than DAYS] [--yes]`"""
     command = arguments.make_parser("clean", __doc__)
     command.add_argument("chosen", metavar="RUN", nargs="*", help="run folders or names; default: all")
-    command.add_argument("--runs", action="store_true", help="whole runs, results and scores included")
-    command.add_argument("--older-than", metavar="DAYS", type=float, default=0.0, help="only what is untouched so long")
+    command.add_argument("--runs", action="store_true", help="whole runs, including results and scores")
+    command.add_argument(
+        "--older-than", metavar="DAYS", type=float, default=0.0, help="only what was inactive for this long"
+    )
     command.add_argument("--yes", action="store_true", help="do not ask")
     parsed = command.parse_args(argv)
     if parsed.runs and not (parsed.chosen or parsed.older_than):
-        raise UserError("clean --runs would delete every run", "Name runs, or say --older-than DAYS.")
+        raise UserError("clean --runs would delete every run", "Give runs, or --older-than DAYS.")
     site = find_site()
     finish_interrupted(site)
     before = time.time() - parsed.older_than * _DAY
@@ -76,36 +78,36 @@ def main(argv: list[str]) -> int:
 
 
 def _last_activity(run: Run) -> float:
-    """When a run last showed life or was submitted."""
+    """Return the time of a run's last activity or submission."""
     return max(
         events.last_activity(run), *(path.stat().st_mtime for path in (run.config_file, run.history) if path.exists())
     )
 
 
 def _idle_runs(chosen: Sequence[Run], site: Site) -> Iterator[Run]:
-    """Runs that neither live nor wait; the others are named."""
+    """Yield runs that are neither running nor queued; reports the others."""
     jobs = _known_jobs(chosen)
     now = storage_time(site.runs)
     for run in chosen:
         found = slurm_status.run_status(run, site, now, jobs)
         if found.state in ("running", "evaluating", "queued"):
-            log.warning(f"{found.run}: left alone, it is {found.state}")
+            log.warning(f"{found.run}: skipped ({found.state})")
         else:
             yield run
 
 
 def _known_jobs(chosen: Sequence[Run]) -> dict[str, Job]:
-    """What Slurm says of the jobs of runs that are not over.
+    """Return the jobs of unfinished runs from Slurm.
 
     Raises:
-        UserError: it does not answer, and some of them may be queued.
+        UserError: Slurm does not respond, and some runs may be queued.
     """
     numbers = [number for run in chosen for number in slurm_status.open_jobs(run)]
     try:
         return Slurm().jobs(numbers)
     except SlurmUnavailable as error:
-        problem = f"whether runs are queued cannot be told: {error}"
-        raise UserError(problem, "Run it where Slurm answers, or name runs that are done.") from None
+        problem = f"cannot check whether runs are queued: {error}"
+        raise UserError(problem, "Run it where Slurm is available, or give runs that are done.") from None
 
 
 def _find_candidates(run: Run, whole: bool) -> Iterator[CleanupCandidate]:
@@ -118,14 +120,14 @@ def _find_candidates(run: Run, whole: bool) -> Iterator[CleanupCandidate]:
 
 
 def _unused_in_store(site: Site, before: float) -> Iterator[CleanupCandidate]:
-    """What can be removed from the store without anybody missing it, if this user may."""
+    """Yield unused files of the store that this user may delete."""
     unused = [path for path in unused_lengths(site, storage_time(site.runs)) if path.lstat().st_mtime <= before]
     if unused and os.access(unused[0].parent, os.W_OK):
         yield CleanupCandidate(None, "lengths of rows", unused, sum(map(_disk_usage, unused)))
 
 
 def _disk_usage(path: Path) -> int:
-    """What a file or folder takes on the disk."""
+    """Return the disk usage of a file or folder in bytes."""
     total = 0
     for each in [path, *([] if path.is_symlink() else path.rglob("*"))]:
         with contextlib.suppress(FileNotFoundError):
@@ -135,7 +137,7 @@ def _disk_usage(path: Path) -> int:
 
 
 def _confirm(found: Sequence[CleanupCandidate], site: Site, yes: bool) -> bool:
-    """Show what would go; ask, unless that has been answered."""
+    """Show what would be deleted; ask for confirmation unless `yes`."""
     rows = [
         [runs.run_name(one.run, site) if one.run else "store", one.description, format_size(one.size)] for one in found
     ]
@@ -149,7 +151,7 @@ def _confirm(found: Sequence[CleanupCandidate], site: Site, yes: bool) -> bool:
 
 
 def _delete(candidate: CleanupCandidate, site: Site) -> int:
-    """Delete while nobody else can begin to work on the run; the bytes that were freed."""
+    """Delete files while holding the run's lease; return the number of freed bytes."""
     if candidate.run is None:
         for path in candidate.folders:
             path.unlink(missing_ok=True)
@@ -159,15 +161,15 @@ def _delete(candidate: CleanupCandidate, site: Site) -> int:
             for folder in candidate.folders:
                 _remove(folder)
     except UserError as error:
-        log.warning(f"{runs.run_name(candidate.run, site)}: left alone: {error.problem}")
+        log.warning(f"{runs.run_name(candidate.run, site)}: skipped: {error.problem}")
         return 0
     return candidate.size
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or folder; of a run its config.yaml last, so that a deletion that was killed can be done again.
+    """Delete a file or folder; a run's config.yaml comes last, so that a killed deletion can be repeated.
 
-    Of a link to another place only the link goes: what it leads to may be no run's alone.
+    Links are deleted, but not their targets, which may be shared.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The whole chain on real handwritten digits: no cluster, no downloads, about two minutes on two cores.
+"""Run the whole pipeline on real handwritten digits: no cluster, no downloads, about two minutes on two cores.
 
-stage → prepare → evaluate --before → train → evaluate → report, each a process of its own, as a cluster would run them.
+stage → prepare → evaluate --before → train → evaluate → report, each in a separate process, as on a cluster.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def _find_config() -> Path:
     for folder in (Path.cwd(), REPOSITORY):
         if (folder / "configs" / "digits.yaml").is_file():
             return folder / "configs" / "digits.yaml"
-    raise UserError("configs/digits.yaml is not here", "Run the demo in a clone of the repository.")
+    raise UserError("configs/digits.yaml does not exist here", "Run the demo in a clone of the repository.")
 
 
 def _run(arguments: list[str]) -> str:
-    """Run `ftlib ARGUMENTS…` and return the last line that it printed; its failure is ours."""
+    """Run `ftlib ARGUMENTS…` and return the last line of its output; exits with its code if it fails."""
     log.info(f"\n$ ftlib {' '.join(arguments)}")
     log.export_verbosity()
     done = subprocess.run(module_command("ftlib", *arguments), stdout=subprocess.PIPE, text=True, check=False)

@@ -1,7 +1,6 @@
-"""Check this machine: packages, GPU, store, Slurm, image, hub token, and with CONFIG what its job would miss.
+"""Check this machine: packages, GPU, store, Slurm, image, hub token, and with CONFIG the requirements of its job.
 
-Run it on the login node, and in a job: sbatch jobs/doctor.sbatch [CONFIG]. Every finding that is not in order comes
-with what to do about it.
+Run it on the login node, and in a job: sbatch jobs/doctor.sbatch [CONFIG]. Every problem is shown with a remedy.
 """
 
 from __future__ import annotations
@@ -69,4 +68,4 @@ def _config(path: Path) -> Iterator[CheckResult]:
         remedy = "" if files.is_complete(folder) else f"Run `ftlib prepare {path}`; jobs/train.sbatch does it too."
         yield CheckResult("dataset", f"{folder} is {'not ' if remedy else ''}prepared", remedy)
     except UserError as error:
-        yield CheckResult("config", error.problem, error.remedy or "Mend it.", fatal=True)
+        yield CheckResult("config", error.problem, error.remedy or "Fix it.", fatal=True)

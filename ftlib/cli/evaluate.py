@@ -1,8 +1,7 @@
-"""Ask a model every question of a split and score its answers.
+"""Generate predictions for the splits of a dataset and score them.
 
-RUN: the trained model, and the untrained one too if the config says `evaluation.before`. CONFIG --before: only the
-untrained model. With --data, rows of other configs' datasets, each with its own prompt. What has been answered already
-is not asked again.
+RUN: the fine-tuned model, and the base model too with `evaluation.before: true`. CONFIG --before: only the base model.
+With --data, the datasets of other configs, each with its own prompt. Existing predictions are reused.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--data", action="append", type=Path, metavar="CONFIG", help="instead of the run's own dataset; repeatable"
     )
-    command.add_argument("--before", action="store_true", help="only the untrained base model")
+    command.add_argument("--before", action="store_true", help="only the base model")
     command.add_argument("--json", action="store_true", help="print all scores to stdout")
     command.add_argument("run", metavar="RUN|CONFIG", help="run folder or its name, or a config file")
     command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set a field; of a RUN, one of evaluation")
@@ -63,7 +62,7 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]]:
-    """A task's metrics, each with its value, interval, n and number of invalid answers."""
+    """Yield a task's metrics, each with value, interval, n and number of invalid answers."""
     for name in [name for name in columns if name in scores["metrics"]]:
         found, unit = scores["metrics"][name], scores["unit"]
         shown = [format_value(found["value"], unit), format_interval(found["interval"], unit)]
@@ -71,7 +70,7 @@ def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]
 
 
 def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What must be said beside the numbers."""
+    """Yield remarks about the scores."""
     for scores in results:
         where = f"{scores['data']} {scores['split']} {scores['when']}"
         yield from (f"{where}: {remark}" for remark in scores["remarks"])

@@ -1,7 +1,7 @@
-"""Print the end of a run's log: the newest file that a start or a job of it has written to a folder of logs.
+"""Print the end of a run's log: the newest log file of its starts and jobs.
 
-That is the run folder, `logs/` (of the current folder or of ftlib's), or any folder that is called so. A history that
-somebody else has written cannot have another file shown.
+Log files are in the run folder, in `logs/` of the current or ftlib's folder, or in any folder of that name. Files
+elsewhere are not shown, because another user may have written the run's history.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def main(argv: list[str]) -> int:
     """`ftlib logs RUN [-f] [-n LINES]`"""
     command = arguments.make_parser("logs", __doc__)
     command.add_argument("run", metavar="RUN", help="run folder or its name")
-    command.add_argument("-f", "--follow", action="store_true", help="go on printing what is added, until Ctrl-C")
-    command.add_argument("-n", "--lines", metavar="N", type=int, default=50, help="lines to begin with; default: 50")
+    command.add_argument("-f", "--follow", action="store_true", help="print new output until Ctrl-C")
+    command.add_argument("-n", "--lines", metavar="N", type=int, default=50, help="number of last lines; default: 50")
     parsed = command.parse_args(argv)
     run = runs.find_run(parsed.run, find_site())
     path = _newest_log(run)
@@ -40,43 +40,43 @@ def main(argv: list[str]) -> int:
 
 
 def _newest_log(run: Run) -> Path:
-    """The log of the newest start, or submission, that has written one.
+    """Return the log of the newest start or submission that has one.
 
     Raises:
-        UserError: none is known, none has been written yet, it has been removed, or it lies in no folder of logs.
+        UserError: there is none, it does not exist yet or any more, or it is not in a log folder.
     """
     events = jsonl.read_jsonl_log(run.history)
     known = [Path(event["log"]) for event in events if event.get("log")]
     if not known:
         raise UserError(
-            f"{run.folder}: no log file is known of it",
+            f"{run.folder}: has no log file",
             "It has not started yet, or its output went to a terminal; jobs write to logs/ where they were submitted.",
         )
     for path in reversed(known):
         if path.is_file():
             return _in_log_folder(path, run)
     if events[-1]["event"] == "submitted":
-        raise UserError(f"{run.folder}: has not started yet", "ftlib status tells what it waits for.")
-    raise UserError(f"{known[-1]}: the log of {run.folder} is not there any more")
+        raise UserError(f"{run.folder}: has not started yet", "See ftlib status for the reason.")
+    raise UserError(f"{known[-1]}: the log of {run.folder} no longer exists")
 
 
 def _in_log_folder(path: Path, run: Run) -> Path:
-    """Where a log really lies.
+    """Return the resolved path of a log.
 
     Raises:
-        UserError: in no folder of logs, or a link leads out of it.
+        UserError: it is not in a log folder, also through a link.
     """
     real, own = path.resolve(), run.folder.parent.name
     known = [run.folder, *(place / "logs" for place in (Path.cwd(), REPOSITORY))]
     above = real.parent.parent if real.parent.name == own else real.parent
     if above.name != "logs" and not any(real.is_relative_to(folder.resolve()) for folder in known):
         remedy = f"If you trust the history of {run.folder}, look at the file itself: tail -f {shlex.quote(str(path))}"
-        raise UserError(f"{path}: not shown: it lies in no folder of logs", remedy)
+        raise UserError(f"{path}: not shown: it is not in a log folder", remedy)
     return real
 
 
 class _Screen:
-    """Prints bytes as they come; a character may come in two parts. Progress bars are lines here."""
+    """Prints bytes incrementally; characters may be split between writes. Progress bars become lines."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -99,7 +99,7 @@ def _print_tail(path: Path, lines: int, screen: _Screen) -> int:
 
 
 def _follow(run: Run, path: Path, position: int, screen: _Screen) -> None:
-    """Print what is added; a run that is submitted again goes on in another file."""
+    """Print new output; a resubmitted run continues in another file."""
     while True:
         with path.open("rb") as file:
             file.seek(position)

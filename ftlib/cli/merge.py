@@ -5,7 +5,7 @@
   ftlib merge MERGEKIT.yaml -o OUTPUT
   ftlib merge --base_model BASE --model_a A --model_b B --mode ties --density 0.3 --output OUTPUT
 
-A model is a folder, a run or its name, or a hub name that is staged. Run it again after any death: it goes on.
+A model is a folder, a run or its name, or the name of a staged hub model. Run it again after an interruption to resume.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODES = {
     "dareties": "dare_ties",
     "darelinear": "dare_linear",
 }
-"""Short words for methods that merge two models, as `--mode` takes them."""
+"""Values of `--mode`: short names of methods that merge two models."""
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     command = arguments.make_parser("merge", __doc__)
     command.add_argument("config", metavar="CONFIG", nargs="?", type=Path, help="YAML file of the merge")
     command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="with CONFIG: set a field")
-    command.add_argument("--base", "--base_model", metavar="BASE", help="what the models were fine-tuned from")
+    command.add_argument("--base", "--base_model", metavar="BASE", help="base model of the fine-tuned models")
     command.add_argument("--revision", help="the base's revision on the hub")
     command.add_argument("--model", action="extend", nargs="+", metavar="M", help="models a, b, c …; repeatable")
     command.add_argument("--weight", action="extend", nargs="+", type=float, metavar="W", help="one for each model")
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--alpha", type=float, metavar="W", help="weight of model_a (0.5)")
     command.add_argument("--alpha2", type=float, metavar="W", help="weight of model_b (1 - alpha)")
     command.add_argument("--method", help="linear task_arithmetic ties dare_linear dare_ties layerswap slerp")
-    command.add_argument("--mode", choices=list(MODES), help="the same in other words")
+    command.add_argument("--mode", choices=list(MODES), help="alias of --method (short names)")
     command.add_argument("--density", type=float, help="ties, dare: share of each update that is kept (0.3)")
     command.add_argument("--trim", help="ties: by magnitude within each tensor, or global (tensor)")
     command.add_argument("--normalize", help="divide sums by weights, count or none (ties: weights; else none)")
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load_recipe(parsed: argparse.Namespace, site: Site) -> Recipe:
-    """The recipe of a file, or of options; never half of each."""
+    """Return the recipe from a file or from options, not both."""
     options = {name: value for name, value in vars(parsed).items() if value is not None}
     for name in ("config", "overrides"):
         options.pop(name, None)
@@ -90,11 +90,11 @@ def _load_recipe(parsed: argparse.Namespace, site: Site) -> Recipe:
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as fields of a recipe."""
+    """Return the options as fields of a recipe."""
     fields = dict(options)
     if "mode" in fields:
         if "method" in fields:
-            raise UserError("--mode and --method both name the method; give one of them")
+            raise UserError("--mode and --method both set the method; use only one of them")
         fields["method"] = MODES[fields.pop("mode")]
     fields["models"] = _models(fields)
     if "part" in fields:
@@ -103,7 +103,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _models(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """The models and their weights; takes their options out of the fields."""
+    """Return models and weights; removes their options from the fields."""
     pair = [fields.pop(name, None) for name in ("model_a", "model_b")]
     alpha, alpha2 = fields.pop("alpha", None), fields.pop("alpha2", None)
     models, weights = fields.pop("model", []), fields.pop("weight", None)

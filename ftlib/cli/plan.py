@@ -1,8 +1,8 @@
-"""Say what a config will need on a GPU, by part, whether it fits, and the largest micro-batch that does.
+"""Estimate the GPU memory of a config by part, whether it fits, and the largest micro-batch that does.
 
-It needs neither weights nor a GPU: one training step is counted on the model's shapes, so config.json is enough. Row
-lengths come from the prepared data; without it they are assumed, and it says so. The table goes to stderr, --json to
-stdout. Exit code 1 if the config does not fit.
+Needs neither weights nor a GPU: a training step is simulated with the model's shapes, so config.json is enough. Row
+lengths come from the prepared data; without it, assumed lengths are used and reported. The table is printed to stderr,
+--json to stdout. Exit code 1 if the config does not fit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     """`ftlib plan CONFIG [KEY=VALUE…] [--gpu 12GiB] [--json]`"""
     command = arguments.make_parser("plan", __doc__)
     arguments.add_config_arguments(command)
-    command.add_argument("--gpu", metavar="SIZE", help="memory of the GPU, such as 12GiB; without it: this machine's")
+    command.add_argument("--gpu", metavar="SIZE", help="memory of the GPU, such as 12GiB; default: this machine's")
     command.add_argument("--json", action="store_true", help="print the numbers to stdout, sizes in bytes")
     parsed = command.parse_intermixed_args(argv)
     plan = api.plan(parsed.config, parsed.overrides, gpu=parsed.gpu)
@@ -47,9 +47,9 @@ def _show(plan: MemoryPlan) -> None:
     rows = [[part, f"{without[part] / 2**30:.2f}", f"{checkpointed[part] / 2**30:.2f}"] for part in without]
     log.info(log.format_table(["part", "without", "with gradient checkpointing"], rows) + "\n")
     if not is_known_optimizer(optimizer):
-        log.warning(f"training.optim: {optimizer}: its state is taken to be as large as Adam's")
+        log.warning(f"training.optim: {optimizer}: assuming a state as large as Adam's")
     if plan.capacity is None:
-        log.info("no GPU here: name one, as in --gpu 24GiB, to see what fits")
+        log.info("no GPU here: set its memory, as in --gpu 24GiB, to see what fits")
         return
     verdict = "fits" if plan.fits else "does not fit"
     log.info(f"as configured it needs {format_gib(plan.estimate.total)}: {verdict} into {format_gib(plan.capacity)}")

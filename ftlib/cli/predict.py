@@ -1,7 +1,7 @@
-"""Ask a trained run one question, or every question of a file.
+"""Answer a single question, or all questions of a file, with a trained run.
 
-PaliGemma takes an image and the whole prompt. A causal model's question is asked without and with its context, the
-answers side by side. A file of questions has one `{"prompt": …, "image": …, "context": …}` a line.
+PaliGemma needs an image and the whole prompt. Causal models answer without and with the context. A file of questions
+has one `{"prompt": …, "image": …, "context": …}` per line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     """`ftlib predict RUN --prompt P [--image F] [--context F|TEXT] [--draw F] | --file F [--json]`"""
     parsed = _parser().parse_args(argv)
     if bool(parsed.file) == (parsed.prompt is not None) or (parsed.file and (parsed.image or parsed.context)):
-        raise UserError("predict: what is asked?", "Give either --prompt (with --image or --context) or --file.")
+        raise UserError("predict: no input", "Pass either --prompt (with --image or --context) or --file.")
     if parsed.draw and not parsed.image:
         raise UserError("predict: --draw needs --image")
     from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _format_answers(records: list[dict[str, str]]) -> str:
-    """An answer alone needs no words around it."""
+    """Return the answers as text; a single answer without labels."""
     if len(records) == 1 and len(records[0]) == 2:
         return records[0]["answer"]
     return "\n\n".join(_format_block(record) for record in records)

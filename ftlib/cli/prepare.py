@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     command = arguments.make_parser("prepare", __doc__)
     how = command.add_mutually_exclusive_group()
     how.add_argument("--check", action="store_true", help="only check; write nothing")
-    again = "read the data as they are now; runs that exist keep the rows that they were made from"
+    again = "read the current data again; existing runs keep their rows"
     how.add_argument("--again", action="store_true", help=again)
     arguments.add_config_arguments(command)
     parsed = command.parse_intermixed_args(argv)
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     if done.existed:
         log.info("already prepared")
         if source_changed(done.dataset, experiment.config):
-            log.warning("the dataset's files have changed since; the run that was made from it goes on with these rows")
+            log.warning("the dataset's files have changed since; the existing run keeps these rows")
     for line in warning_lines(done.dataset, done.unshown):
         log.warning(line)
     for line in summary_lines(done.dataset, experiment.config):

@@ -1,8 +1,10 @@
-"""Rank prompts with the untrained model: which one does the task best on valid, before anything is learned?
+"""Compare prompts with the base model on valid.
 
-Compared are `data.prompt`, those of `evaluation.prompts` and every --prompt. Nothing is chosen for you: the best is
-shown as the line for the config, beside a paired test of the others against it. What has been answered already is not
-asked again; ranking.json and every prompt's answers and scores lie in <runs>/<name>/prompts/<dataset>/valid/.
+Compares `data.prompt`, `evaluation.prompts` and every --prompt. The config is not changed: the best prompt is printed
+as
+a line for the config, with a paired test of the others against it. Existing predictions are reused. ranking.json and
+the
+predictions and scores of every prompt are stored in <runs>/<name>/prompts/<dataset>/valid/.
 """
 
 from __future__ import annotations
@@ -67,11 +69,11 @@ def _row(one: dict[str, Any]) -> list[str]:
 
 
 def _remarks(ranking: Sequence[dict[str, Any]]) -> list[str]:
-    """What the numbers do not decide."""
+    """Return a remark about prompts that do not differ significantly from the best."""
     alike = [one["prompt"] for one in ranking[1:] if one["against_best"] and one["against_best"]["verdict"] != "real"]
-    return [f"{len(alike)} of the others cannot be told from the best on these rows."] if alike else []
+    return [f"{len(alike)} of the others: no significant difference from the best on these rows."] if alike else []
 
 
 def _config_line(prompt: str) -> str:
-    """What to write into the config; JSON's strings are YAML's."""
+    """Return the line for the config; JSON strings are valid YAML."""
     return f"data: {{prompt: {json.dumps(prompt, ensure_ascii=False)}}}"

@@ -1,6 +1,6 @@
-"""Put a run's adapter or model, or a merge, on the hub, with a card; from the login node, after `hf auth login`.
+"""Upload a run's adapter or model, or a merge, to the hub, with a model card; on the login node, after `hf auth login`.
 
-Lists what leaves and asks; --yes answers it. The repository is private unless --public is said.
+Lists the files and asks for confirmation, unless --yes. The repository is private unless --public.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _push_merged(folder: Path, parsed: argparse.Namespace, site: Site) -> int:
-    """A result of `ftlib merge`: it has its card already."""
+    """Upload a result of `ftlib merge`, which already has a model card."""
     sent, name = upload.files_to_upload(folder, None, site), parsed.to or folder.name
     if upload.confirm(sent, None, name, not parsed.public, parsed.yes):
         log.print_result(upload.push(sent, name, not parsed.public, f"ftlib merge {folder.name}"))

@@ -1,7 +1,7 @@
-"""One self-contained HTML page, with its numbers as Markdown and CSV beside it.
+"""Write a self-contained HTML page, with its numbers as Markdown and CSV beside it.
 
-One run, finished or not: scores, curves, answers with pictures, what was done. Several runs, or a name that several
-share, such as a sweep's: which setting is best and how sure that is, and what became of every run.
+One run, finished or not: scores, curves, answers with images, provenance. Several runs, or a name that several runs
+share, such as a sweep's: a ranking of settings with uncertainty, and the status of every run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     command.add_argument(
         "--templates", metavar="DIR", type=Path, help="jinja2 templates that replace ftlib's of the same name"
     )
-    command.add_argument("--no-images", action="store_true", help="no pictures of the data in the page")
+    command.add_argument("--no-images", action="store_true", help="no images of the data in the page")
     command.add_argument("--tensorboard", action="store_true", help="event files in every run folder too")
     command.add_argument("--wandb", metavar="PROJECT", help="an offline Weights & Biases run in every run folder too")
     parsed = command.parse_args(argv)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     log.print_result(str(write_report(records, parsed.output, parsed.templates)))
     if parsed.tensorboard:
         folders = [write_tensorboard(record) for record in log.track(records, "writing event files")]
-        log.info(f"look at them with: tensorboard --logdir {shlex.quote(str(_common_parent(folders)))}")
+        log.info(f"view them with: tensorboard --logdir {shlex.quote(str(_common_parent(folders)))}")
     if parsed.wandb:
         for record in log.track(records, "writing wandb runs"):
             log.info(f"send it with: wandb sync {shlex.quote(str(write_wandb(record, parsed.wandb)))}")

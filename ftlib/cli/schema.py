@@ -1,4 +1,4 @@
-"""Print the JSON Schema of a config, for editors that complete and check YAML; or its reference for readers."""
+"""Print the JSON Schema of a config, for completion and validation in editors; or the reference as Markdown."""
 
 from __future__ import annotations
 

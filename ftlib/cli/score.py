@@ -1,4 +1,4 @@
-"""Score result files of a dataset's own format: no model, no GPU.
+"""Score result files in a dataset's official format: no model, no GPU.
 
   vqa       --references QUESTIONS.json ANNOTATIONS.json --predictions RESULTS.json
   docvqa    --references val_v1.0.json --predictions SUBMISSION.json
@@ -10,7 +10,7 @@
   classify  --references REFERENCES.jsonl --predictions PREDICTIONS.jsonl [--positive LABEL]
   text      --references REFERENCES.jsonl --predictions PREDICTIONS.jsonl [--tokenize NAME]
 
-With --against, a second result file for the same references: how far it differs, with a paired test.
+With --against, a second result file for the same references: the differences, with a paired test.
 
 JSONL: references `{"id": …, "references": […]}` (or `"suffix": …`), predictions `{"id": …, "prediction": …}`; rows
 with the same `image` are resampled together.
@@ -52,16 +52,16 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     command = arguments.make_parser("score", __doc__)
-    command.add_argument("task", choices=list(SCORERS), help="how the files are read and which metrics judge them")
+    command.add_argument("task", choices=list(SCORERS), help="determines file format and metrics")
     command.add_argument(
-        "--references", type=Path, nargs="+", required=True, metavar="FILE", help="what the dataset's release holds"
+        "--references", type=Path, nargs="+", required=True, metavar="FILE", help="files of the dataset's release"
     )
     command.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="the result file")
     command.add_argument(
-        "--against", type=Path, metavar="FILE", help="a second result file, to be compared with the first"
+        "--against", type=Path, metavar="FILE", help="a second result file, for comparison with the first"
     )
     command.add_argument("--choices", type=Path, metavar="FILE", help="gqa: valid and plausible answers by question")
-    command.add_argument("--positive", metavar="LABEL", help="classify: the label that precision and recall look at")
+    command.add_argument("--positive", metavar="LABEL", help="classify: the positive class for precision and recall")
     command.add_argument("--tokenize", metavar="NAME", help="text: sacrebleu's tokenizer; default 13a, Japanese char")
     command.add_argument("--no-intervals", action="store_true", help="only the values")
     command.add_argument("--json", action="store_true", help="print everything to stdout")

@@ -1,9 +1,10 @@
-"""Bring what a config needs into the shared store: model and processor, a dataset of the hub or one that ftlib makes.
+"""Download what a config needs to the shared store: model and processor, and a hub dataset or a generated toy dataset.
 Or a model or adapter of the hub by its name, OWNER/NAME, for example to merge it.
 
-Run it on the login node; jobs then work offline. A hub's model or dataset stays at the commit that was first staged;
-model.revision names another one. Embedded models (ftlib/…) are made instead of downloaded. A checkpoint of big_vision
-(model.base: ….npz) is converted, which needs what training needs: `jobs/run.sh ftlib stage CONFIG`.
+Run it on the login node; jobs then work offline. A model or dataset of the hub stays at the commit that was first
+staged; model.revision selects another one. Embedded models (ftlib/…) are generated. A big_vision checkpoint
+(model.base:
+….npz) is converted, which needs the packages of training: `jobs/run.sh ftlib stage CONFIG`.
 """
 
 from __future__ import annotations
@@ -33,5 +34,5 @@ def _revision(options: list[str]) -> str | None:
     """The value of `revision=…`."""
     names = [text.removeprefix("revision=") for text in options]
     if len(options) > 1 or (options and names == options):
-        raise UserError(f"stage: {options[-1]}: of a model of the hub, only revision=… can be set")
+        raise UserError(f"stage: {options[-1]}: for a model of the hub, only revision=… can be set")
     return names[0] if names else None

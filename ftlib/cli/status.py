@@ -1,6 +1,6 @@
-"""What runs, what died and why: a table of runs, or what they cost.
+"""Show the status of runs with the reason for every failure, or their GPU-hours.
 
-Of a run whose output is wanted: `ftlib logs RUN`. Without Slurm's answer, the table tells what the run folders know.
+For the output of a run: `ftlib logs RUN`. If Slurm does not respond, the table shows the state in the run folders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     """`ftlib status [RUN…] [--usage] [--json]`"""
     command = arguments.make_parser("status", __doc__)
     command.add_argument("runs", metavar="RUN", nargs="*", help="run folders or names; default: all")
-    command.add_argument("--usage", action="store_true", help="GPU-hours, run by run and by name")
+    command.add_argument("--usage", action="store_true", help="GPU-hours by run and by name")
     command.add_argument("--json", action="store_true", help="print to stdout for programs")
     parsed = command.parse_args(argv)
     site = find_site()
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> str:
-    """With a column for recipes where not all runs are of the first one."""
+    """Return the table, with a column for recipes unless all runs have the first one."""
     with_recipe = any(record["recipe"] for record in records)
     headers = ["run", *["recipe"] * with_recipe, "state", "step", "s/step", "ETA", "loss", "node", "reason"]
     rows = [_row(RunStatus(**record), with_recipe) for record in records]
@@ -76,13 +76,13 @@ def _duration(seconds: float) -> str:
 
 
 def _usage_record(run: runs.Run, site: Site) -> dict[str, Any]:
-    """What a run has cost, by `events.usage`."""
+    """Return the usage of a run, see `events.usage`."""
     named = {"run": runs.run_name(run, site), "name": run.folder.parent.name}
     return named | dataclasses.asdict(events.usage(run))
 
 
 def _usage_table(records: Sequence[dict[str, Any]]) -> str:
-    """A line for each run, one for each name with several runs, and the sum."""
+    """Return a line for each run, one for each name with several runs, and the total."""
     headers = ["run", "attempts", "training GPU-h", "evaluation GPU-h", "GPU-h"]
     rows = []
     for name in dict.fromkeys(record["name"] for record in records):

@@ -1,8 +1,9 @@
-"""Send a config's run, or every run of its sweep, to Slurm as one array; or run them here.
+"""Submit a config's run, or all runs of its sweep, to Slurm as one array; or run them here.
 
-Each run is staged, prepared, trained and evaluated. A run is known by what changes its result: submitting again sends
-only what is missing, that is, what was never begun, was deleted, cancelled or lost. Executor local runs several at once
-in the background of this machine, debug one after the other before the command returns.
+Each run is staged, prepared, trained and evaluated. A run is identified by the config fields that affect its result:
+submitting again only sends missing runs (never started, deleted, cancelled or lost). Executor local runs several at
+once
+in the background on this machine; debug runs them sequentially before the command returns.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_stages,
         default=(),
         metavar="evaluate,report",
-        help="evaluate in jobs of their own, each when its training is done; report when all have ended",
+        help="evaluate each run in a separate job after its training; report when all have ended",
     )
     again = command.add_mutually_exclusive_group()
-    again.add_argument("--retry", action="store_true", help="also those that failed; they go on from what is saved")
-    again.add_argument("--replace", action="store_true", help="delete what there is of these runs and begin anew")
+    again.add_argument("--retry", action="store_true", help="also failed runs; they resume")
+    again.add_argument("--replace", action="store_true", help="delete existing runs and start again")
     command.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     arguments.add_config_arguments(command)
     return command

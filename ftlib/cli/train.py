@@ -1,4 +1,4 @@
-"""Train a config; run again, it goes on from its last checkpoint or says that it is done.
+"""Train a config. Run it again to resume from the last checkpoint.
 
 The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the result.
 """
@@ -26,13 +26,11 @@ def main(argv: list[str]) -> int:
         log.warning(notice)
     if run.done_marker.exists():
         log.info(
-            f"{run.folder}: already trained; the result is in {run.result_folder(experiment.config.adapter.method)}"
+            f"{run.folder}: already finished; the result is in {run.result_folder(experiment.config.adapter.method)}"
         )
-        log.info(
-            f"to train it on, begin a new run with its weights: warm_start={run.folder.parent.name}/{run.folder.name}"
-        )
+        log.info(f"to continue training, start a new run with warm_start={run.folder.parent.name}/{run.folder.name}")
         return 0
-    # older code would begin another run for data that lie elsewhere; the run's own config is the same but for that
+    # older code would start another run for moved data; the run's config differs only in that
     exec_pinned_code(run, site, ["train", *([str(run.config_file)] if experiment.data_locations else argv)])
     from ftlib.training.train import train_run
 

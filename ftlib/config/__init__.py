@@ -1,1 +1,1 @@
-"""One YAML file describes one experiment: its schema, how it is read, what names it."""
+"""Experiment configs: schema, loading and validation, and the run ID."""

@@ -1,4 +1,4 @@
-"""The fields of transformers' TrainingArguments and GenerationConfig, as the light install knows them."""
+"""Tables of transformers' TrainingArguments and GenerationConfig, to check configs without transformers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What the light install knows of transformers' TrainingArguments.
+# TrainingArguments.
 #
 # `training_fields.json` is generated from the newest supported transformers (`make fields`; a test compares them), so
-# that a config is checked where no torch is installed. The hand-kept rules stand here: fields that ftlib owns, names
-# that are gone, bounds that transformers does not check, and fields that cannot change the result.
+# that a config can be checked without torch. The rules below are maintained by hand: fields that ftlib sets itself,
+# removed names, bounds that transformers does not check, and fields that cannot change the result.
 
 TABLE = Path(__file__).with_name("training_fields.json")
 
-_USE_CHECKPOINT = "ftlib saves by itself: use checkpoint.steps, checkpoint.minutes and checkpoint.keep"
+_USE_CHECKPOINT = "ftlib saves checkpoints itself: use checkpoint.steps, checkpoint.minutes and checkpoint.keep"
 _USE_EVALUATION = "evaluation is by generation: use evaluation.splits and `ftlib evaluate`"
 _STEPS = "every step is written to metrics.jsonl in the run folder"
 _HUB = "nothing is uploaded while training"
@@ -37,7 +37,7 @@ OWNED: dict[str, str] = {
     "enable_jit_checkpoint": _USE_CHECKPOINT,
     "restore_callback_states_from_checkpoint": _USE_CHECKPOINT,
     "resume_from_checkpoint": "running the same config again resumes",
-    "ignore_data_skip": "a resumed run sees exactly the rows that are left",
+    "ignore_data_skip": "a resumed run always skips the rows that it has seen",
     "eval_strategy": _USE_EVALUATION,
     "eval_steps": _USE_EVALUATION,
     "eval_delay": _USE_EVALUATION,
@@ -64,7 +64,7 @@ OWNED: dict[str, str] = {
     "log_level": _STEPS,
     "log_level_replica": _STEPS,
     "log_on_each_node": _STEPS,
-    "disable_tqdm": "progress is a bar on a terminal and lines in a file",
+    "disable_tqdm": "progress is always shown: a bar on a terminal, lines in a file",
     "report_to": _STEPS,
     "project": _STEPS,
     "trackio_space_id": _STEPS,
@@ -73,7 +73,7 @@ OWNED: dict[str, str] = {
     "include_num_input_tokens_seen": _STEPS,
     "skip_memory_metrics": _STEPS,
     "label_smoothing_factor": "use loss.label_smoothing; the Trainer's is not shifted for next-token labels",
-    "label_names": "ftlib's batches name their labels themselves",
+    "label_names": "ftlib sets the names of the labels itself",
     "average_tokens_across_devices": "use loss.average",
     "auto_find_batch_size": "it would change the effective batch silently; set per_device_train_batch_size",
     "remove_unused_columns": "ftlib builds the batches itself",
@@ -112,15 +112,15 @@ REMOVED: dict[str, str] = {
 }
 
 OPTIMIZERS_THAT_DO_NOT_RESUME: dict[str, str] = {
-    "schedule_free": "saves other weights than it trains",
+    "schedule_free": "saves weights that differ from those it trains",
     "lomo": "steps within the backward pass",
     "layerwise": "steps within the backward pass",
-    "grokadamw": "keeps some of its averages out of its state",
+    "grokadamw": "does not save some of its averages in its state",
 }
-"""Part of an optimizer's name → why its runs could not be resumed."""
+"""Part of an optimizer's name → why its runs cannot be resumed."""
 
 FTLIB_TRAINING_FIELDS: dict[str, dict[str, Any]] = {"precision": {"types": ["text"], "choices": ["auto"]}}
-"""Fields that stand beside TrainingArguments', and what ftlib takes there."""
+"""Fields of ftlib in the `training:` section, in addition to those of TrainingArguments."""
 
 POSITIVE = (
     "per_device_train_batch_size",
@@ -140,7 +140,7 @@ NOT_NEGATIVE = (
     "ddp_timeout",
 )
 INT32_LIMIT = 2**31
-"""Whole numbers are below it, and so are epochs."""
+"""Upper limit of integers, and of epochs."""
 BELOW_ONE = ("adam_beta1", "adam_beta2")
 
 NOT_IN_RESULT = (
@@ -158,18 +158,18 @@ NOT_IN_RESULT = (
     "ddp_timeout",
     "debug",
 )
-"""What never enters an identity. Another name here would rename the runs that have set it."""
+"""Fields that are never part of a run ID. Adding a name would rename existing runs that set it."""
 
 
 @functools.cache
 def table() -> dict[str, dict[str, Any]]:
-    """Field name → {"types": JSON type names, "choices": allowed words or absent, "default": or absent}."""
+    """Return field name → {"types": type names, "choices" (optional): allowed values, "default" (optional)}."""
     fields: dict[str, dict[str, Any]] = json.loads(TABLE.read_text())
     return fields | FTLIB_TRAINING_FIELDS
 
 
 def find_training_errors(training: dict[str, Any]) -> list[tuple[str, str]]:
-    """Everything wrong with a `training:` section, as (field, what is wrong and what to do)."""
+    """Return all errors of a `training:` section as (field, error and remedy)."""
     found = []
     for name, value in training.items():
         fault = _name_error(name) or _type_error(name, value) or _bound_error(name, value)
@@ -179,18 +179,18 @@ def find_training_errors(training: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def fields_that_change_result(training: dict[str, Any]) -> dict[str, Any]:
-    """The fields that can change the trained weights."""
+    """Return the fields that can change the trained weights."""
     return {name: value for name, value in training.items() if name not in NOT_IN_RESULT}
 
 
 def _name_error(name: str) -> str | None:
     if name in OWNED:
-        return f"ftlib owns this field: {OWNED[name]}"
+        return f"ftlib sets this field itself: {OWNED[name]}"
     if name in REMOVED:
         return f"no longer exists in transformers; use {REMOVED[name]}"
     if name not in table():
         near = difflib.get_close_matches(name, set(table()) - set(OWNED), n=1)
-        return "unknown key" + (f"; did you mean {near[0]}?" if near else "; it is no field of TrainingArguments")
+        return "unknown key" + (f"; did you mean {near[0]}?" if near else "; not a field of TrainingArguments")
     return None
 
 
@@ -201,10 +201,10 @@ def _type_error(name: str, value: Any) -> str | None:
     if "choices" in entry and isinstance(value, str) and value not in entry["choices"]:
         near = difflib.get_close_matches(value, entry["choices"], n=1)
         hint = f"did you mean {near[0]}?" if near else "one of: " + ", ".join(entry["choices"])
-        return f"{value!r:.200} is not a choice; {hint}"
+        return f"{value!r:.200} is not an allowed value; {hint}"
     for part, reason in OPTIMIZERS_THAT_DO_NOT_RESUME.items():
         if name == "optim" and part in str(value):
-            return f"{value} {reason}, so that runs could not be resumed; take another"
+            return f"{value} {reason}, so runs could not be resumed; use another optimizer"
     return None
 
 
@@ -251,7 +251,7 @@ _JSON_TYPES = {
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of the `training:` section, for editors."""
+    """Return the JSON Schema of the `training:` section, for editors."""
     properties: dict[str, Any] = {}
     for name in sorted(set(table()) - set(OWNED)):
         entry = table()[name]
@@ -268,13 +268,13 @@ def json_schema() -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-# The fields of transformers' GenerationConfig that `evaluation.generation` takes, with what they may be.
+# The fields of transformers' GenerationConfig that `evaluation.generation` accepts, with types and bounds.
 #
-# Kept by hand, so that a config can be checked where transformers is not installed; a test compares it with the
-# installed one. Left out is what ftlib decides itself (ends of answers, length, caches, what is returned).
+# Maintained by hand, so that a config can be checked without transformers; a test compares it with the installed
+# version. Fields that ftlib sets itself are missing (stop tokens, length, caches, return values).
 
 FieldRule = tuple[type, float | None, float | None]
-"""Type, least and greatest value."""
+"""Field → (type, minimum, maximum)."""
 
 _LARGEST = 2**31 - 1
 
@@ -287,7 +287,7 @@ _SAMPLING: dict[str, FieldRule] = {
     "epsilon_cutoff": (float, 0, 1),
     "eta_cutoff": (float, 0, 1),
 }
-"""What only sampling looks at."""
+"""Fields that only affect sampling."""
 
 _OTHERS: dict[str, FieldRule] = {
     "do_sample": (bool, None, None),
@@ -304,14 +304,14 @@ _OTHERS: dict[str, FieldRule] = {
 
 FIELDS: dict[str, FieldRule] = {**_SAMPLING, **_OTHERS}
 FTLIB_GENERATION_FIELDS = ("seed",)
-"""Those that GenerationConfig does not have."""
+"""Fields of ftlib, which GenerationConfig does not have."""
 
 _POSITIVE = ("temperature", "repetition_penalty", "encoder_repetition_penalty")
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def find_generation_error(fields: Mapping[str, Any]) -> str | None:
-    """What is wrong with a mapping of fields, in words; None if nothing is."""
+    """Return the first error of a mapping of fields; None if it is valid."""
     for name, value in fields.items():
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1)

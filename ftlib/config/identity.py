@@ -1,8 +1,7 @@
-"""What names a run: the fields of a config that decide the trained weights, and the recipe that it is trained with.
+"""The run ID: a hash of the config fields that determine the trained weights, and of the recipe.
 
-A new config key must not rename what exists. Keys that hashes held before this rule stand in `ORIGINAL_KEYS` and enter
-with their value, whatever it is; any other key enters only where it differs from its default. The same holds for saved
-configs, so that the code that a run has pinned can read them.
+A new config key must not rename existing runs. Keys in `ORIGINAL_KEYS` are always part of the hash; any other key only
+if its value differs from the default. The same holds for saved configs, so that a run's pinned code can read them.
 """
 
 from __future__ import annotations
@@ -42,28 +41,27 @@ ORIGINAL_KEYS: dict[str, frozenset[str]] = {
         "Input": "model weight",
     }.items()
 }
-"""Section → its keys of version 0.1, frozen: nothing is ever added. A key that the schema loses needs its default put
-in where it is hashed."""
+"""Section → its keys of version 0.1. Never add keys. If the schema loses a key, its default must still be hashed."""
 
 _NOT_IN_RESULT = {
     "Config": {"name", "batch", "checkpoint", "evaluation", "job", "plugins", "privacy", "sweep"},
     "Model": {"attention"},
     "Guard": {"restarts"},
 }
-"""Section → keys that never enter an identity, since they cannot change the trained weights; of plugins only the
-content does."""
+"""Section → keys that are never part of a run ID, because they cannot change the trained weights. Of a plugin, only the
+content is part of it."""
 
 _GENERATION_KEYS = ("num_beams", "max_new_tokens", "generation", "positive", "mask_decoder")
 
 
 @dataclass(frozen=True)
 class RecipeChange:
-    """A change of the code that changes the weights which an unchanged config leads to.
+    """A change of the code after which an unchanged config gives different weights.
 
     Attributes:
-        recipe: 1, 2, … in the order in which they came.
-        description: in words, as in "full fine-tuning in bfloat16 trains float32 weights".
-        affects: whether a config's weights differ; the others keep their names.
+        recipe: 1, 2, … in order of time.
+        description: for messages, such as "full fine-tuning in bfloat16 trains float32 weights".
+        affects: whether a config's weights change; other configs keep their run IDs.
     """
 
     recipe: int
@@ -72,14 +70,14 @@ class RecipeChange:
 
 
 def _trains_in_bfloat16(config: Config) -> bool:
-    """Whether weights would train in bfloat16 themselves."""
+    """Whether the weights without master weights would train in bfloat16."""
     return isinstance(config.adapter, Full) and config.adapter.master_weights and config.model.dtype == "bfloat16"
 
 
 def _decays_excluded_parameters(config: Config) -> bool:
-    """Whether weight decay was for parameters that it leaves alone now: magnitudes of DoRA, tables of embeddings.
+    """Whether weight decay applied to parameters that are now excluded: DoRA magnitudes and embeddings.
 
-    A text model's tables of positions count as its language part.
+    The position embeddings of a text model count as its language part.
     """
     adapter = config.adapter
     if not float(config.training.get("weight_decay") or 0) > 0 or isinstance(adapter, Attention):
@@ -101,28 +99,30 @@ RECIPES: tuple[RecipeChange, ...] = (
     RecipeChange(3, "weight_decay spares embeddings and DoRA's magnitudes", _decays_excluded_parameters),
     RecipeChange(4, "rows are read, named and kept together by their content", lambda config: True),
 )
-"""Code that trains something else than before for some unchanged configs gets an entry here, the last one:
+"""A change of the code that changes the weights of some unchanged configs gets an entry at the end:
 
     RecipeChange(1, "biases are not decayed", lambda config: float(config.training.get("weight_decay", 0)) > 0),
 
-Runs of the configs that it affects are new runs from then on. Those that exist keep their names: unfinished ones go on
-with the code that they have pinned, finished ones can be evaluated, reported and merged. Entries are never changed or
-removed. A change that only a new config key brings about needs none.
+Affected configs then get new run IDs. Existing runs keep theirs: unfinished ones resume with their pinned code,
+finished
+ones can be evaluated, reported and merged. Never change or remove an entry. A change that needs a new config key to
+take
+effect needs no entry.
 """
 
 
 def recipes_of(config: Config) -> list[int]:
-    """The recipes that a config was ever trained with, newest first; 0 is the code before all changes."""
+    """Return all recipes of a config, newest first; 0 is the code before all changes."""
     return [*sorted((change.recipe for change in RECIPES if change.affects(config)), reverse=True), 0]
 
 
 def changes_since(config: Config, recipe: int) -> list[str]:
-    """What a recipe lacks of the newest one, in words, as far as it concerns a config."""
+    """Return descriptions of the changes since a recipe that affect a config."""
     return [change.description for change in RECIPES if change.recipe > recipe and change.affects(config)]
 
 
 def describe_recipe(config: Config, recipe: int) -> str:
-    """A sentence about the recipe that a run was made with; empty where there was never another one for its config."""
+    """Return a sentence about a run's recipe; empty if its config always had the same one."""
     if recipes_of(config) == [0]:
         return ""
     since = "; ".join(changes_since(config, recipe))
@@ -130,8 +130,7 @@ def describe_recipe(config: Config, recipe: int) -> str:
 
 
 def canonical_fields(section: Section, without: Mapping[str, Collection[str]] | None = None) -> dict[str, Any]:
-    """A section as plain data in which keys newer than `ORIGINAL_KEYS` stand only where they differ from their
-    defaults.
+    """Return a section as plain data; keys newer than `ORIGINAL_KEYS` are omitted if they have their defaults.
 
     Args:
         without: section's class name → keys to leave out.
@@ -158,14 +157,13 @@ def _plain(value: Any, without: Mapping[str, Collection[str]] | None) -> Any:
 
 
 def identity_fields(config: Config, recipe: int) -> dict[str, Any]:
-    """The part of a config that decides the trained weights; its hash names the run.
+    """Return the fields of a config that determine the trained weights; their hash is the run ID.
 
-    Left out: names, intervals of saving, the number of restarts, the job, how an effective batch is cut into
-    micro-batches and spread over GPUs, by which program attention is computed, and evaluation where training does not
-    look at it.
+    Not included: names, checkpoint intervals, the number of restarts, the job, how an effective batch is split into
+    micro-batches and over GPUs, the attention implementation, and evaluation if training does not depend on it.
 
     Args:
-        config: with `${store}` unexpanded in its paths, so that moving the store moves the runs.
+        config: with `${store}` unexpanded in its paths, so that the IDs survive moving the store.
     """
     fields = canonical_fields(config, _NOT_IN_RESULT)
     if config.plugins:
@@ -181,5 +179,5 @@ def identity_fields(config: Config, recipe: int) -> dict[str, Any]:
 
 
 def identity(config: Config, recipe: int) -> str:
-    """12 hexadecimal digits."""
+    """Return the run ID: 12 hexadecimal digits."""
     return json_sha256(identity_fields(config, recipe))[:12]

@@ -1,7 +1,7 @@
-"""Read a config: a YAML file or a mapping, and overrides in, a checked `Experiment` out.
+"""Load a config: a YAML file or a mapping, and overrides → validated `Experiment`.
 
-All faults are collected and reported at once, each with file and line (or "command line", "overrides"), the dotted
-field and, for an unknown key, the nearest known one.
+All errors are reported at once, each with file and line (or "command line", "overrides"), the dotted key and, for an
+unknown key, the closest known one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _COMMAND_LINE, _OVERRIDES = "command line", "overrides"
 _MAPPING = Path("config")
 """What messages call a config that is no file."""
 RUN_CONFIG = "config.yaml"
-"""What a run's config is called in its folder."""
+"""Name of the config file in a run folder."""
 DATA_PATHS = "data_paths.json"
-"""What says, beside it, where a run's data have been found since: `Experiment.data_locations`, the newest last."""
+"""File in a run folder with later locations of the run's data (`Experiment.data_locations`), newest last."""
 PLUGINS = "plugins"
-"""The folder beside it with copies of the plugins' files."""
+"""Folder in a run folder with copies of plugin files."""
 _PATTERNS = {
     NAME_PATTERN: "of letters, digits, '.', '_' and '-', a letter or digit first",
     WORD: "one word",
@@ -54,12 +54,12 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class RunName:
-    """A name that a run of a config may have.
+    """A possible run ID of a config.
 
     Attributes:
-        identity: 12 hexadecimal digits; the hash of the fields that decide the trained weights.
-        recipe: that the identity stands for, see `identity.RECIPES`.
-        raw: the config as plain data: defaults filled in, `${store}` as written.
+        identity: 12 hexadecimal digits; hash of the fields that determine the trained weights.
+        recipe: the recipe of this ID, see `identity.RECIPES`.
+        raw: the config as plain data: defaults filled in, `${store}` unexpanded.
     """
 
     identity: str
@@ -69,14 +69,12 @@ class RunName:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A checked config.
+    """A validated config.
 
     Attributes:
         config: ready to use, variables expanded.
-        names: those that a run of it may have, the newest recipe's first; before them, of a config in a run folder,
-            the folder's.
-        data_locations: key of `data` → where the run's data lie, as it is stored, if that is not what its name stands
-            for.
+        names: possible run IDs, the newest recipe's first; for a config in a run folder, the folder's ID comes first.
+        data_locations: key of `data` → stored path of the run's data, if the data were moved.
     """
 
     config: Config
@@ -86,15 +84,15 @@ class Experiment:
 
     @property
     def identity(self) -> str:
-        """What names the run: its folder's name, or the newest recipe's."""
+        """The run ID: the run folder's, or the newest recipe's."""
         return self.names[0].identity
 
     def run_name(self, identity: str) -> RunName:
-        """The name with an identity; the first without one of that."""
+        """Return the name with this run ID, or else the first name."""
         return next((name for name in self.names if name.identity == identity), self.names[0])
 
     def with_data_at(self, locations: Mapping[str, str]) -> Experiment:
-        """The same experiment under the names that it would have with its data at other places.
+        """Return the experiment with the run IDs that it would have with its data at other paths.
 
         Args:
             locations: see `Data.locations`, as stored.
@@ -110,11 +108,11 @@ class Experiment:
 
     @property
     def stored_data(self) -> Data:
-        """The data section of the first name."""
+        """Return the data section of the first name."""
         return Data.model_validate(self.names[0].raw["data"])
 
     def to_yaml(self, identity: str = "") -> str:
-        """The resolved config, as it is saved with a run of that identity."""
+        """Return the resolved config as it is saved in the run folder."""
         return yaml12.dump(self.run_name(identity).raw)
 
 
@@ -125,7 +123,7 @@ class RawConfig:
     Attributes:
         path: the file; `config` for one that is no file.
         data: its content.
-        locations: where each key and list item stands, as messages name it.
+        locations: key path → location of each key and list item for messages.
     """
 
     path: Path
@@ -133,7 +131,7 @@ class RawConfig:
     locations: dict[yaml12.KeyPath, str]
 
     def location(self, key: yaml12.KeyPath) -> str:
-        """Where a key stands, or else what it would stand in."""
+        """Return the location of a key, or of the closest enclosing section."""
         known = (self.locations[key[:length]] for length in range(len(key), 0, -1) if key[:length] in self.locations)
         return next(known, str(self.path))
 
@@ -144,19 +142,16 @@ def load_experiment(
     """Read and check a config.
 
     Args:
-        site: gives `${store}`.
-        environment: gives every other `${NAME}`.
+        site: for `${store}`.
+        environment: for every other `${NAME}`.
 
-    Raises:
-        UserError: every fault found, one a line; or the file stands for several runs.
+        Raises:
+            UserError: all errors, one per line; or the file defines a sweep.
     """
     source = read_raw_config(config, overrides)
     if source.data.get("sweep") is not None:
-        problem = f"{source.location(('sweep',))}: sweep: this config stands for several runs"
-        remedy = (
-            f"Send them all: ftlib submit {source.path}\n"
-            "Or take one by hand: add sweep=null and the KEY=VALUE that make it."
-        )
+        problem = f"{source.location(('sweep',))}: sweep: this config defines several runs"
+        remedy = f"Submit all of them: ftlib submit {source.path}\nOr run one: add sweep=null and its KEY=VALUE."
         raise UserError(problem, remedy)
     return validate_experiment(source, site, environment)
 
@@ -165,7 +160,7 @@ def read_raw_config(config: ConfigSource, overrides: Overrides) -> RawConfig:
     """Read a config and set the overrides in it.
 
     Raises:
-        UserError: no such file, no YAML, or an override that is none.
+        UserError: no such file, invalid YAML, or an invalid override.
     """
     locations: dict[yaml12.KeyPath, str] = {}
     if isinstance(config, Mapping):
@@ -211,10 +206,10 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def set_field(data: dict[str, Any], locations: dict[yaml12.KeyPath, str], key: str, value: Any, location: str) -> None:
-    """Set a field by its dotted key, and note where the value comes from.
+    """Set a field by its dotted key, and record the location of the value.
 
     Raises:
-        UserError: the key leads into something that is no section, or too deep.
+        UserError: an inner part of the key is not a section, or the key is too deep.
     """
     names = tuple(key.split("."))
     if len(names) > yaml12.MAX_DEPTH:
@@ -223,20 +218,20 @@ def set_field(data: dict[str, Any], locations: dict[yaml12.KeyPath, str], key: s
     for name in names[:-1]:
         section = section.setdefault(name, {}) if isinstance(section, dict) else None
     if not isinstance(section, dict):
-        raise UserError(f"{location}: {key}: there is no section of that name to set a key in")
+        raise UserError(f"{location}: {key}: there is no such section")
     section[names[-1]] = value
     for known in [known for known in locations if known[: len(names)] == names]:
-        del locations[known]  # what stood below has been replaced
+        del locations[known]  # keys of the replaced value
     for length in range(1, len(names) + 1):
         locations.setdefault(names[:length], location)
     locations[names] = location
 
 
 def validate_experiment(source: RawConfig, site: Site, environment: Mapping[str, str] = os.environ) -> Experiment:
-    """Check one experiment.
+    """Validate one experiment.
 
     Raises:
-        UserError: every fault found, one a line.
+        UserError: all errors, one per line.
     """
     errors: list[tuple[yaml12.KeyPath, str]] = []
     data = {**source.data, **_resolved_plugins(source, {**environment, "store": str(site.store)}, errors)}
@@ -254,7 +249,7 @@ def validate_experiment(source: RawConfig, site: Site, environment: Mapping[str,
     kept = any(identity(written, recipe) == own for recipe in recipes_of(written))
     config = from_here if kept else _with_stored_paths(written, source, site, source.path.absolute().parent)
     npz = find_npz_checkpoint(config.model, site)
-    if npz:  # from here on the base is what the file is converted to
+    if npz:  # from here on, the base is the converted model
         base = stored_path(npz.folder, site.store)
         model = config.model.model_copy(update={"base": base, "tokenizer": None})
         written = from_here = config = config.model_copy(update={"model": model})
@@ -276,14 +271,14 @@ def validate_experiment(source: RawConfig, site: Site, environment: Mapping[str,
 
 
 def plugin_copy(run: Path, plugin: Mapping[str, Any]) -> Path:
-    """Where a run keeps its copy of a plugin's file."""
+    """Return the path of a run's copy of a plugin file."""
     return run / PLUGINS / plugin["sha256"][:16] / (Path(plugin.get("file", "")).name or "-")
 
 
 def _resolved_plugins(source: RawConfig, variables: Mapping[str, str], errors: list[Any]) -> dict[str, Any]:
-    """The `plugins` of a config as they are stored: files are read, and installed plugins of its names are found.
+    """Return the `plugins` of a config in stored form: files are read, and installed plugins that it uses are found.
 
-    Nothing is run. What a run's config has stored already is taken as it is.
+    No plugin is imported. Plugins that a run's config has stored are returned unchanged.
     """
     given = source.data.get("plugins", [])
     found, unread = [], not isinstance(given, list)
@@ -298,7 +293,7 @@ def _resolved_plugins(source: RawConfig, variables: Mapping[str, str], errors: l
     ]
     own = [each.registers for each in known]
     if not all(isinstance(each, dict) and all(isinstance(kind, dict) for kind in each.values()) for each in own):
-        return {}  # the schema says what is wrong
+        return {}  # the schema reports the error
     errors += _registered_twice(known)
     for path, kind, also in _names(source.data):
         name = _value(source.data, path)
@@ -324,7 +319,7 @@ def _read_plugin(text: str, key: yaml12.KeyPath, source: RawConfig, variables: M
 
 
 def _names(data: Mapping[str, Any]) -> Iterator[tuple[yaml12.KeyPath, registry.Kind, tuple[str, ...]]]:
-    """Where a config names what is registered: key, kind, and what else may stand there."""
+    """Yield the keys of a config that take a registered name: key, kind, and other allowed values."""
     yield ("task",), "task", ()
     yield ("model", "family"), "model", ()
     yield ("data", "source"), "source", (MIXTURE,)
@@ -344,12 +339,12 @@ def _registered_twice(known: Sequence[Any]) -> Iterator[tuple[yaml12.KeyPath, st
     seen: set[tuple[str, str]] = set()
     for kind, name in [(kind, name) for plugin in known for kind, own in plugin.registers.items() for name in own]:
         if (kind, name) in seen or (kind in ("task", "source", "model") and registry.lookup(kind, name)):
-            yield ("plugins",), f"{kind} {name} is registered already; give it another name"
+            yield ("plugins",), f"{kind} {name} is already registered; choose another name"
         seen.add((kind, name))
 
 
 def _option_errors(value: Any, path: yaml12.KeyPath) -> list[tuple[yaml12.KeyPath, str]]:
-    """Faults of texts that would be written into a batch script, as all of `job` is."""
+    """Return errors of texts that are written to a batch script, as all of `job` is."""
     if isinstance(value, dict):
         return [fault for key, item in value.items() for fault in _option_errors(item, (*path, key))]
     fault = option_error(value) if isinstance(value, str) else None
@@ -357,7 +352,7 @@ def _option_errors(value: Any, path: yaml12.KeyPath) -> list[tuple[yaml12.KeyPat
 
 
 def _last_data_locations(path: Path, data: Data, site: Site) -> dict[str, str]:
-    """Where a run's data were found last of all places that are there: on other machines it may be another one."""
+    """Return the newest recorded location of a run's data that exists on this machine."""
     note = path.with_name(DATA_PATHS)
     for locations in reversed(files.read_json(note) if note.is_file() else []):
         absolute = (
@@ -370,13 +365,13 @@ def _last_data_locations(path: Path, data: Data, site: Site) -> dict[str, str]:
 
 
 def _with_stored_paths(section: S, source: RawConfig, site: Site, folder: Path) -> S:
-    """The section with its paths as they are stored.
+    """Return the section with paths in stored form.
 
     Args:
-        folder: what relative paths of the file count from.
+        folder: the folder to which the file's paths are relative.
 
     Raises:
-        UserError: what cannot be a path: too long, or in the home of nobody (`~name`).
+        UserError: an invalid path: too long, or with an unknown user (`~name`).
     """
 
     def stored(key: tuple[int | str, ...], text: str, kind: PathKind) -> str:
@@ -397,7 +392,7 @@ def load_section(
     """Read and check a config that is no experiment but follows the same rules.
 
     Raises:
-        UserError: every fault found, one a line.
+        UserError: all errors, one per line.
     """
     source = read_raw_config(config, overrides)
     errors: list[tuple[yaml12.KeyPath, str]] = []
@@ -406,10 +401,10 @@ def load_section(
 
 
 def validate_section(schema: type[S], data: dict[str, Any], site: Site) -> S:
-    """Check fields that come from the command line.
+    """Validate fields from the command line.
 
     Raises:
-        UserError: every fault found, one a line.
+        UserError: all errors, one per line.
     """
     source = RawConfig(Path(_COMMAND_LINE), data, {})
     return _with_absolute_paths(_validate(schema, data, [], source), source, site)
@@ -430,7 +425,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[yaml12.KeyPath, int]]:
         raise UserError(f"{path}: cannot be read: {error}") from None
     data, lines = yaml12.load(text, str(path))
     if not isinstance(data, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values, this is not", "See configs/digits.yaml.")
+        raise UserError(f"{path}: not a mapping of keys to values", "See configs/digits.yaml.")
     return data, lines
 
 
@@ -463,7 +458,7 @@ def _validate(
     errors: list[tuple[yaml12.KeyPath, str]],
     source: RawConfig,
 ) -> S:
-    """The checked section; `errors` found before are told together with its own."""
+    """Return the validated section; raises its errors together with earlier `errors`."""
     try:
         section = schema.model_validate(data)
         if not errors:
@@ -477,7 +472,7 @@ def _validate(
 
 
 def _key_in_file(location: tuple[int | str, ...]) -> yaml12.KeyPath:
-    """pydantic puts the chosen method's name behind `adapter`, and [key] behind a wrong key; the file has neither."""
+    """Remove what pydantic adds to a location: the method after `adapter`, and [key] after an invalid key."""
     if len(location) > 1 and location[0] == "adapter":
         return (location[0], *location[2:])
     return location[:-1] if location[-1:] == ("[key]",) else location
@@ -494,7 +489,7 @@ def _plain_message(schema: type[Section], item: Any, location: yaml12.KeyPath) -
     if kind == "value_error":
         return str(context["error"]) + ("" if isinstance(value, dict) else f", got {value!r:.200}")
     if kind in ("missing", "union_tag_not_found"):
-        return "is missing" + (": say which method" if kind == "union_tag_not_found" else "")
+        return "is missing" + (": set method" if kind == "union_tag_not_found" else "")
     plain = {
         "string_type": "must be text",
         "string_too_long": f"must have at most {context.get('max_length')} characters",
@@ -523,7 +518,7 @@ def _unknown_key_message(location: yaml12.KeyPath, known: list[str]) -> str:
 
 
 def _known_keys(schema: type[Section], location: yaml12.KeyPath) -> list[str]:
-    """The keys of the section that an unknown key stands in."""
+    """Return the known keys of the section of an unknown key."""
     sections: list[type[BaseModel]] = [schema]
     for name in [name for name in location[:-1] if isinstance(name, str)]:
         inner = []

@@ -1,8 +1,8 @@
-"""Paths in configs: what they count from, and how they are stored.
+"""Paths in configs, and how they are stored.
 
-Relative paths count from the config's folder, those of KEY=VALUE from the current folder. Below the store a path is
-stored as `${store}/…`, so that the store can be moved, or mounted elsewhere on other machines; else it is absolute.
-What leaves this machine (cards, pushes) names no path: `public_name`.
+Paths are relative to the config's folder, those of KEY=VALUE to the current folder. A path in the store is stored as
+`${store}/…`, so that the store can be moved, or mounted elsewhere on other machines; other paths are stored as absolute
+paths. Published files (model cards, pushes) contain no paths, see `public_name`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from ftlib.core.paths import STORE, stored_path
 S = TypeVar("S", bound=Section)
 _EXPLICIT = ("/", ".", "~")
 _WEIGHTS = ("config.yaml", "config.json", "adapter_config.json", "*.safetensors", "*.bin")
-"""What a folder holds that is meant by its bare name: a run, a model or an adapter."""
+"""Files that show that a folder given by its bare name is a run, a model or an adapter."""
 _CACHED = re.compile(r"(?:models|datasets)--(.+?)--(.+)")
-"""What huggingface_hub calls a repository's folder in a cache."""
+"""Pattern of repository folders in the cache of huggingface_hub."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def public_name(text: str) -> str:
-    """What to call a model or folder outside of this machine: its hub name, also of a path in a cache of the hub.
-
-    Any other path is called by its last name.
-    """
+    """Return a model or folder's public name: its hub name (also for a path in a hub cache) or base name."""
     if not text.startswith(_EXPLICIT) and text.count("/") < 2:
         return text
     parts = Path(text).parts
@@ -38,9 +35,9 @@ def public_name(text: str) -> str:
 
 
 def hub_name(text: str) -> str | None:
-    """The hub's name of a model that is named so, or that lies in a cache of the hub; None for any other.
+    """Return the hub name of a model given by hub name or by a path in a hub cache; None for any other.
 
-    The hub refuses cards whose `base_model` is anything else.
+    The hub rejects model cards with any other `base_model`.
     """
     named = text if text.startswith(_EXPLICIT) else f"models--{text.replace('/', '--', 1)}"
     cached = next((match for part in reversed(Path(named).parts) if (match := _CACHED.fullmatch(part))), None)
@@ -49,10 +46,10 @@ def hub_name(text: str) -> str | None:
 
 
 def stored_text(text: str, kind: PathKind, folder: Path, store: Path) -> str:
-    """A field of a config as it is stored; names of the hub and of runs stay as they are.
+    """Return a field of a config in stored form; names on the hub and of runs are unchanged.
 
     Args:
-        folder: what relative paths count from.
+        folder: the folder to which paths are relative.
     """
     name, colon, rest = text.partition(":") if kind == "dataset" else (text, "", "")
     if name.startswith(STORE) or not _is_path(name, kind, folder):
@@ -74,10 +71,10 @@ def _is_path(text: str, kind: PathKind, folder: Path) -> bool:
 
 
 def map_paths(section: S, change: Callable[[tuple[int | str, ...], str, PathKind], str]) -> S:
-    """A section with every path in it changed.
+    """Return a section with every path replaced.
 
     Args:
-        change: dotted key, in parts; the path; its kind → the new one.
+        change: (parts of the dotted key, path, kind) → new path.
     """
     return _changed(section, (), change)
 

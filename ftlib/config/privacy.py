@@ -1,4 +1,4 @@
-"""What of the data may leave in reports, trackers, cards and pushes: the config's section `privacy`."""
+"""Remove private data from reports, trackers, model cards and pushes: the config's section `privacy`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _FORMS = ("alpaca", "chat")
 
 
 def hidden_text(text: str) -> str:
-    """What stands for a text of the config that may not leave; names of forms and mere placeholders are no text.
+    """Return a placeholder for a private text; names of templates and plain placeholders are returned unchanged.
 
-    Different texts stay different, so that reports do not take their runs for the same.
+    Different texts get different placeholders, so that reports can tell runs apart.
     """
     if text in _FORMS or not _PLACEHOLDER.sub("", text).strip():
         return text
@@ -21,7 +21,7 @@ def hidden_text(text: str) -> str:
 
 
 def without_texts(config: dict[str, Any]) -> dict[str, Any]:
-    """A config, as plain data, with its prompts and the label that it looks for left out."""
+    """Return a config as plain data without its prompts and `positive` label."""
     data, evaluation = dict(config["data"]), dict(config.get("evaluation") or {})
     for section in (data, *(parts := [dict(part) for part in data.get("parts") or []])):
         if isinstance(section.get("prompt"), str):
@@ -36,7 +36,7 @@ def without_texts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def scores_without_texts(scores: dict[str, Any]) -> dict[str, Any]:
-    """scores.json without what is told of single labels, and without the prompts and labels in its settings."""
+    """Return scores.json without metrics of single labels, and without the prompts and labels in its settings."""
     settings = dict(scores["settings"])
     labels = [label for label in (settings.get("positive"), *(settings.get("labels") or [])) if label]
     remarks = [remark for remark in scores.get("remarks", []) if not any(label in remark for label in labels)]

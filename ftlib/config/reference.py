@@ -1,6 +1,6 @@
-"""The reference of all config keys: for editors as JSON Schema, for readers as docs/config.md.
+"""Reference of all config keys, as JSON Schema for editors and as docs/config.md.
 
-The meaning of a key is the string literal below it in the schema's classes.
+The description of a key is the string literal below it in the schema's classes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Fields of transformers' GenerationConfig, and the `seed` of sampling.
 _TRAINING = """
 ## `training`
 
-Fields of transformers' TrainingArguments under the same names, with the same meaning and, unless said otherwise, the
-same defaults. Fields that ftlib sets itself are refused with the key to use instead. `precision: auto` is ftlib's own:
+Fields of transformers' TrainingArguments under the same names, with the same meaning and, unless noted, the
+same defaults. Fields that ftlib sets itself are rejected with the key to use instead. `precision: auto` is ftlib's own:
 bf16 on GPUs that have it, else fp16. On a GPU, `dataloader_num_workers` is the number of the job's CPU cores minus one.
 
 | key | type | default |
@@ -45,10 +45,10 @@ bf16 on GPUs that have it, else fp16. On a GPU, `dataloader_num_workers` is the 
 
 
 def json_schema(installed: bool = False) -> dict[str, Any]:
-    """The JSON Schema of a config, with the meaning of every key.
+    """Return the JSON Schema of a config, with the description of every key.
 
     Args:
-        installed: list the names that plugins of installed packages register, too.
+        installed: whether to list names from plugins of installed packages.
     """
     schema = Config.model_json_schema()
     for kind, field in _registered(schema) if installed else ():
@@ -60,7 +60,7 @@ def json_schema(installed: bool = False) -> dict[str, Any]:
 
 
 def _registered(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Kind and schema of every key that takes a registered name."""
+    """Yield kind and schema of every key that takes a registered name."""
     yield "task", schema["properties"]["task"]
     yield "model", schema["$defs"]["Model"]["properties"]["family"]
     for section in ("Data", "Part"):
@@ -80,7 +80,7 @@ def markdown() -> str:
 
 
 def _sections(part: dict[str, Any], schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dotted name → schema of every section, in the order of the file; lists of sections end in `[]`."""
+    """Yield dotted name and schema of every section, in the order of the file; lists of sections end in `[]`."""
     yield path, part
     for key, field in part["properties"].items():
         inner = f"{path}.{key}".lstrip(".")
@@ -92,7 +92,7 @@ def _sections(part: dict[str, Any], schema: dict[str, Any], path: str) -> Iterat
 
 
 def _inner(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The sections that a key may hold: "" or "[]" for a list, and their names."""
+    """Yield the sections that a key may hold: "" or, for a list, "[]"; and the section's name."""
     for one in [field, *field.get("anyOf", ()), *field.get("oneOf", ())]:
         if "$ref" in one:
             yield "", one["$ref"].rpartition("/")[2]
@@ -130,7 +130,7 @@ def _shown(default: Any) -> str:
 
 
 def _type(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """A key's type in words."""
+    """Return a key's type as text."""
     if "const" in field:
         return f"`{field['const']}`".lower()
     if "enum" in field:
@@ -159,7 +159,7 @@ def _bounds(field: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _meanings() -> dict[str, dict[str, str]]:
-    """Section → key → the string literal below it, of the keys that have one."""
+    """Return section → key → the string literal below it, for keys that have one."""
     tree = ast.parse(inspect.getsource(sys.modules[Config.__module__]))
     found: dict[str, dict[str, str]] = {}
     for section in (node for node in tree.body if isinstance(node, ast.ClassDef)):

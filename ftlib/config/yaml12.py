@@ -1,9 +1,9 @@
 """YAML 1.2 core schema, with the line of every key.
 
 PyYAML reads YAML 1.1, where `yes` is a boolean and `2e-4` a string. `load` reads the 1.2 core schema
-(yaml.org/spec/1.2.2, section 10.3.2), where `yes` is a word and `2e-4` a number, and refuses a key given twice.
+(yaml.org/spec/1.2.2, section 10.3.2), where `yes` is a string and `2e-4` a number, and rejects duplicate keys.
 
-A few lines of aliases can stand for more values than fit into memory, so that there are bounds, far from any config's.
+Bounds on size and depth protect against aliases that expand to more values than fit into memory.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import yaml
 from ftlib.errors import UserError
 
 KeyPath = tuple[str | int, ...]
-"""Where a value stands in a document: keys and list indices from the top."""
+"""Path of a value in a document: keys and list indices from the top."""
 
 MAX_CHARACTERS = 1 << 19
 MAX_VALUES = 100_000
-"""In a document, what aliases stand for counted wherever it stands."""
+"""Maximum number of values in a document; aliased values count at every use."""
 MAX_DEPTH = 50
 MAX_DIGITS = 100
-"""Of a whole number. Python neither reads nor writes the longest, and no field takes them."""
+"""Maximum number of digits of an integer. Python limits them, too."""
 
 _CORE_SCHEMA = {
     "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", "~nN\0"),
@@ -41,11 +41,11 @@ _CORE_SCHEMA = {
 
 _TAGS = {*_CORE_SCHEMA, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))}
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
-"""What no file's name and no UTF-8 can hold."""
+"""Characters that file names or UTF-8 cannot contain."""
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """SafeLoader with the scalar rules of the 1.2 core schema; nothing inherited from YAML 1.1's table."""
+    """SafeLoader with the scalar rules of the 1.2 core schema instead of YAML 1.1's."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
 
@@ -79,10 +79,10 @@ def load(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
         The value, and for the path of every key and list item its line, counted from 1.
 
     Raises:
-        UserError: syntax error, a key given twice, a tag outside the core schema, or more than the bounds allow.
+        UserError: syntax error, duplicate key, a tag outside the core schema, or a bound is exceeded.
     """
     if len(text) > MAX_CHARACTERS:
-        raise UserError(f"{source}: more than {MAX_CHARACTERS:,} characters, which is no config")
+        raise UserError(f"{source}: more than {MAX_CHARACTERS:,} characters, too many for a config")
     try:
         loader = _CoreLoader(text)
         node = loader.get_single_node()
@@ -97,7 +97,7 @@ def load(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UserError(f"{place}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {error}") from None
-    except OverflowError as error:  # of an escaped character beyond Unicode
+    except OverflowError as error:  # from an escaped character beyond Unicode
         raise UserError(f"{source}: not valid YAML: {error}") from None
     except RecursionError:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
@@ -106,11 +106,11 @@ def load(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
 def load_value(text: str, source: str) -> Any:
     """Read the VALUE of `KEY=VALUE` from a command line.
 
-    Text that begins with a bracket, a brace or a quote is read as YAML; anything else is one plain scalar, so that
-    `data.prompt=Question: what?` stays text. So does a prompt that begins with a field, `{question} en`.
+    Text that starts with a bracket, a brace or a quote is parsed as YAML; anything else is one plain scalar, so that
+    `data.prompt=Question: what?` stays text. So does a prompt that starts with a field, `{question} en`.
 
     Raises:
-        UserError: a value that begins like YAML and is not, or that no config may hold.
+        UserError: a value that starts like YAML but is invalid, or that is not allowed in configs.
     """
     if text[:1] in ("[", "{", '"', "'") and not re.match(r"\{\w+\}", text):
         return load(text, source)[0]
@@ -125,7 +125,7 @@ def load_value(text: str, source: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Write a document that `load` reads back; by libyaml where PyYAML has it, ten times as fast."""
+    """Return a document that `load` reads back; uses libyaml if available, which is ten times as fast."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text: str = yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
@@ -135,9 +135,9 @@ def _scalar_error(node: yaml.ScalarNode) -> str:
     pattern, _ = _CORE_SCHEMA.get(node.tag, ("", ""))
     kind = node.tag.rpartition(":")[2]
     if pattern and not re.fullmatch(pattern, node.value):
-        return f"{node.value[:60]!r} is no {kind}"
+        return f"{node.value[:60]!r} is not a valid {kind}"
     if kind == "int" and len(node.value) > MAX_DIGITS:
-        return f"a number of {len(node.value):,} digits; {MAX_DIGITS} are the most"
+        return f"a number of {len(node.value):,} digits; the maximum is {MAX_DIGITS}"
     if kind == "float" and node.value[-1].isdecimal() and math.isinf(float(node.value)):
         return f"the number {node.value[:40]} is too large"
     return _text_error(node.value)
@@ -156,15 +156,14 @@ def _record_lines(
     above: tuple[yaml.Node, ...],
     number: Iterator[int],
 ) -> None:
-    """Note the line of everything below a node.
+    """Record the lines of all values of a node.
 
     Args:
-        above: the nodes that it stands in.
-        number: counts the values of the document.
+        above: the enclosing nodes.
+        number: counter of the document's values.
 
     Raises:
-        UserError: a key given twice or that is no text, a value of another tag than the core schema's, or more values
-            or levels than the bounds allow.
+        UserError: a duplicate key, a key that is not text, a tag outside the core schema, or too many values or levels.
     """
     place = f"{source}:{node.start_mark.line + 1}"
     if any(node is one for one in above):
@@ -173,9 +172,9 @@ def _record_lines(
         raise UserError(f"{place}: {'.'.join(map(str, path[:5]))}.…: nested more than {MAX_DEPTH} deep")
     if next(number) > MAX_VALUES:
         problem = f"{place}: {'.'.join(map(str, path))[:200]}: more than {MAX_VALUES:,} values in one file"
-        raise UserError(problem, "An alias (*name) counts as all that it stands for.")
+        raise UserError(problem, "An alias (*name) counts as all values that it refers to.")
     if node.tag not in _TAGS:
-        raise UserError(f"{place}: not valid YAML: the tag {node.tag[:60]!r} is none of the core schema's")
+        raise UserError(f"{place}: not valid YAML: the tag {node.tag[:60]!r} is not in the core schema")
     if isinstance(node, yaml.ScalarNode) and (fault := _scalar_error(node)):
         raise UserError(f"{place}: {'.'.join(map(str, path))[:200] or 'config'}: {fault}")
     above = (*above, node)
@@ -190,7 +189,7 @@ def _record_lines(
             below = (*path, key_node.value)
             if below in lines:
                 name = ".".join(map(str, below))
-                raise UserError(f"{source}:{line}: {name} is given twice, first in line {lines[below]}")
+                raise UserError(f"{source}:{line}: {name}: duplicate key, first in line {lines[below]}")
             lines[below] = line
             _record_lines(value_node, below, lines, source, above, number)
     elif isinstance(node, yaml.SequenceNode):

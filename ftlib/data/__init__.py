@@ -1,1 +1,1 @@
-"""Records, images, splits and prompts: pure functions over files, no torch."""
+"""Datasets: reading, validation, images, splits and prompts. Nothing here imports torch."""

@@ -1,10 +1,11 @@
-"""A prepared dataset: checked, split, fingerprinted rows in the store.
+"""A prepared dataset: validated, split and fingerprinted rows in the store.
 
-`<store>/prepared/<source>-<key>/` is a `datasets.DatasetDict` of train, valid and test; bad.json (records that are left
-out) and data.json lie beside it. The key is the hash of the task (which says what a faulty row is), of the config's
-data section (but for the prompt, which is applied when rows are read) and of the annotation files; `data.root` enters
-it where that is below the store. Data that were prepared from elsewhere are the same if some of their images are.
-Images that are replaced in place are noticed where they are opened: every row has the digest of its own.
+`<store>/prepared/<source>-<key>/` is a `datasets.DatasetDict` of train, valid and test; with bad.json (skipped
+records) and data.json beside
+it. The key is the hash of the task (which defines what an invalid row is), of the config's data section (without the
+prompt, which is applied when rows are read) and of the annotation files; `data.root` is part of it only if it is in the
+store. Data prepared from another folder count as the same if a sample of their images is equal. A replaced image is
+detected when it is opened: every row has the digest of its image.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ if TYPE_CHECKING:
 
 
 BATCH = 1000
-"""Rows of a record batch; what lies in one is read together."""
+"""Rows per record batch, which is read as a whole."""
 _BATCH_CHARACTERS = 1 << 24
 
 Spool = Path
-"""An Arrow stream that `RowWriter` writes: rows before they are divided."""
+"""An Arrow stream written by `RowWriter`: rows before they are split."""
 
 
 def schema() -> pyarrow.Schema:
-    """The columns of a row; `Example` says what they hold."""
+    """Return the columns of a row; `Example` documents them."""
     import pyarrow
 
     text = pyarrow.string()
@@ -70,14 +71,14 @@ _from_json = json.JSONDecoder().raw_decode
 
 
 def _example(values: list[Any]) -> Example:
-    """A row from its values, in the order of `COLUMNS`."""
+    """Return a row from its values, in the order of `COLUMNS`."""
     facts = values[_FACTS]
     values[_FACTS] = _from_json(facts)[0] if facts else {}
     return Example(*values)
 
 
 class _MappedRows(Sequence[Example]):
-    """Rows that are read where they lie; another process opens them for itself. Slices are lists."""
+    """Memory-mapped rows; each process opens the file itself. Slices are lists."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -111,7 +112,7 @@ class _MappedRows(Sequence[Example]):
 class SplitRows(_MappedRows):
     """The rows of a split's folder, or of a spool.
 
-    A row is put together from the columns that its batch has anything in, which is faster than any reader of tables.
+    Only columns that are not all null in a batch are read, which is faster than table readers.
     """
 
     def __len__(self) -> int:
@@ -140,7 +141,7 @@ class SplitRows(_MappedRows):
 
     @property
     def batches(self) -> list[pyarrow.RecordBatch]:
-        """The rows as record batches, with the columns of `COLUMNS`."""
+        """Return the rows as record batches, with the columns of `COLUMNS`."""
         return self._batches
 
     def _open(self) -> None:
@@ -157,7 +158,7 @@ class SplitRows(_MappedRows):
         self._columns: list[list[_Column]] = [[] for _ in self._batches]
 
     def _column(self, batch: int) -> list[_Column]:
-        """The columns of a batch that are not all null."""
+        """Return the columns of a batch that are not all null."""
         table = self._batches[batch]
         columns = ((index, table.column(name)) for index, name in enumerate(COLUMNS))
         self._columns[batch] = [(index, _reader(column)) for index, column in columns if column.null_count < len(table)]
@@ -165,11 +166,12 @@ class SplitRows(_MappedRows):
 
 
 _Column = tuple[int, Callable[[int], Any]]
-"""A column's place in `COLUMNS`, and what gives its value in a row of the batch."""
+"""A column's index in `COLUMNS`, and a function: row number in the batch → value."""
 
 
 def _reader(column: pyarrow.Array) -> Callable[[int], Any]:
-    """What reads single values; texts straight from Arrow's buffers, since a scalar object takes longer than the text.
+    """Return a function that reads single values; strings directly from Arrow's buffers, because scalar objects are
+    slow.
 
     Source: https://arrow.apache.org/docs/format/Columnar.html, "Variable-size Binary Layout".
     """
@@ -181,7 +183,7 @@ def _reader(column: pyarrow.Array) -> Callable[[int], Any]:
 
 
 def read_batches(spool: Spool) -> Iterator[pyarrow.RecordBatch]:
-    """The record batches of a spool one after the other; none stays in memory, as pages of a mapped file do."""
+    """Yield the record batches of a spool; none stays in memory, unlike the pages of a mapped file."""
     import pyarrow
 
     with pyarrow.OSFile(str(spool)) as file, pyarrow.ipc.open_stream(file) as batches:
@@ -189,7 +191,7 @@ def read_batches(spool: Spool) -> Iterator[pyarrow.RecordBatch]:
 
 
 class JsonlRows(_MappedRows):
-    """Rows of a folder of format 3: JSONL, and beside it where each line begins."""
+    """Rows of a folder of format 3: JSONL with a file of line offsets."""
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -204,7 +206,7 @@ class JsonlRows(_MappedRows):
 
 
 class RowWriter:
-    """Writes a spool that `SplitRows` reads, to a file or to memory."""
+    """Writes a spool, which `SplitRows` reads, to a file or to memory."""
 
     def __init__(self, sink: Path | pyarrow.NativeFile) -> None:
         import pyarrow
@@ -277,9 +279,9 @@ class RowWriter:
 
 FORMAT = 4
 _READABLE = range(3, FORMAT + 1)
-"""Formats of what is used as it is, where a run was made from it."""
+"""Older formats that existing runs may still use."""
 _SAMPLED_IMAGES = 20
-"""Images of each split, roughly, that tell whether a folder elsewhere holds the same ones."""
+"""Approximate number of images per split that are compared to see whether another folder has the same images."""
 
 _CHECK_ROOT_HINT = "Check data.root and data.file; relative paths count from the config's folder."
 
@@ -289,9 +291,9 @@ class PreparedDataset:
     """A prepared dataset.
 
     Attributes:
-        folder: where it lies.
-        root: what the images' paths are relative to.
-        metadata: data.json: source, fingerprint and number of rows per split, labels, what was left out.
+        folder: its folder in the store.
+        root: the folder to which image paths are relative.
+        metadata: content of data.json: source, fingerprint and number of rows per split, labels, skipped records.
     """
 
     folder: Path
@@ -299,7 +301,7 @@ class PreparedDataset:
     metadata: dict[str, Any]
 
     def rows(self, split: str) -> Sequence[Example]:
-        """The rows of a split."""
+        """Return the rows of a split."""
         return (
             SplitRows(self.folder / split)
             if (self.folder / split).is_dir()
@@ -307,18 +309,18 @@ class PreparedDataset:
         )
 
     def require_rows(self, splits: Sequence[str]) -> None:
-        """Refuse to ask what is empty.
+        """Check that splits are not empty.
 
         Raises:
-            UserError: a split without rows.
+            UserError: a split has no rows.
         """
         for split in splits:
             if not self.metadata["splits"][split]["rows"]:
-                remedy = f"Leave {split} out of evaluation.splits, or set data.split.{split}."
-                raise UserError(f"split {split} has no rows to ask", remedy)
+                remedy = f"Remove {split} from evaluation.splits, or set data.split.{split}."
+                raise UserError(f"split {split} has no rows", remedy)
 
     def counts(self, split: str, indices: Sequence[int]) -> list[int]:
-        """How many of some rows of a split each dataset of a mixture has; all of them, if it is none.
+        """Return how many of the given rows belong to each dataset of a mixture; without a mixture, one number.
 
         Args:
             indices: of the rows, ascending.
@@ -330,12 +332,12 @@ class PreparedDataset:
 
     @property
     def labels(self) -> list[str]:
-        """Every answer that occurs, sorted; none if there are too many for a closed set."""
+        """Return all answers, sorted; empty if there are too many for a closed set."""
         return list(self.metadata["labels"] or ())
 
 
 def prepared_folder(config: Config, site: Site) -> Path:
-    """Where the prepared form of a config's dataset lies, or would lie.
+    """Return the folder of a config's prepared dataset; it may not exist yet.
 
     Raises:
         UserError: the annotation file is missing.
@@ -349,9 +351,10 @@ def prepared_folder(config: Config, site: Site) -> Path:
 
 
 def _latest_version_folder(folder: Path, config: Config) -> Path:
-    """Where data lie that were prepared anew: somebody asked for it, or what was left out of them then can be used now.
+    """Return the folder of the newest version of the data.
 
-    These are rows whose images have been mended since, or that another prompt could not ask.
+    A new version is made on request, or if skipped rows have become usable: their images were repaired, or the prompt
+    has changed.
     """
     while files.is_complete(folder):
         following = following_folder(folder)
@@ -363,25 +366,25 @@ def _latest_version_folder(folder: Path, config: Config) -> Path:
 
 
 def following_folder(folder: Path) -> Path:
-    """Where the same data lie when they are prepared once more: `<source>-<key>-2`, -3, …"""
+    """Return the folder of the next version of the same data: `<source>-<key>-2`, -3, …"""
     source, key, number = f"{folder.name}-1".split("-")[:3]
     return folder.with_name(f"{source}-{key}-{int(number) + 1}")
 
 
 def _images_repaired(folder: Path, config: Config) -> bool:
-    """Whether images that could not be used are other files now, or there at last."""
+    """Whether images that could not be used have changed or appeared since."""
     missed = files.read_json(folder / "bad.json").get("images", {})
     return any(file_stat(image_path(Path(config.data.root), name)) != state for name, state in missed.items())
 
 
 def _skipped_for_prompt(folder: Path, config: Config) -> bool:
-    """Whether rows were left out because of another prompt than the config's."""
+    """Whether rows were skipped because of a prompt that differs from the config's."""
     facts = files.read_json(folder / "data.json")
     return bool(facts.get("unasked")) and facts["prompts"] != config.data.templates
 
 
 def file_stat(path: Path) -> list[int] | None:
-    """Size and time of a file; None if there is none."""
+    """Return size and modification time of a file; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -390,9 +393,9 @@ def file_stat(path: Path) -> list[int] | None:
 
 
 def possible_folders(config: Config, site: Site) -> tuple[Path, Path]:
-    """Where the prepared form of a config's dataset may lie: by its content, or by its root's path.
+    """Return the two possible folders of a config's prepared dataset: named by content, or by the path of its root.
 
-    The latter, as in version 0.1, is for a second dataset with the same annotation files and other images.
+    The latter (used by version 0.1) is for a second dataset with the same annotation files and other images.
 
     Raises:
         UserError: the annotation file is missing.
@@ -412,9 +415,9 @@ def possible_folders(config: Config, site: Site) -> tuple[Path, Path]:
 
 
 def _same_images(prepared: PreparedDataset, config: Config, site: Site) -> bool:
-    """Whether a root that is not the one that data were prepared from shows the same pictures; some are looked at."""
+    """Whether the config's root has the same images as the root that the data were prepared from; checks a sample."""
     known, root = prepared.metadata.get("root"), Path(config.data.root)
-    if known in (None, stored_path(root, site.store)):  # without it, the folder's name knows the path
+    if known in (None, stored_path(root, site.store)):  # without a recorded root, the path is part of the folder's key
         return True
     sample = prepared.metadata.get("sample")
     if sample is None:  # format 3
@@ -424,13 +427,13 @@ def _same_images(prepared: PreparedDataset, config: Config, site: Site) -> bool:
 
 
 def image_sample(rows: Sequence[Example]) -> list[tuple[str, str]]:
-    """Name and digest of some images of a split."""
+    """Return name and digest of a sample of the images of a split."""
     found = (rows[index] for index in range(0, len(rows), max(1, len(rows) // _SAMPLED_IMAGES)))
     return [(row.image, row.digest) for row in found if row.image]
 
 
 def source_contents(config: Config) -> list[Any]:
-    """What tells whether the rows of a config's dataset are the same."""
+    """Return a JSON value that identifies the content of a config's dataset."""
     plugins = [provider("task", config.task, config.plugins), *config.data.source_plugins]
     read = sorted({plugin.identity for plugin in plugins if plugin})
     contents = [_content(part) for part in config.data.datasets.values()]
@@ -438,7 +441,8 @@ def source_contents(config: Config) -> list[Any]:
 
 
 def _content(data: Data) -> list[str]:
-    """What tells whether a dataset's rows are the same: annotation files, or its version, or the names of all files."""
+    """Return what identifies a dataset's content: hashes of annotation files, its version, or the names of all
+    files."""
     sources = annotation_files(data)
     for source in sources:
         if not source.is_file():
@@ -448,7 +452,7 @@ def _content(data: Data) -> list[str]:
 
 
 def _mask_codec_content(config: Config) -> list[str]:
-    """The weights that mask codes are made with, where they are."""
+    """Return the hash of the mask decoder's weights, if the config uses them."""
     if config.task != "segment" or config.evaluation.mask_decoder is None:
         return []
     path = Path(config.evaluation.mask_decoder)
@@ -458,17 +462,17 @@ def _mask_codec_content(config: Config) -> list[str]:
 
 
 def _listing(root: Path) -> list[str]:
-    """What a dataset without annotation files consists of; bytes of names that are not UTF-8 are written as escapes."""
+    """Return the file names of a dataset without annotation files; bytes that are not UTF-8 are escaped."""
     found = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
     return [name.encode(errors="backslashreplace").decode() for name in found]
 
 
 def open_prepared(config: Config, site: Site, run: Run | None = None) -> PreparedDataset:
-    """The prepared form of a config's dataset; see `find_prepared`.
+    """Return the prepared dataset of a config; see `find_prepared`.
 
     Raises:
-        UserError: it has not been prepared, or with another prompt, and the config's cannot ask all of its rows; its
-            files have been changed since.
+        UserError: it is not prepared; it was prepared with another prompt, and the config's prompt does not work for
+            all rows; its files have changed.
     """
     found = find_prepared(config, site, run)
     if found is None:
@@ -480,26 +484,26 @@ def open_prepared(config: Config, site: Site, run: Run | None = None) -> Prepare
 
 
 def _require_unchanged(folder: Path, site: Site) -> None:
-    """Refuse prepared rows that were changed in place; see `hashes.hash_files` for when they are read for that.
+    """Check that prepared files were not changed; see `hashes.hash_files` for when they are read again.
 
     Raises:
-        UserError: a file's content is not what was prepared.
+        UserError: a file's content has changed.
     """
     written = files.read_json(folder / files.COMPLETE_MARKER)
     for name, digest in hash_files(folder, list(written), site).items():
         if digest != written[name]["sha256"]:
-            problem = f"{folder / name}: prepared rows that were changed since they were written"
+            problem = f"{folder / name}: prepared rows have been modified since they were written"
             again = "Or `ftlib prepare CONFIG --again`, and train under another name."
             raise UserError(
-                problem, f"Put the old file back, or remove {folder} and run `ftlib prepare CONFIG`. {again}"
+                problem, f"Restore the old file, or remove {folder} and run `ftlib prepare CONFIG`. {again}"
             )
 
 
 def find_prepared(config: Config, site: Site, run: Run | None = None) -> PreparedDataset | None:
-    """The prepared form of a config's dataset; None before it is prepared.
+    """Return the prepared dataset of a config; None if it is not prepared.
 
     Args:
-        run: goes on with what it was made from while that exists, whatever new data of its config would be called.
+        run: a run keeps the prepared data that it started with while they exist.
 
     Raises:
         UserError: the annotation file is missing.
@@ -515,7 +519,7 @@ def read_prepared(folder: Path, config: Config) -> PreparedDataset:
 
 
 def _prepared_for_run(run: Run, config: Config, site: Site) -> PreparedDataset | None:
-    """The prepared data that a run noted, or, of a run that did not note their place, any with the same rows."""
+    """Return the prepared data that a run recorded; if it did not record the folder, any with the same rows."""
     if not run.data.exists():
         return None
     noted = files.read_json(run.data)
@@ -530,7 +534,7 @@ def _prepared_for_run(run: Run, config: Config, site: Site) -> PreparedDataset |
 
 
 def same_data(run: Run, config: Config, site: Site) -> bool:
-    """Whether a config's data, wherever they lie, are those that a run noted: annotation files, splits and images.
+    """Whether a config's data equal those that a run recorded: annotation files, splits and images, at any path.
 
     Raises:
         UserError: the annotation file is missing.
@@ -543,7 +547,7 @@ def same_data(run: Run, config: Config, site: Site) -> bool:
 
 
 def source_changed(prepared: PreparedDataset, config: Config) -> bool:
-    """Whether a dataset's annotation files are others than those that it was prepared from, as far as that is known."""
+    """Whether the annotation files have changed since the dataset was prepared; False if that is not recorded."""
     return prepared.metadata.get("content") not in (None, files.json_sha256(source_contents(config)))
 
 
@@ -552,13 +556,13 @@ def _shows_prefix(template: str) -> bool:
 
 
 def check_prompts(prepared: PreparedDataset, config: Config) -> int:
-    """Try a config's prompts on every row, if the rows were prepared with others. Data of format 3 do not know.
+    """Check a config's prompts on every row if the data were prepared with other prompts (unknown with format 3).
 
     Returns:
-        How many rows have an input that the prompt does not show.
+        The number of rows whose input the prompt does not show.
 
     Raises:
-        UserError: rows that cannot be asked with them.
+        UserError: the prompts do not work for some rows.
     """
     templates = config.data.templates
     if prepared.metadata.get("prompts", templates) == templates:
@@ -572,29 +576,29 @@ def check_prompts(prepared: PreparedDataset, config: Config) -> int:
         if reason := missing or fault[row.dataset](row):
             faults.append(f"row {row.id} ({row.prefix[:60]!r}): {reason}")
         unshown += hides_context(templates[row.dataset], row)
-    again = "; or leave them out: ftlib prepare CONFIG --again" if config.data.on_bad == "skip" else ""
-    raise_all(faults, f"Set another data.prompt, or mend these records{again}.")
+    again = "; or skip them: ftlib prepare CONFIG --again" if config.data.on_bad == "skip" else ""
+    raise_all(faults, f"Set another data.prompt, or fix these records{again}.")
     return unshown
 
 
 _UNFINISHED_SECONDS = 24 * 3600
-"""After that an unfinished file is a killed writer's."""
+"""Older unfinished files were left by a killed process."""
 
 
 def lengths_folder(site: Site) -> Path:
-    """The folder of the cached lengths of rows, see `models/lengths.py`."""
+    """Return the folder of cached row lengths, see `models/lengths.py`."""
     return site.store / "lengths"
 
 
 def rows_hash(prepared: Path, split: str) -> str:
-    """The beginning of the names of the lengths of a split's rows."""
+    """Return the prefix of the names of the files with the lengths of a split's rows."""
     marker = files.read_json(prepared / files.COMPLETE_MARKER)
     rows = {name: entry["sha256"] for name, entry in marker.items() if name.startswith((f"{split}/", f"{split}."))}
     return files.json_sha256(rows)[:16]
 
 
 def unused_lengths(site: Site, now: float) -> Iterator[Path]:
-    """Files of prepared data that are gone, of older versions of ftlib, and of writers that were killed.
+    """Yield length files of deleted prepared data, of older versions of ftlib, and of killed processes.
 
     Args:
         now: seconds since 1970, by the storage's clock.

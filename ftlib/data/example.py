@@ -1,4 +1,4 @@
-"""One row of a dataset, and a record that cannot be one."""
+"""A row of a dataset, and an invalid record."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ftlib.errors import UserError
 MAX_ERRORS_SHOWN = 20
 
 
-@dataclass(slots=True)  # not frozen: that takes three times as long to make, a million times
+@dataclass(slots=True)  # not frozen: creating frozen ones takes three times as long, and there are millions
 class Example:
-    """One row; whoever has one leaves it as it is.
+    """A row; treat it as immutable.
 
     Attributes:
-        id: unique in its dataset. While a source is read, "" says that the record has none: then it gets one from its
-            content (`scan.scan_source`).
-        image: path relative to the dataset's root, in its normal form: one picture, one name.
-        prefix: the question, as the dataset has it; a prompt template may wrap it.
-        suffix: the expected answer; without surrounding space where the task takes that off.
-        references: all answers that a metric compares with; none means the suffix alone.
-        facts: the dataset's other fields, as they are.
-        part: the release's own part that the row belongs to; none where it has no parts.
-        group: rows of one group (a document, an animated picture) never fall into different splits; none: the image.
-        frame: of an animated image.
-        digest: SHA-256 of the image's bytes, once the dataset is prepared.
-        dataset: the part of a mixture that it comes from.
-        location: file and line, while the source is read.
-        stripped: whether space around its answer was taken off, while the source is read.
-        unlabelled_turns: how many answers of its conversation are marked as not to be learned; while the source is
-            read, in the first row of the conversation.
-        part_name: what the source calls `part`, while it is read.
-        unused: fields of what the row was made from (its messages, its image's annotations) that nothing uses, while
-            the source is read.
-        remarks: what may be a mistake in the file that it is from, in words, while the source is read.
+        id: unique in its dataset. While a source is read, "" means that the record has no ID; `scan.scan_source` then
+            makes one from its content.
+        image: path relative to the dataset's root, normalized, so that each image has one name.
+        prefix: the question as in the dataset; a prompt template may wrap it.
+        suffix: the expected answer; without surrounding whitespace if the task strips it.
+        references: all answers that a metric compares with; empty: the suffix alone.
+        facts: the dataset's other fields, unchanged.
+        part: the official split of the row; empty if the dataset has none.
+        group: rows of a group (a document, an animated image) are never split; empty: the image is the group.
+        frame: index of the frame of an animated image.
+        digest: SHA-256 of the image's bytes, set when the dataset is prepared.
+        dataset: the dataset of a mixture that the row comes from.
+
+        Only while a source is read:
+            location: file and line.
+            stripped: whether whitespace around the answer was removed.
+            unlabelled_turns: number of answers of the conversation that are not trained on; in its first row.
+            part_name: the source's name of `part`.
+            unused: unused fields of the record (of its messages, or of its image's annotations).
+            remarks: possible mistakes in the source file.
     """
 
     id: str
@@ -66,7 +66,7 @@ class InvalidRecord:
 
     Attributes:
         location: file and line, or file and record.
-        reason: what is wrong with it.
+        reason: the error.
     """
 
     location: str
@@ -74,7 +74,7 @@ class InvalidRecord:
 
 
 def plain_text(value: Any) -> str | None:
-    """A field as text: text as it is, a number as it is written; None for anything else, NaN and infinity included."""
+    """Return a text or a finite number as text; None for anything else."""
     if isinstance(value, str):
         return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -82,14 +82,14 @@ def plain_text(value: Any) -> str | None:
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write JSONL (into a folder that is not yet published)."""
+    """Write JSONL (to a folder that is not published yet, so not atomically)."""
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def to_json_line(example: Example, facts: str | None) -> str:
-    """A row as one line of JSON, without fields that are empty, and without an id if it has none yet.
+    """Return a row as one line of JSON, without empty fields.
 
     Its hash is part of a split's fingerprint.
 
@@ -120,11 +120,11 @@ def to_json_line(example: Example, facts: str | None) -> str:
 
 
 _quoted = json.encoder.encode_basestring
-"""A text in JSON's quotes, as `json.dumps(text, ensure_ascii=False)` writes it."""
+"""Returns a text as `json.dumps(text, ensure_ascii=False)` writes it."""
 
 
 def raise_all(errors: list[str], remedy: str) -> None:
-    """Raise one UserError for a list of faulty places; do nothing if there are none."""
+    """Raise one UserError for a list of errors; do nothing if it is empty."""
     if not errors:
         return
     shown = errors[:MAX_ERRORS_SHOWN]

@@ -1,4 +1,4 @@
-"""Open images safely: inside the data folder, decodable, of sane size, upright, in RGB, no larger than wanted."""
+"""Open images safely: inside the data folder, with a limited size, rotated upright, converted to RGB, downscaled."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 200_000_000
 MAX_PIXELS_SHRUNK = 1_000_000_000
 MAX_BYTES_SHRUNK = 4_000_000_000
-"""Where images are made smaller: 3 GB once they are decoded."""
+"""Limit for images that are downscaled: 3 GB decoded."""
 
-_SHRINK = "data.max_pixels: 4000000 (for example) makes larger images smaller when they are opened."
+_SHRINK = "Set data.max_pixels: 4000000 (for example) to downscale larger images when they are opened."
 _MAX_NAMES = 200_000
 _ORIENTATION = 274
 _TURNED = (5, 6, 7, 8)
-"""EXIF's tag that says how to turn an image upright, and its values that exchange width and height."""
+"""EXIF's orientation tag, and its values that swap width and height."""
 
 _PHOTOMETRIC = 262
-"""TIFF's tag that says whether 0 is white."""
+"""TIFF's photometric tag: whether 0 is white."""
 
 _SUBFILE = 254
 _PAGE = (0, 2)
-"""TIFF's tag that says what a page is, and its values for a page of its own: others are smaller copies and masks."""
+"""TIFF's tag for the type of a page, and its values for regular pages; others are thumbnails and masks."""
 
 FORMATS = ("AVIF", "BMP", "FLI", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "PSD", "TIFF", "WEBP")
-"""Pillow's names of what is opened; JPEG includes MPO. Pillow knows more formats, one of which starts a program: EPS,
-whatever the file is called, is given to Ghostscript."""
+"""Formats that are opened, by Pillow's names; JPEG includes MPO. Pillow supports more, but would run Ghostscript on EPS
+files with any file name."""
 
 _UNREAD = {
     "EPS or PostScript": (0, b"%!PS"),
@@ -63,36 +63,36 @@ _UNREAD = {
     "SVG": (0, b"<svg"),
     "an icon (ICO)": (0, b"\0\0\1\0"),
 }
-"""What files of other formats have, and where."""
+"""Signatures of unsupported formats: (offset, bytes)."""
 
 _ANIMATED = ("AVIF", "FLI", "GIF", "PNG", "WEBP")
-"""Formats whose pictures follow one another in time. Those of others are none: a phone's MPO holds the photograph and
-a depth map or a preview, PSD its layers. Pages of TIFF count as frames, too."""
+"""Formats with animation frames. A phone's MPO holds a depth map or a preview, PSD its layers. TIFF pages count as
+frames, too."""
 
 
 def image_path(root: Path, name: str) -> Path:
-    """Where an image of a dataset lies.
+    """Return the path of an image of a dataset.
 
     Raises:
-        UserError: the name leads out of the data folder.
+        UserError: the path is outside the data folder.
     """
     normal = posixpath.normpath(name)
     if posixpath.isabs(normal) or normal == ".." or normal.startswith("../"):
-        raise UserError(f"image {name!r} leads out of the data folder {root}", "Use paths below data.root.")
+        raise UserError(f"image {name!r} is outside the data folder {root}", "Use paths below data.root.")
     return root / normal
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an image file once it has been decoded.
+    """Properties of a decoded image file.
 
     Attributes:
         digest: SHA-256 of its bytes.
-        frames: 1 for a still picture, see `count_frames`.
+        frames: 1 for a still image, see `count_frames`.
         size: (width, height) in pixels, upright.
-        kind: its format and mode, such as `JPEG RGB`.
-        one_color: whether all pixels are alike once it is decoded.
-        perceptual_hash: its perceptual hash.
+        kind: format and mode, such as `JPEG RGB`.
+        one_color: whether all decoded pixels are equal.
+        perceptual_hash: see `near_duplicates`.
     """
 
     digest: str
@@ -107,12 +107,12 @@ def inspect_image(path: Path, max_pixels: int | None = None) -> ImageInfo:
     """Decode an image file once.
 
     Args:
-        max_pixels: see `open_image`; the size that is told is the file's.
+        max_pixels: see `open_image`; the returned size is the file's.
 
     Raises:
         UserError: as `open_image`.
     """
-    from ftlib.data.near_duplicates import perceptual_hash  # needs numpy, which reports do without
+    from ftlib.data.near_duplicates import perceptual_hash  # needs numpy, which reports do not
 
     upright, size = _decode(path, 0, "", max_pixels)
     one_color = all(low == high for low, high in upright.getextrema())  # type: ignore[misc]
@@ -122,9 +122,9 @@ def inspect_image(path: Path, max_pixels: int | None = None) -> ImageInfo:
 
 
 def count_frames(image: Image) -> int:
-    """How many pictures of a file are shown one after the other; 1 for a still picture, whatever else is in its file.
+    """Return the number of animation frames; 1 for a still image.
 
-    Of a TIFF its pages, up to the first one that is a smaller copy of another or a mask.
+    For a TIFF, the number of pages before the first thumbnail or mask.
     """
     opened: Any = image
     if image.format in _ANIMATED:
@@ -142,7 +142,7 @@ def count_frames(image: Image) -> int:
 
 
 def choose_frames(frames: int, rule: str) -> list[int]:
-    """Which frames of an animated picture become rows; a still picture has its one.
+    """Return the frames of an animated image that become rows; [0] for a still image.
 
     Args:
         rule: first, middle, last, all, or exclude.
@@ -153,17 +153,17 @@ def choose_frames(frames: int, rule: str) -> list[int]:
 
 
 def default_frame(path: Path, data: Data) -> int:
-    """Which frame a question shows that names only the file: the first of those that rows would be made of."""
+    """Return the frame for a query that gives only the file: the first frame that would become a row."""
     try:
         with _opened(path, data.max_pixels) as image:
             frames = count_frames(image)
     except UserError:
-        return 0  # what is wrong is told when it is decoded
+        return 0  # decoding will report the error
     return next(iter(choose_frames(frames, data.frames)), 0)
 
 
 def open_query_image(path: Path, data: Data) -> Image:
-    """The image of a question that names only the file, as a row of the dataset would show it.
+    """Open the image of a query that gives only the file, as a row of the dataset would.
 
     Raises:
         UserError: as `open_image`.
@@ -175,18 +175,18 @@ def open_image(path: Path, frame: int = 0, digest: str = "", max_pixels: int | N
     """Decode an image as upright RGB; transparent parts become white.
 
     Args:
-        digest: SHA-256 of the file that is wanted; "" takes any.
-        max_pixels: how many it may have; of a larger one, all edges are made shorter alike.
+        digest: the expected SHA-256 of the file; "" accepts any.
+        max_pixels: larger images are downscaled to at most this many pixels.
 
     Raises:
-        UserError: missing, too large, not an image, truncated, no such frame, numbers whose range is not known, or
-            another file than the wanted one.
+        UserError: the file is missing, too large, not an image or truncated, has no such frame, has pixel values of
+            unknown range, or has another digest.
     """
     return _decode(path, frame, digest, max_pixels)[0]
 
 
 def _decode(path: Path, frame: int, digest: str, max_pixels: int | None) -> tuple[Image, tuple[int, int]]:
-    """The image as `open_image` gives it, and its full size, upright."""
+    """Return the image as `open_image` does, and its full size, upright."""
     from PIL.Image import Resampling
 
     with _opened(path, max_pixels, digest) as image:
@@ -194,7 +194,7 @@ def _decode(path: Path, frame: int, digest: str, max_pixels: int | None) -> tupl
             try:
                 image.seek(frame)
             except EOFError:
-                raise UserError(f"{path}: no frame {frame} in it") from None
+                raise UserError(f"{path}: has no frame {frame}") from None
         full = image.size
         if small := _reduced_size(full, max_pixels):
             image.draft(None, (2 * small[0], 2 * small[1]))  # JPEG: decoded at ½, ¼ or ⅛
@@ -206,7 +206,7 @@ def _decode(path: Path, frame: int, digest: str, max_pixels: int | None) -> tupl
 
 
 def _reduced_size(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int] | None:
-    """Width and height of at most so many pixels, None where they are."""
+    """Return width and height scaled down to `max_pixels`; None if the image is small enough."""
     pixels = size[0] * size[1]
     if max_pixels is None or pixels <= max_pixels:
         return None
@@ -216,25 +216,25 @@ def _reduced_size(size: tuple[int, int], max_pixels: int | None) -> tuple[int, i
 
 @contextlib.contextmanager
 def _opened(path: Path, max_pixels: int | None = None, digest: str = "") -> Iterator[Image]:
-    """An image whose size is known, but whose pixels are not decoded yet.
+    """Open an image without decoding its pixels.
 
     Raises:
-        UserError: as `open_image`, for what goes wrong while it is open, too.
+        UserError: as `open_image`, also for errors of the body.
     """
     from PIL import Image
 
     pixels, size = (MAX_PIXELS_SHRUNK, MAX_BYTES_SHRUNK) if max_pixels else (MAX_PIXELS, MAX_BYTES)
     if max_pixels:
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS_SHRUNK // 2  # Pillow refuses twice as many
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS_SHRUNK // 2  # Pillow's limit is twice this value
     try:
         if path.stat().st_size > size:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes; at most {size:,} are read")
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes; the limit is {size:,}")
         file: Path | BytesIO = path
         if digest:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != digest:
-                problem = f"{path}: this is not the picture that was prepared: the file has been replaced since"
-                remedy = "Put the old one back; or `ftlib prepare CONFIG --again`, and train under another name."
+                problem = f"{path}: the file has changed since the dataset was prepared"
+                remedy = "Restore the old file; or run `ftlib prepare CONFIG --again`, and train under another name."
                 raise UserError(problem, remedy)
             file = BytesIO(content)
         with warnings.catch_warnings():
@@ -242,13 +242,13 @@ def _opened(path: Path, max_pixels: int | None = None, digest: str = "") -> Iter
             Image.init()
             with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 if image.width * image.height > pixels:
-                    problem = f"{path}: {image.width} × {image.height} pixels; at most {pixels:,} are read"
+                    problem = f"{path}: {image.width} × {image.height} pixels; the limit is {pixels:,}"
                     raise UserError(problem, "" if max_pixels else _SHRINK)
                 yield image
     except FileNotFoundError:
         raise UserError(f"{path}: no such image{_similar_name(path)}") from None
     except Image.DecompressionBombError:
-        problem = f"{path}: too many pixels (a decompression bomb?); at most {pixels:,} are read"
+        problem = f"{path}: too many pixels (a decompression bomb?); the limit is {pixels:,}"
         raise UserError(problem, "" if max_pixels else _SHRINK) from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{path}: {_unread_format(path)}") from None
@@ -259,19 +259,19 @@ def _opened(path: Path, max_pixels: int | None = None, digest: str = "") -> Iter
 
 
 def _unread_format(path: Path) -> str:
-    """Why a file is no image that is opened: what it is, if that can be seen."""
+    """Return why a file cannot be opened, with its format if the signature is known."""
     with path.open("rb") as file:
         start = file.read(64)
     for name, (place, mark) in _UNREAD.items():
         if start[place:].startswith(mark):
-            return f"{name} is not read, whatever the file is called; convert it to PNG or JPEG"
-    return f"not an image that can be read; formats that are: {', '.join(FORMATS)}"
+            return f"{name} is not supported; convert it to PNG or JPEG"
+    return f"not an image of a supported format: {', '.join(FORMATS)}"
 
 
 def _similar_name(path: Path) -> str:
-    """What lies in the place of a missing image under a name that differs only in case or Unicode form, if anything."""
+    """Return a hint if there is a file whose name differs only in case or Unicode form, else ""."""
     if "\\" in str(path):
-        return "; folders are separated by /, not by \\"
+        return "; use / between folders, not \\"
     for folder, name in zip(path.parents, (path.name, *(parent.name for parent in path.parents)), strict=False):
         try:
             changed = folder.stat().st_mtime_ns
@@ -282,16 +282,16 @@ def _similar_name(path: Path) -> str:
             return ""
         same_case = normalize("NFC", found) == normalize("NFC", name)
         differs = "in its Unicode form (composed or decomposed accents)" if same_case else "in upper and lower case"
-        return f"; in {folder} there is {found!r}, which differs {differs}"
+        return f"; {folder} contains {found!r}, which differs {differs}"
     return ""
 
 
 @functools.lru_cache(maxsize=4)
 def _names_by_plain_form(folder: Path, changed: int) -> dict[str, str]:
-    """Plain name → name of the files of a folder, of the first ones if there are very many.
+    """Return normalized name → name of the files of a folder (of the first ones if there are very many).
 
     Args:
-        changed: when the folder was changed last; names are read anew if that differs.
+        changed: modification time of the folder; part of the cache key.
     """
     try:
         with os.scandir(folder) as entries:
@@ -305,11 +305,11 @@ def _plain(name: str) -> str:
 
 
 def _rgb(path: Path, image: Image) -> Image:
-    """Grey of more than 8 bits is scaled, not clipped; what shines through is put on white, as a browser shows it."""
+    """Convert to RGB: grey of more than 8 bits is scaled, not clipped; transparent images get a white background."""
     from PIL import Image as images
     from PIL import ImageOps
 
-    opened: Any = image  # by a plugin; what it knows of the file goes with the first change
+    opened: Any = image  # a plugin's class; its attributes are lost with the first conversion
     wide_colors = any(";16" in str(tile[3]) for tile in opened.tile)
     white = 65535 if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else None
     negative = image.format == "TIFF" and opened.tag_v2.get(_PHOTOMETRIC) == 0
@@ -328,32 +328,32 @@ def _rgb(path: Path, image: Image) -> Image:
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
     plain = image.convert("RGB")
-    plain.info = {}  # what is drawn or shown of it must not carry its comments and color profile on
+    plain.info = {}  # saved copies must not contain the comments and color profile
     return plain
 
 
 def _grey(path: Path, image: Image, white: float | None, negative: bool) -> Image:
-    """Integers of more than 8 bits and floating-point numbers as 8 bits; the range is the kind's, not the picture's.
+    """Scale integers of more than 8 bits and floats to 8 bits, by the range of the data type, not of the image.
 
     Args:
-        white: the highest value of its kind; None if there is none by which pictures are made.
+        white: the highest value of the data type; None if its range is not defined.
         negative: whether 0 is white.
 
     Raises:
-        UserError: a kind without a range, values out of it or that are no numbers, or almost all of the range unused.
+        UserError: the range is not defined, values are out of range or NaN, or almost all of the range is unused.
     """
     import numpy as np
     from PIL import Image as images
 
     values = np.asarray(image)
     if white is None:
-        problem = f"{path}: integers of 32 bits, or with a sign, have no value that is known to be white"
-        raise UserError(problem, "Convert the image to 8 or 16 bits without a sign.")
+        problem = f"{path}: 32-bit or signed integers have no defined white value"
+        raise UserError(problem, "Convert the image to unsigned 8 or 16 bits.")
     if not np.isfinite(values).all():
-        raise UserError(f"{path}: some of its pixels are no numbers (NaN or infinite)")
+        raise UserError(f"{path}: some pixels are NaN or infinite")
     low, high = values.min(), values.max()
     if low < 0 or high > white:
-        problem = f"{path}: floating-point values from {low:g} to {high:g}; only 0 (black) to 1 (white) are read"
+        problem = f"{path}: floating-point values from {low:g} to {high:g}; the range must be 0 (black) to 1 (white)"
         raise UserError(problem, "Convert the image to 8 bits.")
     if white == 1.0:
         levels = (values * 255 + 0.5).astype(np.uint8)
@@ -368,11 +368,11 @@ def _grey(path: Path, image: Image, white: float | None, negative: bool) -> Imag
 
 
 def _require_bright(path: Path, low: int, high: int, white: int) -> None:
-    """Refuse 12 bits (or fewer) in a file of 16: they would be nearly black.
+    """Reject data of 12 bits or fewer in a 16-bit file: the image would be nearly black.
 
     Raises:
-        UserError: all values lie in the lowest sixteenth of the range, and are not all the same.
+        UserError: all values are in the lowest sixteenth of the range and not all equal.
     """
     if low < high and (high + 1) * 16 <= white + 1:
-        problem = f"{path}: a 16-bit image of at most 12 bits: all its values lie in the darkest sixteenth of the range"
+        problem = f"{path}: a 16-bit image with at most 12 bits: all values are in the darkest sixteenth of the range"
         raise UserError(problem, "Convert the image to 8 bits, or scale its values to 16.")

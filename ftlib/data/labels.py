@@ -1,4 +1,4 @@
-"""Labels that may be a mistake: one class under two names, or a word for a missing value that became a class."""
+"""Suspicious labels: one class under two names, or a placeholder for a missing value that became a class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?", re.ASCII)
 
 
 def suspicious_labels(counts: Mapping[str, int]) -> list[str]:
-    """What is suspicious about a closed set of labels, in words; of much the first, and how many more.
+    """Return messages about suspicious labels of a closed set: the first ones, and the number of further ones.
 
     Args:
         counts: label → number of rows.
@@ -40,7 +40,7 @@ def suspicious_labels(counts: Mapping[str, int]) -> list[str]:
 
 
 def labels_missing_in_train(labels: Mapping[str, Collection[str]]) -> list[str]:
-    """Labels of valid and test that no row of train has, in words: a test part without labels may have a word for them.
+    """Return messages about labels of valid and test that train lacks, such as a placeholder in a test split.
 
     Args:
         labels: split → its labels.
@@ -49,12 +49,12 @@ def labels_missing_in_train(labels: Mapping[str, Collection[str]]) -> list[str]:
     for split in labels:
         if split != "train" and (unknown := sorted(set(labels[split]) - set(labels["train"]))):
             shown = ", ".join(f"{label!r:.60}" for label in unknown[:MAX_ERRORS_SHOWN])
-            told.append(f"of {split}, that train does not have: {shown}{', …' * (len(unknown) > MAX_ERRORS_SHOWN)}")
+            told.append(f"in {split}, but not in train: {shown}{', …' * (len(unknown) > MAX_ERRORS_SHOWN)}")
     return told
 
 
 def _visible(label: str) -> str:
-    """Without characters that are not to be seen: zero-width spaces, marks of byte order and direction."""
+    """Return a label without invisible characters: zero-width spaces, byte order and direction marks."""
     return "".join(character for character in label if unicodedata.category(character) != "Cf")
 
 
@@ -69,13 +69,13 @@ def _simplest(label: str) -> str:
 
 _FORMS: Sequence[tuple[str, Callable[[str], str]]] = (
     ("space", lambda text: " ".join(text.split())),
-    ("characters that are not to be seen", _visible),
+    ("invisible characters", _visible),
     ("how accents are written (composed or not, Unicode's NFC and NFD)", partial(normalize, "NFC")),
     ("upper and lower case", str.casefold),
     ("case, space or the form of characters", _folded),
     ("how a number is written", _simplest),
 )
-"""What labels may differ in, and what then makes them the same."""
+"""Differences between labels, and the function that removes each."""
 
 
 def _why(labels: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
-"""PaliGemma's words for boxes and masks: `<loc0123>` … and `<seg045>` ….
+"""PaliGemma's text format for boxes and masks: `<loc0123>` … and `<seg045>` ….
 
-An object is four location tokens, y_min, x_min, y_max, x_max, for a mask sixteen segmentation tokens more, and then its
-label; several are joined with " ; ": `<loc0100><loc0200><loc0300><loc0400> cat ; …`. A coordinate is a fraction of the
-image's height or width; big_vision, with which PaliGemma was trained, writes round(fraction · 1023) and reads
-number / 1023. Other tools divide by 1024; `divisor` serves their data.
+An object is four location tokens (y_min, x_min, y_max, x_max), for a mask also sixteen segmentation tokens, and its
+label; objects are joined with " ; ": `<loc0100><loc0200><loc0300><loc0400> cat ; …`. A coordinate is a fraction of the
+image's height or width; big_vision, which trained PaliGemma, writes round(fraction · 1023) and reads number / 1023.
+Other tools divide by 1024; set `divisor` for their data.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SPACE = " \t\n\r\f\v"
 _OBJECT = re.compile(
     rf"<loc(\d{{4}})><loc(\d{{4}})><loc(\d{{4}})><loc(\d{{4}})>((?:<seg\d{{3}}>){{{SEG_TOKENS}}})?", re.ASCII
 )
-"""What stands before a label. The label and the space around it are no part of the pattern, which would try every way
-to divide a run of space between them."""
+"""The tokens before a label. The label and the whitespace around it are not part of the pattern, because matching them
+would take quadratic time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class LocatedObject:
 
     Attributes:
         box: x_min, y_min, x_max, y_max as fractions of the image's width and height.
-        label: what it is; may be empty.
-        mask: the sixteen codes of its mask, 0…127; empty for a box alone.
+        label: its class or description; may be empty.
+        mask: the sixteen codes of its mask, 0…127; empty for a box without a mask.
     """
 
     box: Box
@@ -49,10 +49,10 @@ class LocatedObject:
 
 @dataclass(frozen=True, slots=True)
 class ParsedObjects:
-    """What a text says.
+    """The objects of a text.
 
     Attributes:
-        unreadable: number of fragments that are no object: too few or too many tokens, or a box without extent.
+        unreadable: number of invalid fragments: too few or too many tokens, or an empty box.
     """
 
     objects: list[LocatedObject]
@@ -60,22 +60,22 @@ class ParsedObjects:
 
 
 def to_fractions(box: Box, width: float, height: float) -> Box:
-    """Pixels → fractions of the image's size; both x_min, y_min, x_max, y_max."""
+    """Convert pixels to fractions of the image's size; both are x_min, y_min, x_max, y_max."""
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
 def to_pixels(box: Box, width: float, height: float) -> Box:
-    """Fractions of the image's size → pixels; both x_min, y_min, x_max, y_max."""
+    """Convert fractions of the image's size to pixels; both are x_min, y_min, x_max, y_max."""
     return box[0] * width, box[1] * height, box[2] * width, box[3] * height
 
 
 def tolerance(edge: float) -> float:
-    """By how many pixels rounding may move an edge of a box in an image so wide (or high): 2, or half a percent."""
+    """Return the tolerated rounding error of a box edge in pixels: 2, or half a percent of the image's `edge`."""
     return max(_ROUNDING_PIXELS, _ROUNDING * edge)
 
 
 def exceeds_image(box: Sequence[float], width: float, height: float) -> bool:
-    """Whether a box (x_min, y_min, x_max, y_max in pixels) reaches beyond its image by more than rounding."""
+    """Whether a box (x_min, y_min, x_max, y_max in pixels) exceeds its image by more than rounding."""
     beyond_x, beyond_y = tolerance(width), tolerance(height)
     return not (
         box[0] >= -beyond_x and box[1] >= -beyond_y and box[2] <= width + beyond_x and box[3] <= height + beyond_y
@@ -83,39 +83,39 @@ def exceeds_image(box: Sequence[float], width: float, height: float) -> bool:
 
 
 def format_objects(objects: Sequence[LocatedObject], divisor: int = MAX_LOCATION) -> str:
-    """Write objects as PaliGemma is trained to, so that `parse_objects` reads the same objects again.
+    """Return objects in PaliGemma's format; `parse_objects` is the inverse.
 
-    What lies outside the image is cut off. A box narrower than a token is made one token wide, since one without extent
-    is no object.
+    Boxes are clipped to the image. A box narrower than one token is made one token wide.
 
     Args:
-        divisor: the token number of the image's far edge; numbers end at 1023.
+        divisor: the token number of the image's far edge; the highest token is 1023.
 
-    Raises:
-        ValueError: a label that could not be read again (with ";", "<" or ">", or with space around it), a box that
-            has no extent in the image, or mask codes that are not 16 of 0…127.
+        Raises:
+            ValueError: a label that cannot be parsed (with ";", "<" or ">", or whitespace around it), a box that is
+                empty
+                inside the image, or mask codes that are not 16 numbers of 0…127.
     """
     return " ; ".join(_format_object(one, divisor) for one in objects)
 
 
 def parse_objects(text: str, divisor: int = MAX_LOCATION) -> ParsedObjects:
-    """Read what a model wrote; never fails. An empty text names no object."""
+    """Parse a model's output; never fails. An empty text has no objects."""
     fragments = [fragment for fragment in text.split(";") if fragment.strip()]
     objects = [one for fragment in fragments if (one := _parse_object(fragment, divisor))]
     return ParsedObjects(objects, len(fragments) - len(objects))
 
 
 def label_error(label: str) -> str:
-    """Why a label could not be read again behind tokens; "" if it could."""
+    """Return why a label cannot be written after tokens; "" if it can."""
     if not label.strip():
         return "a label is needed"
     if set(";<>") & set(label) or label != label.strip():
-        return f'label {label!r}: ";", "<", ">" and space around it cannot be written beside tokens'
+        return f'label {label!r}: must not contain ";", "<", ">" or whitespace around it'
     return ""
 
 
 def find_errors(text: str) -> list[str]:
-    """What is wrong with each object that `parse_objects` does not read, beginning with its number and label."""
+    """Return a message for each object that `parse_objects` rejects, with its number and label."""
     fragments = [fragment for fragment in text.split(";") if fragment.strip()]
     return [
         f"object {number}{_name_fragment(fragment)}: {_why_unread(fragment)}"
@@ -134,7 +134,7 @@ def _why_unread(fragment: str) -> str:
     for kind, number in tokens:
         digits, end = (4, MAX_LOCATION) if kind == "loc" else (3, SEG_CODES - 1)
         if not (len(number) == digits and number.isascii() and number.isdecimal() and int(number) <= end):
-            return f"<{kind}{number}> is no token; there are <{kind}{0:0{digits}d}> to <{kind}{end:0{digits}d}>"
+            return f"<{kind}{number}> is not a token; tokens are <{kind}{0:0{digits}d}> to <{kind}{end:0{digits}d}>"
     edges = [int(number) for kind, number in tokens if kind == "loc"]
     if len(edges) != 4:
         return f"{len(edges)} location tokens, but a box has 4: y_min, x_min, y_max, x_max"
@@ -161,10 +161,10 @@ def _format_object(one: LocatedObject, divisor: int) -> str:
 
 
 def _edges(low: float, high: float, divisor: int, box: Box) -> tuple[int, int]:
-    """The two numbers of an extent, the first smaller."""
+    """Return the token numbers of an interval, the first one smaller."""
     low, high = max(low, 0.0), min(high, 1.0)
     if not low < high:
-        raise ValueError(f"box {box}: x_min < x_max and y_min < y_max are needed, inside the image")
+        raise ValueError(f"box {box}: must have x_min < x_max and y_min < y_max inside the image")
     first, last = (min(round(edge * divisor), MAX_LOCATION) for edge in (low, high))
     if first == last:
         first, last = (first, last + 1) if last < MAX_LOCATION else (first - 1, last)

@@ -1,7 +1,7 @@
 """The run of a config, also if its data lie elsewhere now: moved, copied, or at another path on another machine.
 
-A root outside the store is part of a run's identity as a path. Where a config has no run of its own, the run of the
-same name that differs from it in nothing but such paths, and that noted the very same data, is the config's run.
+The path of a root outside the store is part of a run's ID. If a config has no run, a run of the same name that differs
+only in such paths, and that recorded the same data, is used as the config's run.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def find_experiment(target: str | Mapping[str, Any], overrides: Overrides, site:
         return experiment, create_run(experiment, site)
     run = find_run(target, site)
     if others := [text for text in overrides if not text.startswith("evaluation.")]:
-        raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Give its config instead of its name.")
+        raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Use its config instead of its name.")
     return load_experiment(run.config_file, overrides, site), run
 
 
 def match_existing_runs(experiments: Sequence[Experiment], site: Site) -> list[Experiment]:
-    """The experiments, those under the name of an existing run that were begun with the same data elsewhere.
+    """Replace experiments by existing runs that started with the same data at another path.
 
-    Nothing but saved configs is read unless there is such a run; then data are compared, once for each place. Data of
-    a plugin's source are not: that would run the plugin, and this is asked on login nodes, too.
+    Only saved configs are read unless there is such a run; then the data are compared, once per path. Data of a
+    plugin's source are not compared, because that would run the plugin on a login node.
     """
     compared: dict[tuple[str, str], bool] = {}
     found, told = [], []
@@ -56,9 +56,7 @@ def match_existing_runs(experiments: Sequence[Experiment], site: Site) -> list[E
         known = _match_existing_run(experiment, site, compared)
         if known is not experiment:
             locations = ", ".join(dict.fromkeys(known.data_locations.values()))
-            told.append(
-                f"{experiment.config.name}: the same data now at {locations}; going on with the run begun before"
-            )
+            told.append(f"{experiment.config.name}: the same data is now at {locations}; resuming the existing run")
         found.append(known)
     for line in dict.fromkeys(told):
         log.warning(line)
@@ -70,7 +68,7 @@ def _match_existing_run(experiment: Experiment, site: Site, compared: dict[tuple
     if experiment.config.data.source_plugins or not folder.is_dir() or run_for(experiment, site).config_file.is_file():
         return experiment
     own = experiment.stored_data.locations
-    # of two that were begun with the same data, the finished one
+    # of two runs with the same data, prefer the finished one
     saved = sorted(folder.glob("*/config.yaml"), key=lambda path: (not Run(path.parent).done_marker.exists(), path))
     for locations in dict.fromkeys(map(_saved_locations, saved)):
         if not _outside(own, dict(locations)):
@@ -83,9 +81,9 @@ def _match_existing_run(experiment: Experiment, site: Site, compared: dict[tuple
 
 
 def _outside(own: dict[str, str], locations: dict[str, str]) -> bool:
-    """Whether places differ, and only in paths outside the store: below it, and in names, another one means other data.
+    """Whether the data paths differ, and only outside the store: names and paths in the store identify the data.
 
-    Data that were brought into the store, or out of it, count too.
+    Data that were moved into the store, or out of it, count too.
     """
     if own.keys() != locations.keys():
         return False
@@ -100,14 +98,14 @@ def _same(run: Run, experiment: Experiment, site: Site, compared: dict[tuple[str
     if key not in compared:
         try:
             compared[key] = same_data(run, experiment.config, site)
-        except UserError:  # nothing is there yet
+        except UserError:  # the data are not there yet
             compared[key] = False
     return compared[key]
 
 
-@functools.cache  # a run's name stands for them
+@functools.cache  # a run's config never changes
 def _saved_locations(config_file: Path) -> tuple[tuple[str, str], ...]:
-    """Where a run's config says that its data lie; nothing if it cannot be read."""
+    """Return the data paths of a run's config; empty if it cannot be read."""
     try:
         fields, _ = yaml12.load(config_file.read_text(encoding="utf-8"), str(config_file))
         return tuple(Data.model_validate(fields["data"]).locations.items())

@@ -1,8 +1,8 @@
-"""Pictures that look alike, such as one that was resized or compressed again. A perceptual hash tells.
+"""Near-duplicate images, such as resized or recompressed copies, found with a perceptual hash.
 
 The hash is the difference hash of N. Krawetz, "Kind of Like That" (2013), in both directions: which of two neighbours
-in a picture of 9 × 9 grey pixels is the brighter one, 128 bits. Two pictures look alike if at most
-`MAX_HAMMING_DISTANCE` of them differ.
+in an image of 9 × 9 grey pixels is brighter, 128 bits. Two images are near-duplicates if at most
+`MAX_HAMMING_DISTANCE` bits differ.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PerceptualHash = tuple[int, int]
-"""The hash; (0, 0) for pictures without any contrast, which are like none."""
+"""The hash; (0, 0) for images without contrast, which match nothing."""
 
 MAX_HAMMING_DISTANCE = 6
 _LEAST_CONTRAST = 16
-"""Of 255. In what is flatter, noise decides which pixel is the brighter one."""
+"""Minimum contrast, of 255: below it, noise decides which pixel is brighter."""
 
 _SIDE = 8
 _BITS = 2 * _SIDE * _SIDE
 _WINDOW = 8
-"""How many neighbours in a sorted list of hashes are compared."""
+"""Number of neighbours in a sorted list of hashes that are compared."""
 
 
 def perceptual_hash(image: Image) -> PerceptualHash:
-    """The perceptual hash of a picture."""
+    """Return the perceptual hash of an image."""
     from PIL.Image import Resampling
 
     small = image.convert("L").resize((_SIDE + 1, _SIDE + 1), Resampling.LANCZOS)
@@ -45,11 +45,11 @@ def perceptual_hash(image: Image) -> PerceptualHash:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pictures of a dataset that look alike, without those of exactly the same bytes among each other.
+    """Near-duplicate images of a dataset; identical files do not count.
 
     Attributes:
-        groups: the number of each picture's group, from 1; 0 for pictures that are like none, shape (n,).
-        pairs: some of two that look alike, places.
+        groups: each image's group number, from 1; 0 for images without near-duplicates, shape (n,).
+        pairs: indices of some near-duplicate pairs.
     """
 
     groups: NDArray[np.uint64]
@@ -57,10 +57,10 @@ class NearDuplicates:
 
 
 def near_duplicates(hashes: NDArray[np.uint64], digests: NDArray[np.void]) -> NearDuplicates:
-    """Group pictures that look alike.
+    """Group near-duplicate images.
 
-    Two hashes of 128 bits that differ in at most 6 agree in at least one of 8 pieces of 16. So the hashes are sorted
-    by each of the pieces in turn, and neighbours are compared; among many that share a piece, some may be missed.
+    Two hashes of 128 bits that differ in at most 6 bits agree in at least one of 8 pieces of 16 bits. So the hashes are
+    sorted by each piece in turn, and neighbours are compared; if many images share a piece, some pairs may be missed.
 
     Args:
         hashes: see `perceptual_hash`, shape (n, 2).

@@ -1,4 +1,4 @@
-"""What a dataset consists of, as plain lines: for `prepare --check`."""
+"""Summary of a dataset as plain lines, for `prepare --check`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LengthFunction = Callable[[str], int]
 def describe_dataset(
     data: Data, task: TaskRules, length: LengthFunction, unit: str, encode: RowTransform | None = None
 ) -> str:
-    """Read every row and decode every image, and say what is there; nothing is kept.
+    """Read every row, decode every image, and return the summary; nothing is stored.
 
     Args:
         task, encode: see `scan.scan_source`.
-        length: how long a text is, in `unit`.
+        length: returns the length of a text in `unit`.
 
-    Raises:
-        UserError: faulty rows or images, unless they are to be skipped; impossible splits.
+        Raises:
+            UserError: invalid rows or images, unless they are skipped; impossible splits.
     """
     with tempfile.TemporaryDirectory() as folder:
         scanned = scan_source(data, Path(folder) / "rows.arrow", task, encode)
@@ -54,13 +54,13 @@ def describe_dataset(
 def _rows(scanned: ScannedDataset, codes: Codes, contents: ContentGroups) -> Iterator[tuple[str, str]]:
     yield "rows", f"{len(scanned.rows):,}"
     yield from ((f"  of part {name}", f"{count:,}") for name, count in scanned.sizes.items() if name)
-    yield "records that are none", f"{scanned.invalid.count:,}"
+    yield "invalid records", f"{scanned.invalid.count:,}"
     for code, split in enumerate(SPLITS):
         yield split, f"{int((codes == code).sum()):,}"
     content = np.fromiter((hash_text(f"{r.image}\0{r.prefix}\0{r.suffix}") for r in scanned.rows), dtype=np.uint64)
     yield "duplicates (image, prompt and answer)", f"{len(content) - len(np.unique(content)):,}"
     together = contents.counted
-    yield "kept together, being of the same content", f"{together['rows']:,} rows in {together['groups']:,} groups"
+    yield "kept together (same content)", f"{together['rows']:,} rows in {together['groups']:,} groups"
 
 
 def _images(images: ImageTable, contents: ContentGroups) -> Iterator[tuple[str, str]]:
@@ -68,7 +68,7 @@ def _images(images: ImageTable, contents: ContentGroups) -> Iterator[tuple[str, 
     yield "  of the same content", f"{len(images.digests) - len(np.unique(images.digests)):,}"
     if near := contents.counted.get("near"):
         pairs = ", ".join(" ~ ".join(pair) for pair in near["shown"])
-        yield "  that look alike", f"{near['images']:,} in {near['groups']:,} groups: {pairs}"
+        yield "  near-duplicates", f"{near['images']:,} in {near['groups']:,} groups: {pairs}"
     yield "  animated", f"{int((images.frames > 1).sum()):,}"
     shown = ", ".join(sorted(images.one_color)[:SHOWN])
     yield "  of one color", f"{len(images.one_color):,}" + (f": {shown}" if shown else "")
@@ -98,7 +98,7 @@ def _labels(scanned: ScannedDataset, task: TaskRules) -> Iterator[tuple[str, str
 def _length_statistics(lengths: Iterable[int]) -> str:
     values = np.fromiter(lengths, dtype=np.int64)
     low, middle, high, most = np.quantile(values, [0, 0.5, 0.95, 1]).round().astype(int)
-    return f"least {low}, median {middle}, 95 % up to {high}, most {most} ({len(values):,} rows)"
+    return f"min {low}, median {middle}, 95th percentile {high}, max {most} ({len(values):,} rows)"
 
 
 def _most_common(counts: Counter[str]) -> str:

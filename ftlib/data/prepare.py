@@ -1,4 +1,4 @@
-"""Prepare a dataset: every row and every image checked, divided into train, valid and test, written to the store."""
+"""Prepare a dataset: check every row and image, split into train, valid and test, write to the store."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from ftlib.errors import UserError
 _BLOCK = 1000
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 _SHARD = 10**9
-"""Bytes of a file of rows, roughly."""
+"""Approximate size of a file of rows in bytes."""
 
 _SPOOL = "rows.arrow"
 _EXCLUSION_REASONS = {
@@ -57,24 +57,24 @@ _EXCLUSION_REASONS = {
     ANIMATED: "animated image",
 }
 NEAR_SHOWN = 8
-"""Pairs of images that look alike."""
+"""Number of near-duplicate pairs that are shown."""
 
 _MAX_MISSED = 1000
-"""Images that could not be used and are looked at again whenever the data are asked for."""
+"""Number of unusable images that are recorded, to see later whether they were repaired."""
 
 
 def prepare(
     config: Config, site: Site, task: TaskRules, transform: RowTransform | None = None, again: bool = False
 ) -> PreparedDataset:
-    """Check, split and write a dataset: two passes over its rows, each image opened once.
+    """Check, split and write a dataset: two passes over its rows; each image is opened once.
 
     Args:
-        task: the config's.
+        task: the config's task.
         transform: see `scan.scan_source`.
-        again: leave what is prepared already to the runs that were made from it, and prepare once more.
+        again: prepare again even if prepared data exist; existing runs keep the old data.
 
     Raises:
-        UserError: faulty rows or images, impossible splits, storage full or read-only.
+        UserError: invalid rows or images, impossible splits, storage full or read-only.
     """
     target = prepared_folder(config, site)
     again = again and files.is_complete(target)
@@ -133,14 +133,14 @@ def _labels(rows: SplitRows) -> set[str]:
 
 
 def _contradictions(splits: Sequence[SplitRows]) -> list[str]:
-    """Images that are there with several labels for the same question, in words; of many the first.
+    """Return a message about images with several labels for the same question; empty if there are none.
 
-    Memory: 16 bytes a row with an image.
+    Memory: 16 bytes per row with an image.
     """
     columns = ("id", "digest", "prefix", "suffix")
 
     def rows_with_images() -> Iterator[tuple[int, str, str]]:
-        """Of each row a hash of what is asked, its id and its label."""
+        """Yield hash of image and question, ID and label of each row."""
         for batch in itertools.chain.from_iterable(rows.batches for rows in splits):
             for name, digest, prefix, suffix in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
                 if digest:
@@ -159,11 +159,11 @@ def _contradictions(splits: Sequence[SplitRows]) -> list[str]:
         if asked in several and len(told) < 3 and first.setdefault(asked, label) != label:
             told.setdefault(asked, f"{name} is {label!r:.60}, and {first[asked]!r:.60} in another row")
     shown = "; ".join(told.values())
-    return [f"{len(several):,} {'images have' if len(several) > 1 else 'image has'} several of them: {shown}"]
+    return [f"{len(several):,} {'images have' if len(several) > 1 else 'image has'} several labels: {shown}"]
 
 
 def _parts(scanned: ScannedDataset, codes: Codes) -> list[dict[str, Any]]:
-    """What the source calls its parts, and how many rows of each are in which split."""
+    """Return the source's names of its official splits, with the number of rows of each in train, valid and test."""
     found = []
     for number, name in enumerate(scanned.part_names):
         here = codes[scanned.named == number]
@@ -175,18 +175,17 @@ def _parts(scanned: ScannedDataset, codes: Codes) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """What is known of all images of a dataset, 44 bytes each.
+    """Properties of all images of a dataset, 44 bytes each.
 
     Attributes:
         names: hashes of their names, ascending, shape (n,).
         digests: SHA-256 of their bytes, raw.
-        frames: how many; 0 if the image cannot be used.
-        sizes, kinds: how many images are of a size, of a format and mode.
-        one_color: names of those whose pixels are all alike once they are decoded.
-        perceptual_hashes: what those that look alike have in common, see `ImageInfo`, shape (n, 2); 0 if nothing is
-            known.
-        invalid: names of those that cannot be used.
-        first_rows: a row that shows each of them.
+        frames: number of frames; 0 if the image cannot be used.
+        sizes, kinds: number of images by size, and by format and mode.
+        one_color: names of images whose pixels are all equal.
+        perceptual_hashes: see `near_duplicates`, shape (n, 2); 0 if unknown.
+        invalid: names of images that cannot be used.
+        first_rows: index of the first row of each image.
     """
 
     names: NDArray[np.uint64]
@@ -200,16 +199,16 @@ class ImageTable:
     first_rows: NDArray[np.int64]
 
     def find(self, name: int) -> tuple[str, int]:
-        """Digest in hexadecimal and number of frames."""
+        """Return the digest in hexadecimal and the number of frames."""
         index = int(np.searchsorted(self.names, np.uint64(name)))
         return bytes(self.digests[index]).hex(), int(self.frames[index])
 
     def of_rows(self, values: NDArray[Any], scanned: ScannedDataset, without: Any) -> NDArray[Any]:
-        """A value of each image as one of each row.
+        """Return the value of each row's image.
 
         Args:
             values: one for each image.
-            without: for rows without an image.
+            without: the value for rows without an image.
         """
         found = np.full(len(scanned.images), without, dtype=values.dtype)
         shown = scanned.images != 0
@@ -218,10 +217,10 @@ class ImageTable:
 
 
 def check_images(scanned: ScannedDataset, data: Data, task: TaskRules) -> ImageTable:
-    """Decode every image once; faulty ones, and those that do not fit what the rows say of them, count as bad records.
+    """Decode every image once; unreadable ones, and those that contradict their rows, count as invalid records.
 
     Raises:
-        UserError: faulty images, unless they are to be skipped.
+        UserError: invalid images, unless they are skipped.
     """
     names, indices = first_rows_of_images(scanned)
     rows, root, misfit = scanned.rows, Path(data.root), task.validate_image_size
@@ -275,13 +274,13 @@ def _store_image_info(images: ImageTable, number: int, seen: ImageInfo) -> None:
 
 @dataclass(frozen=True)
 class ContentGroups:
-    """Which rows have the same content.
+    """Groups of rows with the same content.
 
     Attributes:
-        names: hash of each row's picture or text, shape (n,).
-        groups: what stays together in a split, shape (n,).
-        counted: rows that stay together with others for the sake of their content, and how many groups these are;
-            near duplicates among the images, with examples.
+        names: hash of each row's image or text, shape (n,).
+        groups: group of each row; a group stays in one split, shape (n,).
+        counted: number of rows and groups that were merged because of equal content; near-duplicate images, with
+            examples.
     """
 
     names: Hashes
@@ -290,13 +289,13 @@ class ContentGroups:
 
 
 def find_content_groups(scanned: ScannedDataset, images: ImageTable, rule: SplitRule) -> ContentGroups:
-    """Rows of the same picture, under whatever name, and rows without one that ask and answer the same, stay together.
+    """Group rows with the same image (under any name), and rows without an image with the same question and answer.
 
-    Where nothing occurs twice, groups are those of the source.
+    Without duplicates, the groups are those of the source.
     """
     digests = images.digests.view("V8")[::4].copy().view(np.uint64) if len(images.names) else np.empty(0, np.uint64)
     names = np.where(scanned.images == 0, scanned.texts, images.of_rows(digests, scanned, np.uint64(0)))
-    names = np.where(names == 0, scanned.images, names)  # what cannot be read is known by its name
+    names = np.where(names == 0, scanned.images, names)  # unreadable images are identified by name
     groups = merge_groups(scanned.keys.groups, names)
     alike = near_duplicates(images.perceptual_hashes, images.digests)
     counted: dict[str, Any] = _merge_counts(scanned.keys.groups, groups)
@@ -312,7 +311,7 @@ def find_content_groups(scanned: ScannedDataset, images: ImageTable, rule: Split
 
 
 def _merge_counts(before: Hashes, after: Hashes) -> dict[str, int]:
-    """How many rows are in groups that were several, and how many such groups there are."""
+    """Return how many rows are in groups that were merged, and how many such groups there are."""
     pairs = np.unique(np.stack([after, before], axis=1), axis=0)
     names, counts = np.unique(pairs[:, 0], return_counts=True)
     joined = names[counts > 1]
@@ -320,7 +319,7 @@ def _merge_counts(before: Hashes, after: Hashes) -> dict[str, int]:
 
 
 def exclusion_codes(scanned: ScannedDataset, images: ImageTable, data: Data) -> Codes:
-    """Negative for rows that are in no split: their image cannot be read, or moves where such are excluded."""
+    """Return a negative code for rows without a split: their image is unreadable, or animated and excluded."""
     frames = images.of_rows(images.frames, scanned, np.int32(1))
     codes = np.zeros(len(frames), dtype=np.int8)
     codes[frames == 0] = UNREADABLE
@@ -330,7 +329,7 @@ def exclusion_codes(scanned: ScannedDataset, images: ImageTable, data: Data) -> 
 
 
 class _SplitWriter:
-    """A split while its rows are written."""
+    """Writes the rows of a split."""
 
     def __init__(self, spool: Path) -> None:
         self.spool = spool
@@ -340,7 +339,7 @@ class _SplitWriter:
 
     @property
     def fingerprint(self) -> str:
-        """A sum of hashes: it does not depend on the order of rows, and needs only one row at a time."""
+        """Return the fingerprint: a sum of hashes, independent of the order of rows."""
         return f"{self.sum % (1 << 256):064x}"[:16]
 
     def add(self, row: Example) -> None:
@@ -354,10 +353,10 @@ class _SplitWriter:
 
 
 def _write(folder: Path, scanned: ScannedDataset, images: ImageTable, codes: Codes, data: Data) -> dict[str, Any]:
-    """Second pass: every row into its split.
+    """Second pass: write every row to its split.
 
     Returns:
-        Split → number of rows (of a mixture's parts, too) and fingerprint.
+        Split → number of rows (also for each dataset of a mixture) and fingerprint.
     """
     import datasets
     from datasets.table import MemoryMappedTable
@@ -375,7 +374,7 @@ def _write(folder: Path, scanned: ScannedDataset, images: ImageTable, codes: Cod
         name: datasets.Dataset(MemoryMappedTable.from_file(str(split.spool)), fingerprint=split.fingerprint)
         for name, split in splits.items()
     }
-    # without a file, a split without rows could not be opened
+    # an empty split needs a file, too, to be opened
     shards = {name: max(1, -(-split.spool.stat().st_size // _SHARD)) for name, split in splits.items()}
     datasets.DatasetDict(tables).save_to_disk(str(folder), num_shards=shards)
     found: dict[str, Any] = {}
@@ -386,7 +385,7 @@ def _write(folder: Path, scanned: ScannedDataset, images: ImageTable, codes: Cod
 
 
 def _return_free_memory() -> None:
-    """Give back to the system what glibc keeps of the passes before: 100 MB of a million rows. Others keep nothing."""
+    """Return memory that glibc keeps after the first pass to the system: 100 MB for a million rows."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -394,7 +393,7 @@ def _return_free_memory() -> None:
 def _write_text_rows(
     scanned: ScannedDataset, images: ImageTable, codes: Codes, data: Data, splits: Sequence[_SplitWriter]
 ) -> Iterator[int]:
-    """Rows without images, batch by batch, which is ten times as fast as row by row; yields how many are done."""
+    """Write rows without images by batch, ten times as fast as by row; yields the number of rows written."""
     import pyarrow
 
     again, start = scanned.duplicate_numbers(), 0
@@ -420,7 +419,7 @@ def _write_text_rows(
 def _write_image_rows(
     scanned: ScannedDataset, images: ImageTable, codes: Codes, data: Data, splits: Sequence[_SplitWriter]
 ) -> Iterator[int]:
-    """Rows with images: each as it is asked, once or once a frame; yields how many are done."""
+    """Write rows with images, animated ones once per chosen frame; yields the number of rows written."""
     again = scanned.duplicate_numbers()
     for index, (row, code) in enumerate(zip(scanned.rows, codes.tolist(), strict=True)):
         if code >= 0:

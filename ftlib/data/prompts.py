@@ -13,15 +13,15 @@ from ftlib.config.schema import CHAT
 from ftlib.data.example import Example, plain_text
 from ftlib.errors import UserError
 
-# Prompts of instructions: the Alpaca form with and without a context, and conversations for a model's chat template.
+# Prompts for instructions: the Alpaca format with and without input, and conversations for a model's chat template.
 #
-# The Alpaca form is that of Stanford Alpaca (R. Taori et al., 2023): a preamble, then the fields under `###` markers,
-# the answer under the last one. Where user text itself holds such a marker, a backslash is put before it (`\###
-# Response:`), so that it can neither end the prompt nor begin a field.
+# The Alpaca format is that of Stanford Alpaca (R. Taori et al., 2023): a preamble, then the fields under `###` markers,
+# the answer under the last one. A marker in user text is escaped with a backslash (`\### Response:`), so that it can
+# neither end the prompt nor start a field.
 
 ALPACA = "alpaca"
 CHAT_FIELDS = frozenset({"instruction", "input", "system", "history", "messages"})
-"""The fields of a row that the prompts of this module show, where it has them."""
+"""Fields of a row that these prompts show if the row has them."""
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -40,13 +40,13 @@ _BLANKS = " \t"
 
 
 def alpaca_prompt(example: Example) -> str:
-    """The instruction (a row's prefix) and its input, if it has one, in Alpaca's form.
+    """Return the instruction (a row's prefix) and its input, if any, in Alpaca's format.
 
-    What the model is told first (a `system` text or message) takes the preamble's place; turns before the instruction
-    stand before it as instructions and responses.
+    A system prompt (`system` field or message) replaces the preamble; earlier turns are written before the instruction
+    as instructions and responses.
 
     Raises:
-        UserError: as `previous_turns`; or the model is told something between the turns, or last.
+        UserError: as `previous_turns`; or there is a system message after the first turn.
     """
     context = context_of(example)
     preamble = _WITH_INPUT if context else _WITHOUT_INPUT
@@ -55,7 +55,7 @@ def alpaca_prompt(example: Example) -> str:
         preamble, turns = turns[0]["content"], turns[1:]
     names = {"user": "instruction", "assistant": "response"}
     if strange := [turn["role"] for turn in turns if turn["role"] not in names]:
-        problem = f"row {example.id}: prompt alpaca has no place for a message of role {strange[0]} behind the first"
+        problem = f"row {example.id}: prompt alpaca supports a message of role {strange[0]} only as the first"
         raise UserError(problem, "Set data.prompt: chat.")
     said = [(names[turn["role"]], turn["content"]) for turn in turns] + [("instruction", example.prefix)]
     if context:
@@ -65,13 +65,13 @@ def alpaca_prompt(example: Example) -> str:
 
 
 def chat_prompt(example: Example) -> str:
-    """The turns before the answer, as JSON: `[{"role": …, "content": …}, …]`.
+    """Return the turns before the answer as JSON: `[{"role": …, "content": …}, …]`.
 
-    They are the row's `messages` if it has any, without the answer; else its `system` text, its `history` and one turn
-    of the user: the instruction, and its input behind an empty line.
+    These are the row's `messages` without the answer, if it has any; else its `system` text, its `history` and a user
+    turn: the instruction and, after an empty line, its input.
 
     Raises:
-        UserError: messages that are no list of turns, or none before the answer.
+        UserError: `messages` is not a list of turns, or has none before the answer.
     """
     if "messages" in example.facts:
         turns = _turns_of_messages(example)
@@ -82,10 +82,10 @@ def chat_prompt(example: Example) -> str:
 
 
 def previous_turns(example: Example) -> list[dict[str, str]]:
-    """What was said before a row's question: its messages but the last, or its `system` text and its `history`.
+    """Return the turns before a row's question: from its messages, or its `system` text and `history`.
 
     Raises:
-        UserError: messages or a history that are none.
+        UserError: `messages` or `history` is invalid.
     """
     if "messages" in example.facts:
         return _turns_of_messages(example)[:-1]
@@ -96,10 +96,10 @@ def previous_turns(example: Example) -> list[dict[str, str]]:
 
 
 def history_turns(facts: Mapping[str, Any]) -> list[dict[str, str]]:
-    """An instruction's `system` text and its `history` of [question, answer] pairs, as turns.
+    """Return an instruction's `system` text and its `history` of [question, answer] pairs as turns.
 
     Raises:
-        ValueError: something else.
+        ValueError: a field is invalid.
     """
     system, history = facts.get("system"), facts.get("history")
     if system is not None and not isinstance(system, str):
@@ -112,15 +112,15 @@ def history_turns(facts: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def context_of(example: Example) -> str:
-    """The input of an instruction; empty for none."""
+    """Return the input of an instruction, or ""."""
     context = example.facts.get("input", "")
     return context if isinstance(context, str) and context.strip() else ""
 
 
 def escape_markers(template: str, fields: Mapping[str, str]) -> dict[str, str]:
-    """Fields with a backslash before every field marker (`### Word:`) that the template itself has.
+    """Escape, in field values, every field marker (`### Word:`) of the template with a backslash.
 
-    Number of hashes from two up, space and case do not matter. Templates without markers leave fields as they are.
+    Two or more hashes match; whitespace and case are ignored. Without markers in the template, fields stay unchanged.
     """
     found = filter(None, map(_MARKER_LINE.fullmatch, template.split("\n")))
     words = [line[1].rstrip(_BLANKS).removesuffix(":").rstrip(_BLANKS) for line in found]
@@ -131,16 +131,16 @@ def escape_markers(template: str, fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def _markers(words: Iterable[str]) -> re.Pattern[str]:
-    """What finds field markers; only at the first of their hashes, since a long run of them would be tried at each."""
+    """Return a pattern for field markers; it matches only at the first hash, so that long runs take linear time."""
     return re.compile(rf"(?<!#)#{{2,}}\s*(?:{'|'.join(map(re.escape, words))})\s*[:：]", re.IGNORECASE)
 
 
 _MARKERS = _markers(("Instruction", "Input", "Response"))
-"""Alpaca's own."""
+"""The markers of the Alpaca format."""
 
 
 def _escape_alpaca_markers(text: str) -> str:
-    """A text without Alpaca's own markers."""
+    """Return a text with Alpaca's markers escaped."""
     return _MARKERS.sub(lambda match: "\\" + match[0], text)
 
 
@@ -152,7 +152,7 @@ def _turns_of_messages(example: Example) -> list[dict[str, str]]:
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     if not turns:
-        raise UserError(f"row {example.id}: field messages: nothing stands before the answer")
+        raise UserError(f"row {example.id}: field messages: there is no turn before the answer")
     return turns
 
 
@@ -168,24 +168,24 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-# Templates: the words of the config, or one of the forms above.
+# Templates: a text with fields from the config, or one of the formats above.
 
 PromptTemplates = str | Mapping[str, str]
-"""A prompt for all rows, or dataset → prompt."""
+"""The prompt of all rows, or dataset → prompt."""
 
 BUILTIN_TEMPLATES: dict[str, Callable[[Example], str]] = {ALPACA: alpaca_prompt, CHAT: chat_prompt}
-"""Prompts that are more than a template, by the name that `data.prompt` gives."""
+"""Built-in values of `data.prompt` → function that renders the prompt."""
 
 _MEDIA_MARKER = re.compile("<(?:image|video|audio)>")
-"""Where other programs put the image into a prompt; here it would be learned as text."""
+"""Image placeholders of other programs; ftlib would train on them as text."""
 
 
 @functools.lru_cache(maxsize=64)
 def template_fields(template: str) -> frozenset[str]:
-    """The names in braces.
+    """Return the names in braces.
 
     Raises:
-        UserError: unbalanced braces, or more than a plain name in them.
+        UserError: unbalanced braces, or something else than a name in them.
     """
     try:
         parsed = list(string.Formatter().parse(template))
@@ -202,12 +202,12 @@ def template_fields(template: str) -> frozenset[str]:
 
 
 def prompt_fields(template: str) -> frozenset[str]:
-    """The fields of a row that a prompt shows."""
+    """Return the fields of a row that a prompt shows."""
     return CHAT_FIELDS if template in BUILTIN_TEMPLATES else template_fields(template)
 
 
 def render(template: str, fields: Mapping[str, str]) -> str:
-    """Fill a template. Braces inside the fields' own text are left as they are.
+    """Fill a template. Braces in the values of fields stay unchanged.
 
     Raises:
         UserError: the template names a field that the row lacks.
@@ -215,16 +215,16 @@ def render(template: str, fields: Mapping[str, str]) -> str:
     missing = template_fields(template) - set(fields)
     if missing:
         have = ", ".join(sorted(fields))
-        raise UserError(f"prompt {template!r} names {', '.join(sorted(missing))}, but the rows have only: {have}")
+        raise UserError(f"prompt {template!r} names {', '.join(sorted(missing))}, but the rows only have: {have}")
     return string.Formatter().vformat(template, (), dict(fields))
 
 
 def render_prompt(example: Example, templates: PromptTemplates) -> str:
-    """The prompt that a row is asked with, in training and in evaluation.
+    """Return the prompt of a row, in training and in evaluation.
 
     Args:
-        templates: one of `BUILTIN_TEMPLATES`, or a text with fields; of a mixture one for each dataset. Field markers
-            (`### Word:`) of the template are defused in the row's own text.
+        templates: one of `BUILTIN_TEMPLATES`, or a text with fields; for a mixture, one for each dataset. Field markers
+            (`### Word:`) of the template are escaped in the row's text.
     """
     template = templates if isinstance(templates, str) else templates[example.dataset]
     if template in BUILTIN_TEMPLATES:
@@ -234,16 +234,16 @@ def render_prompt(example: Example, templates: PromptTemplates) -> str:
 
 
 def prompt_checker(template: str) -> Callable[[Example], str]:
-    """What finds rows that are not asked as they should be: row → what is wrong with it; "" for nothing.
+    """Return a function that checks whether a row fits a template: row → error, or "".
 
-    These are rows that lack a field of the template, those with turns before the question that would not be shown, and
-    those with an image and its marker (`<image>`) in their text.
+    Errors are: a missing field, earlier turns that the template would not show, and an image placeholder (`<image>`) in
+    the text of a row with an image.
 
     Args:
         template: `data.prompt`.
 
     Raises:
-        UserError: a template that is none.
+        UserError: the template is invalid.
     """
     if template in BUILTIN_TEMPLATES:
         return functools.partial(_conversation_error, BUILTIN_TEMPLATES[template])
@@ -251,7 +251,7 @@ def prompt_checker(template: str) -> Callable[[Example], str]:
 
 
 def hides_context(template: str, row: Example) -> bool:
-    """Whether a row is an instruction with an input that a prompt does not show: to be told, since it may be meant."""
+    """Whether a row has an input that the prompt does not show, which may be a mistake."""
     return not row.image and prompt_fields(template).isdisjoint({"input", "context"}) and bool(context_of(row))
 
 
@@ -270,27 +270,27 @@ def _template_error(template: str, names: frozenset[str], row: Example) -> str:
     for name in names:
         if name not in facts:
             have = ", ".join(sorted({"prefix", *facts}))
-            return f"field {name}: is missing, but data.prompt names it; there are: {have}"[:300]
+            return f"field {name}: is missing, but data.prompt uses it; available: {have}"[:300]
         if plain_text(facts[name]) is None:
-            return f"field {name}: data.prompt names it, so it must be text or a number, got {facts[name]!r}"[:200]
+            return f"field {name}: data.prompt uses it, so it must be text or a number, got {facts[name]!r}"[:200]
     if not row.image:
         return _omitted_fields(template, names, row)
     named = [(name, str(facts[name])) for name in names]
     for name, text in (("prefix", row.prefix), ("suffix", row.suffix), ("data.prompt", template), *named):
         if marker := _MEDIA_MARKER.search(text):
-            return f"field {name}: {marker[0]} would be learned as text; the image is always shown, remove it"
+            return f"field {name}: {marker[0]} would be trained on as text; remove it: the image is always shown"
     return ""
 
 
 def _omitted_fields(template: str, names: frozenset[str], row: Example) -> str:
-    """What of an instruction a template has no place for."""
-    remedy = f"data.prompt, {template!r}, has no place for it: set data.prompt: chat or alpaca"
+    """Return an error if a template omits earlier turns or the system prompt of a row, else ""."""
+    remedy = f"not shown by data.prompt {template!r}; set data.prompt: chat or alpaca"
     try:
         turns = previous_turns(row)
     except UserError as error:
         return error.problem
     if any(turn["role"] != "system" for turn in turns):
-        return f"what was said before the question: {remedy}"
+        return f"earlier turns of the conversation: {remedy}"
     if turns and "system" not in names:
-        return f"what the model is told first (system): {remedy}"
+        return f"system prompt: {remedy}"
     return ""

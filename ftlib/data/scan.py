@@ -1,6 +1,6 @@
-"""First pass over a dataset: every row checked and put on disk, and of each the few numbers that a split depends on.
+"""First pass over a dataset: validate every row, write it to disk, and collect the hashes that splits depend on.
 
-Memory: 84 bytes a row, whatever its text.
+Memory: 84 bytes per row, independent of its text.
 """
 
 from __future__ import annotations
@@ -57,26 +57,26 @@ RowTransform = Callable[[Example | InvalidRecord], Example | InvalidRecord]
 
 @dataclass
 class ScannedDataset:
-    """What the first pass leaves.
+    """Result of the first pass.
 
     Attributes:
-        path: the rows, as `SplitRows` reads them.
-        images: hash of each row's image, 0 without one, shape (n,).
-        texts: of rows without one hash of their normalized prompt and answer, else 0, shape (n,).
-        lines: of rows without one SHA-256 of their line of JSON, raw, shape (n,).
-        own_ids: whether a row's id is its record's, shape (n,); the others have 64 bits of the SHA-256 of their fields.
-        part_names: what the source calls its parts; the first is "", for rows without one.
-        named: which of these each row has, shape (n,).
-        sizes: number of rows of each part of a mixture (one after the other); "" → all, if it is none.
-        labels: every answer that occurs, counted; None if there are more than `MAX_LABELS`.
-        facts: names of all other fields that the records have.
-        invalid: the faulty records, of which the first are kept, and their number.
-        unlearned: how many answers of conversations are marked as not to be learned, and give no row.
-        stripped: of how many rows space around an answer was taken off.
-        unasked: how many of the faulty records are rows that the prompt cannot ask.
-        unshown: how many rows have an input that the prompt does not show.
-        unused: fields of what the rows were made from that nothing uses.
-        remarks: what may be a mistake in the source, in words.
+        path: the rows, for `SplitRows`.
+        images: hash of each row's image, 0 without an image, shape (n,).
+        texts: for rows without an image, hash of the normalized prompt and answer, else 0, shape (n,).
+        lines: for rows without an image, SHA-256 of their JSON line, raw, shape (n,).
+        own_ids: whether the record has an ID, shape (n,); other rows get 64 bits of the SHA-256 of their fields.
+        part_names: the source's names of its official splits; the first is "", for rows without one.
+        named: index into `part_names` of each row, shape (n,).
+        sizes: number of rows of each dataset of a mixture, in order; "" → all rows, without a mixture.
+        labels: all answers with counts; None if there are more than `MAX_LABELS`.
+        facts: names of all other fields of the records.
+        invalid: the number of invalid records, and the first ones.
+        unlearned: number of answers in conversations that are marked as not trained on and give no row.
+        stripped: number of rows whose answer had surrounding whitespace removed.
+        unasked: number of invalid records that only the prompt does not fit.
+        unshown: number of rows with an input that the prompt does not show.
+        unused: unused fields of the records.
+        remarks: possible mistakes in the source.
     """
 
     path: Path
@@ -100,21 +100,21 @@ class ScannedDataset:
 
     @property
     def rows(self) -> SplitRows:
-        """All rows, in the order of the source."""
+        """Return all rows, in the order of the source."""
         return SplitRows(self.path)
 
     def assign_splits(self, rule: SplitRule, groups: Hashes, contents: Hashes, dropped: Codes) -> Codes:
-        """Which split each row belongs to, see `splits.assign_splits`; each part of a mixture is divided by itself.
+        """Return the split of each row, see `splits.assign_splits`; each dataset of a mixture is split separately.
 
-        What then shows the content of another split is left out.
+        Rows whose content also occurs in another split are then left out.
 
         Args:
-            groups: what stays together, one entry for each row.
-            contents: hash of each row's picture or text.
-            dropped: negative for rows that are in no split, whatever the rule.
+            groups: group of each row, which stays in one split.
+            contents: hash of each row's image or text.
+            dropped: negative for rows that are never in a split.
 
         Raises:
-            UserError: as `splits.assign_splits`; or everything is asked, and nothing is left to train on.
+            UserError: as `splits.assign_splits`; or a split would be empty.
         """
         keys, codes, start = replace(self.keys, groups=groups), dropped.copy(), 0
         for name, size in self.sizes.items():
@@ -129,12 +129,16 @@ class ScannedDataset:
         drop_leaked_contents(codes, contents)
         for code in (0, 1):
             if not (codes == code).any():
-                problem = f"everything in {SPLITS[code]} is asked in another split, too, so that nothing is left"
-                raise UserError(problem, "Give the rows of an image the same part, or set data.split.official: false.")
+                problem = (
+                    f"every image of {SPLITS[code]} also occurs in another split, so {SPLITS[code]} would be empty"
+                )
+                remedy = "Put all rows of an image in one split, or set data.split.official: false."
+                raise UserError(problem, remedy)
         return codes
 
     def duplicate_numbers(self) -> dict[int, int]:
-        """Place of a row without an id of its own → 2, 3, …: how many rows with this content there are up to it."""
+        """Return index → 2, 3, … of rows without an ID whose content occurs before: the count so far, to number
+        them."""
         indices = np.flatnonzero(~self.own_ids)
         order = indices[np.argsort(self.keys.rows[indices], kind="stable")]
         names = self.keys.rows[order]
@@ -146,10 +150,10 @@ class ScannedDataset:
 
 @dataclass
 class InvalidRecords:
-    """Records that cannot be used; all are counted, the first are kept in words.
+    """Invalid records: all are counted, messages of the first are kept.
 
     Attributes:
-        with_id: how many are rows with an id of their own, which no later row may have.
+        with_id: number of those with an ID, which no later row may have.
     """
 
     stop: bool
@@ -158,25 +162,25 @@ class InvalidRecords:
     with_id: int = 0
 
     def add(self, bad: InvalidRecord, row: Example | InvalidRecord | None = None) -> None:
-        """Take note of one, which may have been a row."""
+        """Add an invalid record; `row` is the row that was made of it, if any."""
         self.count += 1
         self.with_id += isinstance(row, Example) and bool(row.id)
         if len(self.shown) < MAX_ERRORS_SHOWN:
             self.shown.append(f"{bad.location}: {bad.reason}")
 
     def raise_or_report(self) -> None:
-        """Raise UserError if they are to stop the work; otherwise say how many are left out."""
+        """Raise UserError with `on_bad: stop`; otherwise report the number of skipped records."""
         if not self.count:
             return
         more = [f"… and {self.count - len(self.shown)} more"] if self.count > len(self.shown) else []
         text = "\n".join([*self.shown, *more])
         if self.stop:
-            raise UserError(text, "Mend these records, or leave them out with data.on_bad=skip. Nothing was written.")
-        log.warning(f"{text}\n{self.count} records cannot be used and are left out")
+            raise UserError(text, "Fix these records, or skip them with data.on_bad=skip. Nothing was written.")
+        log.warning(f"{text}\n{self.count} invalid records are skipped")
 
 
 class TaskRules(Protocol):
-    """What is asked of a task (`tasks.base.Task`) while a dataset is prepared for it."""
+    """The part of a task (`tasks.base.Task`) that preparing a dataset needs."""
 
     @property
     def name(self) -> str: ...
@@ -191,15 +195,15 @@ class TaskRules(Protocol):
 
 
 def scan_source(data: Data, path: Path, task: TaskRules, transform: RowTransform | None = None) -> ScannedDataset:
-    """Read a source once; files of one record in a line by all cores.
+    """Read a source once; line-based files are read on all cores.
 
     Args:
-        path: where the rows are put.
-        task: says which rows its metric could not judge; they are faulty, too.
-        transform: writes answers in the words that are learned, where the source has another form of them.
+        path: file for the rows.
+        task: validates rows; rows that its metric cannot score are invalid.
+        transform: converts answers to the target text, if the source has another format.
 
     Raises:
-        UserError: faulty records (unless they are to be skipped), no rows at all, a prompt that names what rows lack.
+        UserError: invalid records (unless they are skipped), no rows, a prompt with fields that the rows lack.
     """
     for part in data.datasets.values():
         warn_other_files(part)
@@ -210,10 +214,10 @@ def scan_source(data: Data, path: Path, task: TaskRules, transform: RowTransform
             scanned = _scan(map(transform, found) if transform else found, data, path, task, writer, update)
     scanned.invalid.raise_or_report()
     if empty := [data.datasets[name].root for name, size in scanned.sizes.items() if not size]:
-        raise UserError(f"{empty[0]}: no rows in it", "Check source, root and file.")
+        raise UserError(f"{empty[0]}: has no rows", "Check source, root and file.")
     if task.closed_labels and scanned.labels is None:
-        problem = f"{data.root}: more than {MAX_LABELS:,} different answers are no closed set of labels"
-        raise UserError(problem, "Set another task, or check which column data.columns takes as suffix.")
+        problem = f"{data.root}: more than {MAX_LABELS:,} different answers, too many for a set of labels"
+        raise UserError(problem, "Set another task, or check the column of suffix in data.columns.")
     return scanned
 
 
@@ -260,7 +264,7 @@ def _scan(
         if row.id:
             own_ids.append(True)
             name = hash_text(row.id)
-        else:  # the same id wherever the row stands among the others
+        else:  # the ID does not depend on the row's position
             own_ids.append(False)
             row.id = f"{row.dataset}/{line.hexdigest()[:16]}" if row.dataset else line.hexdigest()[:16]
             name = int.from_bytes(line.digest()[:8], "big")
@@ -314,10 +318,10 @@ def _scan(
 
 
 def _scan_in_parallel(data: Data, path: Path, task: TaskRules) -> ScannedDataset | None:
-    """Go through the pieces of a source, as `_scan`, with one process for each core.
+    """Scan the chunks of a source with one process per core, as `_scan`.
 
-    None where it has to be read from its beginning, or where the pieces do not fit together: whoever reads one after
-    the other can say of what is wrong where it stands.
+    Returns None if the source cannot be divided, or if something is wrong: a sequential scan then reports the location
+    of the error.
 
     Raises:
         UserError: a process was killed.
@@ -329,7 +333,7 @@ def _scan_in_parallel(data: Data, path: Path, task: TaskRules) -> ScannedDataset
     scans: list[ScannedDataset] = []
     names = {name: SplitNames(part) for name, part in data.datasets.items()}
     waiting = iter(all_pieces)
-    # Forked, a process needs no imports, and none that the working folder could replace.
+    # A forked process needs no imports, so the working directory cannot inject modules.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_end_with_parent)
     try:
         running = deque(pool.submit(_scan_chunk, data, path, task, chunk) for chunk in islice(waiting, 2 * processes))
@@ -344,8 +348,8 @@ def _scan_in_parallel(data: Data, path: Path, task: TaskRules) -> ScannedDataset
                 scans.append(read.scanned)
                 update(len(writer), "")
     except BrokenProcessPool:
-        remedy = "Was it killed for want of memory? Try again with more, or with fewer cores (taskset -c 0)."
-        raise UserError(f"{data.root}: a process that read its rows was ended", remedy) from None
+        remedy = "It may have run out of memory. Try again with more memory, or with fewer cores (taskset -c 0)."
+        raise UserError(f"{data.root}: a process that read rows was killed", remedy) from None
     finally:
         pool.shutdown(cancel_futures=True)
     scanned = _concatenate(scans)
@@ -358,7 +362,7 @@ def _scan_in_parallel(data: Data, path: Path, task: TaskRules) -> ScannedDataset
 
 
 class _ChunkScan(NamedTuple):
-    """What a process returns of a piece: its rows as an Arrow stream."""
+    """A process's result for a chunk: its rows as an Arrow stream."""
 
     scanned: ScannedDataset
     names: SplitNames
@@ -372,13 +376,13 @@ def _scan_chunk(data: Data, path: Path, task: TaskRules, chunk: SourceChunk) -> 
     try:
         with RowWriter(sink) as writer:
             scanned = _scan(iter_examples(data, task.name, chunk, names), data, path, task, writer)
-    except UserError:  # perhaps another one for who knows all rows
+    except UserError:  # the sequential scan will report the error
         return None
     return _ChunkScan(scanned, names, sink.getvalue().to_pybytes())
 
 
 def _end_with_parent() -> None:
-    """A reading process ends with the command, however that ends; signals, sent to all processes, are the command's."""
+    """Exit when the parent process ends, and leave signals to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -392,7 +396,7 @@ def _end_with_parent() -> None:
 
 
 def _concatenate(scans: Sequence[ScannedDataset]) -> ScannedDataset:
-    """One scan of several, in their order."""
+    """Concatenate scans in order."""
     part_names = {"": 0}
     labels: Counter[str] | None = Counter()
     sizes, bad, named = dict.fromkeys(scans[0].sizes, 0), InvalidRecords(scans[0].invalid.stop), []
@@ -442,7 +446,7 @@ def _concatenate(scans: Sequence[ScannedDataset]) -> ScannedDataset:
 
 
 def _text_hash(row: Example) -> int:
-    """Hash of what is asked and answered, whatever the case, the blanks and the form of its characters."""
+    """Return a hash of question and answer that ignores case, whitespace and Unicode form."""
     context = row.facts.get("messages") or row.facts.get("input") or ""
     text = f"{row.prefix}\0{row.suffix}\0{context}"
     if not text.isascii():
@@ -451,13 +455,13 @@ def _text_hash(row: Example) -> int:
 
 
 def first_rows_of_images(scanned: ScannedDataset) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Every image's hash, ascending, and a row that shows it."""
+    """Return the hashes of all images, ascending, and the index of the first row of each."""
     names, first = np.unique(scanned.images, return_index=True)
     shown = names != _NONE
     return names[shown], first[shown]
 
 
 def sample(rows: SplitRows, count: int) -> list[Example]:
-    """At most `count` rows, evenly spaced."""
+    """Return at most `count` rows, evenly spaced."""
     step = max(1, len(rows) // count)
     return list(islice((rows[index] for index in range(0, len(rows), step)), count))

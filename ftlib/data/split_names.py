@@ -1,8 +1,8 @@
-"""What releases call their splits → train, valid and test: one table for folders, splits of the hub and fields of rows.
+"""Map official split names to train, valid and test: one table for folders, splits on the hub and fields of rows.
 
-Names are taken apart at capitals, digits and punctuation: `testA`, `test-dev`, `validation_matched`, `train_sft`,
-`PublicTest`, `dev.clean`, `seg_train`. A name with words for test and valid (`test_dev`) is test; with a word for train
-and for another split (`trainval`) it is none. `data.splits` says what the other names are.
+Names are split at capitals, digits and punctuation: `testA`, `test-dev`, `validation_matched`, `train_sft`,
+`PublicTest`, `dev.clean`, `seg_train`. A name with words for test and valid (`test_dev`) is test; a name with words for
+train and another split (`trainval`) is unknown. `data.splits` in the config maps unknown names.
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ _NEGATIONS = {"no", "non", "not", "pre", "un", "without"}
 _ALTERNATIVES = "|".join(sorted(_WORDS, key=len, reverse=True))
 _FILLERS = "sets?|splits?|data|images?|mini|std|challenge|reserve|[a-d]|データ|用"
 _COMPOUND = re.compile(rf"((?:{_ALTERNATIVES})+)(?:{_FILLERS})?")
-"""A word that is put together: testset, devtest, testa, testmini."""
+"""Compound words: testset, devtest, testa, testmini."""
 _NOTHING = re.compile(rf"{_FILLERS}")
-"""What a name may hold beside: test_set, testA."""
+"""Further words that a split name may have: test_set, testA."""
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+")
 
 _FIELDS = ("part", "split")
-"""The fields of rows, in capitals or not, that say which split they belong to, unless `data.columns.part` names one."""
+"""Fields with a row's official split (any case), unless `data.columns.part` is set."""
 
 _DOUBTFUL = {"data_split", "dataset_split", "fold", "partition", "phase", "set", "split_name", "subset", "usage"}
-"""Fields that say so in some datasets: where their values are names of several splits, the config must name them."""
+"""Fields that hold the split in some datasets; if their values are split names, the config must decide."""
 
 _FLAGS = {"is_test", "is_train", "is_training", "is_val", "is_valid", "is_validation"}
 _ROLES = {"id", "image", "prefix", "suffix", "references", "instruction", "input", "output", "response", "context"}
-"""Fields that say something else, whatever their values."""
+"""Fields that never hold the split."""
 
 _YES = ("1", "1.0", "true", "yes")
 _MAX_FORMS = 1000
 
 _LEFT_OUT = "left_out"
 _MAX_SHOWN = 20
-"""Names that are shown; a field with more of them that are not known is none of splits."""
+"""Number of names that are shown; a field with more unknown names does not hold splits."""
 
 
 @functools.lru_cache(1024)  # rows have few names
 def split_from_name(name: str) -> OfficialSplit:
-    """What a name stands for; "" if it is none of a split, or not clear."""
+    """Return the split of a name; "" if it is not a split name, or ambiguous."""
     tokens = _tokens(name)
     compounds = [found.group(1) for token in tokens if (found := _COMPOUND.fullmatch(token))]
     parts = {_WORDS[word] for compound in compounds for word in re.findall(_ALTERNATIVES, compound)}
@@ -85,7 +85,7 @@ def split_from_name(name: str) -> OfficialSplit:
 
 @functools.lru_cache(1024)
 def split_from_plain_name(name: str) -> OfficialSplit:
-    """As `split_from_name`, of names that say nothing else: `Test`, `testA`, `test_set`, not `test_tube`."""
+    """As `split_from_name`, but only for names without other words: `Test`, `testA`, `test_set`, not `test_tube`."""
     words = all(_COMPOUND.fullmatch(token) or _NOTHING.fullmatch(token) for token in _tokens(name))
     return split_from_name(name) if words else ""
 
@@ -95,16 +95,16 @@ def _tokens(name: str) -> list[str]:
 
 
 def without_split(name: str) -> str:
-    """A name without its words for a split: the same of all splits of a dataset, `cats` of cats_train and cats_test."""
+    """Return a name without its split words: `cats` for cats_train and cats_test."""
     return " ".join(token for token in _tokens(name) if not _COMPOUND.fullmatch(token))
 
 
 def other_splits(folder: Path, suffixes: Collection[str], like: str = "") -> dict[str, list[str]]:
-    """Files of a folder that are splits of one dataset by their names: split → names; none if there is only one split.
+    """Return split → file names of the files in a folder that are splits of one dataset; empty for a single split.
 
     Args:
-        suffixes: of their names.
-        like: the name of one of them; without it, only names that say nothing else count (and Roboflow's).
+        suffixes: of the file names.
+        like: the name of one of them; without it, only names without other words count (and Roboflow's).
     """
     rests = {without_split(Path(like).stem)} if like else {"", "annotations"}
     found: dict[str, list[str]] = {}
@@ -116,7 +116,7 @@ def other_splits(folder: Path, suffixes: Collection[str], like: str = "") -> dic
 
 
 def splits_in_folders(folder: Path, suffixes: Collection[str]) -> dict[str, list[str]]:
-    """As `other_splits`, of files in folders that are named as splits, one in each: `train/_annotations.jsonl`."""
+    """As `other_splits`, for one file in each of several split folders: `train/_annotations.jsonl`."""
     found: dict[str, list[str]] = {}
     for inner in sorted(folder.iterdir()) if folder.is_dir() else []:
         part = split_from_plain_name(inner.name)
@@ -127,19 +127,19 @@ def splits_in_folders(folder: Path, suffixes: Collection[str]) -> dict[str, list
 
 
 class NamedSplit(NamedTuple):
-    """A split: which, and by which name of the release."""
+    """A split and its name in the source."""
 
     split: OfficialSplit
     name: str
 
 
 class SplitNames:
-    """The split names of one dataset; those that are not known are collected, and refused by `require_known`.
+    """The split names of one dataset; unknown names are collected, and `require_known` rejects them.
 
-    With `data.split.official: false` nothing depends on names, so that any will do.
+    With `data.split.official: false` any name is accepted.
 
     Attributes:
-        left_out: name → number of rows, of those that `data.splits` leaves out.
+        left_out: name → number of rows that `data.splits` leaves out.
     """
 
     def __init__(self, data: Data) -> None:
@@ -148,7 +148,7 @@ class SplitNames:
         self._other = _ROLES | set(data.columns.values())
         self._forms: dict[tuple[str, ...], tuple[list[str], list[str], list[str]]] = {}
         self._silent: set[str] = set()
-        """Fields with a value that is no split's name."""
+        """Fields with a value that is not a split name."""
         self._doubts: dict[str, Counter[str]] = {}
         self._missing = set(self._given)
         self._needed = data.split.official
@@ -157,13 +157,13 @@ class SplitNames:
         self.left_out: Counter[str] = Counter()
 
     def split(self, name: str, rows: int = 1) -> NamedSplit | None:
-        """The split of a name; None for rows that are left out.
+        """Return the split of a name; None for rows that are left out.
 
         Args:
-            rows: how many have it.
+            rows: number of rows with this name.
 
         Raises:
-            UserError: more names that are not known than a release has splits.
+            UserError: too many unknown names for a dataset's splits.
         """
         part = self._describe_reading(name)
         if part == _LEFT_OUT:
@@ -176,14 +176,14 @@ class SplitNames:
         return NamedSplit(part, name)  # type: ignore[arg-type]
 
     def of_row(self, record: Mapping[str, Any], outer: NamedSplit | None = None) -> NamedSplit | None:
-        """The split that a row's own field names; None for a row that is left out.
+        """Return the split in a row's field; None for a row that is left out.
 
         Args:
-            outer: the one that it stands in. Then a field that says nothing of splits does not count, unless
-                `data.columns.part` names it.
+            outer: the split of the row's file or folder, if known. Then fields without split names are ignored, unless
+                `data.columns.part` is set.
 
         Raises:
-            ValueError: two fields, or the field and where the row stands, say different splits.
+            ValueError: two fields, or a field and the file, have different splits.
             UserError: as `split`.
         """
         fields, doubtful, others_left = self._fields_of(record)
@@ -203,17 +203,15 @@ class SplitNames:
         }
         if others and self._needed:
             shown = ", ".join(f"{key} {other[:50]!r}" for key, other in {field: name, **others}.items())
-            raise ValueError(
-                f"different splits are said by fields {shown}: name one in data.columns, {{part: {field}}}"
-            )
+            raise ValueError(f"fields with different splits: {shown}; choose one with data.columns, {{part: {field}}}")
         if outer and not self._field and self._describe_reading(name) != _LEFT_OUT:
             if self._describe_reading(name) != outer.split and self._needed:
-                raise ValueError(f"field {field}: {name[:50]!r}, but the row stands in {outer.name} ({outer.split})")
+                raise ValueError(f"field {field}: {name[:50]!r}, but the row is in {outer.name} ({outer.split})")
             return outer
         return self.split(name)
 
     def merge(self, other: SplitNames) -> None:
-        """Take in what the rows after these say, which another process has read."""
+        """Merge the names of later rows, which another process has read."""
         self._unknown.update(other._unknown)
         self.left_out.update(other.left_out)
         self._missing &= other._missing
@@ -223,11 +221,10 @@ class SplitNames:
                 self._add_doubtful(field, name, count)
 
     def finish(self) -> None:
-        """Once all rows are read: refuse names that are not known, or that are in the config and not in the dataset.
+        """Check the names after all rows are read.
 
         Raises:
-            UserError: as `require_known`; names of `data.splits` that no row has; another field that seems to say the
-                split.
+            UserError: as `require_known`; no row has a name of `data.splits`; another field seems to hold the split.
         """
         self.require_known()
         if self._missing:
@@ -244,29 +241,29 @@ class SplitNames:
                     yes, part = [name for name in values if name.lower() in _YES], split_from_name(field)
                     no, rest = [name for name in values if name not in yes], "test" if part == "train" else "train"
                     remedy += f" and data.splits: {{{part}: {yes}, {rest}: {no}}}"
-                problem = f"{self._where}: field {field} seems to say which split a row belongs to: {shown}"
+                problem = f"{self._where}: field {field} seems to hold the split of a row: {shown}"
                 raise UserError(problem, f"{remedy}. If it does not, set data.split.official: false.")
 
     def require_known(self) -> None:
-        """Refuse names that are not known.
+        """Reject unknown names.
 
         Raises:
-            UserError: there were some; the message lists them, and the line of the config that says what they are.
+            UserError: there are unknown names; the message lists them and the config line that maps them.
         """
         if not self._unknown:
             return
         names = list(self._unknown)
         shown = ", ".join(f"{name[:50]!r} ({count:,})" for name, count in self._unknown.most_common(_MAX_SHOWN))
         more = ", …" if len(names) > _MAX_SHOWN else ""
-        problem = f"{self._where}: rows of splits whose names are not known: {shown}{more}"
+        problem = f"{self._where}: unknown split names: {shown}{more}"
         lines = [
-            f"Say what they are in data.splits, such as {{valid: [{names[0][:50]}], test: […], left_out: […]}}.",
-            "If they are no splits, set data.split.official: false: then all rows are divided anew.",
+            f"Map them in data.splits, such as {{valid: [{names[0][:50]}], test: […], left_out: […]}}.",
+            "If they are not splits, set data.split.official: false to split all rows by data.split.",
         ]
         raise UserError(problem, "\n".join(lines))
 
     def _fields_of(self, record: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
-        """The fields that say which split a row belongs to, those that may by their names, and by all values so far."""
+        """Return fields that hold the split, that may hold it by their names, and by all values so far."""
         form = tuple(record)
         found = self._forms.get(form)
         if found is None:
@@ -279,7 +276,7 @@ class SplitNames:
         return found
 
     def _try(self, field: str, value: Any, left: list[str]) -> None:
-        """Note what a field says if it is the name of a split and nothing else; the field is none of splits if not."""
+        """Count a field's value if it is a plain split name; else the field is not considered any more."""
         name = _single(value)
         if name is None or name == "":
             return
@@ -302,5 +299,5 @@ class SplitNames:
 
 
 def _single(value: Any) -> Any:
-    """What a list of one holds, as the tags of some tools; any other value as it is."""
+    """Return the element of a list of length one (as in the tags of some tools); other values unchanged."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value

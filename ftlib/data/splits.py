@@ -1,6 +1,6 @@
-"""Divide rows into train, valid and test: seeded, stratified, grouped, independent of the rows' order.
+"""Split rows into train, valid and test: seeded, stratified, grouped, independent of the order of rows.
 
-Rows are known by numbers alone (hashes of their group and stratum), so that ten million of them can be divided.
+Only hashes of group and stratum are needed, so ten million rows fit into memory.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class SplitKeys:
-    """What a split depends on, one entry for each row, shape (n,).
+    """Keys that a split depends on, one entry for each row, shape (n,).
 
     Attributes:
-        rows: hash of the row's id.
-        groups: hash of what must stay together (image, document).
-        strata: hash of what keeps its shares; all the same without stratification.
-        official_splits: the release's own part: 0, 1, 2 for train, valid and test, 3 for none.
+        rows: hash of the row's ID.
+        groups: hash of the group (image, document), which stays in one split.
+        strata: hash of the stratum, whose share is kept in each split; constant without stratification.
+        official_splits: the official split: 0, 1, 2 for train, valid and test, 3 for none.
     """
 
     rows: Hashes
@@ -42,33 +42,34 @@ class SplitKeys:
     official_splits: Codes
 
     def select(self, indices: NDArray[np.int64]) -> SplitKeys:
-        """Those of some rows."""
+        """Return the keys of some rows."""
         return SplitKeys(self.rows[indices], self.groups[indices], self.strata[indices], self.official_splits[indices])
 
 
 def hash_text(text: str) -> int:
-    """64 bits of a text's SHA-256."""
+    """Return 64 bits of a text's SHA-256."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def assign_splits(keys: SplitKeys, rule: SplitRule, alone: bool = True) -> Codes:
-    """Which split each row belongs to: 0 train, 1 valid, 2 test, LEFT_OUT none.
+    """Return the split of each row: 0 train, 1 valid, 2 test, LEFT_OUT none.
 
-    Rows of one group stay together, so that no picture is both learned and asked. Groups are put in the order of a
-    keyed hash: the same seed gives the same split for any order of rows. Within each stratum valid and test get their
-    share, rounded by largest remainder over all strata. A release's own parts are kept apart: without a part of its
-    own for testing, its validation part is what is reported on, and valid is drawn from train.
+    Rows of a group stay together, so that no image is both trained on and evaluated. Groups are sorted by a keyed hash:
+    the same seed gives the same split for any order of rows. Within each stratum valid and test get their share,
+    rounded
+    by largest remainder over all strata. Official splits are kept: without an official test split, the official
+    validation split becomes test, and valid is drawn from train.
 
     Args:
-        alone: not one of several datasets, of which some may have no rows to train on.
+        alone: False for a dataset of a mixture, which may have no training rows.
 
     Raises:
-        UserError: shares that leave nothing to train on, or a split that would be empty.
+        UserError: no rows are left to train on, or a split would be empty.
     """
     only_asked = rule.official and bool(np.isin(keys.official_splits, (1, 2)).all())
     if only_asked and alone:
-        problem = "data.split: all rows belong to the dataset's own valid or test split, and none is left to train on"
-        raise UserError(problem, "Set data.split.official: false to divide all rows anew.")
+        problem = "data.split: all rows are in the official valid or test split, so none are left to train on"
+        raise UserError(problem, "Set data.split.official: false to split all rows by data.split.")
     if only_asked:
         codes = (
             keys.official_splits.copy()
@@ -84,17 +85,17 @@ def assign_splits(keys: SplitKeys, rule: SplitRule, alone: bool = True) -> Codes
             _limit_split(codes, code, limit, keys, rule)
     for code, split in enumerate(SPLITS) if not only_asked else ():
         if not (codes == code).any() and not (split == "test" and rule.test == 0):
-            groups = f"{len(np.unique(keys.groups)):,} that need not stay together"
+            groups = f"{len(np.unique(keys.groups)):,} groups"
             raise UserError(f"data.split: {len(codes):,} rows ({groups}) are too few; {split} would be empty")
     return codes
 
 
 def merge_groups(groups: Hashes, *others: Hashes) -> Hashes:
-    """Rows that share a group, or any of the other keys, in one group: under the smallest of the names of theirs.
+    """Merge groups whose rows share another key; the merged group gets the smallest name of its members.
 
     Args:
-        groups: one entry for each row, shape (n,).
-        others: keys of the same shape; 0 is none.
+        groups: group of each row, shape (n,).
+        others: further keys of the same shape; 0 means no key.
     """
     members = [(key == 0, *np.unique(key, return_inverse=True)) for key in (groups, *others)]
     names = groups
@@ -109,12 +110,12 @@ def merge_groups(groups: Hashes, *others: Hashes) -> Hashes:
 
 
 def drop_leaked_contents(codes: Codes, contents: Hashes) -> None:
-    """Leave out, in place, what is asked elsewhere, too: of valid for test's sake, of train for both's.
+    """Leave out, in place, rows of train and valid whose content occurs in test, and rows of train that occur in valid.
 
-    Parts of a mixture are divided each by itself, and a dataset's own parts and documents may share images.
+    This is needed because the datasets of a mixture are split separately, and official splits may share images.
 
     Args:
-        contents: hash of each row's picture, or of its text.
+        contents: hash of each row's image or text.
     """
     for code in (2, 1):
         asked = np.unique(contents[codes == code])
@@ -132,12 +133,10 @@ def _official(keys: SplitKeys, rule: SplitRule) -> Codes:
 
 
 def _split_by_rule(keys: SplitKeys, rule: SplitRule, rows: NDArray[np.int64], test: float) -> Codes:
-    """Codes of some rows: within each stratum the first groups are test, the next ones (or a fold) valid."""
+    """Return the codes of some rows: in each stratum the first groups are test, the next ones (or a fold) valid."""
     names, member = np.unique(keys.groups[rows], return_inverse=True)
     stratum_of = np.full(len(names), np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(
-        stratum_of, member, keys.strata[rows]
-    )  # a group of several strata counts in one, in any order of rows
+    np.minimum.at(stratum_of, member, keys.strata[rows])  # a group with several strata counts in one of them
     strata, stratum = np.unique(stratum_of, return_inverse=True)
     counts = np.bincount(stratum, minlength=len(strata))
     tests = _sizes(counts, test, counts)
@@ -156,7 +155,7 @@ def _split_by_rule(keys: SplitKeys, rule: SplitRule, rows: NDArray[np.int64], te
 
 
 def _ranks(names: Hashes, stratum: NDArray[np.int64], counts: NDArray[np.int64], rule: SplitRule) -> NDArray[np.int64]:
-    """Each group's place within its stratum, in the order of a keyed hash."""
+    """Return each group's rank within its stratum, in the order of a keyed hash."""
     order = np.lexsort((_keyed(names, rule), stratum))
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     ranks = np.empty(len(names), dtype=np.int64)
@@ -165,7 +164,7 @@ def _ranks(names: Hashes, stratum: NDArray[np.int64], counts: NDArray[np.int64],
 
 
 def _keyed(names: Hashes, rule: SplitRule) -> Hashes:
-    """Numbers in an order that depends on the seed and on which of several sets is made."""
+    """Return keyed hashes, which depend on the seed and on the set."""
     key = hash_text(f"{rule.seed} {rule.set}")
     mixed = names ^ np.uint64(key)
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):  # the finalizer of MurmurHash3 (Appleby, public domain)
@@ -174,9 +173,9 @@ def _keyed(names: Hashes, rule: SplitRule) -> Hashes:
 
 
 def _sizes(counts: NDArray[np.int64], amount: float, available: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many groups each stratum gives: a share (below 1) or a number in all, by largest remainder (Hamilton).
+    """Return how many groups each stratum gives, by largest remainder (Hamilton), at most what is `available`.
 
-    A stratum gives no more than is `available`.
+    `amount` is a share (below 1) or a total number.
     """
     total = round(amount * counts.sum()) if amount < 1 else int(amount)
     exact = total * counts / counts.sum()

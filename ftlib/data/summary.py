@@ -1,4 +1,4 @@
-"""What `ftlib prepare` tells of a prepared dataset: what was left out, what looks odd, how it was read and split."""
+"""What `ftlib prepare` prints about a prepared dataset: what was left out or looks wrong, how it was read and split."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def warning_lines(prepared: PreparedDataset, unshown: int) -> Iterator[str]:
     for reason, count in {**left_out, **({"bad records": facts["bad"]} if facts["bad"] else {})}.items():
         yield f"left out: {count} ({reason})"
     if stripped := facts.get("stripped"):
-        yield f"rows whose answer had space around it, which was taken off: {stripped}"
+        yield f"rows whose answer had surrounding whitespace, which was removed: {stripped}"
     if unshown:
-        yield f"rows with an input that the prompt does not show (name {{input}}, or set alpaca or chat): {unshown}"
+        yield f"rows with an input that the prompt does not show (use {{input}}, or set alpaca or chat): {unshown}"
     yield from (f"labels: {told}" for told in facts.get("suspicious_labels", ()))
     yield from facts.get("remarks", ())
     if found := facts.get("one_color"):
         names = ", ".join(found["shown"]) + (", …" if found["images"] > len(found["shown"]) else "")
-        yield f"images of one color: {found['images']} (all pixels are alike once decoded): {names}"
+        yield f"images of one color: {found['images']} (all pixels are equal): {names}"
 
 
 def summary_lines(prepared: PreparedDataset, config: Config) -> Iterator[str]:
@@ -44,10 +44,7 @@ def summary_lines(prepared: PreparedDataset, config: Config) -> Iterator[str]:
 
 
 def _describe_reading(facts: dict[str, Any], config: Config) -> Iterator[str]:
-    """How the data were read: which rows are in which split by which rule, what stays together, which fields there are.
-
-    Data of format 3 do not know.
-    """
+    """Yield how the data were read: rows per split and rule, groups, and fields. Empty for data of format 3."""
     if "parts" not in facts:
         return
     rule = config.data.split
@@ -59,25 +56,25 @@ def _describe_reading(facts: dict[str, Any], config: Config) -> Iterator[str]:
     yield log.format_table(["rows", *SPLITS], rows)
     together = facts["together"]
     if together["rows"]:
-        yield f"of the same content, and so in one split: {together['rows']:,} rows in {together['groups']:,} groups"
+        yield f"same content, kept in one split: {together['rows']:,} rows in {together['groups']:,} groups"
     if near := together.get("near"):
-        fate = "in one split, too" if rule.near_duplicates == "group" else "see split.near_duplicates"
+        fate = "also kept in one split" if rule.near_duplicates == "group" else "see split.near_duplicates"
         pairs = ", ".join(" ~ ".join(pair) for pair in near["shown"][:2])
-        yield f"images that look alike ({fate}): {near['images']:,} in {near['groups']:,} groups, such as {pairs}"
+        yield f"near-duplicate images ({fate}): {near['images']:,} in {near['groups']:,} groups, such as {pairs}"
     columns = ", ".join(f"{field}: {column}" for field, column in config.data.columns.items())
     if columns:
-        yield f"fields by data.columns: {columns}"
+        yield f"fields set by data.columns: {columns}"
     asked = {field for template in config.data.templates.values() for field in prompt_fields(template)}
     if shown := [field for field in facts["fields"] if field in asked]:
-        yield f"fields that the prompt names: {', '.join(shown)}"
+        yield f"fields in the prompt: {', '.join(shown)}"
     if kept := [field for field in facts["fields"] if field not in asked]:
         yield f"other fields, kept with the rows: {', '.join(kept)}"
     if unused := facts.get("unused"):
-        yield f"fields that nothing uses: {', '.join(unused)}"
+        yield f"unused fields: {', '.join(unused)}"
 
 
 def _mixture_summary(config: Config, splits: dict[str, Any]) -> str:
-    """The parts of a mixture: their rows, and how much of an epoch of training they are."""
+    """Return the parts of a mixture with their rows and their share of an epoch."""
     weighted = {part.name: part.weight * splits["train"]["parts"][part.name] for part in config.data.parts}
     total = sum(weighted.values()) or 1
     rows = [

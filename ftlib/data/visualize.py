@@ -1,4 +1,4 @@
-"""Draw what a model named into the picture: boxes, masks, labels.
+"""Draw a model's predicted boxes, masks and labels into the image.
 
 draw(open_image(path), text).save("answer.png")
 """
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 COLOURS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#aa6e28", "#f032e6")
-"""One for each object, in turn; they differ for the colour-blind as far as eight can."""
+"""Colours of the objects, in turn; chosen for colour-blind readers."""
 
 SMALLEST_SIDE = 320
-"""A smaller picture is enlarged by a whole number first, so that lines and labels do not hide it."""
+"""Smaller images are first enlarged by an integer factor, so that lines and labels do not hide them."""
 
 NEAREST = 0
-"""Pillow's number of it."""
+"""Pillow's number of nearest-neighbour resampling."""
 
 _OPACITY = 0.45
 
@@ -34,15 +34,15 @@ MaskFunction = Callable[[Sequence[LocatedObject], int, int], Sequence[NDArray[np
 def draw_boxes_and_masks(
     image: Image, text: str, masks: MaskFunction | None = None, divisor: int = MAX_LOCATION
 ) -> Image:
-    """A copy of an image with the objects that an answer names; what is no object is left out.
+    """Return a copy of an image with the objects of an answer; invalid objects are not drawn.
 
-    A label that is not ASCII, which the built-in font may lack, is written as the object's number: #1, #2.
+    A label with non-ASCII characters, which the built-in font may lack, is replaced by the object's number: #1, #2.
 
     Args:
         image: RGB.
         text: with `<loc>` tokens, and `<seg>` tokens if there are masks.
-        masks: (objects, width, height) → each object's mask, shape (height, width), or None: `MaskCodec.masks`. Without
-            it the boxes alone are drawn.
+        masks: (objects, width, height) → each object's mask, shape (height, width), or None: `MaskCodec.masks`.
+            Without it, only boxes are drawn.
     """
     objects = parse_objects(text, divisor).objects
     factor = max(1, -(-SMALLEST_SIDE // min(image.size)))
@@ -51,7 +51,7 @@ def draw_boxes_and_masks(
 
 
 def _fill_masks(image: Image, objects: Sequence[LocatedObject], masks: MaskFunction | None) -> Image:
-    """The image with every mask in its object's colour."""
+    """Return the image with every mask in its object's colour."""
     from PIL import Image, ImageColor
 
     if masks is None:

@@ -1,1 +1,1 @@
-"""Answers and scores of a model on a split."""
+"""Evaluation: predictions and scores of a model on a split, prompt search, interactive queries."""

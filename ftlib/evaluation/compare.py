@@ -1,4 +1,4 @@
-"""Whether two models differ on the same rows: a paired test from their predictions."""
+"""Compare two models on the same rows with a paired test of their predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftlib.tasks.registry import task_of
 
 
 def compare_evaluations(config: Config, labels: list[str], a: Path, b: Path) -> dict[str, Any]:
-    """The difference B − A of the task's headline metric.
+    """Return the difference B − A of the task's main metric.
 
     Args:
         a, b: finished evaluations of the same rows.
@@ -32,11 +32,11 @@ def compare_evaluations(config: Config, labels: list[str], a: Path, b: Path) -> 
 
 
 def compare_before_after(config: Config, labels: list[str], before: Path, after: Path) -> dict[str, Any] | None:
-    """What training changed on a split; comparison.json beside the two evaluations keeps it.
+    """Compare a split before and after training; the result is stored in comparison.json beside the two evaluations.
 
     Returns:
-        `compare_evaluations`, all of it as a sentence, and `of`, which tells the two evaluations that it compares;
-        None if one is missing or has no score, or if they were not asked the same rows in the same way.
+        The result of `compare_evaluations`, with a sentence and `of`, which identifies the two evaluations; None if
+        one is missing or has no score, or if rows or settings differ.
     """
     if not (files.is_complete(before) and files.is_complete(after)):
         return None

@@ -1,10 +1,13 @@
-"""Ask a model every question of a split and score the answers.
+"""Generate predictions for a split and score them.
 
 `eval/<dataset>/<split>/<before|after>/` gets predictions.jsonl (a row's id, image, prompt, prediction, references,
-score and what the metrics need of it), scores.json (see `metrics/summary.py`; settings, data, overlap with the training
-rows) and, for tasks with a challenge server, submission.json. Of a mixture scores.json has `parts`, the scores of each
-part by itself, and every part has its submission.<part>.json; of instructions that are asked twice, see
-`paired_records`. While it is at work, answers lie beside it in `<before|after>.partial/`; of several processes one is.
+score and fields that the metrics need), scores.json (see `metrics/summary.py`; settings, data, overlap with the
+training
+rows) and, for tasks with a challenge server, submission.json. For a mixture, scores.json has `parts`, the scores of
+each
+part, and every part has a submission.<part>.json; for instructions that are evaluated twice, see `paired_records`.
+Until
+the evaluation is complete, predictions are stored in `<before|after>.partial/`; of several processes, one evaluates.
 """
 
 from __future__ import annotations
@@ -46,13 +49,13 @@ _SCRATCH_NAME = "answers"
 def evaluate_split(
     request: EvaluationRequest, split: str, folder: Path, threshold: Threshold | None = None
 ) -> dict[str, Any] | None:
-    """Answer and score one split into `folder`; an earlier evaluation of the same things is kept.
+    """Evaluate one split into `folder`; an existing evaluation with the same settings is reused.
 
     Args:
-        threshold: for a positive label that is chosen by its probability; None on the split that it is chosen on.
+        threshold: for a positive label that is predicted by its probability; None on the split that determines it.
 
     Returns:
-        The content of scores.json; None in a process that is not the first of its job.
+        The content of scores.json; None in all processes of a job except the first.
     """
     validate_request(request, split)
     settings = evaluation_settings(request, split, threshold)
@@ -69,7 +72,7 @@ def evaluate_split(
     def compute() -> dict[str, Any] | None:
         partial = scratch_dir(scratch / _SCRATCH_NAME, generation_settings(settings), lambda: bool(find()))
         if log.rank_and_world_size()[0] and find():
-            return None  # the first process needed no help
+            return None  # the first process has already finished
         predictions = _predictions(request, split, partial, label)
         if predictions is None:
             return None
@@ -79,16 +82,16 @@ def evaluate_split(
 
     scores = compute_once(scratch, find, compute, label)
     with contextlib.suppress(OSError):
-        scratch.rmdir()  # unless another process is at work there by now
+        scratch.rmdir()  # fails if another process uses it
     return scores if log.is_main_process() else None
 
 
 def validate_request(request: EvaluationRequest, split: str) -> None:
-    """Refuse what could not be scored, before anything is asked.
+    """Check before inference that the split can be scored.
 
     Raises:
-        UserError: no rows, a positive label that none has, a chat model for other prompts, no weights to decode masks
-            with.
+        UserError: no rows, a positive label that no row has, a chat model with other prompts, no weights to decode
+            masks.
     """
     request.prepared.require_rows([split])
     validate_settings(request.config, request.prepared)
@@ -98,10 +101,10 @@ def validate_request(request: EvaluationRequest, split: str) -> None:
 def write_scores(
     request: EvaluationRequest, split: str, folder: Path, predictions: Sequence[Prediction], threshold: Threshold | None
 ) -> dict[str, Any]:
-    """Score the answers to a split and write them into `folder`.
+    """Score the predictions of a split and write them to `folder`.
 
     Args:
-        predictions: to the rows in their order; behind them those to `without_context_rows`.
+        predictions: for the rows, in order, followed by those for `without_context_rows`.
 
     Returns:
         The content of scores.json.
@@ -121,7 +124,7 @@ def write_scores(
 
 
 def _shared_folder(request: EvaluationRequest, folder: Path, settings: dict[str, Any]) -> Path:
-    """The shared folder that `folder` becomes a copy of; without one, itself."""
+    """Return the shared folder from which `folder` is copied; without one, `folder` itself."""
     if request.shared is None:
         return folder
     decisive = [settings, canonical_fields(request.model.config.model), request.prepared.labels]
@@ -136,7 +139,7 @@ def _scratch_folder(request: EvaluationRequest, folder: Path, settings: dict[str
 def _shared_scores(
     request: EvaluationRequest, split: str, folder: Path, threshold: Threshold | None, settings: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Evaluate in the shared folder, or take what is there."""
+    """Evaluate in the shared folder, or reuse its evaluation."""
     shared = _shared_folder(request, folder, settings)
     scores = evaluate_split(replace(request, shared=None), split, shared, threshold)
     if scores is None:
@@ -147,42 +150,42 @@ def _shared_scores(
 
 
 def validate_settings(config: Config, prepared: PreparedDataset) -> MaskCodec | None:
-    """Refuse what no split could be scored with.
+    """Check the evaluation settings, independent of the split.
 
     Returns:
-        What reads the answers of task segment.
+        The mask decoder for task segment, else None.
 
     Raises:
-        UserError: a positive label that nobody answers with; no weights for masks, or not the authors'.
+        UserError: a positive label that is not an answer of the dataset; no weights for masks, or wrong ones.
     """
     positive, labels = config.evaluation.positive, prepared.labels
     if positive is not None and positive not in labels:
         shown = ", ".join(labels[:10])
-        raise UserError(f"evaluation.positive: {positive!r} is none of the dataset's answers ({shown})")
+        raise UserError(f"evaluation.positive: {positive!r} is not an answer of the dataset ({shown})")
     return _mask_codec(config)
 
 
 def _require_one_prompt_form(request: EvaluationRequest) -> None:
-    """Conversations end their answers in another way than texts do."""
+    """Check that model and dataset both use `prompt: chat`, or neither: the answers end differently."""
     own, other = request.model.config.data.prompt, request.config.data.prompt
     if (own == CHAT) != (other == CHAT):
-        raise UserError(f"data.prompt: the model is asked with {own!r}, this dataset with {other!r}")
+        raise UserError(f"data.prompt: the model uses {own!r}, this dataset {other!r}")
 
 
 def _mask_codec(config: Config) -> MaskCodec | None:
     if config.task != "segment":
         return None
     if config.evaluation.mask_decoder is None:
-        remedy = "Give the path of vae-oid.npz (gs://big_vision/paligemma/vae-oid.npz)."
-        raise UserError("evaluation.mask_decoder: task segment needs the weights that turn codes into masks", remedy)
+        remedy = "Set it to the path of vae-oid.npz (gs://big_vision/paligemma/vae-oid.npz)."
+        raise UserError("evaluation.mask_decoder: task segment needs the weights that decode masks", remedy)
     return MaskCodec.load(Path(config.evaluation.mask_decoder))
 
 
 def fit_threshold(request: EvaluationRequest, folder: Path) -> Threshold | None:
-    """The threshold that the model's own valid rows give, if the config wants one; they are asked if need be.
+    """Return the threshold from the valid rows if the config needs one; evaluates valid if necessary.
 
     Args:
-        folder: where valid is evaluated.
+        folder: folder of the evaluation of valid.
     """
     evaluation = request.config.evaluation
     if evaluation.decode != "choose" or evaluation.positive is None:
@@ -191,10 +194,10 @@ def fit_threshold(request: EvaluationRequest, folder: Path) -> Threshold | None:
 
 
 def evaluate_on_all_ranks(request: EvaluationRequest, split: str, folder: Path) -> dict[str, Any]:
-    """`evaluate_split`, with its scores in every process of the job.
+    """Call `evaluate_split` and return the scores in every process of the job.
 
     Raises:
-        RuntimeError: no answer came, and no scores, for ten minutes.
+        RuntimeError: no new predictions or scores for ten minutes.
     """
     settings = evaluation_settings(request, split, None)
     predictions = _scratch_folder(request, folder, settings) / _SCRATCH_NAME
@@ -210,7 +213,7 @@ def evaluate_on_all_ranks(request: EvaluationRequest, split: str, folder: Path) 
 
 
 def _predictions(request: EvaluationRequest, split: str, partial: Path, label: str) -> list[Prediction] | None:
-    """To the rows and, behind them, to those that are asked again without their context."""
+    """Return the predictions for the rows, followed by those for the rows without their context."""
     rows: Sequence[Example] = request.prepared.rows(split)
     templates = request.config.data.templates
     if request.without_context:
@@ -237,18 +240,18 @@ def _scores(
     for record, bare in zip(*twice.values(), strict=True):
         record[WITHOUT_CONTEXT_FIELD]["score"] = bare["score"]
     if learned and settings["split"] != "train" and (count := learned["rows_with_trained_images"]):
-        scores["remarks"].append(f"{count} of {len(records)} rows show images that the model was trained on.")
+        scores["remarks"].append(f"{count} of {len(records)} rows have images that the model was trained on.")
     if request.without_context and not twice:
-        scores["remarks"].append("No row has a context that its prompt shows: none was asked without it.")
+        scores["remarks"].append("No row has a context in its prompt, so none was evaluated without it.")
     if cut := sum("cut" in record for record in records):
         scores["remarks"].append(
-            f"{cut} of {len(records)} prompts were too long for the model; their beginnings are left out."
+            f"{cut} of {len(records)} prompts were too long for the model and were truncated at the start."
         )
     return scores
 
 
 def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dict[str, Any]:
-    """What scores.json says of all rows, or of a part of them; every record gets its own score on the way."""
+    """Return the entry of scores.json for all rows or a part; also sets the score of every record."""
     task = task_of(request.config)
     measured = task.score(records, request.prepared.labels, request.config.evaluation.positive)
     for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
@@ -273,11 +276,11 @@ def _publish(folder: Path, records: list[PredictionRecord], scores: dict[str, An
         files.write_json(temporary / "scores.json", scores)
 
 
-# What the rows that are asked have in common with those that were learned.
+# Overlap of the evaluated rows with the training rows.
 
 
 def train_overlap(rows: Sequence[Example], trained_on: Sequence[Example]) -> dict[str, Any] | None:
-    """How many of the rows, and of their images by content, the model has learned from; None for a base model."""
+    """Return how many rows, and images by content, the model was trained on; None for a base model."""
     if not trained_on:
         return None
     images = {row.digest for row in trained_on if row.digest}
@@ -292,7 +295,7 @@ def _content(row: Example) -> tuple[str, str, str, str]:
     return row.digest, row.prefix, context_of(row), row.suffix
 
 
-# From a model's answers to the lines of predictions.jsonl.
+# Build the lines of predictions.jsonl.
 
 CURVE_POINTS = 200
 
@@ -305,11 +308,11 @@ def build_predictions(
     split: str,
     threshold: Threshold | None,
 ) -> tuple[list[PredictionRecord], dict[str, Any]]:
-    """The lines of predictions.jsonl but for their scores, and what scores.json says of a threshold.
+    """Return the lines of predictions.jsonl without scores, and the entry of scores.json for a threshold.
 
     Args:
         labels: the dataset's answers.
-        threshold: of a positive label; None: it is chosen here, on `split`.
+        threshold: for a positive label; None: chosen here, on `split`.
     """
     evaluation = config.evaluation
     if evaluation.decode == "generate":
@@ -330,7 +333,7 @@ def build_predictions(
 
 
 def _curve(scores: Any, truth: Any) -> dict[str, list[float]] | None:
-    """At most 200 points of the precision/recall curve; none without a row that has the positive label."""
+    """Return at most 200 points of the precision/recall curve; None without a row with the positive label."""
     if not truth.any():
         return None
     columns = precision_recall(scores, truth)
@@ -352,17 +355,18 @@ def _record(row: Example, config: Config, text: str, answer: Prediction) -> Pred
     }
 
 
-# Instructions asked a second time without their context: what the model knows by itself, beside what it reads.
+# Closed-book baseline: instructions are evaluated a second time without their context.
 #
-# A line of predictions.jsonl gets `without_context`, the bare answer and its score; scores.json gets two `parts`, the
-# scores with and without, over the rows that have a context.
+# A line of predictions.jsonl gets `without_context`, the closed-book answer and its score; scores.json gets two
+# `parts`,
+# the scores with and without context, over the rows that have a context.
 
 WITH, WITHOUT = "with context", "without context"
 WITHOUT_CONTEXT_FIELD = "without_context"
 
 
 def without_context_rows(rows: Sequence[Example], templates: PromptTemplates) -> Iterator[Example]:
-    """The rows whose prompt shows a context, without it and under an id of their own."""
+    """Yield the rows whose prompt shows a context, without the context and with a different id."""
     for row in rows:
         without = replace(row, id=_without_context_id(row.id), facts={**row.facts, "input": ""})
         if context_of(row) and render_prompt(without, templates) != render_prompt(row, templates):
@@ -370,7 +374,7 @@ def without_context_rows(rows: Sequence[Example], templates: PromptTemplates) ->
 
 
 def add_without_context_predictions(records: Sequence[PredictionRecord], answers: Sequence[Prediction]) -> None:
-    """Put the answers to `without_context_rows` beside those to the rows themselves."""
+    """Add the answers to `without_context_rows` to the records of their rows."""
     texts = {answer["id"]: answer["text"].strip() for answer in answers}
     for record in records:
         if (text := texts.get(_without_context_id(record["id"]))) is not None:
@@ -378,7 +382,8 @@ def add_without_context_predictions(records: Sequence[PredictionRecord], answers
 
 
 def paired_records(records: Sequence[PredictionRecord]) -> dict[str, list[PredictionRecord]]:
-    """The records that were asked both ways, as they are and with the bare answer; nothing if there are none."""
+    """Return the records that were evaluated twice: unchanged, and with the closed-book answer; empty if there are
+    none."""
     both = [record for record in records if WITHOUT_CONTEXT_FIELD in record]
     without = [{**record, **record[WITHOUT_CONTEXT_FIELD]} for record in both]
     return {WITH: both, WITHOUT: without} if both else {}
@@ -388,21 +393,21 @@ def _without_context_id(name: str) -> str:
     return f"{WITHOUT}: {name}"
 
 
-# What is asked of whom, and everything that its scores depend on.
+# An evaluation request, and the settings that its scores depend on.
 
 _SCORING_SETTINGS = ("threshold", "positive", "min_precision", "mask_decoder")
-"""Settings that look at answers which are there already."""
+"""Settings that affect scores, but not predictions."""
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is asked of whom.
+    """A request to evaluate a model on a dataset.
 
     Attributes:
-        config: whose task, prompt and settings hold.
-        trained_on: the rows that the model learned from; none for a base model.
-        shared: a folder for evaluations that other runs need too: a base model's.
-        without_context: whether rows with a context are asked a second time without it.
+        config: provides task, prompt and settings.
+        trained_on: the training rows of the model; empty for a base model.
+        shared: a folder for evaluations that several runs use, those of a base model.
+        without_context: whether rows with a context are evaluated a second time without it.
     """
 
     model: EvalModel
@@ -414,7 +419,7 @@ class EvaluationRequest:
 
 
 def cached_scores(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The scores of an earlier evaluation of the same things."""
+    """Return the scores of an existing evaluation with the same settings, or None."""
     if not files.is_complete(folder):
         return None
     scores: dict[str, Any] = files.read_json(folder / "scores.json")
@@ -422,12 +427,12 @@ def cached_scores(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | No
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """A store may have moved; `weights` tells folders with a model of the same name apart."""
+    """Return the settings without paths, because a store may be moved; `weights` identifies the model."""
     return {**settings, "model": Path(settings["model"]).name}
 
 
 def evaluation_settings(request: EvaluationRequest, split: str, threshold: Threshold | None) -> dict[str, Any]:
-    """Everything that the scores depend on."""
+    """Return all settings that the scores depend on."""
     evaluation, answers = request.config.evaluation, canonical_fields(request.config.evaluation)
     own = {
         "choose": ["positive", "min_precision"],
@@ -457,7 +462,7 @@ def evaluation_settings(request: EvaluationRequest, split: str, threshold: Thres
 
 
 def _plugin_settings(request: EvaluationRequest) -> dict[str, Any]:
-    """The content of the plugins that the task and the model family are from, if any."""
+    """Return the hashes of the plugins of task and model family, if any."""
     task, model = request.config, request.model.config.model
     found = {
         "task_plugin": provider("task", task.task, task.plugins),
@@ -467,5 +472,5 @@ def _plugin_settings(request: EvaluationRequest) -> dict[str, Any]:
 
 
 def generation_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What an answer depends on, of everything that a score does."""
+    """Return the settings that predictions depend on."""
     return {name: value for name, value in settings.items() if name not in _SCORING_SETTINGS}

@@ -109,7 +109,7 @@ def _own_request(own: Config, run: Run, site: Site, when: str) -> EvaluationRequ
 
 
 def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str, Config]]:
-    """The run's own dataset, or those of other configs with their prompts, asked in this run's way."""
+    """Return the run's dataset, or those of other configs with their prompts, with this run's evaluation settings."""
     request: dict[str, Config] = {}
     for path in paths:
         other = load_experiment(path, [], site).config
@@ -117,10 +117,10 @@ def _datasets(own: Config, paths: Sequence[Path], site: Site) -> list[tuple[str,
             raise UserError(f"{path}: its task is {other.task}, this run's is {own.task}")
         if (other.data.prompt == CHAT) != (own.data.prompt == CHAT):
             problem = f"{path}: its data.prompt is {other.data.prompt!r}, this run's is {own.data.prompt!r}"
-            raise UserError(problem, "Only chat is asked by the model's chat template; set data.prompt alike.")
+            raise UserError(problem, "Only chat uses the model's chat template; set the same data.prompt.")
         of_the_run = other.name == own.data.source
         if other.name in request or (of_the_run and other.data != own.data):
-            problem = f"{path}: results on another dataset lie under the name {other.name} already"
+            problem = f"{path}: there are already results on another dataset with the name {other.name}"
             raise UserError(problem, "Give this config another name.")
         request[other.name] = own if of_the_run else own.model_copy(update={"data": other.data})
     return list(request.items()) or [(own.data.source, own)]

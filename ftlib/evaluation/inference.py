@@ -1,9 +1,9 @@
-"""Ask a model every question of a split, restartably.
+"""Resumable inference over a split.
 
-Answers are appended to `answers-*.jsonl` in a working folder as they come, one line per row, a batch at a time; a
-second run asks only the batches that are not there. Batches are cut in the same way every time, so that an answer does
-not depend on when the first run died. With several processes (one Slurm task per GPU) each takes its share of the
-batches, and the first one waits for the others' answers.
+Predictions are appended to `answers-*.jsonl` in a scratch folder, one line per row, batch by batch; a restart computes
+only missing batches. Batches are always formed in the same way, so that a prediction does not depend on interruptions.
+With several processes (one Slurm task per GPU) each computes its share of the batches, and the first one collects all
+predictions.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ T = TypeVar("T")
 _PREFETCHED_BATCHES = 3
 
 Prediction = dict[str, Any]
-"""`id`, `text` (generated) or `likelihoods` (one number for each label), and `cut` if the question was too long."""
+"""`id`, `text` (generated) or `likelihoods` (one number for each label), and `cut` if the prompt was truncated."""
 
 ImageFrame = tuple[str, int]
-"""An image and which of its frames."""
+"""An image file and the index of its frame."""
 
 
 def generate_predictions(
@@ -51,18 +51,18 @@ def generate_predictions(
     label: str,
     max_pixels: int | None = None,
 ) -> list[Prediction] | None:
-    """Answers in the order of the rows; None in a process that is not the first of its job.
+    """Return predictions in the order of the rows; None in all processes of a job except the first.
 
     Args:
         labels: the closed set of answers, for `decode: choose`.
         prompts: of each row.
-        root: what the images' paths are relative to.
-        folder: the working folder; answers that it holds already are kept.
-        label: of the progress.
+        root: the folder to which image paths are relative.
+        folder: the scratch folder; its existing predictions are reused.
+        label: label of the progress.
         max_pixels: see `images.open_image`.
 
     Raises:
-        UserError: rows without an image for a model that looks at one, or the other way round.
+        UserError: rows without an image for a model that needs one, or with an image for a text model.
     """
     validate_image_columns(model.config.model, rows)
     rank, world_size = core_log.rank_and_world_size()
@@ -85,9 +85,9 @@ def generate_predictions(
 
 
 def image_batches(images: Sequence[str], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Rows in batches: those of one image together, images of similar prompt length together, longest first.
+    """Batch rows: rows of one image together, images of similar prompt length together, longest first.
 
-    A row of text (image "") stands alone. The biggest batch thus fails at once or never.
+    Rows of text (image "") are not grouped. The largest batch comes first, so running out of memory shows at once.
     """
     groups: dict[str | int, list[int]] = {}
     for index, image in enumerate(images):
@@ -111,7 +111,7 @@ def _encode_batches(
     root: Path,
     max_pixels: int | None,
 ) -> Iterator[tuple[list[int], list[EncodedExample]]]:
-    """Batches with their rows ready; images are decoded by threads, a few batches ahead."""
+    """Yield batches with encoded rows; threads decode images a few batches ahead."""
     processor = model.processor
 
     def load(image_frame: ImageFrame, indices: list[int]) -> list[EncodedExample]:
@@ -149,7 +149,7 @@ def _predict_batch(
 def _truncation_notes(
     model: EvalModel, settings: Evaluation, labels: Sequence[str], rows: Sequence[EncodedExample]
 ) -> list[Prediction]:
-    """What to note of rows whose beginning had to be left out."""
+    """Return the fields that mark truncated prompts."""
     if model.processor.max_length is None:
         return [{}] * len(rows)
     choosing = settings.decode == "choose"
@@ -158,10 +158,10 @@ def _truncation_notes(
 
 
 def scratch_dir(folder: Path, settings: dict[str, Any], over: Callable[[], bool] = lambda: False) -> Path:
-    """Where answers to these questions are kept until all are there; answers to other questions are thrown away.
+    """Return the scratch folder for predictions with these settings; predictions with other settings are deleted.
 
     Args:
-        over: says whether another process has answered and scored everything, and the folder is gone for good.
+        over: returns whether another process has finished the evaluation, so that the folder no longer exists.
 
     Raises:
         RuntimeError: see `wait_for_tasks`.
@@ -179,45 +179,45 @@ def scratch_dir(folder: Path, settings: dict[str, Any], over: Callable[[], bool]
 def _is_note_of(note: Path, settings: dict[str, Any]) -> bool:
     try:
         return bool(files.read_json(note) == settings)
-    except FileNotFoundError:  # removed as soon as everything is answered
+    except FileNotFoundError:  # removed when the evaluation is complete
         return False
 
 
 def wait_for_tasks(find: Callable[[], T | None], label: str) -> T:
-    """Wait for what another process of this job makes.
+    """Wait for the result of another process of this job.
 
     Raises:
-        RuntimeError: it did not come within ten minutes.
+        RuntimeError: no result within ten minutes.
     """
     if not (found := wait_until(find, _POLL_SECONDS, TIMEOUT_SECONDS)):
-        raise RuntimeError(f"{label}: the other tasks of this job did not make it in {TIMEOUT_SECONDS} s")
+        raise RuntimeError(f"{label}: the other tasks of this job did not finish in {TIMEOUT_SECONDS} s")
     return found
 
 
 def _append(log: Path, answers: Sequence[Prediction]) -> None:
-    """A batch in one write. URLs of the data stay as they are: what is scored must be what was answered."""
+    """Append a batch with one write. URLs are not masked, because predictions are scored unchanged."""
     with files.storage_errors(log), log.open("a", encoding="utf-8") as file:
         kept = ({**redact_values(answer, urls=False), "id": answer["id"]} for answer in answers)
         file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in kept))
 
 
 def _read(folder: Path) -> dict[str, Prediction]:
-    """All answers so far; lines that a killed writer left torn do not count."""
+    """Return all predictions so far; incomplete lines of killed processes are ignored."""
     return {
         answer["id"]: answer for log in sorted(folder.glob("answers-*.jsonl")) for answer in jsonl.read_jsonl_log(log)
     }
 
 
 def count_predictions(folder: Path) -> int:
-    """How many answers a working folder has so far."""
+    """Return the number of predictions in a scratch folder."""
     return len(_read(folder))
 
 
 def _all_predictions(folder: Path, ids: set[str]) -> dict[str, Prediction]:
-    """The answers once those of all `ids` are there, which other processes of this job may still be writing.
+    """Wait for the predictions of all `ids` by other processes of this job, and return them.
 
     Raises:
-        RuntimeError: nothing new came for ten minutes.
+        RuntimeError: no new predictions for ten minutes.
     """
     found = _read(folder)
     while not ids <= found.keys():

@@ -1,4 +1,4 @@
-"""Masks of segmentation answers: what the generated codes stand for, and the codes that are to be learned."""
+"""Masks of segmentation answers: decode generated codes, and encode target masks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ftlib.tasks.segment import expected_mask
 
 
 def with_masks(records: Sequence[PredictionRecord], codec: MaskCodec) -> list[PredictionRecord]:
-    """Rows with `mask`: run lengths in the expected mask's size; None for an answer that is not one object with codes.
+    """Add `mask` to rows: run lengths in the expected mask's size; None if the answer is not one object with codes.
 
     Raises:
-        UserError: a row without an expected mask.
+        UserError: a row has no expected mask.
     """
     found = []
     for record in records:
@@ -33,12 +33,12 @@ def with_masks(records: Sequence[PredictionRecord], codec: MaskCodec) -> list[Pr
 
 
 def mask_encoder(codec: MaskCodec) -> RowTransform:
-    """What gives rows whose answer is one object without codes, and whose facts have its `mask`, the mask's codes.
+    """Return a transform that adds mask codes to answers with one object without codes and a `mask` in the facts.
 
-    The box becomes the mask's own. Other rows stay as they are; an empty mask makes a row `InvalidRecord`.
+    The box becomes the bounding box of the mask. Other rows are unchanged; a row with an empty mask becomes invalid.
     """
 
-    @functools.lru_cache(maxsize=1)  # the expressions about an object follow one another
+    @functools.lru_cache(maxsize=1)  # the expressions about an object are consecutive
     def written(mask: str, label: str) -> str:
         return format_objects([codec.locate(read_mask(json.loads(mask)), label)])
 

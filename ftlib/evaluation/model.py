@@ -1,4 +1,4 @@
-"""The model that is asked."""
+"""A lazily loaded model for evaluation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ftlib.runs.run import Run
 
 @dataclass(frozen=True)
 class EvalModel:
-    """A model to be asked; it is loaded when the first question comes.
+    """A model for evaluation, loaded on first use.
 
     Attributes:
         name: the base model, or the result folder.
         weights: the folder with the model, or with the base of `adapter`.
-        config: whose family, type of numbers and rows hold.
-        adapter: a PEFT folder, or the checkpoint that `loaded` was saved to.
-        loaded: the model, where it is in memory already.
+        config: provides family, dtype and row settings.
+        adapter: a PEFT folder, or the checkpoint of `loaded`.
+        loaded: the model, if it is already in memory.
     """
 
     name: str
@@ -44,15 +44,15 @@ class EvalModel:
 
     @functools.cached_property
     def processor(self) -> InputProcessor:
-        """The model's own tokenizer and processor."""
+        """The model's tokenizer and processor."""
         return family_of(self.config.model).load_processor(self.weights, self.config)
 
     @functools.cached_property
     def model(self) -> torch.nn.Module:
-        """The weights, on the GPU if there is one.
+        """The loaded model, on the GPU if there is one.
 
         Raises:
-            UserError: they do not fit into its memory; see also `load_model`.
+            UserError: out of memory; see also `load_model`.
         """
         if self.loaded is not None:
             return self.loaded
@@ -65,13 +65,13 @@ class EvalModel:
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """Identifies the weights in scores.json: those of the adapter and of its base, or a checkpoint's."""
+        """Return the hash of the weights for scores.json: of the adapter and its base, or of a checkpoint."""
         folders = (self.adapter,) if self.loaded is not None else (self.weights, self.adapter)
         parts = [_weights_hash(folder) for folder in folders if folder]
         return parts[0] if len(parts) == 1 else files.json_sha256(parts)[:16]
 
     def generate(self, rows: Sequence[EncodedExample], settings: Evaluation) -> list[str]:
-        """Answer one batch in words of the model's own.
+        """Generate answers for one batch.
 
         Raises:
             UserError: out of memory.
@@ -83,7 +83,7 @@ class EvalModel:
             )
 
     def label_loglikelihoods(self, rows: Sequence[EncodedExample], labels: Sequence[str]) -> Tensor:
-        """Log-likelihood of every label for one batch, shape (rows, labels).
+        """Return the log-likelihood of every label for one batch, shape (rows, labels).
 
         Raises:
             UserError: out of memory.
@@ -94,12 +94,12 @@ class EvalModel:
 
 
 def _smaller_batch(rows: Sequence[EncodedExample]) -> contextlib.AbstractContextManager[None]:
-    remedy = "Set evaluation.batch_size smaller; answers so far are kept."
-    return oom_as_user_error(remedy, f"{MORE_MEMORY_HINT} Or: {remedy}", f"with a batch of {len(rows)} questions")
+    remedy = "Lower evaluation.batch_size; existing predictions are kept."
+    return oom_as_user_error(remedy, f"{MORE_MEMORY_HINT} Or: {remedy}", f"with a batch of {len(rows)} rows")
 
 
 def base_model(config: Config, site: Site) -> EvalModel:
-    """The base model of a config, for scores before training; an adapter's folder is the adapter on its own base."""
+    """Return the base model of a config, for scores before training; an adapter folder is loaded with its base."""
     folder = find_model(config.model, site)
     if is_adapter(folder):
         return EvalModel(config.model.base, find_adapter_base(folder, site), config, adapter=folder)
@@ -107,10 +107,10 @@ def base_model(config: Config, site: Site) -> EvalModel:
 
 
 def finetuned_model(config: Config, run: Run, site: Site) -> EvalModel:
-    """A run's result, for scores after training.
+    """Return a run's result, for scores after training.
 
     Raises:
-        UserError: the base of its adapter is not the one that it was trained on.
+        UserError: the adapter's base has changed since training.
     """
     result = run.result_folder(config.adapter.method)
     if not isinstance(config.adapter, Lora):
@@ -121,7 +121,7 @@ def finetuned_model(config: Config, run: Run, site: Site) -> EvalModel:
 
 
 def _weights_hash(folder: Path) -> str:
-    """Hash of the weight files' hashes (from the folder's marker, or of the files themselves)."""
+    """Return a hash of the weight files' hashes, which come from the folder's marker or from the files."""
     marker = folder / files.COMPLETE_MARKER
     if marker.is_file():
         return files.json_sha256(files.read_json(marker))[:16]

@@ -1,7 +1,7 @@
-"""Single questions to a model: from the command line, a file, or a session.
+"""Single queries to a model: from the command line, a file, or a chat session.
 
-A causal model's question is put into the run's prompt (`data.prompt`) as its instruction, a context as its input.
-PaliGemma is given the whole prompt, as in training.
+For causal models, the query is the instruction in the run's prompt (`data.prompt`), and a context its input. PaliGemma
+gets the prompt unchanged.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ftlib.runs import run as runs
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked.
+    """A query.
 
     Attributes:
         prompt: the question.
-        image: of PaliGemma's questions.
-        context: what a causal model is told beside the question; empty for nothing.
-        history: what was said before, as turns `{"role", "content"}`; for the model's chat template only.
+        image: image file, for PaliGemma.
+        context: input for causal models; may be empty.
+        history: earlier turns `{"role", "content"}`, only for chat templates.
     """
 
     prompt: str
@@ -47,11 +47,11 @@ class Query:
 
 
 def open_finetuned(name: str, max_new_tokens: int | None, site: Site) -> tuple[EvalModel, Evaluation]:
-    """The model of a run that is done, or of a folder such as a merge's result, and how it is asked.
+    """Open the model of a finished run, or of a folder such as a merge's result; return it with its settings.
 
     Args:
         name: run folder or its name, or the folder of a model or adapter.
-        max_new_tokens: instead of the config's.
+        max_new_tokens: overrides the config.
 
     Raises:
         UserError: no such run, or it is not trained yet.
@@ -72,7 +72,7 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 def _open_folder(folder: Path, max_new_tokens: int | None, site: Site) -> tuple[EvalModel, Evaluation]:
-    """A model without a run: its own chat template is the prompt where it has one, else the question alone."""
+    """Open a model without a run: the prompt is its chat template, or the question alone if it has none."""
     base = find_adapter_base(folder, site) if is_adapter(folder) else folder
     require_model(base)
     settings = files.read_json(base / "config.json")
@@ -105,7 +105,7 @@ def _dtype(settings: dict[str, Any]) -> str:
 
 
 def with_and_without_context(queries: Sequence[Query]) -> list[Query]:
-    """Every question without its context, and with it behind if it has one."""
+    """Return every query without its context, followed by the query with its context if it has one."""
     bare = [replace(query, context="") for query in queries]
     return [
         each
@@ -115,10 +115,10 @@ def with_and_without_context(queries: Sequence[Query]) -> list[Query]:
 
 
 def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[str]:
-    """Answer questions in batches.
+    """Answer queries in batches.
 
     Raises:
-        UserError: an image or a context is missing, not readable, or not for this model.
+        UserError: an image or a context is missing, not readable, or not supported by this model.
     """
     rows = [_encode(model, query) for query in queries]
     size = settings.batch_size
@@ -156,18 +156,18 @@ def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder
 
 
 def is_multi_turn(model: EvalModel) -> bool:
-    """Whether a question may follow others: the model's chat template has a place for what was said before."""
+    """Whether queries can have earlier turns, that is, whether the prompt is the model's chat template."""
     return model.config.data.prompt == CHAT
 
 
 def append_turn(model: EvalModel, query: Query, answer: str) -> Query:
-    """What the next question begins with: everything that was said, and the answer."""
+    """Return the start of the next query: the history with this question and its answer."""
     said = json.loads(_render_prompt(model.config, query))
     return replace(query, prompt="", history=(*said, {"role": "assistant", "content": answer}))
 
 
 def truncate_history(model: EvalModel, settings: Evaluation, query: Query) -> Query:
-    """The question with as much of its history, the latest, as leaves the model room to answer."""
+    """Drop the oldest turns until prompt and answer fit into the model's context."""
     limit = model.processor.max_length
     while limit and query.history and len(_encode(model, query).input_ids) + settings.max_new_tokens > limit:
         query = replace(query, history=query.history[2:])
@@ -178,7 +178,7 @@ def read_queries(path: Path) -> list[Query]:
     """Read `{"prompt": …, "image": …, "context": …}` lines; an image's path is relative to the file's folder.
 
     Raises:
-        UserError: missing file, or every faulty line (the first 20 in words).
+        UserError: missing file, or invalid lines (lists the first 20).
     """
     queries: list[Query] = []
     faults: list[str] = []
@@ -187,9 +187,9 @@ def read_queries(path: Path) -> list[Query]:
             queries.append(_parse_query(parse_json(text), path.parent))
         except ValueError as error:
             faults.append(f"{path}:{number}: {error}")
-    raise_all(faults, 'A line is {"prompt": …}, with "image" and "context" where there are any.')
+    raise_all(faults, 'Each line must be {"prompt": …}, with optional "image" and "context".')
     if not queries:
-        raise UserError(f"{path}: no questions in it")
+        raise UserError(f"{path}: contains no questions")
     return queries
 
 
@@ -215,7 +215,7 @@ def as_queries(questions: Sequence[str | Mapping[str, Any]]) -> list[Query]:
 
 
 def text_or_file(value: str) -> str:
-    """A text, or the content of the file of that name, without surrounding space.
+    """Return a text, or the content of the file with that name, stripped.
 
     Raises:
         UserError: a file that is not text.
@@ -224,7 +224,7 @@ def text_or_file(value: str) -> str:
         return Path(value).read_text(encoding="utf-8").strip() if Path(value).is_file() else value
     except UnicodeDecodeError as error:
         raise UserError(f"{value}: not UTF-8: {error}") from None
-    except OSError:  # no file's name: too long, or with a null character
+    except OSError:  # not a valid file name: too long, or with a null character
         return value
 
 
@@ -256,16 +256,16 @@ def _encode(model: EvalModel, query: Query) -> EncodedExample:
     if config.model.entry.images:
         return _encode_with_image(model, query)
     if query.image:
-        raise UserError(f"image {query.image}: this run's model reads text only")
+        raise UserError(f"image {query.image}: this run's model is text-only")
     (row,) = model.processor.encode_prompts([_render_prompt(config, query)], None)
     return row
 
 
 def _encode_with_image(model: EvalModel, query: Query) -> EncodedExample:
     if query.context:
-        raise UserError("a context is for causal models; this run's model takes an image and a prompt")
+        raise UserError("only causal models support a context; this run's model takes an image and a prompt")
     if query.image is None:
-        raise UserError("this run's model looks at an image: name one")
+        raise UserError("this run's model needs an image")
     (row,) = model.processor.encode_prompts([query.prompt], open_query_image(query.image, model.config.data))
     return row
 
@@ -273,7 +273,7 @@ def _encode_with_image(model: EvalModel, query: Query) -> EncodedExample:
 def _render_prompt(config: Config, query: Query) -> str:
     template = config.data.prompt
     if query.context and template not in BUILTIN_TEMPLATES and "input" not in template_fields(template):
-        raise UserError(f"data.prompt of this run, {template!r}, has no place for a context ({{input}})")
+        raise UserError(f"data.prompt of this run, {template!r}, does not show a context ({{input}})")
     facts: dict[str, Any] = {"instruction": query.prompt, "question": query.prompt, "input": query.context}
     if query.history:
         turns = json.loads(render_prompt(Example("question", "", query.prompt, "", facts=facts), template))

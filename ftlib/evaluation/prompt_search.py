@@ -1,8 +1,8 @@
-"""Candidate prompts, ranked by what one model answers to them on the same rows.
+"""Compare candidate prompts with one model on the same rows.
 
-`<folder>/<prompt's hash>/` gets predictions.jsonl and scores.json of a candidate, as any evaluation does. All that are
-still open are asked together: the model is loaded once, an image once for all that fit into a batch. While it is at
-work, answers lie in `<folder>/partial/`.
+`<folder>/<prompt's hash>/` gets predictions.jsonl and scores.json of a candidate, as in any evaluation. All missing
+candidates are evaluated together: the model is loaded once, and an image once for all prompts in a batch. Until then,
+predictions are stored in `<folder>/partial/`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ COMPARED = ("difference", "interval", "p", "groups", "verdict")
 def compare_prompts(
     request: EvaluationRequest, prompts: Sequence[str], split: str, folder: Path
 ) -> list[dict[str, Any]] | None:
-    """Answer and score a split once for each prompt; what is scored already is kept.
+    """Evaluate a split with each prompt; existing evaluations are reused.
 
     Args:
         request: its config's `data.prompt` is replaced by each candidate.
 
     Returns:
-        The best first, by the task's headline metric: prompt, the scores of `SHOWN`, `against_best` (a paired test,
-        see `COMPARED`; None for the best) and its folder. None in a process that is not the first of its job.
+        The best first, by the task's main metric: prompt, the scores of `SHOWN`, `against_best` (a paired test,
+        see `COMPARED`; None for the best) and its folder. None in all processes of a job except the first.
 
     Raises:
-        UserError: candidates that cannot be compared, or that name fields which the rows lack.
-        LeaseHeld: another process ranks prompts there.
+        UserError: candidates that cannot be compared, or with fields that the rows lack.
+        LeaseHeld: another process compares prompts in this folder.
     """
     _require_comparable(request.config, prompts)
     requests = {prompt: replace(request, config=_with_prompt(request.config, prompt)) for prompt in prompts}
@@ -73,12 +73,14 @@ def compare_prompts(
 
 def _require_comparable(config: Config, prompts: Sequence[str]) -> None:
     if len(set(prompts)) < 2:
-        raise UserError("there is only one prompt", "Name more in evaluation.prompts, or with --prompt.")
+        raise UserError("there is only one prompt", "Add more in evaluation.prompts, or with --prompt.")
     if CHAT in prompts:
-        remedy = "Compare it by `ftlib evaluate CONFIG --before` with either."
-        raise UserError("prompt chat ends answers in another way than other prompts do", remedy)
+        remedy = "Compare it with `ftlib evaluate CONFIG --before` for each prompt."
+        raise UserError(
+            "prompt chat cannot be compared with other prompts, because its answers end differently", remedy
+        )
     if config.data.parts and all(part.prompt is not None for part in config.data.parts):
-        raise UserError("data.parts: every part has a prompt of its own, so data.prompt changes nothing")
+        raise UserError("data.parts: every part sets a prompt, so data.prompt has no effect")
 
 
 def _with_prompt(config: Config, prompt: str) -> Config:
@@ -86,12 +88,12 @@ def _with_prompt(config: Config, prompt: str) -> Config:
 
 
 def _name(templates: Mapping[str, str]) -> str:
-    """Names a candidate's folder and its answers."""
+    """Return the name of a candidate's folder and predictions."""
     return files.json_sha256(templates)[:12]
 
 
 def _generate_all(requests: Sequence[EvaluationRequest], split: str, partial: Path) -> list[list[Prediction]] | None:
-    """The answers to each candidate, in the order of the rows."""
+    """Return the predictions of each candidate, in the order of the rows."""
     first = requests[0]
     rows = first.prepared.rows(split)
     templates = [one.config.data.templates for one in requests]
@@ -126,7 +128,7 @@ def _ranking(request: EvaluationRequest, folders: dict[str, Path]) -> list[dict[
 
 
 def _sort_key(scores: dict[str, Any]) -> float:
-    """The best has the highest; undefined scores come last."""
+    """Return a sort key that is highest for the best scores; undefined scores come last."""
     if scores["value"] is None:
         return float("-inf")
     return float(scores["value"]) * (1 if scores.get("higher_is_better", True) else -1)

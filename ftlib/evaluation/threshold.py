@@ -1,4 +1,4 @@
-"""From likelihoods of a closed set of labels to answers, with a threshold for the label that must not be wrong."""
+"""Labels from likelihoods, with a probability threshold for the positive class."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ftlib.errors import UserError
 Array = NDArray[np.float64]
 
 NEVER_PREDICT = 2.0
-"""A threshold above every probability."""
+"""A threshold above all probabilities: the positive label is never predicted."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which probability on the positive label is answered.
+    """The probability from which on the positive label is predicted.
 
     Attributes:
         value: probability among all labels.
-        split: the rows that it was chosen on.
-        rule: what it was chosen for.
-        precision, recall: on those rows.
+        split: the split that it was chosen on.
+        rule: the criterion of the choice.
+        precision, recall: on that split.
     """
 
     value: float
@@ -35,18 +35,18 @@ class Threshold:
     recall: float
 
     def describe(self, split: str) -> str:
-        """What is said beside the scores of a split."""
-        own = ", these very rows" if split == self.split else ""
+        """Return the description for the scores of a split."""
+        own = ", the same rows" if split == self.split else ""
         value = "" if self.value == NEVER_PREDICT else f"{self.value:.4f}, "
         return f"threshold of the positive label: {value}{self.rule} (on {self.split}{own})"
 
     def to_json(self) -> dict[str, Any]:
-        """For scores.json."""
+        """Return the entry of scores.json."""
         return asdict(self)
 
 
 def probabilities(likelihoods: Sequence[Sequence[float]]) -> Array:
-    """Log-likelihoods, shape (rows, labels) → probabilities among the labels."""
+    """Convert log-likelihoods, shape (rows, labels), to probabilities among the labels."""
     numbers = np.asarray(likelihoods, dtype=np.float64)
     shares = np.exp(numbers - numbers.max(axis=1, keepdims=True))
     normal: Array = shares / shares.sum(axis=1, keepdims=True)
@@ -54,7 +54,7 @@ def probabilities(likelihoods: Sequence[Sequence[float]]) -> Array:
 
 
 def argmax_labels(shares: Array, labels: Sequence[str], positive: str | None, threshold: Threshold | None) -> list[str]:
-    """The likeliest label of each row; with a threshold, the positive one where its probability reaches it."""
+    """Return the most likely label of each row; with a threshold, the positive label if its probability reaches it."""
     if threshold is None or positive is None:
         return [labels[index] for index in shares.argmax(axis=1)]
     column = list(labels).index(positive)
@@ -67,7 +67,7 @@ def argmax_labels(shares: Array, labels: Sequence[str], positive: str | None, th
 
 
 def precision_recall(scores: Array, truth: NDArray[np.bool_]) -> tuple[Array, Array, Array]:
-    """The precision/recall curve: one point for each distinct score, taken as threshold, from the highest down.
+    """Return the precision/recall curve: one point for each distinct score as threshold, in descending order.
 
     Args:
         scores: probability of the positive label, shape (n,).
@@ -86,13 +86,13 @@ def precision_recall(scores: Array, truth: NDArray[np.bool_]) -> tuple[Array, Ar
 
 
 def choose_threshold(scores: Array, truth: NDArray[np.bool_], min_precision: float | None, split: str) -> Threshold:
-    """The threshold with the best F1, or the best recall among those of at least `min_precision`.
+    """Return the threshold with the best F1, or the best recall among those with at least `min_precision`.
 
-    It lies halfway to the next lower score, so that new rows of about the same score count. If none reaches the
-    precision (an untrained model's may not), the positive label is never answered, and the rule says so.
+    The threshold is halfway to the next lower score, so that new rows with about the same score count. If none reaches
+    the precision (which is possible for a base model), the positive label is never predicted, and the rule says so.
 
     Raises:
-        UserError: no row with the positive label.
+        UserError: no row has the positive label.
     """
     if not truth.any():
         raise UserError(f"no threshold can be chosen: no row of {split} has the positive label")
@@ -106,7 +106,7 @@ def choose_threshold(scores: Array, truth: NDArray[np.bool_], min_precision: flo
         )
     index = int(merit.argmax())
     if merit[index] < 0:
-        rule = f"never answered: no threshold reaches precision {min_precision}, the best is {precisions.max():.4f}"
+        rule = f"never predicted: no threshold reaches precision {min_precision}, the best is {precisions.max():.4f}"
         return Threshold(NEVER_PREDICT, split, rule, 0.0, 0.0)
     below = thresholds[index + 1] if index + 1 < len(thresholds) else 0.0
     value = float((thresholds[index] + below) / 2)

@@ -1,1 +1,1 @@
-"""Fine-tuned models over one base become one model: updates, methods, and the stream that writes the result."""
+"""Merge fine-tuned models of one base: task vectors, merge methods, and streaming of the result."""

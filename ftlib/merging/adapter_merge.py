@@ -1,4 +1,4 @@
-"""Weighted sums of LoRA adapters as one adapter, exactly: Σ c·s·B·A is the product of the factors side by side."""
+"""Exact weighted sums of LoRA adapters as one adapter: Σ c·s·B·A is the product of the concatenated factors."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def write_adapter(
     adapters: Sequence[LoraAdapter],
     labels: Sequence[str],
 ) -> None:
-    """Write adapter_model.safetensors and adapter_config.json; every layer's rank is the sum of those that take part.
+    """Write adapter_model.safetensors and adapter_config.json; the rank of a layer is the sum of the adapters' ranks.
 
     Raises:
-        UserError: an adapter that is not a plain product of factors everywhere.
+        UserError: an adapter has updates that are not plain products of factors.
     """
     for label, adapter in zip(labels, adapters, strict=True):
         _reject_unsupported(label, adapter)
@@ -44,25 +44,25 @@ def write_adapter(
             tensors.update(_peft_tensors(module, left, right, taking[0][0], weight.name))
             ranks[module] = left.shape[1]
     if not tensors:
-        raise UserError("no layer's update takes part in this merge; the adapter would be empty")
+        raise UserError("this merge uses no layer's update, so the adapter would be empty")
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     files.write_json(folder / "adapter_config.json", _config(recipe, adapters[0].config, ranks))
 
 
 def _reject_unsupported(label: str, adapter: LoraAdapter) -> None:
     if adapter.tied:
-        problem = f"{label}: its head follows its embeddings, which side by side they would not"
+        problem = f"{label}: its head is tied to its embeddings"
     elif adapter.full_tensors:
-        problem = f"{label}: it brings whole weights ({min(adapter.full_tensors)})"
+        problem = f"{label}: it contains whole weights ({min(adapter.full_tensors)})"
     elif any(factors.magnitude is not None for factors in adapter.low_rank.values()):
-        problem = f"{label}: it is a DoRA adapter, and a sum of those is none"
+        problem = f"{label}: it is a DoRA adapter, and sums of these are not DoRA adapters"
     else:
         return
-    raise UserError(f"form adapter: {problem}", "Take form model.")
+    raise UserError(f"form adapter: {problem}", "Set form model.")
 
 
 def _shares(recipe: Recipe, weight: PlannedTensor, models: int) -> list[float]:
-    """What every adapter's update is multiplied by."""
+    """Return the factor of every adapter's update."""
     if weight.source == BASE:
         return [0.0] * models
     if weight.source != MERGED:
@@ -72,14 +72,14 @@ def _shares(recipe: Recipe, weight: PlannedTensor, models: int) -> list[float]:
 
 
 def concatenate_factors(name: str, taking: Sequence[tuple[LoraAdapter, float]]) -> tuple[Tensor, Tensor]:
-    """Factors of Σ c·ΔW, shapes (rows, Σ r) and (Σ r, columns); the scales are in the left one."""
+    """Return factors of Σ c·ΔW, shapes (rows, Σ r) and (Σ r, columns); the scales are in the left factor."""
     factors = [(adapter.low_rank[name], share) for adapter, share in taking]
     left = torch.cat([each.left * (each.scale * share) for each, share in factors], dim=1)
     return left, torch.cat([each.right for each, _ in factors], dim=0)
 
 
 def _peft_tensors(module: str, left: Tensor, right: Tensor, like: LoraAdapter, name: str) -> Mapping[str, Tensor]:
-    """The factors as PEFT stores them: B·A of a linear layer, the transposed product of embeddings and Conv1D."""
+    """Return the factors as PEFT stores them; embeddings and Conv1D are transposed."""
     factors = like.low_rank[name]
     a, b = (left.T, right.T) if factors.transposed else (right, left)
     prefix = f"base_model.model.{module}"
@@ -89,7 +89,7 @@ def _peft_tensors(module: str, left: Tensor, right: Tensor, like: LoraAdapter, n
 
 
 def _config(recipe: Recipe, first: dict[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """α is r everywhere, so that the scale is 1."""
+    """Return adapter_config.json with α = r for all layers, so that the scale is 1."""
     rank = max(ranks.values())
     others = {f"^{re.escape(module)}": r for module, r in ranks.items() if r != rank}
     return {

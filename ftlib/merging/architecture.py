@@ -20,12 +20,12 @@ from ftlib.errors import UserError
 from ftlib.merging.checkpoint_io import StoredTensor, canonical_name, is_buffer, model_part_of
 from ftlib.models.libraries import quiet_libraries
 
-if TYPE_CHECKING:  # transformers takes memory that a merge of bare weights does not need
+if TYPE_CHECKING:  # saves memory in merges of plain weight files
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def read_config(folder: Path) -> PreTrainedConfig | None:
-    """A model's config; None without one, or if transformers itself does not know the architecture."""
+    """Return a model's config; None without one, or if transformers does not know the architecture."""
     if not (folder / "config.json").is_file():
         return None
     from transformers import AutoConfig
@@ -33,7 +33,7 @@ def read_config(folder: Path) -> PreTrainedConfig | None:
     quiet_libraries()
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception:  # whatever a config class raises on values that it does not expect
+    except Exception:  # a config class may raise anything for unexpected values
         return None
     return config
 
@@ -44,7 +44,7 @@ def is_tied(config: PreTrainedConfig | None) -> bool:
 
 
 def build_skeleton(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor], label: str) -> PreTrainedModel | None:
-    """The base as transformers would load it from these tensors, on the meta device; None if it cannot be told.
+    """Return the base as transformers would load it from these tensors, on the meta device; None if that is impossible.
 
     Args:
         tensors: by their stored names.
@@ -58,7 +58,7 @@ def build_skeleton(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor]
     kind = getattr(transformers, names[0], None) if names else None
     if kind is None:
         what = names[0] if names else f"model_type {config.model_type} without `architectures`"
-        log.warning(f"{label}: whether all of its weights are there cannot be checked: transformers has no {what}")
+        log.warning(f"{label}: cannot check that all of its weights are present: transformers has no {what}")
         return None
     meta = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -79,7 +79,7 @@ def build_skeleton(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor]
             )
     except Exception as error:  # transformers cannot build every model on the meta device
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning(f"{label}: whether all of its weights are there cannot be checked: {reason}")
+        log.warning(f"{label}: cannot check that all of its weights are present: {reason}")
         return None
     _require_weights(info, label)
     found: PreTrainedModel = model
@@ -94,7 +94,7 @@ def _require_weights(info: Mapping[str, Any], label: str) -> None:
             shown = ", ".join(found[:3]) + (" …" if len(found) > 3 else "")
             raise UserError(
                 f"{label}: {len(found)} {problem}: {shown}",
-                "Is a file of the model missing, or its config.json another model's? Download the model again.",
+                "A file may be missing, or config.json may be another model's. Download the model again.",
             )
     if extra := sorted(map(str, info.get("unexpected_keys") or ())):
         shown = ", ".join(extra[:3]) + (" …" if len(extra) > 3 else "")
@@ -103,7 +103,7 @@ def _require_weights(info: Mapping[str, Any], label: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings, table and progress bar of a loading that reads nothing."""
+    """Context without the warnings, report and progress bar of loading."""
     from transformers.utils import logging as transformers_logging
 
     logger, bars = logging.getLogger("transformers"), transformers_logging.is_progress_bar_enabled()
@@ -121,7 +121,7 @@ def _quiet() -> Iterator[None]:
 
 
 def transposed_weights(skeleton: PreTrainedModel | None) -> frozenset[str] | None:
-    """Canonical names of the weights that are stored transposed, as GPT-2's; None if that is not known."""
+    """Return canonical names of the weights that are stored transposed, as in GPT-2; None if unknown."""
     if skeleton is None:
         return None
     from transformers.pytorch_utils import Conv1D
@@ -131,10 +131,10 @@ def transposed_weights(skeleton: PreTrainedModel | None) -> frozenset[str] | Non
 
 
 def adapted_weights(skeleton: PreTrainedModel, adapter: Path) -> set[str]:
-    """Canonical names of the weights that PEFT would adapt on the base by the adapter's own config.
+    """Return canonical names of the weights that PEFT would adapt according to the adapter's config.
 
     Raises:
-        UserError: PEFT cannot apply the config to this base, for example since its target_modules are not in it.
+        UserError: PEFT cannot apply the config to this base, for example because it lacks the target_modules.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -152,13 +152,14 @@ def adapted_weights(skeleton: PreTrainedModel, adapter: Path) -> set[str]:
 
 
 def check_adapter_complete(skeleton: PreTrainedModel, adapter: Path, present: Set[str], base: Set[str]) -> None:
-    """Refuse an adapter that lacks layers which its own target_modules name.
+    """Check that an adapter has all layers of its target_modules.
 
-    A part of the model (such as the vision tower) in which it has no layer at all is reported only: some programs adapt
-    the language model by names that the vision tower has, too.
+    A part of the model (such as the vision tower) without any adapted layer is only reported: some programs adapt the
+    language model with names that also match the vision tower.
 
     Args:
-        present: canonical names of the weights that it changes; `base`: of all weights.
+        present: canonical names of the weights that it changes.
+        base: canonical names of all weights.
 
     Raises:
         UserError: layers are missing.
@@ -169,11 +170,11 @@ def check_adapter_complete(skeleton: PreTrainedModel, adapter: Path, present: Se
     if lost:
         shown = ", ".join(lost[:3]) + (" …" if len(lost) > 3 else "")
         raise UserError(
-            f"{adapter}: {len(lost)} layers that its target_modules name are not in its file: {shown}",
-            "The file is incomplete; save the adapter again. If it is meant so, name its layers in target_modules.",
+            f"{adapter}: {len(lost)} layers of its target_modules are missing in its file: {shown}",
+            "The file is incomplete; save the adapter again. If this is intended, list its layers in target_modules.",
         )
     if missing:
         shown = ", ".join(sorted({model_part_of(name) for name in missing}))
         log.warning(
-            f"{adapter}: its target_modules name {len(missing)} layers of {shown}, and its file changes none there"
+            f"{adapter}: its target_modules match {len(missing)} layers of {shown}, but its file has none of them"
         )

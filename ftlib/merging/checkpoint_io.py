@@ -1,4 +1,4 @@
-"""Checkpoints read and written for a merge: safetensors by rows, one name for each weight, a thread for each core."""
+"""Checkpoint I/O for merges: safetensors read and written by rows, canonical weight names, threads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ftlib.core import files
 from ftlib.core.safetensors_header import read_safetensors_header
 from ftlib.errors import UserError
 
-# Safetensors files read and written by rows, so that memory holds a few rows and never a file. Mapped files would count
-# to a process's memory while they are read.
+# Safetensors files are read and written by rows, so that only a few rows are in memory. Memory-mapped files would count
+# as memory of the process.
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {
@@ -43,7 +43,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. It is read as rows: the first dimension, by all others together."""
+    """A tensor in a file, read as a matrix: first dimension × all others."""
 
     file: Path
     offset: int
@@ -63,10 +63,10 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop` as stored, shape (rows, columns).
+        """Return rows `start` to `stop` in the stored dtype, shape (rows, columns).
 
         Raises:
-            UserError: the file has become shorter.
+            UserError: the file was truncated.
         """
         count = (self.rows if stop is None else stop) - start
         width = self.columns * self.dtype.itemsize
@@ -77,11 +77,11 @@ class StoredTensor:
 
 
 def open_weights(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder's safetensors files by its stored name.
+    """Return stored name → tensor for all safetensors files of a folder.
 
     Raises:
-        UserError: no such files, one is missing or damaged, a tensor is not in the file that the index names, is empty,
-            or is in two files.
+        UserError: there are no such files; a file is missing or damaged; a tensor is empty, in two files, or not in
+            the file given by the index.
     """
     found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
@@ -98,12 +98,12 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
     if weight_files(folder)[0].name not in _WHOLE and (folder / INDEX).is_file():
         for name, file in sorted(_read_index(folder).items()):
             if name not in found and model_part_of(canonical_name(name)) != "head":
-                raise UserError(f"{folder}: {name} is not in {file}, though {INDEX} says so: they are of two models")
+                raise UserError(f"{folder}: {name} is not in {file}, but {INDEX} lists it: the files are of two models")
     return found
 
 
 def tensors_equal(one: StoredTensor, other: StoredTensor, relative: float = 0.0, absolute: float = 0.0) -> bool:
-    """Whether two tensors hold the same numbers, up to a difference of `absolute` + `relative` · |other|."""
+    """Whether two tensors are equal within `absolute` + `relative` · |other|."""
     if one.shape != other.shape:
         return False
     step = max(1, (1 << 20) // max(1, one.columns))
@@ -120,13 +120,13 @@ _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, chosen as transformers and PEFT do.
+    """Return the files with a folder's weights, chosen as in transformers and PEFT.
 
-    An adapter's are in adapter_model.safetensors, a model's in model.safetensors, else in the files of the index, else
-    in numbered shards; without any of these names in all other files (consolidated ones repeat what others hold).
+    These are adapter_model.safetensors for an adapter; for a model model.safetensors, else the files of the index, else
+    numbered shards; without any of these names, all other files except consolidated ones, which are copies.
 
     Raises:
-        UserError: none, or one is missing.
+        UserError: there are none, or one is missing.
     """
     adapter = (folder / "adapter_config.json").is_file()
     present = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -136,16 +136,16 @@ def weight_files(folder: Path) -> list[Path]:
     elif (folder / INDEX).is_file():
         names = sorted(set(_read_index(folder).values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise UserError(f"{folder}: {missing[0]} is missing, though {INDEX} names it")
+            raise UserError(f"{folder}: {missing[0]} is missing, but {INDEX} lists it")
     else:
         names = _shards(folder, present) or [name for name in present if not name.startswith("consolidated")] or present
     if not names:
-        raise UserError(f"{folder}: no *.safetensors in it", "Weights are merged from safetensors files only.")
+        raise UserError(f"{folder}: contains no *.safetensors", "Only safetensors files can be merged.")
     return [folder / name for name in names]
 
 
 def _shards(folder: Path, present: Sequence[str]) -> list[str]:
-    """The shards 1 to n of n; those named model-… if there are several series."""
+    """Return shards 1 to n of n; if there are several series, those named model-…."""
     series: dict[tuple[str, str], dict[int, str]] = {}
     for name in present:
         if match := _SHARD.fullmatch(name):
@@ -165,19 +165,19 @@ def _shards(folder: Path, present: Sequence[str]) -> list[str]:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor → file."""
+    """Return tensor → file."""
     index = files.read_json(folder / INDEX)
     found = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise UserError(f"{folder / INDEX}: it has no weight_map that says which file each weight is in")
+        raise UserError(f"{folder / INDEX}: has no valid weight_map")
     return found
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file.
+    """Return the tensors of one file.
 
     Raises:
-        UserError: damaged, cut short, or numbers of a type that cannot be merged.
+        UserError: the file is damaged or truncated, or has a dtype that cannot be merged.
     """
     entries, start = read_safetensors_header(path)
     return {name: _stored(path, name, entry, start) for name, entry in entries.items()}
@@ -185,7 +185,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _stored(path: Path, name: str, entry: dict[str, Any], start: int) -> StoredTensor:
     if entry["dtype"] not in _DTYPES:
-        raise UserError(f"{path}: {name} holds numbers of type {entry['dtype']}", "Merge unquantized weights.")
+        raise UserError(f"{path}: {name} has dtype {entry['dtype']}", "Merge unquantized weights.")
     return StoredTensor(path, start + entry["data_offsets"][0], tuple(entry["shape"]), _DTYPES[entry["dtype"]])
 
 
@@ -203,7 +203,7 @@ class TensorEntry:
 
 
 class Shard:
-    """One safetensors file, written by rows in any order by several threads; it appears when it is closed."""
+    """A safetensors file that several threads write by rows, in any order; it gets its name when it is closed."""
 
     def __init__(self, path: Path, entries: Sequence[TensorEntry]) -> None:
         self._path, self._temporary = path, path.with_name(f"{path.name}.tmp")
@@ -216,13 +216,13 @@ class Shard:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._offsets = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in header if name[:2] != "__"}
-        self._temporary.unlink(missing_ok=True)  # a killed merge's; a symbolic link is not followed
+        self._temporary.unlink(missing_ok=True)  # left by a killed merge; symbolic links are not followed
         self._file = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         os.ftruncate(self._file, 8 + len(text) + offset)
         self._write(len(text).to_bytes(8, "little") + text, 0)
 
     def write(self, name: str, row: int, values: Tensor) -> None:
-        """Write rows of a tensor, shape (rows, columns), from row number `row` on."""
+        """Write rows of a tensor, shape (rows, columns), starting at row number `row`."""
         data = values.contiguous().view(torch.uint8).numpy().data
         self._write(data.cast("B"), self._offsets[name] + row * values.shape[1] * values.dtype.itemsize)
 
@@ -232,17 +232,18 @@ class Shard:
             left, offset = left[written:], offset + written
 
     def close(self) -> None:
-        """Flush the file and give it its name."""
+        """Flush the file and rename it to its final name."""
         os.fsync(self._file)
         os.close(self._file)
         self._temporary.replace(self._path)
 
 
-# One name for a weight, whatever a transformers version called it, and what part of a model it belongs to.
+# Canonical weight names, independent of the transformers version, and the part of the model of each.
 #
-# PaliGemma's released files say `language_model.model.layers.0…` and `vision_tower.vision_model.encoder…`, a loaded
-# model `model.language_model.layers.0…`, a newer one `model.vision_tower.encoder…`, PEFT puts `base_model.model.`
-# before it, and a language model without its head lacks the first `model.`. These words only say how modules nest.
+# PaliGemma's released files use `language_model.model.layers.0…` and `vision_tower.vision_model.encoder…`, a loaded
+# model `model.language_model.layers.0…`, a newer one `model.vision_tower.encoder…`, PEFT adds the prefix
+# `base_model.model.`, and a language model without its head lacks the first `model.`. These parts only describe
+# nesting.
 
 _NESTING = {"base_layer", "base_model", "model", "transformer", "gpt_neox", "vision_model", "module"}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
@@ -256,7 +257,7 @@ _PARTS = {
 
 
 def canonical_name(name: str) -> str:
-    """A weight's name without the words that only nest; `language_model.lm_head` is the whole model's head."""
+    """Return a weight's name without nesting prefixes; `language_model.lm_head` becomes the model's head."""
     words = [word for word in name.split(".") if word not in _NESTING]
     if words[:2] == ["language_model", "lm_head"]:
         words = words[1:]
@@ -264,46 +265,46 @@ def canonical_name(name: str) -> str:
 
 
 def model_part_of(name: str) -> str:
-    """vision, projector, embeddings, head or language, from a canonical name."""
+    """Return the part of a weight by its canonical name: vision, projector, embeddings, head or language."""
     return next((part for part, pattern in _PARTS.items() if pattern.search(name)), "language")
 
 
 def is_vocabulary_sized(name: str) -> bool:
-    """Whether it has a row for each token, from a canonical name: embeddings and head, but no table of positions."""
+    """Whether a weight (canonical name) has a row for each token: embeddings and head, but not position embeddings."""
     return model_part_of(name) in ("embeddings", "head") and name.endswith(".weight") and not name.startswith("wpe.")
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the layer, counted from 0, that a weight lies in."""
+    """Return the number of a weight's layer, counted from 0; None outside of layers."""
     match = _LAYER.search(name)
     return int(match[1]) if match else None
 
 
 def table_row_of(name: str) -> str:
-    """The line of the table that a weight is counted in: `language 3`, `vision 12`, `projector` …"""
+    """Return the row of the statistics table for a weight: `language 3`, `vision 12`, `projector` …"""
     layer = layer_of(name)
     return model_part_of(name) if layer is None else f"{model_part_of(name)} {layer}"
 
 
 def is_buffer(name: str) -> bool:
-    """Whether it is no weight but a constant that older versions of transformers saved too."""
+    """Whether a tensor is a constant buffer that older versions of transformers saved."""
     return _BUFFER.search(name) is not None
 
 
-# Work shared out among threads, one for each core; torch, numpy, hashing and reading let go of the interpreter.
+# Threads, one per core; torch, numpy, hashing and reading release the GIL.
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def thread_count() -> int:
-    """Threads: one for each core that this process may use."""
+    """Return the number of threads: one for each core that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @contextmanager
 def thread_pool() -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads compute on one core each."""
+    """Context with a pool whose threads use one core each."""
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(thread_count(), initializer=torch.set_num_threads, initargs=(1,)) as executor:
@@ -315,10 +316,10 @@ def thread_pool() -> Iterator[ThreadPoolExecutor]:
 def run_in_threads(
     executor: ThreadPoolExecutor, call: Callable[[T], R], items: Iterable[T], stop: threading.Event
 ) -> list[R]:
-    """Call on every item; a failure or a signal sets `stop` and cancels what has not begun.
+    """Call a function on every item; a failure or a signal sets `stop` and cancels pending calls.
 
     Raises:
-        whatever the first failing call raised.
+        the exception of the first failing call.
     """
     futures = [executor.submit(call, item) for item in items]
     try:

@@ -27,19 +27,19 @@ _NEUTRAL = re.compile(
     r"|chunk_size_feed_forward|pretraining_tp|gradient_checkpointing|unsloth.*|model_max_length|keys_to_ignore.*"
     r"|finetuning_task|task_specific_params|tokenizer_class|suppress_tokens|begin_suppress_tokens|torchscript"
 )
-"""Fields of a config that do not change what a forward pass computes, or that are compared elsewhere."""
+"""Fields of a config that do not affect the forward pass, or that are compared elsewhere."""
 
-_UNCOMPARABLE = "whether {} has the base's vocabulary cannot be told"
+_UNCOMPARABLE = "cannot check that {} has the base's vocabulary"
 
 
 def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
-    """Refuse a model of another base, architecture, vocabulary or function.
+    """Check that a model has the same base, architecture, vocabulary and forward pass.
 
     Raises:
-        UserError: it is; or it cannot be told.
+        UserError: something differs, or the base cannot be verified.
     """
     if base.kind != "model":
-        raise UserError(f"{base.label}: the base must be a whole model, and this is an adapter")
+        raise UserError(f"{base.label}: the base must be a whole model, but this is an adapter")
     for source in (base, model):
         if quantization := source.config.get("quantization_config"):
             method = quantization.get("quant_method", "unknown")
@@ -47,11 +47,11 @@ def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, 
     for field in ("model_type", "architectures"):
         theirs, ours = model.config.get(field), base.config.get(field)
         if theirs and ours and theirs != ours:
-            raise UserError(f"{model.label}: another architecture: {field} is {theirs}, the base's is {ours}")
+            raise UserError(f"{model.label}: different architecture: {field} is {theirs}, the base's is {ours}")
     if model.config and base.config and (odd := differing_fields(base.folder, model.folder)):
         raise UserError(
-            f"{model.label}: its config computes something else than the base's: {'; '.join(odd)}",
-            "The result can have only one of them. Merge models that differ in their weights alone.",
+            f"{model.label}: its forward pass differs from the base's: {'; '.join(odd)}",
+            "The result can have only one config. Merge models that differ only in their weights.",
         )
     check_vocabulary(base.folder, model.folder, model.label)
     if model.trained_on:
@@ -59,10 +59,10 @@ def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, 
 
 
 def differing_fields(ours: Path, theirs: Path) -> list[str]:
-    """The fields in which two models' configs differ and compute something else, with both values.
+    """Return the fields of two models' configs that differ and affect the forward pass, with both values.
 
-    Fields that a config leaves out have transformers' defaults, and older spellings are read as transformers does; of
-    an architecture that transformers does not know, the fields that both name are compared.
+    Missing fields have transformers' defaults, and older spellings are read as transformers does. For an architecture
+    that transformers does not know, the fields that both have are compared.
     """
     one, other = _comparable(ours), _comparable(theirs)
     if not one or not other:
@@ -76,7 +76,7 @@ def _comparable(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     if config is None:
         return {}
-    if config.model_type == "paligemma":  # computed this way whatever the checkpoint says, see models/attention.py
+    if config.model_type == "paligemma":  # ftlib ignores the checkpoint's value, see models/attention.py
         use_full_attention(config)
         configure_final_softcap(config, "auto", usual=False)
     found: dict[str, Any] = config.to_dict()
@@ -97,25 +97,25 @@ def _differences(
 
 
 def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base") -> None:
-    """Refuse a model in which a word has another number than in the base, or a number another word.
+    """Check that tokens have the same IDs in a model and in the base.
+
+    Tokens that only one of them has are allowed: they use added or spare rows.
 
     Args:
-        other: what `base` is called, if it is another model.
-
-    Words that only one of them has are no obstacle: each has a row of its own, or the base's spare row.
+        other: the label of `base`, if it is another model.
 
     Raises:
-        UserError: they disagree.
+        UserError: the vocabularies conflict.
     """
     ours, theirs = read_vocabulary(base), read_vocabulary(model)
     if ours is None or theirs is None or (other != "the base" and ours.kind != theirs.kind):
         if other != "the base":
             return
         if theirs is not None or (ours is not None and (model / "tokenizer_config.json").is_file()):
-            log.warning(f"{_UNCOMPARABLE.format(label)}: one of them has no vocabulary file that can be read")
+            log.warning(f"{_UNCOMPARABLE.format(label)}: one of them has no readable vocabulary file")
         return
     if ours.kind != theirs.kind:
-        log.warning(f"{_UNCOMPARABLE.format(label)}: one is a tiktoken file, the other is none")
+        log.warning(f"{_UNCOMPARABLE.format(label)}: only one is a tiktoken file")
         return
     numbers = {number: word for word, number in ours.words.items()}
     odd = [
@@ -126,21 +126,21 @@ def check_vocabulary(base: Path, model: Path, label: str, other: str = "the base
     if odd:
         number, word = min(odd)
         others = ours.words.get(word)
-        said = f"which {other} calls {numbers.get(number)!r}" if others is None else f"number {others} in {other}"
+        said = f"in {other} {numbers.get(number)!r}" if others is None else f"ID {others} in {other}"
         raise UserError(
-            f"{label}: another vocabulary: {len(odd):,} of its {len(theirs.words):,} words differ from the "
-            f"{len(ours.words):,} of {other}: {word!r} is number {number}, {said}",
-            "Merge models with the base's own vocabulary.",
+            f"{label}: different vocabulary: {len(odd):,} of its {len(theirs.words):,} tokens differ from the "
+            f"{len(ours.words):,} of {other}: {word!r} has ID {number}, {said}",
+            "Merge models with the base's vocabulary.",
         )
     if other != "the base":
         return
     if added := sorted(theirs.words.keys() - ours.words.keys(), key=theirs.words.__getitem__):
         shown = ", ".join(f"{word!r} ({theirs.words[word]})" for word in added[:3]) + (" …" if len(added) > 3 else "")
-        log.warning(f"{label}: {len(added)} words that the base's tokenizer does not have: {shown}")
+        log.warning(f"{label}: {len(added)} tokens that the base's tokenizer lacks: {shown}")
 
 
 def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site: Site) -> None:
-    """By content where the run recorded it, else by name, else by the weights of the base that is named."""
+    """Check the base by the hash that the run recorded, else by name, else by comparing the weights."""
     assert model.trained_on
     name, theirs = model.trained_on
     said = f"{name} (revision {theirs})" if theirs else name
@@ -160,20 +160,18 @@ def _check_base(base: MergeInput, revision: str | None, model: MergeInput, site:
     if (name, theirs) == (base.label, revision):
         return
     try:
-        here = Path.cwd() / Path(name).expanduser()  # peft notes a base's folder as it was named
+        here = Path.cwd() / Path(name).expanduser()  # peft records the path as it was given
         other = find_merge_input(str(here) if here.is_dir() else name, theirs, site)
     except UserError:
         other = None
     if model.kind == "adapter" and (other is None or other.config.get("quantization_config")):
-        why = "which is not here" if other is None else "whose quantized weights cannot be compared"
-        log.info(
-            f"{model.label} names {said} as its base, {why}: it is taken as one of {base.label}, whose layers it fits"
-        )
+        why = "which was not found" if other is None else "whose quantized weights cannot be compared"
+        log.info(f"{model.label} has {said} as its base, {why}: using {base.label}, whose layers match")
         return
     if other is None:
         raise UserError(
-            f"{model.label} was trained on {said}, which is not here; whether that is {base.label} cannot be told",
-            "Name that base, or stage it.",
+            f"{model.label} was trained on {said}, which was not found, so it cannot be compared with {base.label}",
+            "Use that base, or stage it.",
         )
     if other.folder.resolve() == base.folder.resolve():
         return

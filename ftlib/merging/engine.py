@@ -1,4 +1,4 @@
-"""The tensors of a merge: each weight by its method, block by block, and the result written in shards."""
+"""Merge tensors block by block and write the result in shards."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from ftlib.merging.plan import PlannedTensor
 from ftlib.merging.recipe import BASE, MERGED, Recipe
 from ftlib.merging.statistics import StatisticsAccumulator, TensorStatistics
 
-# One weight's way through a method: passes over its updates first where the method needs them, then block by block.
+# Merge one tensor block by block, after first passes for methods that need global statistics.
 
 BLOCK = 1 << 18
-"""Entries that are looked at together: few enough to stay in a core's cache."""
+"""Entries per block: few enough for a core's cache."""
 
 Sparsify = Callable[[Tensor], Tensor]
 
 
 class Cancelled(Exception):
-    """The work was told to stop."""
+    """The merge was cancelled."""
 
 
 @dataclass(frozen=True)
 class TensorBlocks:
-    """The rows of a weight, in the base and in the models."""
+    """A weight in the base and in the models, read by blocks of rows."""
 
     weight: PlannedTensor
     models: Sequence[FinetunedModel]
     stop: Event
 
     def base(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, the base's float32 rows) of every block, in order."""
+        """Yield (first row, the base's float32 rows) of every block, in order."""
         stored = self.weight.base
         step = max(1, BLOCK // max(1, stored.columns))
         for start in range(0, stored.rows, step):
@@ -55,18 +55,18 @@ class TensorBlocks:
             yield start, stored.read(start, min(start + step, stored.rows)).float()
 
     def updates(self, model: int) -> Iterator[Tensor]:
-        """The blocks of one model's update."""
+        """Yield the blocks of one model's update."""
         for start, base in self.base():
             yield self.models[model].update(self.weight.name, start, base)
 
 
 @dataclass(frozen=True)
 class MergeJob:
-    """What is merged, and where its shards go.
+    """A merge: base, models, weights and the output folder.
 
     Attributes:
-        labels: the models' names in messages.
-        stop: set when the work must end early.
+        labels: names of the models for messages.
+        stop: set to cancel the work.
     """
 
     recipe: Recipe
@@ -77,29 +77,29 @@ class MergeJob:
     stop: Event = field(default_factory=Event)
 
     def blocks(self, weight: PlannedTensor) -> TensorBlocks:
-        """The rows of one weight."""
+        """Return the rows of one weight."""
         return TensorBlocks(weight, self.models, self.stop)
 
 
 @dataclass(frozen=True)
 class GlobalTrim:
-    """What `trim: global` finds in a first pass over the whole model.
+    """Result of the first pass of `trim: global` over the whole model.
 
     Attributes:
-        thresholds: for every model, the magnitude from which on entries are kept.
-        tie: the sign where kept updates cancel out: that of most entries of the model.
+        thresholds: for every model, the smallest magnitude that is kept.
+        tie: the sign where kept updates cancel out: the majority sign of the model.
     """
 
     thresholds: list[float]
     tie: int = 1
 
     def trims(self) -> list[Sparsify]:
-        """Fresh trims for one weight."""
+        """Return new trims for one weight."""
         return [methods.MagnitudeTrim(threshold, None) for threshold in self.thresholds]
 
 
 class TensorMerger:
-    """A recipe for one weight."""
+    """Applies a recipe to one weight."""
 
     def __init__(self, recipe: Recipe, rows: TensorBlocks, global_trim: GlobalTrim | None) -> None:
         self._recipe, self._settings = recipe, recipe.resolved
@@ -118,13 +118,13 @@ class TensorMerger:
         return [methods.DareDrop(density, self._settings["seed"], number, name) for number in numbers]
 
     def sparsify(self, updates: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What is kept of the next block's updates."""
+        """Return the kept entries of the next block's updates."""
         if not self._sparsify:
             return updates
         return [sparsify(update) for sparsify, update in zip(self._sparsify, updates, strict=True)]
 
     def merge_block(self, base: Tensor, kept: Sequence[Tensor]) -> Tensor:
-        """The block's result."""
+        """Return the merged block."""
         weights = self._recipe.weights
         if self._recipe.method == "slerp":
             return methods.weighted_sum([base + update for update in kept], self._arc)
@@ -146,10 +146,11 @@ def _arc(rows: TensorBlocks, weights: Sequence[float]) -> tuple[float, float]:
 
 
 def find_global_trim(job: MergeJob, executor: ThreadPoolExecutor) -> GlobalTrim | None:
-    """The thresholds of `trim: global` as in the authors' program, and their sign for what cancels out.
+    """Return thresholds and tie sign of `trim: global`, as in the authors' code.
 
-    With n entries and k = ⌊density·n⌋ the threshold is the (n - k)-th smallest magnitude, so k + 1 entries are kept,
-    and all that are equal to the last (github.com/prateeky2806/ties-merging, topk_values_mask and resolve_zero_signs).
+    With n entries and k = ⌊density·n⌋ the threshold is the (n - k)-th smallest magnitude, so k + 1 entries and all
+    equal
+    to the last are kept (github.com/prateeky2806/ties-merging, topk_values_mask and resolve_zero_signs).
     """
     density = job.recipe.resolved["density"]
     if density == 1:
@@ -157,7 +158,7 @@ def find_global_trim(job: MergeJob, executor: ThreadPoolExecutor) -> GlobalTrim 
     merged = [weight for weight in job.weights if weight.source == MERGED]
     total = sum(weight.elements for weight in merged)
     keep = min(total, int(density * total) + 1)
-    log.info(f"looking for one threshold over {total:,} weights of each model")
+    log.info(f"computing the global threshold over {total:,} weights of each model")
     thresholds = []
     for model in range(len(job.models)):
         count = functools.partial(_count_all_tensors, job, executor, merged, model)
@@ -182,7 +183,7 @@ def _count_all_tensors(
 def _majority(
     job: MergeJob, global_trim: GlobalTrim, merged: Sequence[PlannedTensor], executor: ThreadPoolExecutor
 ) -> int:
-    """The sign that most elected entries have; without a majority the negative one, as in the authors' program."""
+    """Return the majority sign of the elected entries; -1 without a majority, as in the authors' code."""
 
     def one(weight: PlannedTensor) -> float:
         trims, signs = global_trim.trims(), 0.0
@@ -195,22 +196,22 @@ def _majority(
     return 1 if sum(checkpoint_io.run_in_threads(executor, one, merged, job.stop)) > 0 else -1
 
 
-# Write the result weight by weight, one thread a core, into shards that appear when they are whole.
+# Write the result with one thread per core, into shards that get their names when they are complete.
 #
-# Every thread works on one weight, block by block. A shard that is there with its statistics is not done again, so a
-# merge that was killed goes on with the shards that are missing.
+# Every thread merges one weight at a time. A shard that exists with its statistics is not computed again, so a killed
+# merge resumes with the missing shards.
 
 SHARD_BYTES = 10**9
 _BUFFERS = 10
-"""Float32 blocks that a thread holds beside three for each model: base, sums, signs, masks, bytes in and out."""
+"""Float32 blocks per thread, besides three for each model: base, sums, signs, masks, input and output."""
 
 _CODE = 48 << 20
-"""Of torch's libraries, what is read in only when it is used; some 30 MiB were measured."""
+"""Memory of torch's libraries that are loaded on first use; about 30 MiB were measured."""
 
 
 @dataclass
 class _PendingShard:
-    """A shard at work: its weights, and how many of them are not finished."""
+    """A shard that is being written: its weights, and how many of them are unfinished."""
 
     path: Path
     weights: Sequence[PlannedTensor]
@@ -228,27 +229,27 @@ class _PendingShard:
 
 
 def expected_peak(job: MergeJob, held: int) -> int:
-    """Bytes of memory that the merge will use at its peak, `held` for adapters and what the process has now."""
+    """Return the peak memory of the merge in bytes, including `held` bytes for adapters and the current process."""
     widest = max((weight.base.columns for weight in job.weights), default=1)
     blocks = (3 * len(job.models) + _BUFFERS) * 4 * max(BLOCK, widest)
     return resident_peak() + _CODE + held + checkpoint_io.thread_count() * (blocks + (3 << 20))
 
 
 def resident_peak() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write_shards(job: MergeJob) -> list[TensorStatistics]:
-    """Write every shard that is missing and the index; what was done to each weight is returned.
+    """Write every missing shard and the index; return the statistics of each weight.
 
     Raises:
-        UserError: a weight came out as no finite number, or the storage is full.
+        UserError: a merged weight is not finite, or the storage is full.
     """
     parts = _parts(job)
     missing = [part for part in parts if not part.done]
     if len(missing) < len(parts):
-        log.info(f"going on: {len(parts) - len(missing)} of {len(parts)} shards are there")
+        log.info(f"resuming: {len(parts) - len(missing)} of {len(parts)} shards exist")
     with checkpoint_io.thread_pool() as pool:
         global_trim = None
         if missing and job.recipe.resolved.get("trim") == "global":
@@ -259,7 +260,7 @@ def write_shards(job: MergeJob) -> list[TensorStatistics]:
 
 
 def _parts(job: MergeJob) -> list[_PendingShard]:
-    """The weights in their order, cut where a shard would become larger than `SHARD_BYTES`."""
+    """Return the weights in order, divided into shards of at most `SHARD_BYTES`."""
     cuts: list[list[PlannedTensor]] = [[]]
     size = 0
     for weight in job.weights:
@@ -330,13 +331,13 @@ def _write_weight(
     for start, rows_added in _added_rows(job, weight):
         value = rows_added.to(weight.entry.dtype)
         if not _is_finite(value):
-            raise UserError(f"{weight.entry.name} holds NaN or infinity in rows of added tokens; nothing was written")
+            raise UserError(f"{weight.entry.name} has NaN or infinity in rows of added tokens; nothing was written")
         shard.write(weight.entry.name, start, value)
     return statistics.to_json(weight.name, weight.source, weight.elements)
 
 
 def _added_rows(job: MergeJob, weight: PlannedTensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) of tokens that the base lacks: the weighted average of the models that have them."""
+    """Yield (first row, rows) of tokens that the base lacks: the weighted average of the models that have them."""
     pairs = zip(job.models, job.recipe.weights, strict=True)
     holders = [(tensor, share) for model, share in pairs if (tensor := model.whole(weight.name))]
     ends = sorted({weight.base.rows, *(tensor.rows for tensor, _ in holders)} if holders else {weight.base.rows})
@@ -349,25 +350,25 @@ def _added_rows(job: MergeJob, weight: PlannedTensor) -> Iterator[tuple[int, Ten
 
 
 def _is_finite(values: Tensor) -> bool:
-    """The sum is looked at first: looking at every number takes fifty times as long."""
+    """Check the sum first, because checking every number takes fifty times as long."""
     return bool(values.sum(dtype=torch.float32).isfinite()) or bool(values.isfinite().all())
 
 
 def _not_finite(job: MergeJob, weight: PlannedTensor, start: int, base: Tensor) -> UserError:
-    """Say whose numbers they are."""
+    """Return an error that names the models with the NaN or infinity."""
     if not base.isfinite().all():
         culprits = ["the base"]
     else:
         pairs = zip(job.labels, job.models, strict=True)
         culprits = [label for label, model in pairs if not model.value(weight.name, start, base).isfinite().all()]
     if culprits:
-        return UserError(f"{' and '.join(culprits)}: {weight.entry.name} holds NaN or infinity; nothing was written")
+        return UserError(f"{' and '.join(culprits)}: {weight.entry.name} has NaN or infinity; nothing was written")
     kind = str(weight.entry.dtype).removeprefix("torch.")
     return UserError(f"{weight.entry.name} became NaN or too large for {kind}", "Lower lambda or the weights.")
 
 
 def _write_index(job: MergeJob, parts: Sequence[_PendingShard]) -> None:
-    """The index that transformers looks for beside several shards."""
+    """Write the index that transformers needs for several shards."""
     if len(parts) == 1:
         return
     index = {

@@ -1,4 +1,4 @@
-"""A whole merge: inputs checked, shards written, the result published with its card."""
+"""A whole merge: check inputs, write shards, publish the result with its model card."""
 
 from __future__ import annotations
 
@@ -46,17 +46,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TOKENIZER = "tokenizer, chat template and generation settings"
-_FEWER_THREADS = (
-    f"{MORE_MEMORY_HINT} Or take fewer cores (taskset, --cpus-per-task): each core's thread holds its own blocks."
-)
+_FEWER_THREADS = f"{MORE_MEMORY_HINT} Or use fewer cores (taskset, --cpus-per-task): every thread has blocks in memory."
 
 
 @dataclass(frozen=True)
 class _MergeInputs:
-    """The base and the models, and what identifies this merge of them.
+    """Base and models, and the identity of the merge.
 
     Attributes:
-        earlier: what identified it in version 0.1, which looked at where the models lay, too.
+        earlier: the identity in version 0.1, which included the models' paths.
     """
 
     base: MergeInput
@@ -68,14 +66,13 @@ class _MergeInputs:
 
 @offline()
 def merge(recipe: Recipe, site: Site) -> Path:
-    """Merge and publish; what a killed merge left is gone on with.
+    """Merge and publish; resumes a killed merge.
 
     Returns:
-        The result's folder.
+        The folder of the result.
 
     Raises:
-        UserError: inputs that do not belong together, NaN, an output that is something else, storage full, out of
-            memory.
+        UserError: incompatible inputs, NaN, an existing output of something else, storage full, out of memory.
     """
     with oom_as_user_error(host=_FEWER_THREADS):
         return _merge(recipe, site)
@@ -100,7 +97,7 @@ def _merge(recipe: Recipe, site: Site) -> Path:
         log.info(chosen)
     partial = output.with_name(f"{output.name}.partial")
     if partial.is_symlink():
-        raise UserError(f"{partial}: is a symbolic link, and unfinished weights would end elsewhere", "Remove it.")
+        raise UserError(f"{partial}: is a symbolic link; unfinished weights are only written to a folder", "Remove it.")
     with files.storage_errors(output):
         partial.mkdir(parents=True, exist_ok=True)
         with lease.acquire_lease(partial):
@@ -121,7 +118,7 @@ def _find_inputs(recipe: Recipe, site: Site) -> _MergeInputs:
         check_compatible(base, recipe.revision, model, site)
     for one, other in itertools.combinations(models, 2):  # both may have added tokens
         check_vocabulary(one.folder, other.folder, other.label, one.label)
-    log.info("hashing what goes in")
+    log.info("hashing the inputs")
     digests = weight_hashes([base, *models])
     fields = canonical_fields(recipe, {"Recipe": ("base", "output"), "Input": ("model",)})
     earlier = canonical_fields(recipe, {"Recipe": ("output",)})
@@ -135,7 +132,7 @@ def _existing_output(output: Path, inputs: _MergeInputs) -> Path:
     if made and files.is_complete(output):
         log.info(f"{output}: already merged")
         return output
-    raise UserError(f"{output} exists and is not the result of this merge", "Name another output, or remove it first.")
+    raise UserError(f"{output} exists and is not the result of this merge", "Use another output, or remove it first.")
 
 
 def _open(source: MergeInput, base: dict[str, StoredTensor], skeleton: PreTrainedModel | None) -> FinetunedModel:
@@ -147,10 +144,10 @@ def _open(source: MergeInput, base: dict[str, StoredTensor], skeleton: PreTraine
 
 
 def _discard_other_shards(partial: Path, inputs: _MergeInputs) -> None:
-    """Shards of another merge are of no use."""
+    """Remove the shards of a different merge."""
     plan = partial / "plan.json"
     if plan.exists() and files.read_json(plan) not in (inputs.identity, inputs.earlier):
-        log.warning("the recipe or its models have changed; beginning anew")
+        log.warning("the recipe or its models have changed; starting again")
         for path in partial.glob("model*"):
             path.unlink()
     files.write_json(plan, inputs.identity)
@@ -165,7 +162,7 @@ def _publish_model(job: MergeJob, inputs: _MergeInputs, output: Path) -> None:
     require_rows(
         choice, [inputs.base, *inputs.models][0 if choice.source == BASE else 1 + int(choice.source)], job.weights
     )
-    log.info(f"{len(job.weights)} weights; memory at the peak: at most {format_gib(expected_peak(job, held))}")
+    log.info(f"{len(job.weights)} weights; peak memory: at most {format_gib(expected_peak(job, held))}")
     records = write_shards(job)
     layers = by_layer(records)
     log.info(table(layers, len(job.models)))
@@ -175,7 +172,7 @@ def _publish_model(job: MergeJob, inputs: _MergeInputs, output: Path) -> None:
         copy_model_files(inputs.base, inputs.models, choice, folder)
         _describe_weights(folder / "config.json", job.weights)
         _write_card(job.recipe, inputs, job.weights, layers, folder, **_remarks(job, choice), tensors=records)
-    log.info(f"memory at the peak: {format_gib(resident_peak())}")
+    log.info(f"peak memory: {format_gib(resident_peak())}")
 
 
 def _publish_adapter(
@@ -187,7 +184,7 @@ def _publish_adapter(
 ) -> None:
     adapters = [model for model in models if isinstance(model, LoraAdapter)]
     if len(adapters) < len(models):
-        raise UserError("form adapter: some of the models are no adapters", "Take form model.")
+        raise UserError("form adapter: some of the models are not adapters", "Set form model.")
     with files.atomic_directory(output) as folder:
         write_adapter(folder, recipe, weights, adapters, [source.label for source in inputs.models])
         _write_card(recipe, inputs, weights, [], folder)
@@ -212,7 +209,7 @@ def _write_card(
 
 
 def _parts(weights: Sequence[PlannedTensor]) -> dict[str, str]:
-    """Where the weights of every part came from."""
+    """Return part → origin of its weights."""
     found: dict[str, set[str]] = {}
     for weight in weights:
         source = weight.source if isinstance(weight.source, str) else model_letter(weight.source)
@@ -221,7 +218,7 @@ def _parts(weights: Sequence[PlannedTensor]) -> dict[str, str]:
 
 
 def _describe_weights(config_file: Path, weights: Sequence[PlannedTensor]) -> None:
-    """The config names the type that the weights are written in, and the size of an enlarged vocabulary."""
+    """Set the dtype of the weights and the size of an enlarged vocabulary in config.json."""
     if not config_file.is_file():
         return
     config = files.read_json(config_file)
@@ -235,7 +232,7 @@ def _describe_weights(config_file: Path, weights: Sequence[PlannedTensor]) -> No
 
 
 def _remarks(job: MergeJob, choice: TokenizerChoice) -> dict[str, Any]:
-    """What the record says beyond every merge's own: a chosen tokenizer, and tensors that trimming emptied."""
+    """Return additional fields of the record: the chosen tokenizer, and tensors that trimming emptied."""
     found: dict[str, Any] = {}
     if choice.reason:
         found["tokenizer"] = {"from": choice.letter, "reason": choice.reason}
@@ -244,32 +241,30 @@ def _remarks(job: MergeJob, choice: TokenizerChoice) -> dict[str, Any]:
         merged = [weight for weight in job.weights if weight.source == MERGED]
         if emptied := [weight.entry.name for weight in merged if int(settings["density"] * weight.elements) == 0]:
             found["trimmed_to_nothing"] = emptied
-            log.warning(
-                f"{len(emptied)} tensors have fewer than 1/density entries, so that none is kept: {emptied[0]} …"
-            )
+            log.warning(f"{len(emptied)} tensors have fewer than 1/density entries, so none are kept: {emptied[0]} …")
     return found
 
 
-# The model card of a merge: what went in, by which formula, with which versions.
+# The model card of a merge: inputs, formula and versions.
 
 _FORMULAS = {
     "linear": "Σ wθ / Σ w: the weighted average of the models",
     "task_arithmetic": "base + λ · Σ wΔ{divided}",
-    "ties": "base + λ · (those wΔ that have the sign of Σ wΔ){divided}, of updates trimmed to {density:g} of their "
+    "ties": "base + λ · (the wΔ with the sign of Σ wΔ){divided}, of updates trimmed to {density:g} of their "
     "entries by magnitude, {trim}",
     "dare_linear": "base + λ · Σ wΔ{divided}, of updates with {density:g} of their "
-    "entries kept by chance (seed {seed}) and divided by {density:g}",
-    "dare_ties": "base + λ · (those wΔ that have the sign of Σ wΔ){divided}, of updates with {density:g} of their "
-    "entries kept by chance (seed {seed}) and divided by {density:g}",
+    "entries kept at random (seed {seed}) and divided by {density:g}",
+    "dare_ties": "base + λ · (the wΔ with the sign of Σ wΔ){divided}, of updates with {density:g} of their "
+    "entries kept at random (seed {seed}) and divided by {density:g}",
     "layerswap": "language layers 0 to {layer} of a; everything else Σ wθ / Σ w, the weighted average",
-    "slerp": "on the arc from a to b, {share:g} of the way, every tensor by its own angle",
+    "slerp": "spherical interpolation from a to b at {share:g}, with one angle per tensor",
 }
-_DIVIDED = {"weights": " / Σ w of what takes part", "count": " / number of what takes part", "none": ""}
+_DIVIDED = {"weights": " / Σ w of these models", "count": " / number of these models", "none": ""}
 _TRIMS = {"tensor": "in every tensor", "global": "over all tensors together"}
 
 
 def formula(recipe: Recipe) -> str:
-    """The recipe in one line; Δ is a model's weights minus the base's, w its weight."""
+    """Return the recipe in one line; Δ is a model's weights minus the base's, w its weight."""
     settings = recipe.resolved
     words = {
         **settings,
@@ -289,11 +284,12 @@ def card(
     parts: dict[str, str],
     layers: Sequence[TensorStatistics],
 ) -> str:
-    """README.md of the result, with the hub's metadata in front.
+    """Return README.md of the result, with the hub's metadata.
 
     Args:
-        sources: the base and the models; `hashes`: of their weight files.
-        parts: part → where it comes from.
+        sources: the base and the models.
+        hashes: of their weight files.
+        parts: part → origin.
     """
     named = [name for source in sources if (name := hub_name(str(source.origin)))]
     metadata = {
@@ -309,16 +305,16 @@ def card(
     ]
     if parts:
         lines += ["; ".join(f"{part}: from {source}" for part, source in parts.items()) + ".\n"]
-    lines += ["## What went in\n", "| | model | file | SHA-256 |", "|---|---|---|---|"]
+    lines += ["## Inputs\n", "| | model | file | SHA-256 |", "|---|---|---|---|"]
     for name, source, digests in zip(names, sources, hashes, strict=True):
         lines += [f"| {name} | {public_name(source.label)} | {file} | `{digest}` |" for file, digest in digests.items()]
     if layers:
-        lines += ["\n## What it did\n", f"```\n{table(layers, len(recipe.models))}\n```"]
+        lines += ["\n## Statistics\n", f"```\n{table(layers, len(recipe.models))}\n```"]
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     return "\n".join([*lines, f"\nMade with {versions}.\n"])
 
 
 def record(recipe: Recipe, identity: str, **facts: Any) -> dict[str, Any]:
-    """merge.json: the recipe and everything of the card, for programs."""
+    """Return the content of merge.json: the recipe and all facts of the card."""
     made = {"recipe": canonical_fields(recipe), "resolved": recipe.resolved, "formula": formula(recipe)}
     return {"identity": identity, **made, **facts}

@@ -1,4 +1,4 @@
-"""mergekit's YAML as a recipe of ftlib, where its method exists here; any other part is refused by name.
+"""Convert mergekit's YAML to a recipe of ftlib; unsupported methods and settings are errors.
 
 github.com/arcee-ai/mergekit, "Merge Configuration". Defaults are mergekit's: density 1, and sums divided by the weights
 with `ties` and `linear` only.
@@ -32,7 +32,7 @@ _PARAMETERS = {
     **{key: {"weight", "density", "normalize", "lambda", "rescale"} for key in ("ties", "dare_linear", "dare_ties")},
 }
 _WITHOUT_EFFECT = {"int8_mask"}
-"""They change how mergekit computes, not what."""
+"""Settings that do not change mergekit's result."""
 
 
 def load_recipe(
@@ -53,35 +53,35 @@ def load_recipe(
         recipe = {"output": source.data.get("output"), **as_recipe(fields, str(source.path)), **options}
         return validate_section(Recipe, recipe, site)
     if options:
-        problem = f"--{min(options)}: with a config file, fields are set by KEY=VALUE"
+        problem = f"--{min(options)}: with a config file, set fields with KEY=VALUE"
         raise UserError(problem, f"For example: ftlib merge {source.path} density=0.2")
     return load_section(Recipe, config, overrides, site)
 
 
 def is_mergekit(data: Mapping[str, Any]) -> bool:
-    """Whether a YAML file is mergekit's."""
+    """Whether the content of a YAML file is a mergekit configuration."""
     return "merge_method" in data
 
 
 def as_recipe(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a recipe, but for its output.
+    """Return the fields of a recipe, without its output.
 
     Args:
         where: the file, for messages.
 
     Raises:
-        UserError: a method, or another part, that does not exist here.
+        UserError: an unsupported method or setting.
     """
     method = data["merge_method"]
     if method not in _METHODS:
-        raise _unsupported(where, f"merge_method: {method}", f"Methods that exist here: {', '.join(_METHODS)}.")
+        raise _unsupported(where, f"merge_method: {method}", f"Supported methods: {', '.join(_METHODS)}.")
     if other := sorted(data.keys() - _KEYS):
         raise _unsupported(where, other[0])
     if data.get("chat_template", "auto") != "auto":
-        raise _unsupported(where, "chat_template", "--tokenizer-from chooses whose chat template the result has.")
+        raise _unsupported(where, "chat_template", "Use --tokenizer-from to choose the chat template.")
     models = [_model(entry, data, where) for entry in data.get("models") or ()]
     if not models:
-        raise UserError(f"{where}: models: there are none")
+        raise UserError(f"{where}: models: is missing or empty")
     base = data.get("base_model") or (models[0]["model"] if method == "linear" else None)
     if not base:
         raise UserError(f"{where}: base_model: method {method} needs one")
@@ -98,7 +98,7 @@ def as_recipe(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _model(entry: Any, data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """One of `models`; `BASE+ADAPTER` is an adapter of the base."""
+    """Return one of `models`; `BASE+ADAPTER` is an adapter of the base."""
     found: dict[str, Any] = {"model": entry} if isinstance(entry, str) else dict(entry)
     if other := sorted(found.keys() - {"model", "parameters"}):
         raise _unsupported(where, f"models: {other[0]}")
@@ -120,7 +120,7 @@ def _check_names(parameters: Mapping[str, Any], method: str, where: str, key: st
 def _sum_fields(
     models: list[dict[str, Any]], base: str, method: str, shared: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    merged = [each for each in models if method == "linear" or each["model"] != base]  # of the base there is no update
+    merged = [each for each in models if method == "linear" or each["model"] != base]  # the base has no update
     weights = [_number({**shared, **each["parameters"]}, "weight", where) for each in merged]
     fields: dict[str, Any] = {
         "models": [{"model": each["model"], "weight": weight} for each, weight in zip(merged, weights, strict=True)]
@@ -128,10 +128,10 @@ def _sum_fields(
     if "density" in _PARAMETERS[method]:
         given = {_number({"density": 1.0, **shared, **each["parameters"]}, "density", where) for each in merged}
         if len(given) > 1:
-            raise _unsupported(where, "models.parameters.density: another one for each model")
+            raise _unsupported(where, "models.parameters.density: different values for the models")
         fields["density"] = given.pop() if given else 1.0
     if shared.get("rescale", True) is not True:
-        raise _unsupported(where, "parameters.rescale: false", "What DARE keeps is always divided by its density.")
+        raise _unsupported(where, "parameters.rescale: false", "DARE always divides by the density.")
     normalize = shared.get("normalize", method in ("linear", "ties"))
     if method == "linear":
         if not normalize:
@@ -144,7 +144,7 @@ def _sum_fields(
 def _slerp_models(models: list[dict[str, Any]], base: str, t: float, where: str) -> list[dict[str, Any]]:
     others = [each["model"] for each in models if each["model"] != base]
     if len(others) != 1:
-        raise UserError(f"{where}: models: method slerp goes from base_model to one other model, not {len(others)}")
+        raise UserError(f"{where}: models: method slerp needs base_model and one other model, not {len(others)}")
     return [{"model": base, "weight": 1 - t}, {"model": others[0], "weight": t}]
 
 
@@ -153,12 +153,14 @@ def _number(parameters: Mapping[str, Any], name: str, where: str) -> float:
     if value is None:
         raise UserError(f"{where}: {name} is missing")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _unsupported(where, f"{name}: {value!r:.60}", "One number is; gradients and filters over layers are not.")
+        raise _unsupported(
+            where, f"{name}: {value!r:.60}", "Only single numbers are supported, no gradients and filters over layers."
+        )
     return float(value)
 
 
 def _tokenizer(source: Any, base: str, models: list[dict[str, Any]], where: str) -> dict[str, Any]:
-    if source in (None, "union"):  # tokens are united where they agree, and refused where they do not
+    if source in (None, "union"):  # ftlib's default: the union of tokens, or an error if they conflict
         return {}
     if source == "base" or source == base:
         return {"tokenizer_from": "base"}

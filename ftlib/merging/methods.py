@@ -1,9 +1,10 @@
-"""The formulas of merging, on blocks of float32 updates; nothing here knows of files or models.
+"""Merge formulas on blocks of float32 updates, independent of files and models.
 
 An update Δ is a model's weights minus the base's. `linear` is the weighted average of the models (Wortsman et al.
 2022, arXiv:2203.05482), `task_arithmetic` base + λ Σ wΔ (Ilharco et al. 2023, arXiv:2212.04089), `ties` trims every
-update, elects a sign for every weight and averages what agrees with it (Yadav et al. 2023, arXiv:2306.01708), DARE
-drops weights of an update by chance and scales the rest by 1/density (Yu et al. 2024, arXiv:2311.03099).
+update, elects a sign for every weight and averages the updates with that sign (Yadav et al. 2023, arXiv:2306.01708),
+DARE
+drops entries of an update at random and scales the rest by 1/density (Yu et al. 2024, arXiv:2311.03099).
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ from ftlib.merging.recipe import Normalize
 
 _LOW_BITS = 16
 BUCKETS = 1 << _LOW_BITS
-"""How many values the high bits of a magnitude may have, and the low ones."""
+"""Number of values of the high bits, and of the low bits, of a magnitude."""
 
 _COLINEAR = 0.9995
-"""Cosine from which on slerp goes straight: the sine of the angle would divide by almost nothing."""
+"""Cosine above which slerp interpolates linearly, to avoid a division by a sine near 0."""
 
 Blocks = Callable[[], Iterable[Tensor]]
-"""Called once for every pass over an update; gives it block by block."""
+"""Called once for every pass over an update; returns its blocks."""
 
 
 @dataclass
 class MagnitudeTrim:
-    """Keeps the entries of an update above a magnitude, and the first `equal` of those that are equal to it.
+    """Keeps the entries of an update above a magnitude, and the first `equal` entries equal to it.
 
     Attributes:
-        equal: None keeps them all.
+        equal: None keeps all of them.
     """
 
     threshold: float
     equal: int | None
 
     def __call__(self, update: Tensor) -> Tensor:
-        """The next block of the update with zeros for what is dropped; blocks must come in order."""
+        """Return the next block of the update with dropped entries set to 0; blocks must come in order."""
         kept = torch.nn.functional.hardshrink(update, self._below)  # in one pass, unlike a mask
         if self.equal is None:
             return kept
@@ -55,23 +56,23 @@ class MagnitudeTrim:
 
     @functools.cached_property
     def _below(self) -> float:
-        """The next smaller number: what is larger than that is kept."""
+        """The next smaller number; larger entries are kept."""
         return float(np.nextafter(np.float32(self.threshold), np.float32(0)))
 
 
 def make_trim(blocks: Blocks, keep: int) -> MagnitudeTrim:
-    """What keeps exactly the `keep` entries of largest magnitude, the first ones of equals."""
+    """Return a trim that keeps exactly the `keep` entries of largest magnitude; of equal entries, the first."""
     return MagnitudeTrim(*kth_magnitude(lambda low: count_blocks(blocks(), low), keep))
 
 
 def kth_magnitude(count: Callable[[int | None], Tensor], k: int) -> tuple[float, int | None]:
-    """The k-th largest magnitude, without sorting: non-negative float32 are ordered as the integers of their bits.
+    """Return the k-th largest magnitude without sorting: non-negative float32 sort like the integers of their bits.
 
     Args:
-        count: counts of magnitudes by their high bits (None), or by their low bits among those with given high bits.
+        count: returns counts of magnitudes by their high bits (None), or by their low bits for given high bits.
 
     Returns:
-        The magnitude, and how many entries equal to it belong to the k largest; None: all of them.
+        The magnitude, and how many entries equal to it are among the k largest; None: all of them.
     """
     if k == 0:
         return math.inf, 0
@@ -83,7 +84,7 @@ def kth_magnitude(count: Callable[[int | None], Tensor], k: int) -> tuple[float,
 
 
 def _bucket(counts: Tensor, k: int) -> tuple[int, int]:
-    """The bucket, from the top, that the k-th entry lies in, and its number within that bucket."""
+    """Return the bucket of the k-th entry, counted from the top, and the entry's number within the bucket."""
     from_top = counts.flip(0).cumsum(0)
     place = int(torch.searchsorted(from_top, k))
     above = int(from_top[place - 1]) if place else 0
@@ -99,7 +100,7 @@ def count_blocks(blocks: Iterable[Tensor], high: int | None) -> Tensor:
 
 
 def count_magnitudes(update: Tensor, high: int | None) -> Tensor:
-    """How many magnitudes have each value of their high 16 bits, or of the low 16 among those with high bits `high`."""
+    """Count magnitudes by their high 16 bits, or by their low 16 bits among those with high bits `high`."""
     bits = update.abs().flatten().view(torch.int32)
     upper = bits >> _LOW_BITS
     if high is None:
@@ -108,7 +109,7 @@ def count_magnitudes(update: Tensor, high: int | None) -> Tensor:
 
 
 class DareDrop:
-    """DARE: drops entries of an update by chance, the same ones for a seed, model and name on every machine."""
+    """DARE: drops random entries of an update; seed, model and name determine which, on every machine."""
 
     def __init__(self, density: float, seed: int, model: int, name: str) -> None:
         digest = hashlib.sha256(f"{seed} {model} {name}".encode()).digest()
@@ -116,13 +117,13 @@ class DareDrop:
         self._density = density
 
     def __call__(self, update: Tensor) -> Tensor:
-        """The next block of the update; blocks must come in order."""
+        """Return the next block of the update; blocks must come in order."""
         keep = torch.from_numpy(self._random.random(update.numel(), dtype=np.float32) < self._density)
         return update * keep.view(update.shape) / self._density
 
 
 def weighted_sum(updates: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """Σ c Δ."""
+    """Return Σ c Δ."""
     total = updates[0] * coefficients[0]
     for update, coefficient in zip(updates[1:], coefficients[1:], strict=True):
         total.add_(update, alpha=coefficient)
@@ -132,10 +133,10 @@ def weighted_sum(updates: Sequence[Tensor], coefficients: Sequence[float]) -> Te
 def ties_merge(
     updates: Sequence[Tensor], weights: Sequence[float], normalize: Normalize, scale: float, tie: int = 1
 ) -> Tensor:
-    """TIES on trimmed updates: the sum of those wΔ that have the sign of Σ wΔ.
+    """TIES on trimmed updates: return the sum of the wΔ with the sign of Σ wΔ.
 
     Args:
-        normalize: what it is divided by: the agreeing models' weights or their count, entry by entry, or nothing.
+        normalize: the divisor of each entry: the sum of the agreeing models' weights, their count, or none.
         tie: the sign, 1 or -1, where Σ wΔ is zero.
     """
     sign = elected_sign(weighted_sum(updates, weights), tie)
@@ -152,25 +153,26 @@ def ties_merge(
 
 
 def elected_sign(total: Tensor, tie: int) -> Tensor:
-    """1 or -1 for every entry."""
+    """Return 1 or -1 for every entry."""
     positive = total >= 0 if tie > 0 else total > 0
     return positive.to(torch.float32).mul_(2).sub_(1)
 
 
 def coefficients(weights: Sequence[float], normalize: Normalize, scale: float) -> list[float]:
-    """What every update is multiplied by in a sum without election."""
+    """Return the factor of every update in a sum without sign election."""
     divisor = {"weights": sum(weights), "count": float(len(weights)), "none": 1.0}[normalize]
     return [scale * weight / divisor for weight in weights]
 
 
 def slerp_coefficients(share: float, dot: float, norm_a: float, norm_b: float) -> tuple[float, float]:
-    """What two weight tensors are multiplied by to go `share` of the way from the first to the second on an arc.
+    """Return the factors of two tensors for spherical interpolation at `share` from the first to the second.
 
-    As in mergekit: the angle is that between the whole tensors, their lengths are not normalised in the result
-    (Shoemake 1985, doi:10.1145/325165.325242).
+    As in mergekit, the angle is that between the whole tensors, and the result is not normalised (Shoemake 1985,
+    doi:10.1145/325165.325242).
 
     Args:
-        dot: of the two tensors; `norm_a`, `norm_b`: their lengths.
+        dot: dot product of the two tensors.
+        norm_a, norm_b: their norms.
     """
     cosine = dot / (norm_a * norm_b) if norm_a and norm_b else 1.0
     if abs(cosine) > _COLINEAR:

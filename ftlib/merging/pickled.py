@@ -1,4 +1,4 @@
-"""Weights in PyTorch's older `.bin` files, converted to safetensors once and kept in the store."""
+"""Convert PyTorch's older `.bin` files to safetensors, once, in the store."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NAME = re.compile(r"(adapter|pytorch)_model(-\d+-of-\d+)?\.bin")
 
 
 def as_safetensors(folder: Path, site: Site) -> Path:
-    """A folder's weights as safetensors: itself if it has any, else a copy in the store, converted if need be.
+    """Return a folder with the weights as safetensors: the folder itself, or a converted copy in the store.
 
-    The copy holds the folder's small files, too, so that it is a model by itself.
+    The copy also contains the folder's small files, so that it is a complete model.
 
     Raises:
-        UserError: files that hold more than tensors, or are damaged; no space.
+        UserError: a file contains more than tensors, or is damaged; no space.
     """
     paths = next(filter(None, (sorted(folder.glob(form)) for form in _FORMS)), [])
     if any(folder.glob("*.safetensors")) or not paths:
@@ -42,7 +42,7 @@ def as_safetensors(folder: Path, site: Site) -> Path:
         return target if files.is_complete(target) else None
 
     def convert() -> Path:
-        log.info(f"{folder}: its .bin files are converted to safetensors, once")
+        log.info(f"{folder}: converting its .bin files to safetensors, once")
         files.require_space(site.store, sum(path.stat().st_size for path in paths))
         with permissions.group_writable(site), files.atomic_directory(target) as temporary:
             for path in beside:
@@ -69,12 +69,12 @@ def _convert(path: Path, target: Path) -> None:
     try:
         weights: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
-        problem = f"{path}: it holds more than tensors; loading it could run somebody's code"
-        raise UserError(problem, "Take a model with safetensors.") from None
+        problem = f"{path}: contains more than tensors; loading it could run code"
+        raise UserError(problem, "Use a model with safetensors.") from None
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: it cannot be read: {reason}") from None
+        raise UserError(f"{path}: cannot be read: {reason}") from None
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise UserError(f"{path}: no dictionary of tensors")
+        raise UserError(f"{path}: not a dictionary of tensors")
     copies = {str(name): tensor.contiguous().clone() for name, tensor in weights.items()}  # tied ones share memory
     save_file(copies, target, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""Which weight comes from where: the recipe's parts and layers held against the weights that there are."""
+"""Plan a merge: the source, name, shape and dtype of each weight of the result."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class PlannedTensor:
 
     Attributes:
         name: canonical.
-        entry: what is written, under the base's own name for it.
-        source: BASE, MERGED, or the number of the model that it is taken from.
+        entry: what is written, under the base's stored name.
+        source: BASE, MERGED, or the number of the model that it is copied from.
     """
 
     name: str
@@ -43,20 +43,21 @@ class PlannedTensor:
 
     @property
     def elements(self) -> int:
-        """Of the base's; rows of added tokens are no part of the merge, see `engine`."""
+        """Number of elements in the base; rows of added tokens are handled separately, see `engine`."""
         return math.prod(self.base.shape)
 
 
 def plan_weights(
     recipe: Recipe, base: dict[str, StoredTensor], names: dict[str, str], models: Sequence[FinetunedModel]
 ) -> list[PlannedTensor]:
-    """Every weight of the result, in the order of the base's files.
+    """Return the weights of the result, in the order of the base's files.
 
     Args:
-        base: the base's weights by canonical name; `names`: its own names for them.
+        base: the base's weights by canonical name.
+        names: the base's stored names.
 
     Raises:
-        UserError: a part of the recipe that this model does not have.
+        UserError: the recipe has a part that the base lacks.
     """
     parts = _parts(recipe, {model_part_of(name) for name in base})
     planned = []
@@ -68,14 +69,14 @@ def plan_weights(
 
 def _parts(recipe: Recipe, existing: set[str]) -> dict[str, str]:
     if missing := sorted(set(recipe.parts) - existing):
-        why = ": its head is its embeddings, set parts.embeddings" if missing[0] == "head" else ""
+        why = ": its head is tied to its embeddings, set parts.embeddings" if missing[0] == "head" else ""
         raise UserError(f"parts.{missing[0]}: the base has no such part{why}")
     defaults = VLM_PARTS if "vision" in existing else {}
     return {**defaults, **{str(part): source for part, source in recipe.parts.items()}}
 
 
 def _shape(name: str, stored: StoredTensor, models: Sequence[FinetunedModel]) -> tuple[int, ...]:
-    """The base's, with the rows that a model has for tokens that were added to its vocabulary."""
+    """Return the base's shape, with the rows that a model has for tokens added to its vocabulary."""
     if not is_vocabulary_sized(name):
         return stored.shape
     rows = [tensor.rows for model in models if (tensor := model.whole(name))]
@@ -83,7 +84,7 @@ def _shape(name: str, stored: StoredTensor, models: Sequence[FinetunedModel]) ->
 
 
 def _dtype(recipe: Recipe, name: str, stored: StoredTensor, models: Sequence[FinetunedModel]) -> torch.dtype:
-    """The recipe's, or the widest type that it is stored in; adapters' factors, always float32, do not count."""
+    """Return the recipe's dtype, or the widest dtype of the inputs; adapters' factors, always float32, do not count."""
     dtype = stored.dtype
     if dtype.is_floating_point and not is_buffer(name):
         if recipe.dtype:
@@ -98,7 +99,7 @@ def _dtype(recipe: Recipe, name: str, stored: StoredTensor, models: Sequence[Fin
 def describe_dtype(
     recipe: Recipe, weights: Sequence[PlannedTensor], models: Sequence[FinetunedModel], labels: Sequence[str]
 ) -> str:
-    """Why the weights are stored in their type; empty where all of the inputs have it already."""
+    """Return why the weights are stored in their dtype; empty if all inputs have the same dtype."""
     largest = max(weights, key=lambda weight: weight.elements)
     chosen = str(largest.entry.dtype).removeprefix("torch.")
     types = {"the base": largest.base.dtype}
@@ -111,10 +112,10 @@ def describe_dtype(
     stored = f"weights are stored in {chosen}"
     have = ", ".join(f"{label} {name}" for label, name in found.items())
     if recipe.dtype:
-        return f"{stored}, as the recipe says ({have})"
+        return f"{stored}, as set in the recipe ({have})"
     if chosen not in found.values():
-        return f"{stored}, which alone holds all of the inputs' numbers ({have}); --dtype chooses another type"
-    return f"{stored}, the widest type of the inputs ({have}); --dtype chooses another type"
+        return f"{stored}, the only dtype that represents all inputs ({have}); --dtype sets another one"
+    return f"{stored}, the widest dtype of the inputs ({have}); --dtype sets another one"
 
 
 def _source(
@@ -137,12 +138,12 @@ def _source(
 
 
 def check_head(weights: Sequence[PlannedTensor], models: Sequence[FinetunedModel], labels: Sequence[str]) -> None:
-    """Refuse adapters of embeddings alone where the head is the same matrix: it would be changed with them.
+    """Reject adapters of embeddings alone if the head is tied to them: the merge would change it, too.
 
-    Without ensure_weight_tying PEFT leaves the head as it was (github.com/huggingface/peft/issues/2777).
+    Without ensure_weight_tying PEFT does not change the head (github.com/huggingface/peft/issues/2777).
 
     Raises:
-        UserError: such an adapter's embeddings take part in the merge.
+        UserError: the merge uses such an adapter's embeddings.
     """
     if any(model_part_of(weight.name) == "head" for weight in weights):
         return
@@ -153,13 +154,13 @@ def check_head(weights: Sequence[PlannedTensor], models: Sequence[FinetunedModel
             apart = isinstance(model, LoraAdapter) and model.changes(weight.name) and not model.tied
             if apart and weight.source in (MERGED, number):
                 raise UserError(
-                    f"{label}: it changes the embeddings and not the head, which are one matrix in the base",
-                    "Take the embeddings of the base: --part embeddings=base.",
+                    f"{label}: it changes the embeddings but not the head, which are tied in the base",
+                    "Use the base's embeddings: --part embeddings=base.",
                 )
 
 
 def _is_single_model(recipe: Recipe) -> bool:
-    """Whether the recipe is one model as it is; base + (model - base) would round."""
+    """Whether the result is one unchanged model, which is copied because base + (model - base) would round."""
     settings = recipe.resolved
     if len(recipe.models) > 1 or settings.get("density", 1) < 1 or settings.get("scale", 1) != 1:
         return False
@@ -167,28 +168,30 @@ def _is_single_model(recipe: Recipe) -> bool:
 
 
 def align_checkpoint(label: str, model: FullCheckpoint, base: dict[str, StoredTensor]) -> FullCheckpoint:
-    """A checkpoint with exactly the base's weights: tied heads are stored by some and not by others.
+    """Return a checkpoint with exactly the base's weights; a tied head is added or removed.
 
     Raises:
-        UserError: weights that are missing, left over, or of other shapes.
+        UserError: weights are missing or unexpected, or have other shapes.
     """
     tensors = {name: tensor for name, tensor in model.tensors.items() if name in base or not is_buffer(name)}
     tensors.update({name: stored for name, stored in base.items() if is_buffer(name) and name not in tensors})
     _align_head(label, tensors, base)
-    for kind, found in (("missing", base.keys() - tensors.keys()), ("left over", tensors.keys() - base.keys())):
+    for kind, found in (("missing", base.keys() - tensors.keys()), ("unexpected", tensors.keys() - base.keys())):
         if found:
             shown = ", ".join(sorted(found)[:3]) + (" …" if len(found) > 3 else "")
-            raise UserError(f"{label}: {len(found)} weights {kind} beside the base: {shown}", "Is it of another model?")
+            raise UserError(
+                f"{label}: {len(found)} weights {kind} compared to the base: {shown}", "Is it of another model?"
+            )
     for name, stored in base.items():
         check_shape(label, name, tensors[name].shape, stored.shape)
     return replace(model, tensors=tensors)
 
 
 def check_shape(label: str, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Refuse a weight that the base has in another shape, but for rows of tokens that were added to a vocabulary.
+    """Check that a weight has the base's shape; rows of added tokens are allowed.
 
     Raises:
-        UserError: it has; with embeddings and heads, it is the vocabularies that differ.
+        UserError: the shapes differ; for embeddings and heads, the vocabularies differ.
     """
     if shape == expected:
         return
@@ -196,8 +199,8 @@ def check_shape(label: str, name: str, shape: tuple[int, ...], expected: tuple[i
     if is_vocabulary_sized(name) and shape[1:] == expected[1:]:
         if shape[0] > expected[0]:
             return  # tokens were added
-        raise UserError(f"{problem}: the vocabularies differ", "Merge models with the base's own vocabulary.")
-    raise UserError(problem, "Only models of the base's own architecture and size can be merged.")
+        raise UserError(f"{problem}: the vocabularies differ", "Merge models with the base's vocabulary.")
+    raise UserError(problem, "Only models of the base's architecture and size can be merged.")
 
 
 def _align_head(label: str, tensors: dict[str, StoredTensor], base: dict[str, StoredTensor]) -> None:
@@ -210,7 +213,7 @@ def _align_head(label: str, tensors: dict[str, StoredTensor], base: dict[str, St
     elif head is not None and tensors_equal(tensors[head], tensors[embeddings]):
         del tensors[head]
     else:
-        raise UserError(f"{label}: its head differs from its embeddings, and the base has one matrix for both")
+        raise UserError(f"{label}: its head differs from its embeddings, which are tied in the base")
 
 
 def _find(tensors: Mapping[str, StoredTensor], names: tuple[str, ...]) -> str | None:
@@ -218,18 +221,18 @@ def _find(tensors: Mapping[str, StoredTensor], names: tuple[str, ...]) -> str | 
 
 
 def without_tied_head(label: str, tensors: dict[str, StoredTensor], tied: bool) -> dict[str, StoredTensor]:
-    """The weights without a head that the config ties to the embeddings: some programs store the one matrix twice.
+    """Return the weights without a tied head: some programs store the matrix twice.
 
     Raises:
-        UserError: the two differ, so that it depends on the reading program which is the head.
+        UserError: the two copies differ, so that the head is ambiguous.
     """
     head, embeddings = _find(tensors, _HEADS), _find(tensors, _EMBEDDINGS)
     if not tied or head is None or embeddings is None:
         return tensors
     if not tensors_equal(tensors[head], tensors[embeddings]):
         raise UserError(
-            f"{label}: its config says that head and embeddings are one matrix (tie_word_embeddings), and its files "
-            "hold two different ones",
-            "Set tie_word_embeddings in its config.json to what it was trained with; true: also remove the head.",
+            f"{label}: its config ties head and embeddings (tie_word_embeddings), but its files contain two different "
+            "matrices",
+            "Set tie_word_embeddings in its config.json as in training; if true, also remove the head.",
         )
     return {name: tensor for name, tensor in tensors.items() if name != head}

@@ -1,4 +1,4 @@
-"""What is merged and how: the fields of `ftlib merge`, from a config file or from the command line. No torch here."""
+"""Schema of a merge recipe, from a file or from the options of `ftlib merge`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PartSource = Annotated[str, Field(pattern=r"^(base|merged|[a-z])$")]
 
 MERGED, BASE = "merged", "base"
 VLM_PARTS: dict[str, str] = {"vision": "a", "projector": "a", "embeddings": BASE, "head": BASE}
-"""Where the parts of a vision-language model come from unless the recipe says otherwise."""
+"""Default sources of the parts of a vision-language model."""
 
 DEFAULT_DENSITY = 0.3
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -28,11 +28,11 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "layerswap": ("layer",),
     "slerp": (),
 }
-"""Method → the fields that it looks at; any other would be without effect and is refused."""
+"""Method → the fields that it uses; other fields are errors."""
 
 
 class Input(Section):
-    """A fine-tuned model or adapter: a folder, a run or its name, or a hub name; and how much it weighs."""
+    """A fine-tuned model or adapter (a folder, a run or its name, or a hub name) and its weight."""
 
     model: Annotated[str, Field(min_length=1)]
     weight: float = 1.0
@@ -45,10 +45,10 @@ class Recipe(Section):
     """A merge. `models` are called a, b, c … in `parts`.
 
     Updates are differences from `base`. `density` is the share of each update that `ties` keeps by magnitude (`trim`:
-    in every tensor, or over all of them), or DARE by chance (`seed`). `normalize` divides the sum by the agreeing
-    models' weights or their count; `lambda` multiplies it. `layerswap` takes language layers up to number `layer` from
-    a and averages the rest. Fields that are left out take the method's own value, see `resolved`. `dtype` is what
-    weights are stored in, `tokenizer_from` whose tokenizer, chat template and generation settings the result has.
+    per tensor, or over all of them), or DARE at random (`seed`). `normalize` divides the sum by the agreeing models'
+    weights or their count; `lambda` multiplies it. `layerswap` copies language layers up to number `layer` from a and
+    averages the rest. Missing fields get the method's defaults, see `resolved`. `dtype` is the dtype of the stored
+    weights, `tokenizer_from` the source of tokenizer, chat template and generation settings.
     """
 
     base: Annotated[str, Field(min_length=1)]
@@ -76,11 +76,11 @@ class Recipe(Section):
             if getattr(self, field) is not None and field not in _FIELDS[self.method]:
                 raise ValueError(f"{'lambda' if field == 'scale' else field} has no effect with method {self.method}")
         if self.method == "layerswap" and self.layer is None:
-            raise ValueError("method layerswap needs `layer`: the last language layer to take from a")
+            raise ValueError("method layerswap needs `layer`: the last language layer to copy from a")
         if self.method == "slerp" and len(self.models) != 2:
-            raise ValueError(f"method slerp goes between two models, not {len(self.models)}")
+            raise ValueError(f"method slerp needs two models, not {len(self.models)}")
         if self.form == "adapter" and self.method not in ("linear", "task_arithmetic", "layerswap"):
-            raise ValueError(f"form adapter: only weighted sums stay adapters, and {self.method} is none; take model")
+            raise ValueError(f"form adapter: {self.method} is not a weighted sum; set form model")
         if self.form == "adapter" and (self.dtype or self.tokenizer_from):
             raise ValueError("dtype and tokenizer_from have no effect with form adapter")
         return self._check_weights()._check_parts()
@@ -89,7 +89,7 @@ class Recipe(Section):
         total = sum(model.weight for model in self.models)
         divides = self.method in ("linear", "layerswap", "slerp") or self.resolved["normalize"] == "weights"
         if divides and total == 0:
-            raise ValueError("models: the weights add up to 0, and nothing can be divided by that")
+            raise ValueError("models: the weights add up to 0, and the sum is a divisor")
         if self.method == "slerp" and min(model.weight for model in self.models) < 0:
             raise ValueError("models: method slerp takes no negative weights")
         return self
@@ -98,16 +98,17 @@ class Recipe(Section):
         known = string.ascii_lowercase[: len(self.models)]
         for part, source in self.parts.items():
             if len(source) == 1 and source not in known:
-                raise ValueError(f"parts.{part}: {source}: there are only the models {', '.join(known)}")
+                raise ValueError(f"parts.{part}: {source}: unknown; available: {', '.join(known)}")
         if self.tokenizer_from not in (None, BASE, *known):
-            raise ValueError(f"tokenizer_from: {self.tokenizer_from}: there are only the models {', '.join(known)}")
+            raise ValueError(f"tokenizer_from: {self.tokenizer_from}: unknown; available: {', '.join(known)}")
         return self
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The fields that the method looks at, with its own values where the recipe is silent.
+        """Return the fields that the method uses, with its defaults for missing fields.
 
-        `trim: tensor` and `normalize` are mergekit's; `ties` divides by the weights, task arithmetic and DARE do not.
+        The defaults of `trim` and `normalize` are mergekit's; `ties` divides by the weights, task arithmetic and DARE
+        do not.
         """
         own = {
             "density": DEFAULT_DENSITY,
@@ -126,5 +127,5 @@ class Recipe(Section):
 
 
 def model_letter(number: int) -> str:
-    """What a recipe calls model number 0, 1, …"""
+    """Return the letter of model number 0, 1, … in a recipe."""
     return string.ascii_lowercase[number]

@@ -27,10 +27,10 @@ class MergeInput:
     """Weights to be merged, or their base.
 
     Attributes:
-        label: as it was named.
+        label: the name or path given by the user.
         kind: "model" or "adapter".
-        trained_on: the base model's name and revision, where that is known.
-        origin: where it was found; `folder` is another one if its .bin files had to be converted.
+        trained_on: name and revision of the base model, if known.
+        origin: the folder where it was found; differs from `folder` if its .bin files were converted.
     """
 
     label: str
@@ -41,16 +41,16 @@ class MergeInput:
 
     @property
     def config(self) -> dict[str, Any]:
-        """config.json; empty for a bare folder of weights."""
+        """Return config.json; empty for a folder of weights only."""
         path = self.folder / "config.json"
         return files.read_json(path) if self.kind == "model" and path.is_file() else {}
 
 
 def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
-    """A model by its folder, its run, or its name on the hub (staged).
+    """Find a model by its folder, its run, or its hub name (staged).
 
     Raises:
-        UserError: not there, or nothing that can be merged.
+        UserError: it does not exist, or cannot be merged.
     """
     folder = _locate(text, revision, site)
     trained_on = None
@@ -70,7 +70,7 @@ def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
 
 
 def run_of(folder: Path) -> Run | None:
-    """The run that a folder is, or that it is the result of."""
+    """Return the run of a run folder or of a run's result; None for other folders."""
     run = Run(folder.parent if folder.name in ("adapter", "model") else folder)
     own = run.config_file.is_file() and not any(run.folder.glob("*.safetensors"))
     return run if own and (run.folder == folder or run.done_marker.exists()) else None
@@ -83,12 +83,12 @@ def _locate(text: str, revision: str | None, site: Site) -> Path:
     if any((site.runs / text).glob("config.yaml")) or any((site.runs / text).glob("*/config.yaml")):
         return runs.find_run(str(site.runs / text), site).folder
     if is_local_path(text):
-        raise UserError(f"{text}: no such folder, and no run of that name in {site.runs}")
+        raise UserError(f"{text}: no such folder, and no run with that name in {site.runs}")
     return find_model(Model(family="causal", base=text, revision=revision), site)
 
 
 def weight_hashes(sources: Sequence[MergeInput]) -> list[dict[str, str]]:
-    """For each source the SHA-256 of its weight files, from its marker where ftlib wrote one, else computed."""
+    """Return the SHA-256 of the weight files of each source, from ftlib's marker file or computed."""
     paths = [
         path for source in sources for path in _weights(source) if path.name not in _hashes_of_marker(source.folder)
     ]

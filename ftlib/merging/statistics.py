@@ -1,4 +1,4 @@
-"""What a merge did to every layer: how much of each update was kept, how they agree, where their signs clash."""
+"""Statistics of a merge by layer: kept share of each update, cosine similarities, sign conflicts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ TensorStatistics = dict[str, Any]
 class StatisticsAccumulator:
     """Sums over the blocks of one weight.
 
-    `squares` and `dots` are of the whole updates, `nonzero` and `conflicts` of what was kept of them. A conflict is an
-    entry that two kept updates move in opposite directions.
+    `squares` and `dots` are sums over the whole updates, `nonzero` and `conflicts` over their kept entries. A conflict
+    is
+    an entry in which two kept updates have opposite signs.
     """
 
     def __init__(self, models: int) -> None:
@@ -31,7 +32,7 @@ class StatisticsAccumulator:
         self._conflicts = 0
 
     def add(self, updates: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
-        """Count a block."""
+        """Add a block."""
         flat = [update.flatten() for update in updates]
         for number, update in enumerate(flat):
             self._nonzero[number] += int(kept[number].count_nonzero())
@@ -42,7 +43,7 @@ class StatisticsAccumulator:
             self._conflicts += _conflicts(kept)
 
     def to_json(self, name: str, source: str | int, elements: int) -> TensorStatistics:
-        """The sums as they are saved."""
+        """Return the sums as JSON."""
         return {
             "name": name,
             "source": source if isinstance(source, str) else model_letter(source),
@@ -62,7 +63,7 @@ def _conflicts(kept: Sequence[Tensor]) -> int:
 
 
 def by_layer(records: Iterable[TensorStatistics]) -> list[TensorStatistics]:
-    """Per layer and part: elements, and of the merged weights the kept fraction, cosines and share of conflicts."""
+    """Return elements per layer and part, and for merged weights the kept fraction, cosines and share of conflicts."""
     groups: dict[str, list[TensorStatistics]] = {}
     for record in records:
         groups.setdefault(table_row_of(record["name"]), []).append(record)
@@ -92,7 +93,7 @@ def _sums(members: Sequence[TensorStatistics], field: str) -> list[float]:
 
 
 def table(layers: Sequence[TensorStatistics], models: int) -> str:
-    """The layers as a plain table."""
+    """Return the layers as a text table."""
     names = [model_letter(number) for number in range(models)]
     pairs = [f"cos {one}{other}" for one, other in itertools.combinations(names, 2)]
     headers = ["layer", "weights", "from", *(f"kept {name}" for name in names), *pairs, "conflicts"]

@@ -1,4 +1,4 @@
-"""Whose tokenizer, chat template, end of sequence and generation settings a merged model has, and its other files."""
+"""Choose and copy tokenizer, chat template, EOS token, generation settings and other files of a merged model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ftlib.merging.vocabulary import read_vocabulary
 _GENERATION = "generation_config.json"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _OTHER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
-"""Config and processor of the base."""
+"""Patterns of the base's config and processor files."""
 
 
 @dataclass(frozen=True)
 class TokenizerChoice:
-    """Whose tokenizer files the result has.
+    """The source of the result's tokenizer files.
 
     Attributes:
         source: BASE, or the number of a model.
-        reason: in words; empty where there was nothing to choose.
+        reason: for messages; empty if there was no choice.
     """
 
     source: str | int
@@ -37,17 +37,17 @@ class TokenizerChoice:
 
     @property
     def letter(self) -> str:
-        """As a recipe names it."""
+        """The source's name in a recipe."""
         return self.source if isinstance(self.source, str) else model_letter(self.source)
 
 
 def choose_tokenizer(recipe: Recipe, base: MergeInput, models: Sequence[MergeInput]) -> TokenizerChoice:
-    """The recipe's choice; without one, the first model's whose chat template, end of sequence, generation settings or
-    added tokens are not the base's, since it was trained with them; else the base's.
+    """Return the recipe's choice; without one, the first model whose chat template, EOS token, generation settings or
+    added tokens differ from the base's, because it was trained with them; else the base.
     """
     if recipe.tokenizer_from:
         chosen = recipe.tokenizer_from
-        return TokenizerChoice(BASE if chosen == BASE else ord(chosen) - ord("a"), "as the recipe says")
+        return TokenizerChoice(BASE if chosen == BASE else ord(chosen) - ord("a"), "as set in the recipe")
     ours = _settings(base.folder)
     theirs = {number: _settings(model.folder) for number, model in enumerate(models)}
     sizes = {number: len(found["words"]) for number, found in theirs.items() if "words" in found}
@@ -60,7 +60,7 @@ def choose_tokenizer(recipe: Recipe, base: MergeInput, models: Sequence[MergeInp
         (number for number in candidates if "added tokens" in unlike[number] and sizes[number] == largest),
         candidates[0],
     )
-    reason = f"its {' and '.join(unlike[first])} is not the base's"
+    reason = f"for its {' and '.join(unlike[first])} (different from the base)"
     others = [model_letter(n) for n in candidates if n != first and _unlike(theirs[first], theirs[n])]
     if others:
         reason += f"; those of {' and '.join(others)} differ from both"
@@ -68,10 +68,10 @@ def choose_tokenizer(recipe: Recipe, base: MergeInput, models: Sequence[MergeInp
 
 
 def require_rows(choice: TokenizerChoice, source: MergeInput, weights: Sequence[PlannedTensor]) -> None:
-    """Refuse a tokenizer with tokens that the embeddings have no row for.
+    """Check that the embeddings have a row for every token of the tokenizer.
 
     Raises:
-        UserError: it has; the model that it belongs to was saved without its enlarged embeddings.
+        UserError: rows are missing; the model was saved without its enlarged embeddings.
     """
     vocabulary = read_vocabulary(source.folder)
     rows = [weight.entry.shape[0] for weight in weights if is_vocabulary_sized(weight.name)]
@@ -79,12 +79,12 @@ def require_rows(choice: TokenizerChoice, source: MergeInput, weights: Sequence[
         return
     word = max(vocabulary.words, key=vocabulary.words.__getitem__)
     if (number := vocabulary.words[word]) >= min(rows):
-        problem = f"{source.label}: its token {word!r} is number {number}, and the embeddings have {min(rows)} rows"
-        raise UserError(problem, "Take the base's tokenizer: --tokenizer-from base. Or save it with its embeddings.")
+        problem = f"{source.label}: its token {word!r} has ID {number}, but the embeddings have {min(rows)} rows"
+        raise UserError(problem, "Use the base's tokenizer (--tokenizer-from base), or save it with its embeddings.")
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Chat template, end of sequence and generation settings, as far as a folder says."""
+    """Return chat template, EOS token and generation settings of a folder, if present."""
     config = _json(folder / "tokenizer_config.json")
     template = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
     if (folder / "chat_template.jinja").is_file():
@@ -105,7 +105,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _unlike(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """What a model has otherwise than another one."""
+    """Return the names of the settings in which two models differ."""
     names = [name for name in theirs if name != "words" and theirs[name] != ours.get(name)]
     if theirs.get("words", {}).keys() - ours.get("words", {}).keys():
         names.append("added tokens" if "words" in ours else "vocabulary")
@@ -120,8 +120,8 @@ def _json(path: Path) -> dict[str, Any]:
 def copy_model_files(base: MergeInput, models: Sequence[MergeInput], choice: TokenizerChoice, folder: Path) -> None:
     """Copy config, tokenizer, processor and licences to the result.
 
-    What neither the base nor the chosen model has is taken from the first model that has it; what is missing everywhere
-    is reported.
+    A file that both the base and the chosen model lack is copied from the first model that has it; missing files are
+    reported.
     """
     chosen = base if choice.source == BASE else models[int(choice.source)]
     replaced = chosen is not base and read_vocabulary(chosen.folder) is not None
@@ -142,7 +142,7 @@ def copy_model_files(base: MergeInput, models: Sequence[MergeInput], choice: Tok
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """Files of a folder that belong to a model; no weights, indexes and records of ftlib's."""
+    """Return files of a folder that belong to a model, except weights, indexes and ftlib's records."""
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     left_out = (files.COMPLETE_MARKER, MERGE_RECORD, "adapter_config.json")
     return sorted(path for path in found if path.name not in left_out and not path.name.endswith(".index.json"))
@@ -155,26 +155,26 @@ def _copy(path: Path, root: Path, folder: Path) -> None:
 
 
 def _copy_missing(sources: Sequence[MergeInput], folder: Path) -> None:
-    """Config and tokenizer from the first input that has them."""
+    """Copy config and tokenizer from the first input that has them."""
     if not (folder / "config.json").is_file():
         owner = next((source for source in sources if source.config), None)
         if owner:
             _copy(owner.folder / "config.json", owner.folder, folder)
-            log.warning(f"the base has no config.json; the result has that of {owner.label}")
+            log.warning(f"the base has no config.json; using that of {owner.label}")
         else:
-            log.warning("no input has a config.json, and the result has none either: transformers cannot load it so")
+            log.warning("no input has a config.json, so transformers cannot load the result")
     if read_vocabulary(folder) is None:
         owner = next((source for source in sources if read_vocabulary(source.folder)), None)
         if owner:
             for path in _matching(owner.folder, TOKENIZER_FILES):
                 _copy(path, owner.folder, folder)
-            log.warning(f"the base has no tokenizer; the result has that of {owner.label}")
+            log.warning(f"the base has no tokenizer; using that of {owner.label}")
         elif (folder / "config.json").is_file():
-            log.warning("no input has a tokenizer, and the result has none either")
+            log.warning("no input has a tokenizer, so the result has none")
 
 
 def _take_token_ids(chosen: MergeInput, folder: Path) -> None:
-    """Let config.json and generation_config.json end a sequence where the chosen tokenizer does."""
+    """Set the EOS token ID in config.json and generation_config.json to the chosen tokenizer's."""
     theirs = {name: chosen.config[name] for name in _TOKEN_IDS if chosen.config.get(name) is not None}
     vocabulary, settings = read_vocabulary(chosen.folder), _settings(chosen.folder)
     end = vocabulary.words.get(settings.get("end of sequence", "")) if vocabulary else None

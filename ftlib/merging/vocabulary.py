@@ -14,11 +14,11 @@ from ftlib.errors import UserError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words by number.
+    """A vocabulary.
 
     Attributes:
-        kind: in which spelling: "words", or "bytes" (tiktoken's, in base64).
-        words: word → number, added tokens included.
+        kind: "words", or "bytes" (tiktoken's, in base64).
+        words: token → ID, added tokens included.
     """
 
     kind: str
@@ -26,10 +26,10 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """The vocabulary in tokenizer.json, vocab.json, vocab.txt, a sentencepiece model or a tiktoken file; None without.
+    """Read tokenizer.json, vocab.json, vocab.txt, a sentencepiece model or a tiktoken file; None if there is none.
 
     Raises:
-        UserError: a file of it is damaged.
+        UserError: a file is damaged.
     """
     words = _tokenizer_json(folder / "tokenizer.json")
     kind = "words"
@@ -53,13 +53,13 @@ def _tokenizer_json(path: Path) -> dict[str, int]:
         return {}
     tokenizer = files.read_json(path)
     words = tokenizer["model"].get("vocab", {})
-    if isinstance(words, list):  # Unigram: [word, score] by number
+    if isinstance(words, list):  # Unigram: [token, score] by ID
         words = {word[0]: number for number, word in enumerate(words)}
     return {**words, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}}
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
-    """Tokens that slow tokenizers keep beside their vocabulary."""
+    """Return the added tokens of slow tokenizers, which are in separate files."""
     found: dict[str, int] = {}
     if (folder / "added_tokens.json").is_file():
         found |= files.read_json(folder / "added_tokens.json")
@@ -70,7 +70,7 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def _sentencepieces(path: Path, content: bytes) -> Iterator[str]:
-    """The pieces of a sentencepiece model: field 1 of the protobuf message, each with its text as field 1."""
+    """Yield the pieces of a sentencepiece model: field 1 of the protobuf message, each with its text as field 1."""
     try:
         for number, piece in read_fields(content):
             if number == 1:

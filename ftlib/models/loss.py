@@ -24,7 +24,7 @@ def answer_loss(
     items: Tensor | int | None = None,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy of answer and `<eos>`.
+    """Return the cross entropy of answer and `<eos>`.
 
     Args:
         batch: as `InputProcessor.collate` makes it, padded on the left; its labels may be cut to their last columns
@@ -42,7 +42,7 @@ def answer_loss(
 
 
 def answer_logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits of the columns that hold labels, and these, as `loss_of_logits` takes them."""
+    """Return the logits of the columns with labels, and these labels, for `loss_of_logits`."""
     width = min(batch["labels"].shape[1], batch["input_ids"].shape[1] - 1)
     logits = model(**model_inputs(batch), logits_to_keep=width + 1).logits
     # The last logits foretell nothing. They get a label that is ignored: cutting them off would copy all others.
@@ -52,7 +52,7 @@ def answer_logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Ten
 def loss_of_logits(
     logits: Tensor, labels: Tensor, average: Average, items: Tensor | int | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """The same from logits that already stand where their labels do.
+    """Return the loss from logits that are aligned with their labels.
 
     Args:
         logits: shape (rows, width, vocabulary), any float type; computed in float32.
@@ -68,13 +68,13 @@ def loss_of_logits(
 
 
 def count_items(labels: Tensor, average: Average) -> Tensor:
-    """How many things the loss averages over: answer tokens, or rows that have any."""
+    """Return the number of items that the loss averages over: answer tokens, or rows with answer tokens."""
     labelled = labels.ne(IGNORE_INDEX)
     return labelled.sum() if average == "token" else labelled.any(dim=1).sum()
 
 
 def cut_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch whose labels are only the last columns that hold any; one at least, though a rank's share may have none.
+    """Return a batch whose labels are cut to the last columns with labels (at least one, for a rank without labels).
 
     For batches on the CPU: the number of columns depends on the labels, and to learn it from a GPU is to wait for it.
     """

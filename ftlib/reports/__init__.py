@@ -1,1 +1,1 @@
-"""One HTML page out of a run folder."""
+"""HTML reports of runs and sweeps, and exports."""

@@ -1,4 +1,4 @@
-"""Line charts and interval bars as inline SVG: numbers in, markup out. Colours are report.css's work."""
+"""Line charts and interval bars as inline SVG. Colours are set in report.css."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values between `low` and `high` to places between `start` and `end`."""
+    """Maps values between `low` and `high` to coordinates between `start` and `end`."""
 
     low: float
     high: float
@@ -32,17 +32,17 @@ class Scale:
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, about: int) -> list[float]:
-        """Round values to write at the axis."""
+        """Return round values for axis labels."""
         return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high, about)
 
 
 def needs_log_scale(values: Sequence[float]) -> bool:
-    """Whether the values span so much that a linear axis would hide the small ones."""
+    """Whether the range of values needs a log axis, because a linear one would hide small values."""
     return min(values) > 0 and max(values) / min(values) >= WIDE_RANGE
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 × a power of ten between two values: at most about + 1 of them."""
+    """Return multiples of 1, 2, 2.5 or 5 × a power of ten between two values, at most about + 1."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -51,7 +51,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between two positive values, thinned to at most seven; 2 and 5 times them if they would be few."""
+    """Return powers of ten between two positive values, at most seven; with their 2- and 5-fold if there are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     decades = [10.0**power for power in range(first, last + 1) if low <= 10.0**power <= high]
     if len(decades) >= 3:
@@ -61,7 +61,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float, step: float) -> str:
-    """A short number; with an exponent where the distance between ticks is below a thousandth."""
+    """Return a short number; with an exponent if the distance between ticks is below a thousandth."""
     if value == 0 or 1e-3 <= step < 1e6:
         return f"{value:,.10g}"
     mantissa, exponent = f"{value:.3e}".split("e")
@@ -69,7 +69,7 @@ def tick_label(value: float, step: float) -> str:
 
 
 def downsample(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most `limit` points: of each stretch the lowest and the highest, so that no spike is lost."""
+    """Return at most `limit` points: the lowest and highest of each interval, so that no spike is lost."""
     if len(points) <= limit:
         return list(points)
     kept: list[Point] = []
@@ -82,12 +82,12 @@ def downsample(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 
 
 def smooth_window(count: int) -> int:
-    """How many neighbours on each side the running mean of that many points takes in; 0 if there are too few."""
+    """Return the number of neighbours on each side for the running mean of `count` points; 0 if there are too few."""
     return max(2, count // 50) if count >= SMOOTH_FROM else 0
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A centred running mean; near an end it takes in the neighbours that there are."""
+    """Return a centred running mean; near the ends it uses the available neighbours."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
@@ -108,14 +108,14 @@ def line_chart(
     height: int,
     second: Sequence[Point] = (),
 ) -> Markup:
-    """A curve with axes and vertical marks.
+    """Return a curve with axes and vertical marks.
 
     Args:
-        title: what a screen reader says.
+        title: for screen readers.
         points: (step, value), at least one; steps ascend.
-        marks: steps at which something happened.
-        noisy: draw a running mean over the values (on a log axis: of their logarithms), and take a log axis if they
-            span much. A schedule is exact and must not be rounded off like that.
+        marks: steps with a vertical mark.
+        noisy: draw a running mean over the values (on a log axis: of their logarithms), and use a log axis for a wide
+            range. Not for exact curves such as a schedule.
         second: a second curve of few points, each of which is drawn.
     """
     x = _step_scale([step for step, _ in (*points, *second)], _LEFT, width - _RIGHT)
@@ -129,7 +129,7 @@ def line_chart(
 
 
 def unit_chart(title: str, points: Sequence[Point], width: int, height: int) -> Markup:
-    """A curve between shares: both axes from 0 to 1.
+    """Return a curve with both axes from 0 to 1.
 
     Args:
         points: (x, y), at least one; x ascends.
@@ -142,10 +142,10 @@ def unit_chart(title: str, points: Sequence[Point], width: int, height: int) -> 
 
 
 def overlay_chart(title: str, curves: Sequence[tuple[int, Sequence[Point]]], width: int, height: int) -> Markup:
-    """Several noisy curves in one frame, each as its running mean.
+    """Return several noisy curves in one chart, each as its running mean.
 
     Args:
-        curves: (number of its colour, points); at least one point each, steps ascend.
+        curves: (number of the colour, points); at least one point each, steps ascend.
     """
     means = [(colour, [step for step, _ in points], smooth([y for _, y in points])) for colour, points in curves]
     values = [value for _, _, line in means for value in line]
@@ -164,13 +164,13 @@ def _svg(title: str, width: int, height: int, *parts: Markup) -> Markup:
 
 
 def _step_scale(steps: Sequence[float], start: float, end: float) -> Scale:
-    """From 0, unless the log begins much later."""
+    """Return the step axis, which starts at 0 unless the log starts much later."""
     low, high = min(steps), max(steps)
     return Scale(0 if low <= high / 10 else low, high if high > low else low + 1, start, end)
 
 
 def _value_scale(values: Sequence[float], start: float, end: float, log: bool) -> Scale:
-    """A linear axis begins at 0, so that heights can be compared; each has some air at the top."""
+    """Return the value axis with some space at the top; a linear axis starts at 0."""
     if log:
         return Scale(min(values) / 1.2, max(values) * 1.2, start, end, log=True)
     low, high = min(0.0, *values), max(0.0, *values)
@@ -207,7 +207,7 @@ def _mark(x: float, height: int) -> Markup:
 
 
 def _curves(positions: Sequence[Point], noisy: bool) -> list[Markup]:
-    """Averaging places instead of values makes the mean follow what the eye sees on a log axis as well."""
+    """Return the curve, and its mean over coordinates (not values), which also fits a log axis."""
     if len(positions) == 1:
         return [_element("circle", cx=f"{positions[0][0]:.1f}", cy=f"{positions[0][1]:.1f}", r=4, class_="dot")]
     if not noisy or not smooth_window(len(positions)):
@@ -229,7 +229,7 @@ def _polyline(positions: Sequence[Point], kind: str, limit: int = MAX_POINTS) ->
 
 
 def interval_bar(value: float, low: float, high: float, kind: str, label: str) -> Markup:
-    """A dot with its interval as a whisker, on a line from 0 to 1; `kind` is its class."""
+    """Return a dot with its interval as a whisker, on a line from 0 to 1; `kind` is the CSS class."""
     x = Scale(0, 1, _BAR_MARGIN, _BAR_WIDTH - _BAR_MARGIN)
     middle = _BAR_HEIGHT / 2
     stops = [_element("line", x1=x(at), x2=x(at), y1=4, y2=_BAR_HEIGHT - 4, class_="grid") for at in (0, 0.5, 1)]
@@ -250,12 +250,12 @@ def interval_bar(value: float, low: float, high: float, kind: str, label: str) -
 
 
 def _element(name: str, *children: str, **attributes: str | float) -> Markup:
-    """An SVG element.
+    """Return an SVG element.
 
     Args:
-        name: of the element, as written in the code, never from data.
-        children: escaped, unless they are Markup.
-        attributes: `class_` stands for class, and every other underscore for a hyphen; values are escaped.
+        name: name of the element; must be a constant, never data.
+        children: escaped unless they are Markup.
+        attributes: `class_` becomes class, and every other underscore a hyphen; values are escaped.
     """
     words = [f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items()]
     return Markup(f"<{name}{''.join(words)}>{_join(*children)}</{name}>")

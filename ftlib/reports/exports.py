@@ -1,4 +1,4 @@
-"""A report's numbers for other programs: Markdown, CSV, TensorBoard and Weights & Biases."""
+"""Export a report: Markdown, CSV, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ftlib.reports.run_report import cost, headline, metric_tables
 from ftlib.reports.sweep_report import best_sentence, count_states, sweep_tables
 from ftlib.reports.sweep_stats import group_runs, trained_groups
 
-# A report's numbers for other programs: Markdown, and one CSV line per score.
+# Markdown, and CSV with one line per score.
 
 _SCORE_COLUMNS = ["dataset", "split", "training", "metric", "value", "low", "high", "n", "main"]
 
 
 def markdown(records: Sequence[RunRecord]) -> str:
-    """The report's sentences and tables."""
+    """Return the report's sentences and tables as Markdown."""
     if len(records) > 1:
         head = [f"# {best_sentence(trained_groups(records))}", count_states(records)]
         parts = [*head, *[table.markdown() for table in sweep_tables(records)]]
@@ -38,9 +38,9 @@ def markdown(records: Sequence[RunRecord]) -> str:
 
 
 def score_lines(records: Sequence[RunRecord]) -> str:
-    """CSV (RFC 4180): a line for every metric of every evaluation, with the keys in which the runs differ.
+    """Return CSV (RFC 4180): a line for every metric of every evaluation, with the keys in which the runs differ.
 
-    Empty cells stand for what is not there; `main` is 1 for the metric that settings are ranked by.
+    Missing values are empty cells; `main` is 1 for the metric that ranks settings.
     """
     settings = group_runs(records)
     keys = list(settings[0].values)
@@ -68,13 +68,13 @@ def _exports_scores(run: RunRecord) -> Iterator[list[Any]]:
                 yield [*place, value, low, high, scores["n"], int(name == scores["metric"])]
 
 
-# A run's numbers for TensorBoard and Weights & Biases, out of the same files as the report; written anew each time.
+# Exports to TensorBoard and Weights & Biases, from the same files as the report; each export replaces the last one.
 
 CURVES = ("loss", "learning_rate", "grad_norm", "epoch", "seconds", "memory_gib")
 
 
 def write_tensorboard(record: RunRecord) -> Path:
-    """Event files in `<run>/tensorboard/`; `tensorboard --logdir <runs>` shows every run that has them.
+    """Write event files to `<run>/tensorboard/`; `tensorboard --logdir <runs>` shows all runs that have them.
 
     Raises:
         UserError: tensorboardX is not installed.
@@ -99,13 +99,13 @@ def write_tensorboard(record: RunRecord) -> Path:
 
 
 def write_wandb(record: RunRecord, project: str) -> Path:
-    """An offline run in `<run>/wandb/`; nothing leaves this machine before `wandb sync` is told to send it.
+    """Write an offline run to `<run>/wandb/`; nothing is uploaded before `wandb sync`.
 
     Args:
-        project: its name at Weights & Biases.
+        project: name of the project at Weights & Biases.
 
     Returns:
-        What to give to `wandb sync`.
+        The folder for `wandb sync`.
 
     Raises:
         UserError: wandb is not installed.
@@ -135,12 +135,12 @@ def write_wandb(record: RunRecord, project: str) -> Path:
         run.log(by_step[step], step=step)
     run.summary.update({name: value for name, _, value in _trackers_scores(record)})
     run.finish()
-    wandb.teardown()  # only then all of it is in the file
+    wandb.teardown()  # flushes the file
     return Path(run.dir).parent
 
 
 def _evaluations_in_training(record: RunRecord) -> Iterator[tuple[str, int, float]]:
-    """(name, step, value) of what was asked and of losses that were computed in training, in the last attempt."""
+    """Yield (name, step, value) of evaluations and losses during training, in the last attempt."""
     last = max((line["attempt"] for line in record.metrics if "loss" in line), default=0)
     for line in record.metrics:
         if "split" not in line or line["attempt"] != last:
@@ -155,7 +155,7 @@ def _evaluations_in_training(record: RunRecord) -> Iterator[tuple[str, int, floa
 
 
 def _trackers_scores(record: RunRecord) -> Iterator[tuple[str, int, float]]:
-    """(name, step, value) of every metric: before training at step 0, after it at the last."""
+    """Yield (name, step, value) of every metric: before training at step 0, after training at the last step."""
     last = int((record.done or {}).get("step", 0))
     for split in record.splits:
         for when, evaluation in split.by_when.items():

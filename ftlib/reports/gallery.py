@@ -1,4 +1,4 @@
-"""Rows of the evaluated split with picture, answer and expected answer: worst, changed by training, best."""
+"""Sample gallery: rows of the evaluated split with image, answer and expected answer: worst, changed, best."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 MAX_WRONG, MAX_CHANGED, MAX_RIGHT = 24, 12, 12
 GRADED = ("caption", "instruct", "segment")
-"""Tasks whose answers are better or worse, but hardly ever just right."""
+"""Tasks whose answers are graded instead of right or wrong."""
 
 PredictionRow = dict[str, Any]
 
 
 class Gallery:
-    """Chooses rows and describes a card for each; no row is shown twice.
+    """Chooses rows and returns a card for each; no row is shown twice.
 
     Args:
-        graded: rows are told by their scores, not as right or wrong.
-        images, text: whether those of the data are shown.
+        graded: whether rows have scores instead of right or wrong.
+        images, text: whether images and texts of the data are shown.
     """
 
     def __init__(self, split: SplitRecord, root: Path, graded: bool, images: bool, text: bool) -> None:
@@ -45,7 +45,7 @@ class Gallery:
         self._shown: set[str] = set()
 
     def groups(self) -> list[Context]:
-        """The parts of the gallery that have rows."""
+        """Return the groups that have rows."""
         return [part for part in (self._by_score() if self.graded else self._by_verdict()) if part]
 
     def _by_score(self) -> list[Context | None]:
@@ -76,7 +76,7 @@ class Gallery:
         ]
 
     def _right(self, row: PredictionRow) -> bool:
-        """A partial score is not right, nor is an answer without one."""
+        """Return whether an answer is right; a partial or missing score is not."""
         if row.get("score") is None:
             return False
         return _score(row) >= 1 if self.higher_is_better else _score(row) <= 0
@@ -111,7 +111,7 @@ class Gallery:
         }
 
     def _texts(self, row: PredictionRow, right: bool) -> list[Context]:
-        """What was asked, answered and expected."""
+        """Return the lines with prompt, answers and expected answer."""
         without_context, lines = row.get("without_context"), []
         if without_context:
             lines.append(_line("without context", _answer(without_context["prediction"]), self._mark(without_context)))
@@ -129,12 +129,12 @@ class Gallery:
         return lines
 
     def _mark(self, row: PredictionRow) -> str:
-        """What stands behind an answer: its score, or the verdict."""
+        """Return the suffix of an answer: its score, or ✓ or ✗."""
         return f"\u00a0({_score(row):.2f})" if self.graded else f"\u00a0{'✓' if self._right(row) else '✗'}"
 
 
 def answers_context(record: RunRecord) -> Context | None:
-    """Pictures and answers of the first evaluated split; None before the first evaluation."""
+    """Return images and answers of the first evaluated split; None before the first evaluation."""
     if not record.splits:
         return None
     split = record.splits[0]
@@ -142,11 +142,11 @@ def answers_context(record: RunRecord) -> Context | None:
     gallery = Gallery(split, root, graded, record.images, record.text)
     source, remarks = f"From the {split.split} split, {split.latest.when} training.", []
     if not record.text:
-        source += " Prompts, answers and labels are left out."
+        source += " Prompts, answers and labels are hidden."
     elif record.images and any(overlay(row) for row in gallery.rows):
-        remarks.append("Full lines: answered. Dashed lines: expected.")
+        remarks.append("Solid lines: answer. Dashed lines: expected.")
     if record.text and any("without_context" in row for row in gallery.rows):
-        remarks.append("Rows with a context were asked twice; the score is that of the answer with it.")
+        remarks.append("Rows with a context were evaluated twice; the score is that of the answer with context.")
     same = record.text and len(gallery.prompts) == 1
     return {
         "source": source,
@@ -157,14 +157,14 @@ def answers_context(record: RunRecord) -> Context | None:
 
 
 def evenly_spaced(rows: Sequence[PredictionRow], count: int) -> list[PredictionRow]:
-    """At most `count` rows, evenly spaced over all of them: the same ones each time."""
+    """Return at most `count` rows, evenly spaced, always the same ones."""
     if len(rows) <= count:
         return list(rows)
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
 def _score(row: PredictionRow) -> float:
-    """Metrics of a whole corpus give no row its own."""
+    """Return a row's score; 0 for corpus metrics, which have no scores of rows."""
     return float(row.get("score") or 0.0)
 
 
@@ -175,7 +175,7 @@ def _count(total: int, shown: int) -> str:
 
 
 def _line(name: str, text: str, mark: str = "", main: bool = False) -> Context:
-    """A line of a card; no text stands for an empty answer."""
+    """Return a line of a card; an empty text is an empty answer."""
     return {"name": name, "text": text, "mark": mark, "main": main}
 
 
@@ -185,20 +185,20 @@ def _expected(row: PredictionRow) -> str:
 
 
 def _answer(text: str) -> str:
-    """Location tokens are drawn, not written."""
+    """Return an answer as text; location tokens are drawn instead."""
     return (located_labels(text) or text) if text.strip() else ""
 
 
-# Image files as data: addresses that carry their own bytes, or the reason why there is no picture to show.
+# Images as data: URLs, or the reason why an image is missing.
 #
-# Every image is encoded anew, since files carry more than the picture: where and by whom it was taken, with what.
+# Every image is encoded again, because files contain metadata: location, author, camera.
 
 EMBED_BYTES = 32 * 1024
 SHRUNK_PIXELS = 320
 
 
 def picture(root: Path, name: str, over: Sequence[Context] = ()) -> Context:
-    """The image `name` of the dataset in `root`, with the shapes of a drawing laid over it, or why it is missing."""
+    """Return the image `name` of the dataset in `root` with overlaid shapes, or why it is missing."""
     missing, source = "", ""
     try:
         mime, content = _load(image_path(root, name))
@@ -206,19 +206,19 @@ def picture(root: Path, name: str, over: Sequence[Context] = ()) -> Context:
     except FileNotFoundError:
         missing = f"{name}: this image file is missing"
     except (UserError, OSError) as error:
-        missing = f"left out: {error}"
+        missing = f"not shown: {error}"
     except ImportError:
-        missing = f"{name}: left out: Pillow is not installed; make the report in the container, by jobs/run.sh"
+        missing = f"{name}: not shown: Pillow is not installed; run the report in the container with jobs/run.sh"
     return {"name": name, "source": source, "missing": missing, "overlay": over}
 
 
 def _load(path: Path) -> tuple[str, bytes]:
-    """MIME type and bytes of what to show: without loss if it is small, else shrunk.
+    """Return MIME type and bytes: lossless for a small image, else downscaled.
 
     Raises:
-        FileNotFoundError, OSError: as the file system says.
-        ImportError: Pillow would be needed.
-        UserError: no image that can be read.
+        FileNotFoundError, OSError: the file cannot be read.
+        ImportError: Pillow is not installed.
+        UserError: the image cannot be decoded.
     """
     path.stat()
     image = open_image(path, max_pixels=(2 * SHRUNK_PIXELS) ** 2)
@@ -234,25 +234,25 @@ def _encoded(image: Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-# Boxes and masks over a picture: what was answered in full lines, what was expected in dashed ones.
+# Boxes and masks over an image: answers with solid lines, expected ones with dashed lines.
 
 _GRID = 128
-"""Run lengths are drawn on at most so many columns and rows."""
+"""Maximum number of columns and rows for drawing run lengths."""
 
 
 def overlay(row: dict[str, Any]) -> list[Context]:
-    """The shapes that a line of predictions.jsonl locates, to be laid over its picture."""
+    """Return the boxes and masks of a line of predictions.jsonl as shapes for an overlay."""
     return [*_masks(row), *_boxes(row)]
 
 
 def located_labels(text: str) -> str | None:
-    """The labels that an answer locates; None for an answer without location tokens."""
+    """Return the labels of an answer's boxes; None for an answer without location tokens."""
     objects = parse_objects(text).objects
     return ", ".join(one.label or "(no label)" for one in objects) if objects else None
 
 
 def _boxes(row: dict[str, Any]) -> Iterator[Context]:
-    """A row of its own reference box each; `objects` hold a detection's."""
+    """Yield the reference boxes of a row: `box`, or the boxes of `objects`."""
     for reference in row["references"]:
         yield from (_rectangle(one.box, one.label, "expected") for one in parse_objects(reference).objects)
     yield from (_rectangle(one.box, one.label, "answered") for one in parse_objects(row["prediction"]).objects)
@@ -271,7 +271,7 @@ def _masks(row: dict[str, Any]) -> Iterator[Context]:
 
 
 def _path(mask: dict[str, Any]) -> str:
-    """A mask as predictions.jsonl has it (`read_mask`) as an SVG path over the unit square."""
+    """Return a mask of predictions.jsonl (see `read_mask`) as an SVG path in the unit square."""
     height, width = mask["size"]
     if "polygons" in mask:
         return " ".join(_polygon(points, height, width) for points in mask["polygons"])
@@ -284,7 +284,7 @@ def _polygon(points: list[float], height: int, width: int) -> str:
 
 
 def _columns(counts: str | list[int], height: int, width: int) -> str:
-    """Run lengths, thinned to a grid, as upright strips."""
+    """Return run lengths, reduced to a grid, as vertical strips."""
     import numpy as np
 
     from ftlib.metrics.segmentation import run_lengths

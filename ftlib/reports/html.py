@@ -1,7 +1,8 @@
 """Render pages from jinja2 templates.
 
-Every string that a template prints is escaped; only SVG that `charts` made passes as it is. Templates run in jinja2's
-sandbox and get plain data, so that a template in a shared folder can neither run code nor read files.
+Every string that a template prints is escaped, except SVG from `charts`. Templates run in jinja2's sandbox and get
+plain
+data, so that a template in a shared folder can neither run code nor read files.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ftlib.errors import UserError
 
 Context = dict[str, Any]
-"""What a template gets, by name: str, numbers, bool, None, Markup of `charts`, and lists, dicts and Tables of them;
-nothing with a method that reads files. docs/reports.md lists it."""
+"""Variables of a template: str, numbers, bool, None, Markup of `charts`, and lists, dicts and Tables of these;
+nothing with a method that reads files. docs/reports.md lists them."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 _PAGE = "page.html.j2"
-"""Cannot be overridden: its policy forbids scripts and requests, whatever the templates inside it write."""
+"""Cannot be overridden: its content security policy forbids scripts and requests in all other templates."""
 
 
 def render_page(title: str, body: str | Template, templates: Path | None = None, **context: Any) -> str:
-    """A whole page.
+    """Return a page.
 
     Args:
-        body: the template of what it shows, or its name.
+        body: the template of its content, or its name.
         templates: a folder whose templates replace those of the same name.
-        context: a `Context`, what `body` gets.
+        context: variables of `body`, see `Context`.
 
     Raises:
-        UserError: `templates` has a file of another name, or a fault is in one of its templates.
+        UserError: `templates` has a file with an unknown name, or a template with an error.
     """
     environment = make_environment(templates)
     try:
@@ -50,11 +51,11 @@ def render_page(title: str, body: str | Template, templates: Path | None = None,
             f"{_location(error, templates)}: {missing}{reason}",
             "docs/reports.md lists what each template gets, under Templates.",
         ) from error
-    return page.encode("utf-8", "replace").decode("utf-8") + "\n"  # models can answer half a surrogate pair
+    return page.encode("utf-8", "replace").decode("utf-8") + "\n"  # answers can contain lone surrogates
 
 
 def make_environment(templates: Path | None = None) -> Environment:
-    """Finds templates in the folder `templates`, if there is one, then in the package.
+    """Return an environment that searches templates in the folder `templates`, if given, then in the package.
 
     Raises:
         UserError: as `render_page`.
@@ -74,7 +75,7 @@ def make_environment(templates: Path | None = None) -> Environment:
 
 
 def _read_overrides(folder: Path) -> dict[str, str]:
-    """Name → text. No link is followed: it would show its author a file that only the reader of the folder may read."""
+    """Return name → text. Links are not followed: they could expose a file that only the reader may read."""
     if not folder.is_dir():
         raise UserError(f"--templates {folder}: no such folder")
     known = sorted({path.name for path in TEMPLATES.iterdir()} - {_PAGE})
@@ -83,7 +84,9 @@ def _read_overrides(folder: Path) -> dict[str, str]:
         if path.name.startswith("."):
             continue
         if path.name not in known:
-            raise UserError(f"{path}: no template of this name can be replaced", f"Use one of: {', '.join(known)}")
+            raise UserError(
+                f"{path}: there is no template with this name to replace", f"Use one of: {', '.join(known)}"
+            )
         try:
             with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
                 found[path.name] = file.read()
@@ -94,12 +97,12 @@ def _read_overrides(folder: Path) -> dict[str, str]:
                 raise
             raise UserError(f"{path}: is a symbolic link", "Copy the template into the folder.") from None
     if not found:
-        raise UserError(f"{folder}: there is no template in it", f"Use one of: {', '.join(known)}")
+        raise UserError(f"{folder}: contains no template", f"Use one of: {', '.join(known)}")
     return found
 
 
 def _location(error: Exception, folder: Path) -> str:
-    """File and line of a fault: in a template of the folder if one was being rendered."""
+    """Return file and line of an error, in a template of the folder if one was being rendered."""
     if isinstance(error, TemplateSyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

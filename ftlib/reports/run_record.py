@@ -1,4 +1,4 @@
-"""Read a run folder, finished or not, into one record; no model is loaded."""
+"""Read a run folder, finished or not, into one record, without loading a model."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _SPLITS = ("test", "valid", "train")
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """One model's answers on a split.
+    """An evaluation of one model on a split.
 
     Attributes:
         when: before or after training.
-        scores: scores.json.
-        folder: where the answers lie.
+        scores: content of scores.json.
+        folder: folder of the predictions.
     """
 
     when: str
@@ -42,32 +42,32 @@ class EvaluationResult:
 
     @property
     def value(self) -> float | None:
-        """The main metric; None where it is undefined."""
+        """The main metric; None if it is undefined."""
         value = self.scores["value"]
         return None if value is None else float(value)
 
     @property
     def higher_is_better(self) -> bool:
-        """The direction of the main metric, and of the rows' scores; evaluations that do not tell it have no errors."""
+        """Whether higher is better, for the main metric and the rows' scores; True for old evaluations without it."""
         return bool(self.scores.get("higher_is_better", True))
 
     @property
     def rows(self) -> str:
-        """The fingerprint of the rows that were asked."""
+        """The fingerprint of the evaluated rows."""
         return str(self.scores["settings"]["fingerprint"])
 
     @functools.cached_property
     def predictions(self) -> list[dict[str, Any]]:
-        """The rows of predictions.jsonl."""
+        """Return the rows of predictions.jsonl."""
         return jsonl.read_jsonl_log(self.folder / "predictions.jsonl")
 
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """What is known of one split of one dataset; at least one of before and after is there.
+    """The evaluations of a split of a dataset: before training, after training, or both.
 
     Attributes:
-        change: comparison.json, the paired test of before against after; None if it is of earlier evaluations.
+        change: comparison.json, the paired test of before against after; None if it is of older evaluations.
     """
 
     dataset: str
@@ -85,27 +85,27 @@ class SplitRecord:
 
     @property
     def latest(self) -> EvaluationResult:
-        """After training if that was asked, else before."""
+        """The evaluation after training if there is one, else before."""
         return self.after or self.by_when[BEFORE]
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a report tells.
+    """Everything that a report shows.
 
     Attributes:
         folder: the run folder.
-        status: how far the run is.
+        status: the run's status.
         config_text: config.yaml.
-        recipe: that it was made with, see `identity.RECIPES`.
-        done: the DONE marker's content; None while the run is not finished.
-        data: data.json; None before training has begun.
+        recipe: the run's recipe, see `identity.RECIPES`.
+        done: content of the DONE marker; None while the run is not finished.
+        data: data.json; None before training has started.
         metrics, history: the rows of metrics.jsonl and history.jsonl.
         environments: environment.json; one entry for each start.
         usage: GPU-hours, as `ftlib status --usage` counts them.
-        splits: evaluated ones, the run's own dataset and the test split first.
-        images, text: whether those of the data may be shown. Without text `config` has no prompts, and `splits` tell
-            nothing of single labels.
+        splits: evaluated splits; the run's own dataset and the test split come first.
+        images, text: whether images and texts of the data may be shown. Without text, `config` has no prompts, and
+            `splits` have no metrics of single labels.
     """
 
     folder: Path
@@ -126,26 +126,26 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """How commands name the run."""
+        """The run's name in commands."""
         return self.status.run
 
     @property
     def evaluated_only(self) -> bool:
-        """Whether its untrained model was evaluated, such as a merged one, and no training was ever begun."""
+        """Whether only the base model (such as a merged one) was evaluated and no training was started."""
         return bool(self.splits) and not self.starts and self.status.state in ("not started", "evaluating")
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """One event for each time that training was started."""
+        """Return the events of training starts."""
         return [event for event in self.history if event["event"] == "start"]
 
     @property
     def divergences(self) -> list[dict[str, Any]]:
-        """One event for each attempt that diverged."""
+        """Return the events of diverged attempts."""
         return [event for event in self.history if event["event"] == "diverged"]
 
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """(step, value) in the last attempt, of the steps whose value is a finite number."""
+        """Return (step, value) of the last attempt, for steps with a finite value."""
         steps = [line for line in self.metrics if "loss" in line]
         last = steps[-1]["attempt"] if steps else 0
         pairs = [(line["step"], line.get(key)) for line in steps if line["attempt"] == last]
@@ -157,10 +157,10 @@ def read_run_record(run: Run, site: Site, status: RunStatus, images: bool = True
 
     Args:
         status: of this run, from `status.run_statuses`.
-        images: whether images may be shown, if the config allows it too.
+        images: whether images may be shown, if the config also allows it.
 
-    Raises:
-        UserError: its config is faulty, or a file in it is damaged.
+        Raises:
+            UserError: its config is invalid, or a file in it is damaged.
     """
     experiment = load_experiment(run.config_file, [], site)
     config, text = experiment.config, experiment.config.privacy.text
@@ -197,7 +197,7 @@ def _read_splits(root: Path, own: str, text: bool) -> list[SplitRecord]:
 
 
 def _read_split(folder: Path, text: bool) -> SplitRecord:
-    """An evaluation that is being written, or was torn, does not count."""
+    """Read the evaluations of a split; incomplete ones are ignored."""
     whole = [when for when in (BEFORE, AFTER) if files.is_complete(folder / when)]
     scores = {when: files.read_json(folder / when / "scores.json") for when in whole}
     change = _optional_json(folder / "comparison.json") if len(whole) == 2 else None
@@ -213,14 +213,14 @@ def _order(split: SplitRecord, own: str) -> tuple[bool, str, int, str]:
     return (split.dataset != own, split.dataset, place, split.split)
 
 
-# How far a run is and what befell it, in words.
+# A run's state and interruptions as text.
 
 _ACTIVE = ("queued", "running", "evaluating")
 _STATE_WORDS = {"preempted": "preempted", "diverged": "diverged"}
 
 
 def describe_state(record: RunRecord) -> tuple[str, str]:
-    """How far the run is: a word or two, as `ftlib status` says them, and a sentence."""
+    """Return the run's state as in `ftlib status`, and details."""
     word, reason = record.status.state, record.status.reason
     go_on = f"ftlib train {record.folder / 'config.yaml'}"
     if record.done:
@@ -232,7 +232,7 @@ def describe_state(record: RunRecord) -> tuple[str, str]:
     else:
         step = record.metrics[-1]["step"] if record.metrics else None
         logged = "no step logged yet" if step is None else f"last logged step {step:,}"
-        parts = [reason, logged, *([] if word in _ACTIVE else [f"go on with: {go_on}"])]
+        parts = [reason, logged, *([] if word in _ACTIVE else [f"resume with: {go_on}"])]
     return word, "; ".join(filter(None, parts))
 
 
@@ -240,14 +240,14 @@ def _finish(done: dict[str, Any], failed: list[dict[str, Any]]) -> list[str]:
     parts = [f"{done['step']:,} steps"]
     if best := done.get("best"):
         value = "undefined" if best["value"] is None else f"{best['value']:.4g}"
-        parts.append(f"the result is of step {best['step']:,}, {best['metric']} on valid {value}")
+        parts.append(f"the result is from step {best['step']:,}, {best['metric']} on valid {value}")
     if failed:
-        parts.append(f"attempt {len(failed)}: training had diverged {_times(len(failed))} before")
+        parts.append(f"attempt {len(failed)}: training diverged {_times(len(failed))} before")
     return parts
 
 
 def interruptions(*records: RunRecord) -> str:
-    """Starts, preemptions and divergences, counted; empty for runs that went through in one go."""
+    """Return counts of restarts, preemptions and divergences as text; empty for runs without interruptions."""
     events = [event["event"] for record in records for event in record.history]
     counts = Counter(_STATE_WORDS[event] for event in events if event in _STATE_WORDS)
     told = [f"{word} {_times(number)}" for word, number in sorted(counts.items())]
@@ -260,12 +260,12 @@ def _times(number: int) -> str:
 
 
 def origin_of(base: str) -> str:
-    """How a model that a config names as its base was made."""
+    """Return the origin of a config's base model: a merge, a conversion, or an original model."""
     if merge := merge_record(base):
         models = [f"{one['model']} (weight {one['weight']:g})" for one in merge["recipe"]["models"]]
         return f"{merge['recipe']['method']} of {', '.join(models)}: {merge['formula']}"
     if is_local_path(base) and not Path(base).expanduser().is_dir():
-        return "its folder is not there"
+        return "its folder does not exist"
     return describe_conversion(base) or "base model"
 
 

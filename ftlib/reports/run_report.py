@@ -1,4 +1,4 @@
-"""The report: a run's record in, one HTML page out that needs nothing but itself."""
+"""Render a run's record as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ftlib.reports.tables import NO_VALUE, Table
 
 
 def render(record: RunRecord, made: float, templates: Path | None = None) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         record: from `run_record.read_run_record`.
-        made: when, in seconds since 1970.
+        made: time of the report, in seconds since 1970.
         templates: a folder of templates that replace those of the same name.
 
     Raises:
-        UserError: a template of that folder is at fault.
+        UserError: a template of that folder has an error.
     """
     state, detail = describe_state(record)
     return render_page(
@@ -55,21 +55,21 @@ def render(record: RunRecord, made: float, templates: Path | None = None) -> str
 def _subject(record: RunRecord) -> str:
     config = record.config
     if record.evaluated_only:
-        return f"Asks {config.model.base} ({origin_of(config.model.base)}). Task {config.task}."
+        return f"Evaluates {config.model.base} ({origin_of(config.model.base)}). Task {config.task}."
     how = {"full": "all weights", "attention": "the attention weights"}.get(config.adapter.method)
     data = ", ".join(part.name for part in config.data.parts) or config.data.source
     conversion = describe_conversion(config.model.base)
     base = f"{config.model.base}, {conversion}," if conversion else config.model.base
     trained = f"Trains {how or f'a {config.adapter.method} adapter'} of {base} on {data}."
     recipe = describe_recipe(config, record.recipe)
-    return f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch_size} rows a step.{recipe}"
+    return f"{trained} Task {config.task}, seed {config.seed}, {config.effective_batch_size} rows per step.{recipe}"
 
 
 # The headline sentence and the table of scores before and after training, with 95 % intervals.
 
 
 def headline(record: RunRecord) -> str:
-    """The run in one sentence: the first split's score, before → after training."""
+    """Return the run in one sentence: the first split's score, before → after training."""
     if not record.splits:
         return "Not evaluated yet"
     first = record.splits[0]
@@ -82,7 +82,7 @@ def headline(record: RunRecord) -> str:
 
 
 def scores_context(record: RunRecord) -> Context:
-    """One row per split and model; what is missing is said with the command that brings it."""
+    """Return one row per split and model; missing evaluations with the command to run."""
     metrics = sorted({split.latest.scores["metric"] for split in record.splits})
     source, several = record.config.data.source, len(metrics) > 1
     return {
@@ -96,12 +96,12 @@ def scores_context(record: RunRecord) -> Context:
 
 
 def metric_tables(record: RunRecord) -> list[Table]:
-    """Every metric of every split, before and after training."""
+    """Return every metric of every split, before and after training."""
     return [table for split in record.splits for table in _metric_tables(split)]
 
 
 def _metric_tables(split: SplitRecord) -> list[Table]:
-    """The metrics of all rows, then a table for each breakdown, such as `question type: how many`."""
+    """Return the metrics of all rows, then a table for each breakdown, such as `question type: how many`."""
     kinds: dict[str, dict[str, str]] = {"": {}}
     for name in dict.fromkeys(name for one in split.by_when.values() for name in one.scores["metrics"]):
         kind, colon, label = name.partition(": ")
@@ -122,7 +122,7 @@ def _metric_table(split: SplitRecord, kind: str, labels: dict[str, str]) -> Tabl
 
 
 def _details(split: SplitRecord) -> Context | None:
-    """Every metric, if there are several; the precision/recall curve if there is one; every breakdown."""
+    """Return all metrics if there are several, the precision/recall curve if there is one, and all breakdowns."""
     whole, *breakdowns = _metric_tables(split)
     if len(whole.rows) + len(breakdowns) < 2:
         return None
@@ -142,7 +142,7 @@ def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
     for evaluation in whens:
         if curve := evaluation.scores.get("precision_recall"):
             positive, chosen = evaluation.scores["settings"]["positive"], evaluation.scores["threshold"]
-            title = f"Precision over recall of {positive!r} {evaluation.when} training"
+            title = f"Precision-recall curve of {positive!r} {evaluation.when} training"
             points = list(zip(curve["recall"], curve["precision"], strict=True))
             yield {
                 "title": title,
@@ -152,7 +152,7 @@ def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
 
 
 def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
-    """With several metrics in the table, each value says which it is. Parts of a mixture stand below the whole."""
+    """Yield table rows: with several metrics, values have the metric's name; parts of a mixture follow the total."""
     name = split.split if split.dataset == own else f"{split.dataset} {split.split}"
     for when, evaluation in split.by_when.items():
         for part, scores in {"": evaluation.scores, **evaluation.scores.get("parts", {})}.items():
@@ -170,7 +170,7 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
 
 
 def _bar(scores: dict[str, Any], when: str) -> str:
-    """Metrics that leave 0…1, such as CIDEr, and undefined ones have no bar."""
+    """Return the bar; empty for undefined metrics and metrics outside 0…1, such as CIDEr."""
     value, interval = scores["value"], scores["interval"]
     if value is None or not interval or not 0 <= interval[0] <= value <= interval[1] <= 1:
         return NO_VALUE
@@ -187,7 +187,7 @@ def _method(scores: dict[str, Any]) -> str:
 
 
 def _warnings(split: SplitRecord) -> Iterator[str]:
-    """What must be said beside the numbers. Scores can only be compared if the same rows were asked the same way."""
+    """Yield remarks: warnings, the paired test, and whether the scores are comparable (same rows and settings)."""
     where = f"{split.dataset} {split.split}"
     yield from (f"{where}: {remark}" for remark in split.latest.scores.get("remarks", []))
     if split.change:
@@ -204,11 +204,11 @@ def _missing(record: RunRecord) -> Iterator[Context]:
         return
     trained = any(split.after for split in record.splits)
     if not trained and not record.done:
-        yield {"text": "There are no scores after training, since this run is not finished.", "command": ""}
+        yield {"text": "There are no scores after training, because this run is not finished.", "command": ""}
     elif not trained:
         yield {"text": "There are no scores after training yet.", "command": f"ftlib evaluate {record.name}"}
     if not any(split.before for split in record.splits):
-        text = "There are no scores of the untrained model to compare with."
+        text = "There are no scores of the base model for comparison."
         yield {"text": text, "command": f"ftlib evaluate {record.name} --before"}
 
 
@@ -220,7 +220,7 @@ _LONG_LABEL = 4
 
 
 def classes_context(record: RunRecord) -> list[Context]:
-    """The confusions and the scores by class of each split; nothing for a task without a confusion matrix."""
+    """Return confusion matrix and scores by class of each split; empty for tasks without a confusion matrix."""
     return [
         _classes(split.split, split.latest) for split in record.splits if "confusion" in split.latest.scores["tables"]
     ]
@@ -259,11 +259,11 @@ def _matrix_cells(label: str, columns: list[str], counts: list[int]) -> list[Con
 
 
 def _frequent_confusions(tables: dict[str, Any]) -> Table:
-    """What stands for a matrix too large to be read."""
+    """Return the most frequent confusions, instead of a matrix that would be too large."""
     found = sorted(_confusions(tables), key=lambda item: -item[2])
     rows = [[expected, answer, str(count)] for expected, answer, count in found[:MAX_CONFUSIONS]]
     kinds = f"{len(rows)} most frequent of {len(found)} kinds of error"
-    remark = f"The {kinds}; the matrix would be too large to read."
+    remark = f"The {kinds}; the whole matrix is too large to show."
     return Table("most frequent confusions", "llr", ["expected", "answer", "count"], rows, [remark])
 
 
@@ -282,20 +282,20 @@ def _class_table(scores: dict[str, Any]) -> Table:
 
 
 def _class_row(label: str, scores: dict[str, Any]) -> list[str]:
-    """A class that never occurs has no recall."""
+    """Return the row of a class; a class that never occurs has no recall."""
     if not scores["support"]:
         return [label, NO_VALUE, NO_VALUE, NO_VALUE, "0"]
     return [label, *[f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")], str(scores["support"])]
 
 
-# What was done: data, config, environment of every attempt, history, and the commands that do it again.
+# Provenance: data, config, environment of every start, history, and commands to reproduce the run.
 
 _EVENT_FIELDS = ("event", "time", "step", "seconds")
 _CHANGES = "+changes"
 
 
 def provenance_context(record: RunRecord) -> Context:
-    """The tail of the report, for who has to believe or repeat it."""
+    """Return the provenance section: data, config, environment, history, commands to reproduce."""
     return {
         "data": _data(record.data) if record.data else None,
         "config": record.config_text,
@@ -307,12 +307,12 @@ def provenance_context(record: RunRecord) -> Context:
 
 
 def utc(seconds: float) -> str:
-    """A time as ISO 8601 in UTC, to the second."""
+    """Return a time as ISO 8601 in UTC, with seconds."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def cost(records: Sequence[RunRecord]) -> str:
-    """The GPU-hours of runs, in words."""
+    """Return the GPU-hours of runs as text."""
     train = sum(record.usage.train for record in records)
     evaluate = sum(record.usage.evaluate for record in records)
     return f"{train + evaluate:.2f} GPU-hours ({train:.2f} of training, {evaluate:.2f} of evaluation)"
@@ -321,7 +321,7 @@ def cost(records: Sequence[RunRecord]) -> str:
 def _data(data: dict[str, Any]) -> Context:
     rule = ", ".join(f"{key} {value}" for key, value in data["rule"].items() if value is not None)
     labels = data["labels"]  # a dataset of very many has no list of them
-    answers = "very many" if labels is None else f"{len(labels):,}"
+    answers = "more than 10,000" if labels is None else f"{len(labels):,}"
     return {
         "splits": [
             {"name": split, "rows": f"{entry['rows']:,}", "fingerprint": entry["fingerprint"]}
@@ -337,12 +337,12 @@ def _environment(record: RunRecord) -> Table:
     headers = ["", *[f"start {number}" for number in range(1, len(attempts) + 1)]]
     rows = [[name, *[attempt.get(name, NO_VALUE) for attempt in attempts]] for name in names]
     threads = (record.done or {}).get("threads")
-    remarks = [f"The start that finished computed with {threads} CPU threads."] if threads else []
+    remarks = [f"The start that finished used {threads} CPU threads."] if threads else []
     return Table("environment", "l" * len(headers), headers, rows, remarks)
 
 
 def _environment_facts(entry: dict[str, Any]) -> dict[str, str]:
-    """Everything that an entry tells beside when it was; packages one by one, at the end."""
+    """Return the facts of an entry except its time; packages come last, one fact each."""
     facts = {key: _plain(value) for key, value in entry.items() if key not in ("time", "packages")}
     return {**facts, **entry.get("packages", {})}
 
@@ -366,7 +366,7 @@ def _history_row(event: dict[str, Any]) -> list[str]:
 
 
 def commands(record: RunRecord) -> list[str]:
-    """Shell commands that make this run anew, evaluations and report included."""
+    """Return shell commands that reproduce this run, including evaluations and report."""
     extra = sorted({split.split for split in record.splits} - set(record.config.evaluation.splits))
     splits = [*record.config.evaluation.splits, *extra] if extra else []
     evaluate = ["ftlib", "evaluate", "config.yaml", *[word for split in splits for word in ("--split", split)]]
@@ -375,21 +375,21 @@ def commands(record: RunRecord) -> list[str]:
 
 
 def _checkout(record: RunRecord) -> list[str]:
-    """The code of the last start."""
+    """Return the command that checks out the code of the last start."""
     code = record.environments[-1].get("code") if record.environments else None
     if not code:
         return []
     line = shlex.join(["git", "checkout", code.removesuffix(_CHANGES)])
-    return [f"{line}   # the run's code had changes that were never committed"] if code.endswith(_CHANGES) else [line]
+    return [f"{line}   # the run's code had uncommitted changes"] if code.endswith(_CHANGES) else [line]
 
 
-# Loss in training and on valid, learning rate, gradient norm, speed, memory and scores on the way.
+# Curves: training and valid loss, learning rate, gradient norm, speed, memory and scores during training.
 #
-# Marks stand where training was taken up again. Attempts that diverged stand in the same charts, one behind the other.
+# Marks show where training resumed. Diverged attempts are in the same charts, one after the other.
 
 
 def curves_context(record: RunRecord) -> Context:
-    """The loss large, the other charts beside it."""
+    """Return a large loss chart and small other charts."""
     begins = attempt_offsets(record)
     resumed = [begins[event["attempt"]] + event["step"] for event in record.starts if event["step"] > 0]
     marks = sorted({*resumed, *begins.values()} - {0})
@@ -399,7 +399,7 @@ def curves_context(record: RunRecord) -> Context:
         _figure(steps, begins, "loss", "Loss", marks, large=True, on_valid=losses),
         _figure(steps, begins, "learning_rate", "Learning rate", marks, noisy=False),
         _figure(steps, begins, "grad_norm", "Gradient norm", marks),
-        _figure(steps, begins, "seconds", "Seconds a step", marks),
+        _figure(steps, begins, "seconds", "Seconds per step", marks),
         _figure(steps, begins, "memory_gib", "GPU memory, GiB", marks, noisy=False),
         _figure(losses, begins, "perplexity", "Perplexity on valid", marks, noisy=False),
         *_score_figures(record, begins, marks),
@@ -412,7 +412,7 @@ def curves_context(record: RunRecord) -> Context:
 
 
 def attempt_offsets(record: RunRecord) -> dict[int, int]:
-    """Attempt → how many steps the attempts before it logged, all together."""
+    """Return attempt → total number of logged steps of earlier attempts."""
     last: dict[int, int] = {0: 0}
     for line in record.metrics:
         last[line["attempt"]] = max(last.get(line["attempt"], 0), line["step"])
@@ -421,7 +421,7 @@ def attempt_offsets(record: RunRecord) -> dict[int, int]:
 
 
 def _score_figures(record: RunRecord, begins: dict[int, int], marks: list[int]) -> list[Context | None]:
-    """One for each split and metric that was asked in training; the loss on valid stands beside that of training."""
+    """Return a chart for each split and metric evaluated during training; valid loss is in the training loss chart."""
     asked = [line for line in record.metrics if "split" in line and not _is_valid_loss(line)]
     figures = []
     for split, metric in dict.fromkeys((line["split"], line["metric"]) for line in asked):
@@ -440,7 +440,7 @@ def _figure(
     noisy: bool = True,
     on_valid: Sequence[dict[str, Any]] = (),
 ) -> Context | None:
-    """A curve; `on_valid` are the lines of a second one, whose numbers are under `value`."""
+    """Return a chart; `on_valid` are the lines of a second curve, with numbers in `value`."""
     points = _points(lines, begins, key)
     if not points:
         return None
@@ -484,13 +484,13 @@ def _curve_remarks(record: RunRecord, resumed: list[int], begins: dict[int, int]
     reach = charts.smooth_window(sum("loss" in line for line in record.metrics))
     if reach:
         mean = f"running mean over {2 * reach + 1} steps"
-        yield f"By optimizer step. Loss, gradient norm and seconds: pale, each step; strong, the {mean}."
+        yield f"By optimizer step. Loss, gradient norm and seconds: light, each step; dark, the {mean}."
     if any("memory_gib" in line for line in record.metrics):
-        yield "GPU memory: the most that was reserved since the start, on the first GPU of a job."
+        yield "GPU memory: peak reserved memory since the start, on the first GPU of a job."
     if resumed:
         steps = ", ".join(str(mark) for mark in resumed)
         where = f"from a checkpoint, at step {steps} ({interruptions(record)})"
-        yield f"▼ Dashed lines: training was taken up again {where}."
+        yield f"▼ Dashed lines: training resumed {where}."
     if len(begins) > 1:
         places = ", ".join(f"attempt {attempt} at {begins[attempt]}" for attempt in range(1, len(begins)))
-        yield f"▼ Dashed lines: training had diverged and began anew ({places}). Attempts stand one behind the other."
+        yield f"▼ Dashed lines: training diverged and restarted ({places}). Attempts are shown one after the other."

@@ -1,4 +1,4 @@
-"""The report of several runs, such as a sweep: which setting is best, how sure that is, and what became of them all."""
+"""The report of several runs, such as a sweep: ranking of settings with uncertainty, and the status of all runs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ftlib.reports.sweep_tables import cross_table, effects, format_statistics, 
 from ftlib.reports.tables import Table
 
 COLOURS = 8
-"""Settings that get a colour of their own; the best ones. The others share a grey."""
+"""Number of best settings with a separate colour; the others are grey."""
 
 
 def sweep_tables(records: Sequence[RunRecord]) -> list[Table]:
-    """Everything that the page says in numbers."""
+    """Return all tables of the page."""
     groups = trained_groups(records)
     beside = models_table(groups, [record for record in records if record.evaluated_only])
     trained = [*effects(groups), cross_table(groups), runs_table(groups)] if groups else []
@@ -35,15 +35,15 @@ def sweep_tables(records: Sequence[RunRecord]) -> list[Table]:
 
 
 def render_sweep(records: Sequence[RunRecord], made: float, templates: Path | None = None) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         records: two or more, from `run_record.read_run_record`.
-        made: when, in seconds since 1970.
+        made: time of the report, in seconds since 1970.
         templates: a folder of templates that replace those of the same name.
 
     Raises:
-        UserError: a template of that folder is at fault.
+        UserError: a template of that folder has an error.
     """
     groups = trained_groups(records)
     names = ", ".join(dict.fromkeys(record.config.name for record in records))
@@ -65,28 +65,28 @@ def render_sweep(records: Sequence[RunRecord], made: float, templates: Path | No
 
 
 def count_states(records: Sequence[RunRecord]) -> str:
-    """How many runs are in which state, how many models were only asked, and what all of that has cost."""
+    """Return the number of runs by state, the number of models that were only evaluated, and the GPU-hours."""
     counts = Counter(describe_state(record)[0] for record in records if not record.evaluated_only)
     words = ", ".join(f"{number} {word}" for word, number in counts.most_common())
     asked = sum(record.evaluated_only for record in records)
     trained = f"{counts.total()} run{'s' * (counts.total() != 1)}: {words}"
     told = [trained] if counts else []
-    told += [f"{asked} only asked, without training"] if asked else []
+    told += [f"{asked} only evaluated, without training"] if asked else []
     return "; ".join(filter(None, [*told, interruptions(*records), cost(records)])) + "."
 
 
 def best_sentence(groups: Sequence[RunGroup]) -> str:
-    """The setting that valid chooses, and what test says of it; one for each contest."""
+    """Return the best setting on valid with its score on test, for each comparison group."""
     if not groups:
-        return "Models side by side, none of them trained here"
+        return "Comparison of models without training"
     found = [text for board in comparison_groups(groups) if (text := _best_of(board[0]))]
     if not found:
-        return f"No scores on {SELECTION_SPLIT} after training yet: nothing to choose by"
+        return f"No scores on {SELECTION_SPLIT} after training yet, so no ranking"
     unlike = any(
         evaluated_on_different_rows([group.runs for group in board], SELECTION_SPLIT)
         for board in comparison_groups(groups)
     )
-    return f"Best on {SELECTION_SPLIT}: {' · '.join(found)}{' (of settings that were asked different rows)' * unlike}"
+    return f"Best on {SELECTION_SPLIT}: {' · '.join(found)}{' (settings were evaluated on different rows)' * unlike}"
 
 
 def _best_of(group: RunGroup) -> str:
@@ -113,5 +113,5 @@ def _curves(groups: Sequence[RunGroup]) -> Context | None:
 
 
 def _best_run(run: RunRecord) -> Context:
-    """Its config and the commands that make it anew."""
+    """Return its config and the commands that reproduce it."""
     return {"name": run.name, "config": run.config_text, "commands": "\n".join(commands(run))}

@@ -1,4 +1,4 @@
-"""Runs that differ in their seeds only, put together: what a sweep compares."""
+"""Group runs that differ only in their seeds: the settings that a sweep compares."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ftlib.config.identity import canonical_fields, identity_fields
 from ftlib.reports.run_record import AFTER, EvaluationResult, RunRecord
 
 SELECTION_SPLIT, REPORT_SPLIT = "valid", "test"
-"""The split that a setting is chosen on, and the one that it is reported on."""
+"""The split for choosing a setting, and the split for reporting."""
 
 _SEED = "seed"
 _SAME_SCORES = ("splits", "before", "batch_size", "prompts", "without_context", "loss")
-"""What `evaluation` says beside how answers are found and judged."""
+"""Keys of `evaluation` that do not affect scores."""
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs of equal config but for the seed.
+    """Runs whose configs differ only in the seed.
 
     Attributes:
-        name: that of its runs' config, if no other setting has it; else `values` in words.
-        values: dotted key → value in words, of the keys in which the settings differ.
+        name: the name of the config, if no other setting has it; else `values` as text.
+        values: dotted key → value as text, for the keys in which the settings differ.
         metric: the main metric of its task; None before any evaluation.
         higher_is_better: the metric's direction.
-        runs: its members, by seed.
+        runs: the runs, sorted by seed.
     """
 
     name: str
@@ -40,24 +40,24 @@ class RunGroup:
 
     @property
     def comparison_key(self) -> tuple[str, ...]:
-        """The metric and the data: only settings that have both in common can be ranked."""
+        """Metric and data: only settings with the same key can be ranked."""
         data = self.runs[0].config.data
         own = [data.source, data.root, data.file, *[name for _, name in data.split_files]]
         return self.metric or "~", *own, *[part.name for part in data.parts]
 
     @property
     def best_run(self) -> RunRecord:
-        """By its score on valid; one without a score is behind all others."""
+        """The run with the best score on valid; runs without a score come last."""
         return max(self.runs, key=lambda run: _sort_key(own_score(run, SELECTION_SPLIT), self.higher_is_better))
 
     def seed_statistics(self, split: str, when: str = AFTER) -> SeedStatistics | None:
-        """Over the seeds that have a score of the run's own dataset; None if no run has."""
+        """Return statistics over the seeds with a score on the run's own dataset; None without scores."""
         scores = [score for run in self.runs if (score := own_score(run, split, when)) is not None]
         return seed_statistics(scores) if scores else None
 
 
 def comparison_groups(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
-    """The settings that can be ranked with one another, in their order."""
+    """Return groups of settings that can be ranked together, in order."""
     found: dict[tuple[str, ...], list[RunGroup]] = {}
     for group in groups:
         found.setdefault(group.comparison_key, []).append(group)
@@ -65,19 +65,19 @@ def comparison_groups(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
 
 
 def own_score(record: RunRecord, split: str, when: str = AFTER) -> float | None:
-    """The main metric of a run's own dataset; None without an evaluation, or where it is undefined."""
+    """Return the main metric on a run's own dataset; None without an evaluation, or if it is undefined."""
     found = _own_evaluation(record, split, when)
     return found.value if found else None
 
 
 def rows_of(runs: Sequence[RunRecord], split: str) -> frozenset[str]:
-    """The fingerprints of the rows of their own dataset that the scores of runs after training rest on."""
+    """Return the fingerprints of the evaluated rows of runs after training, on their own datasets."""
     found = [_own_evaluation(run, split, AFTER) for run in runs]
     return frozenset(one.rows for one in found if one and one.value is not None)
 
 
 def evaluated_on_different_rows(groups: Iterable[Sequence[RunRecord]], split: str) -> bool:
-    """Whether some of what is compared was asked other rows than the rest; what has no score yet was asked none."""
+    """Whether the compared runs were evaluated on different rows; runs without a score are ignored."""
     return len({rows for runs in groups if (rows := rows_of(runs, split))}) > 1
 
 
@@ -89,7 +89,7 @@ def _own_evaluation(record: RunRecord, split: str, when: str) -> EvaluationResul
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[RunGroup]:
-    """Settings by contest, best on valid first; those without a score there come last, by name. Test has no say."""
+    """Return settings by comparison group, best on valid first; settings without a score come last, by name."""
     flat = [dict(_flatten(_score_fields(record))) for record in records]
     keys = varied_keys(flat)
     members: dict[tuple[str, ...], list[RunRecord]] = {}
@@ -104,19 +104,19 @@ def group_runs(records: Sequence[RunRecord]) -> list[RunGroup]:
 
 
 def trained_groups(records: Sequence[RunRecord]) -> list[RunGroup]:
-    """Settings of runs that are or were to be trained; those whose model was only asked compete with nobody."""
+    """Return the settings of runs with training, without models that were only evaluated."""
     return group_runs([record for record in records if not record.evaluated_only])
 
 
 def _score_fields(record: RunRecord) -> dict[str, Any]:
-    """The fields that a score depends on: those that name the run, and how it was asked."""
+    """Return the fields that a score depends on: those of the run ID, and evaluation settings."""
     config = record.config
     asked = canonical_fields(config.evaluation, {"Evaluation": _SAME_SCORES})
     return {"name": config.name, **identity_fields(config, record.recipe), "evaluation": asked}
 
 
 def varied_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
-    """The keys whose values differ, the seed apart."""
+    """Return the keys whose values differ, except the seed."""
     every = dict.fromkeys(key for fields in configs for key in fields)
     return [key for key in every if key != _SEED and len({fields.get(key) for fields in configs}) > 1]
 
@@ -128,7 +128,7 @@ def _run_group(name: str, values: dict[str, str], runs: list[RunRecord]) -> RunG
 
 
 def _group_label(values: dict[str, str]) -> str:
-    """Keys by their last part where that is clear, and their values; `seed` alone is the run's."""
+    """Return keys and values; a key is shortened to its last part if that is unique. `seed` is the run's seed."""
     ends = [key.rpartition(".")[2] for key in values]
     known = zip(values.items(), ends, strict=True)
     return ", ".join(f"{end if end != _SEED and ends.count(end) == 1 else key}={value}" for (key, value), end in known)
@@ -140,7 +140,7 @@ def _rank(group: RunGroup) -> tuple[tuple[str, ...], float, str]:
 
 
 def _sort_key(value: float | None, higher_is_better: bool) -> float:
-    """What to order values by, the best having the highest; undefined ones come last."""
+    """Return a sort key that is highest for the best value; undefined values come last."""
     if value is None:
         return -math.inf
     return value if higher_is_better else -value
@@ -155,11 +155,11 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def format_field(value: Any) -> str:
-    """Texts as they are, anything else as JSON."""
+    """Return text unchanged, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-# Values of several seeds: mean, standard deviation, and Student's interval of the mean.
+# Statistics over seeds: mean, standard deviation, and Student's t interval of the mean.
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class SeedStatistics:
 
 
 def seed_statistics(values: Sequence[float]) -> SeedStatistics:
-    """Sum up at least one value."""
+    """Return the statistics of at least one value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return SeedStatistics(len(values), mean, None, None)
@@ -187,7 +187,7 @@ def seed_statistics(values: Sequence[float]) -> SeedStatistics:
 
 
 def student_quantile(freedom: int, inside: float = 0.95) -> float:
-    """The t with P(|T| < t) = `inside` for so many degrees of freedom.
+    """Return t with P(|T| < t) = `inside` for `freedom` degrees of freedom.
 
     The probability is a finite series in the angle atan(t / √freedom) (Abramowitz and Stegun, 26.7.3 and 26.7.4), which
     ascends from 0 to 1; bisection finds the angle.

@@ -1,4 +1,4 @@
-"""What a sweep found, as tables: settings in their order, the effect of each key, every run, other datasets."""
+"""Tables of a sweep report: leaderboard, effect of each key, all runs, other datasets, model comparison."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OVER_SEEDS = "mean ± standard deviation over the seeds; interval of that mean 
 
 
 class _LeaderboardPlace(NamedTuple):
-    """A column: one metric on the same rows, by their fingerprint."""
+    """A column: a metric on the same rows, by fingerprint."""
 
     dataset: str
     split: str
@@ -43,14 +43,14 @@ class _LeaderboardPlace(NamedTuple):
 
 
 def leaderboards(groups: Sequence[RunGroup]) -> list[Table]:
-    """A table per metric and dataset: settings ranked by valid, with their scores on test beside."""
+    """Return a table per metric and dataset: settings ranked by valid, with their scores on test."""
     boards = comparison_groups(groups)
     several = len(boards) > 1
     return [_leaderboard(group_label(board) if several else "", board) for board in boards if board[0].metric]
 
 
 def group_label(groups: Sequence[RunGroup]) -> str:
-    """What the settings of a contest were trained for, by the names of their configs."""
+    """Return the config names of a comparison group."""
     return ", ".join(dict.fromkeys(run.config.name for group in groups for run in group.runs))
 
 
@@ -66,21 +66,21 @@ def _leaderboard(column: str, groups: Sequence[RunGroup]) -> Table:
         f"{SELECTION_SPLIT} before",
     ]
     remark = f"{metric}: {_OVER_SEEDS}. Ranked by {SELECTION_SPLIT}{', lower is better' * lower}; "
-    remark += f"{REPORT_SPLIT} had no part in it."
+    remark += f"{REPORT_SPLIT} is not used for the ranking."
     missing = [group.name for group in groups if group.seed_statistics(SELECTION_SPLIT) is None]
-    unranked = [f"Not ranked, for want of scores on {SELECTION_SPLIT}: {'; '.join(missing)}."] if missing else []
+    unranked = [f"Not ranked, no scores on {SELECTION_SPLIT}: {'; '.join(missing)}."] if missing else []
     title = f"Leaderboard, {metric}{column and ' on '}{column}"
     remarks = [*_row_remarks(groups), remark, *unranked]
     return Table(title, "lrrrrrr", headers, [_row(one) for one in groups], remarks)
 
 
 def _row_remarks(groups: Sequence[RunGroup]) -> Iterator[str]:
-    """Scores on different rows differ by the rows, too."""
+    """Yield remarks about scores on different rows."""
     for split in (SELECTION_SPLIT, REPORT_SPLIT):
         if evaluated_on_different_rows([group.runs for group in groups], split):
-            yield f"These settings were not all asked the same rows of {split}: differences may be the rows'."
+            yield f"These settings were evaluated on different rows of {split}, which may explain differences."
         elif any(len(rows_of(group.runs, split)) > 1 for group in groups):
-            yield f"The runs of a setting were not all asked the same rows of {split}: part of ± may be the rows'."
+            yield f"The runs of a setting were evaluated on different rows of {split}, which may explain part of ±."
 
 
 def _row(group: RunGroup) -> list[str]:
@@ -98,19 +98,19 @@ def _cells(found: SeedStatistics | None) -> list[str]:
 
 
 def format_statistics(found: SeedStatistics | None) -> str:
-    """mean ± sd, or what there is of it."""
+    """Return mean ± sd; the mean alone for one value, a placeholder for none."""
     if found is None:
         return NO_VALUE
     return f"{found.mean:.3f}" if found.sd is None else f"{found.mean:.3f} ± {found.sd:.3f}"
 
 
 def format_values(values: Sequence[float]) -> str:
-    """`format_statistics` of what values there are."""
+    """Return `format_statistics` of values."""
     return format_statistics(seed_statistics(values) if values else None)
 
 
 def effects(groups: Sequence[RunGroup]) -> list[Table]:
-    """For each key that varies, what its values come to over everything else; for sweeps of two keys and more."""
+    """Return a table for each varied key with the mean score of its values; empty for sweeps of one key."""
     return [table for board in comparison_groups(groups) for table in _effects(board)]
 
 
@@ -127,19 +127,17 @@ def _effect(key: str, groups: Sequence[RunGroup]) -> Table:
     for value, members in runs.items():
         scores = [score for run in members if (score := own_score(run, SELECTION_SPLIT)) is not None]
         rows.append([value, str(len(scores)), format_values(scores)])
-    remarks = [
-        f"Mean ± standard deviation on {SELECTION_SPLIT} over all runs with that value, whatever their other settings."
-    ]
+    remarks = [f"Mean ± standard deviation on {SELECTION_SPLIT} over all runs with that value."]
     if evaluated_on_different_rows(runs.values(), SELECTION_SPLIT):
         remarks.insert(
-            0, f"These values were not all asked the same rows of {SELECTION_SPLIT}: differences may be the rows'."
+            0, f"These values were evaluated on different rows of {SELECTION_SPLIT}, which may explain differences."
         )
     return Table(f"Effect of {key}", "lrr", [key, "runs", SELECTION_SPLIT], rows, remarks)
 
 
 def runs_table(groups: Sequence[RunGroup]) -> Table:
-    """Every run that is trained, with what became of it."""
-    headers = ["run", "setting", "seed", "state", "steps", "GPU-h", SELECTION_SPLIT, REPORT_SPLIT, "what happened"]
+    """Return a table of all training runs with their status."""
+    headers = ["run", "setting", "seed", "state", "steps", "GPU-h", SELECTION_SPLIT, REPORT_SPLIT, "details"]
     rows = [_run_row(group, run) for group in groups for run in group.runs]
     return Table("Runs", "llrlrrrrl", headers, rows)
 
@@ -156,7 +154,7 @@ def _run_row(group: RunGroup, run: RunRecord) -> list[str]:
 
 
 def cross_table(groups: Sequence[RunGroup]) -> Table | None:
-    """Every setting on every dataset and split that any run was asked on; None if there is only the runs' own."""
+    """Return scores of all settings on all evaluated datasets and splits; None if there are only the runs' own."""
     columns = list(dict.fromkeys(column for group in groups for column in _scores(group)))
     if len({column.dataset for column in columns}) < 2:
         return None
@@ -170,7 +168,7 @@ def cross_table(groups: Sequence[RunGroup]) -> Table | None:
 
 
 def _scores(group: RunGroup) -> dict[_LeaderboardPlace, list[float]]:
-    """The main metric after training, of every run that was asked there."""
+    """Return column → main metric after training of all evaluated runs."""
     found: dict[_LeaderboardPlace, list[float]] = {}
     for run in group.runs:
         for split in run.splits:
@@ -181,17 +179,17 @@ def _scores(group: RunGroup) -> dict[_LeaderboardPlace, list[float]]:
 
 
 def _header(column: _LeaderboardPlace, columns: Sequence[_LeaderboardPlace]) -> str:
-    """Places of one name are told apart by metric and by the beginning of the rows' fingerprint."""
+    """Return a column header; columns of the same name get metric and a prefix of the fingerprint."""
     name = f"{column.dataset} {column.split}"
     if [(one.dataset, one.split) for one in columns].count((column.dataset, column.split)) == 1:
         return name
     return f"{name}, {column.metric} ({column.rows[:8]})"
 
 
-# Models side by side on everything that was asked: the base, the runs trained from it, and merges of those.
+# Comparison of models on everything that was evaluated: the base, runs trained from it, and merges of these.
 #
-# A merged model is asked by `ftlib evaluate CONFIG model.base=MERGED --before`; the folder of such a model holds
-# `merge.json`, which tells how it was made.
+# A merged model is evaluated with `ftlib evaluate CONFIG model.base=MERGED --before`; its folder contains `merge.json`
+# with the recipe.
 
 _BASES, _TRAINED, _MERGES = range(3)
 _LOADED = {
@@ -201,11 +199,11 @@ _LOADED = {
     "final_softcap": "final_softcap ",
     "max_length": "max_length ",
 }
-"""The settings of a model that its answers depend on → what is said before their values."""
+"""Settings of a model that affect its answers → prefix of their values."""
 
 
 class _ModelRow(NamedTuple):
-    """A row: which group it stands in, its name, and where it comes from."""
+    """A row: group, name and origin."""
 
     group: int
     name: str
@@ -213,7 +211,7 @@ class _ModelRow(NamedTuple):
 
 
 class _ModelsPlace(NamedTuple):
-    """A column: the same rows of a dataset (by their fingerprint), asked in the same way for the same metric."""
+    """A column: the same rows of a dataset (by fingerprint), evaluation settings and metric."""
 
     split: str
     metric: str
@@ -221,11 +219,11 @@ class _ModelsPlace(NamedTuple):
 
 
 def models_table(groups: Sequence[RunGroup], asked: Sequence[RunRecord]) -> Table | None:
-    """A row for each base, setting and merge, a column for each dataset, split and metric; None if all were trained.
+    """Return a row for each base, setting and merge, a column for each dataset, split and metric; None without `asked`.
 
     Args:
         groups: of the trained runs.
-        asked: runs whose models were only asked.
+        asked: runs whose models were only evaluated.
     """
     if not asked:
         return None
@@ -248,7 +246,7 @@ def models_table(groups: Sequence[RunGroup], asked: Sequence[RunRecord]) -> Tabl
 def _evaluations(
     groups: Sequence[RunGroup], asked: Sequence[RunRecord]
 ) -> Iterator[tuple[_ModelRow, RunRecord, str, EvaluationResult]]:
-    """(model, the run it was asked in, dataset, evaluation)"""
+    """Yield (model, run of the evaluation, dataset, evaluation)."""
     for run in [*asked, *[run for group in groups for run in group.runs]]:
         yield from ((_base_model_row(run.config), run, one.dataset, one.before) for one in run.splits if one.before)
     for group in groups:
@@ -258,7 +256,7 @@ def _evaluations(
 
 
 def _base_model_row(config: Config) -> _ModelRow:
-    """Its name says what of the model's settings is not as by default, if answers depend on it."""
+    """Return the row of a base model; its name contains settings that affect answers and are not defaults."""
     base = config.model.base
     group = _MERGES if merge_record(base) else _BASES
     known = {name: getattr(config.model, name) for name in _LOADED}
@@ -267,12 +265,12 @@ def _base_model_row(config: Config) -> _ModelRow:
 
 
 def _dataset(config: Config, dataset: str) -> str:
-    """A run's own dataset by the config's name, as others name it with `--data`."""
+    """Return the name of a dataset; a run's own dataset has the config's name, as in `--data`."""
     return config.name if dataset == config.data.source else dataset
 
 
 def _unique(labels: dict[_ModelsPlace, str]) -> list[str]:
-    """Equal labels get that in which their questions differ; of the rows, the beginning of their fingerprint."""
+    """Make equal labels unique with the differing settings, or a prefix of the fingerprint."""
     return [f"{text}{_difference(column, labels)}" for column, text in labels.items()]
 
 
@@ -284,6 +282,6 @@ def _difference(column: _ModelsPlace, labels: dict[_ModelsPlace, str]) -> str:
 
 
 def _cell(model: _ModelRow, values: Sequence[float]) -> str:
-    """Several runs tell the same score of one base model; it is no spread."""
+    """Return a cell; equal scores of one base model from several runs have no ±."""
     counted = values if model.group == _TRAINED else sorted(set(values))
     return format_values(counted)

@@ -1,4 +1,4 @@
-"""A table of plain texts, for a page and for Markdown alike."""
+"""A table of plain texts, for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NO_VALUE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under headers; the first column names the rows.
+    """Rows of text under headers; the first column contains the row names.
 
     Attributes:
-        title: what it shows.
+        title: title of the table.
         align: a letter per column: `l` for text, `w` for text of several lines, `r` for numbers.
-        remarks: what must be said below it.
+        remarks: notes below the table.
     """
 
     title: str
@@ -25,7 +25,7 @@ class Table:
     remarks: Sequence[str] = ()
 
     def markdown(self) -> str:
-        """As a GitHub-flavoured Markdown table under a heading (github.github.com/gfm, section 4.10)."""
+        """Return a GitHub-flavoured Markdown table under a heading (github.github.com/gfm, section 4.10)."""
         rules = ["---:" if letter == "r" else "---" for letter in self.align]
         lines = [_line(self.headers), _line(rules, plain=True), *[_line(row) for row in self.rows]]
         return "\n\n".join([f"## {self.title}", "\n".join(lines), *[_escape(remark) for remark in self.remarks]])
@@ -36,6 +36,6 @@ def _line(cells: Sequence[str], plain: bool = False) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text stays text: no cell ends, and no markup begins, in a label or a prompt."""
+    """Escape text, so that labels and prompts contain no markup and end no cell."""
     joined = " ".join(text.split())
     return "".join(f"\\{letter}" if letter in "\\|`*_<>[]#~" else letter for letter in joined)

@@ -1,1 +1,1 @@
-"""Jobs: what one asks of the cluster, how it is submitted, and how it stands."""
+"""Slurm jobs: specification, submission, sweeps and status."""

@@ -39,21 +39,18 @@ def cancel_runs(chosen: Sequence[Run], site: Site) -> list[Run]:
         cancelled = [run for run in chosen if _cancel(run, alive[run], status.waits_locally(events[run]), site)]
         _scancel(slurm, [number for run in cancelled for number in alive[run]])
     except SlurmUnavailable as error:
-        raise UserError(f"Slurm cannot be asked to cancel: {error}", "Try again when it answers.") from None
+        raise UserError(f"Slurm cannot cancel: {error}", "Try again when it responds.") from None
     return cancelled
 
 
 def _cancel(run: Run, jobs: Sequence[str], waits: bool, site: Site) -> bool:
-    """Note the cancellation, for status and for the process of this machine that would come to a run that waits for it.
-
-    What runs on this machine without Slurm is ended.
-    """
+    """Record the cancellation for `status` and for local workers, and end a process of this machine."""
     name = runs.run_name(run, site)
     owner = current_holder(run.folder, storage_time(run.folder))
     here = owner is not None and owner["job"] is None and owner["host"] == environment.host_name()
     if not jobs and not here and not waits:
         if owner:
-            log.warning(f"{name}: is at work as process {owner['pid']} on {owner['host']}; cancel it there")
+            log.warning(f"{name}: running as process {owner['pid']} on {owner['host']}; cancel it there")
         return False
     run.log_event("cancelled", by=getpass.getuser(), job=None)
     if owner and here:
@@ -65,7 +62,7 @@ def _cancel(run: Run, jobs: Sequence[str], waits: bool, site: Site) -> bool:
 
 
 def _scancel(slurm: Slurm, jobs: Sequence[str]) -> None:
-    """Cancel, and once more what was just being requeued and waits again."""
+    """Cancel jobs, and again those that were just being requeued."""
     waiting = list(jobs)
     for _ in range(_TRIES):
         if not waiting:

@@ -1,7 +1,7 @@
-"""What ftlib asks Slurm: how jobs are, what it allows, and to cancel. Job ids go in, plain records come out.
+"""Slurm client: job states, limits, cancellation. Takes job IDs and returns plain records.
 
-Every question is one call for all jobs together, has a time-out, and knows three answers: found, not found (the id is
-missing from the result) and `SlurmUnavailable`. The commands and their output formats are those of sacct(1), squeue(1),
+Every query is one call for all jobs, has a time-out, and has three results: found, not found (the ID is missing from
+the result) and `SlurmUnavailable`. The commands and their output formats are those of sacct(1), squeue(1),
 scontrol(1), sacctmgr(1) and scancel(1) of Slurm 22.05.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 TIMEOUT_SECONDS = 60.0
 
 Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
-"""Runs a program and returns what it said.
+"""Runs a program and returns its output.
 
 Raises:
     OSError: there is no such program.
@@ -32,7 +32,7 @@ _SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
 
 
 class SlurmUnavailable(Exception):
-    """Slurm is not installed here, does not answer in time, or refuses to."""
+    """Slurm is not installed, does not respond in time, or returns an error."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class JobAttempt:
     """One start of a job.
 
     Attributes:
-        state: Slurm's word, such as RUNNING or OUT_OF_MEMORY.
+        state: Slurm's state, such as RUNNING or OUT_OF_MEMORY.
         exit_code: of the batch script; None while unknown.
-        reason: why it waits, in Slurm's words; empty without one.
-        node: where it runs or ran; empty before.
-        seconds: how long.
-        by: UID of who cancelled it; empty when Slurm itself did, and without accounting.
+        reason: Slurm's reason for waiting; may be empty.
+        node: its node; empty before it starts.
+        seconds: run time.
+        by: UID of the user who cancelled it; empty if Slurm did, and without accounting.
     """
 
     state: str
@@ -61,7 +61,7 @@ class Job:
     """A job or one element of an array.
 
     Attributes:
-        attempts: oldest first; more than one after a requeue. Without accounting only the newest is known.
+        attempts: oldest first; more than one after a requeue. Without accounting, only the newest.
     """
 
     attempts: tuple[JobAttempt, ...]
@@ -72,54 +72,54 @@ class Job:
 
     @property
     def is_active(self) -> bool:
-        """Whether it waits or runs."""
+        """Whether it is pending or running."""
         return self.last_attempt.state in WAITING or self.last_attempt.state in RUNNING
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what a surrounding job, or the user's SBATCH_* settings, would impose on a new job."""
+    """Return the environment without variables of a surrounding job and the user's SBATCH_* settings."""
     return {name: value for name, value in environment.items() if not _INHERITED.match(name)}
 
 
 def run_program(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The real runner."""
+    """Run a Slurm command; the default `Runner`."""
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
 
 
 class Slurm:
-    """A client; `run` can be replaced by a function that answers like the programs."""
+    """A Slurm client; tests replace `run` by a function that returns the commands' output."""
 
     def __init__(self, run: Runner = run_program) -> None:
         self._run = run
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
-        """How jobs are, for ids such as 12 or 12_3; those that Slurm does not know are missing from the result.
+        """Return jobs by ID, such as 12 or 12_3; jobs that Slurm does not know are missing.
 
         Raises:
-            SlurmUnavailable: no answer.
+            SlurmUnavailable: Slurm does not respond.
         """
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return {}
         try:
             found = _jobs(list(self._sacct(_array_job_ids(wanted))), wanted)
-        except SlurmUnavailable:  # a site without accounting, or its database is down
+        except SlurmUnavailable:  # no accounting, or its database is down
             found = {}
         unknown = [name for name in wanted if name not in found]
-        if unknown:  # accounting hears of a new job some seconds after its submission
+        if unknown:  # accounting knows a new job only some seconds after its submission
             found |= _jobs(list(self._squeue(_array_job_ids(unknown))), unknown)
         return found
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Cancel jobs; those that have ended already are no fault.
+        """Cancel jobs; jobs that have ended are ignored.
 
         Raises:
-            SlurmUnavailable: no answer, or it refuses.
+            SlurmUnavailable: Slurm does not respond, or returns an error.
         """
         self._run_program("scancel", *ids)
 
     def max_array_size(self) -> int:
-        """How many elements an array may have; 1 where arrays are disabled.
+        """Return the maximum number of elements of an array; 1 if arrays are disabled.
 
         Raises:
             SlurmUnavailable: no answer.
@@ -128,13 +128,13 @@ class Slurm:
         return max(1, int(found[1])) if found else 1001
 
     def remaining_submit_quota(self, account: str | None, partition: str | None, qos: str | None) -> int | None:
-        """How many more jobs this user may submit there now; None if nothing limits it, or it cannot be told.
+        """Return how many more jobs this user may submit now; None if there is no limit or it is unknown.
 
         The limits are MaxSubmitJobs of the association and MaxSubmitJobsPerUser of the QOS that the jobs will have;
         every element of an array counts.
 
         Raises:
-            SlurmUnavailable: no answer to what is queued. Without accounting there are no limits.
+            SlurmUnavailable: squeue does not respond. Without accounting there are no limits.
         """
         user = f"user={getpass.getuser()}"
         fields = "format=account,partition,defaultqos,maxsubmitjobs"
@@ -157,7 +157,7 @@ class Slurm:
         return len(self._run_program("squeue", "-h", "-r", "-u", getpass.getuser(), *where, "-o", "%i").split())
 
     def _sacct(self, job_ids: str) -> Iterator[tuple[str, JobAttempt]]:
-        """-D shows the attempts before a requeue too."""
+        """Yield jobs from sacct; -D includes attempts before a requeue."""
         for line in self._run_program("sacct", "-nPXD", "-o", _SACCT_FIELDS, "-j", job_ids).splitlines():
             name, state, code, reason, node, seconds = line.split("|")
             node = "" if node == "None assigned" else node
@@ -189,10 +189,10 @@ class Slurm:
 
 
 def _association(rows: Sequence[Sequence[str]], account: str | None, partition: str | None) -> Sequence[str] | None:
-    """The association (account, partition, …) of a job; None if Slurm's own defaults would have to be known."""
+    """Return the association (account, partition, …) of a job; None if it depends on Slurm's defaults."""
     fits = [row for row in rows if row[0] == (account or row[0]).lower() and row[1] in ("", partition or row[1])]
     if partition and len({row[0] for row in fits}) == 1:
-        fits = [row for row in fits if row[1]] or fits  # one with a partition goes before that without
+        fits = [row for row in fits if row[1]] or fits  # an association with a partition takes precedence
     return fits[0] if len(fits) == 1 else None
 
 
@@ -201,7 +201,7 @@ def _reason(text: str) -> str:
 
 
 def _seconds(elapsed: str) -> int:
-    """squeue's time used, [D-][[H:]M:]S; INVALID and the like are 0."""
+    """Return squeue's used time, [D-][[H:]M:]S, in seconds; INVALID and the like are 0."""
     days, _, rest = elapsed.rpartition("-")
     total = 0
     for field in rest.split(":"):
@@ -216,7 +216,7 @@ def _array_job_ids(names: Sequence[str]) -> str:
 
 
 def _jobs(rows: Sequence[tuple[str, JobAttempt]], wanted: Sequence[str]) -> dict[str, Job]:
-    """Waiting elements of an array share a row, named like 12_[3-7,9%4]; those that have started have their own."""
+    """Return jobs by ID. Pending elements of an array share a row such as 12_[3-7,9%4]; started ones have own rows."""
     own: dict[str, list[JobAttempt]] = {}
     shared: list[tuple[str, str, JobAttempt]] = []
     for name, attempt in rows:
@@ -234,7 +234,7 @@ def _jobs(rows: Sequence[tuple[str, JobAttempt]], wanted: Sequence[str]) -> dict
 
 
 def _contains_element(elements: str, number: int) -> bool:
-    """Whether `3-7,9,12-20:2%4]` has a number; Slurm cuts long lists short with dots, which stand for all the rest."""
+    """Whether `3-7,9,12-20:2%4]` contains a number; dots at the end of a shortened list match all higher numbers."""
     for part in elements.rstrip("]").partition("%")[0].split(","):
         if "..." in part:
             return True

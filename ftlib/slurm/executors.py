@@ -1,7 +1,8 @@
-"""Hand a plan to Slurm as submitit arrays, to processes of this machine, or to this process.
+"""Executors: submit to Slurm as submitit arrays, to background processes on this machine, or run in this process.
 
-What is pickled is the name of a function of this package and strings, since the Pythons of login node and container
-differ. In a Slurm job jobs/run.sh calls submitit once for each command, in the container, and answers its exit code.
+Only the name of a function of this package and strings are pickled, because the Python versions of login node and
+container differ. In a Slurm job, jobs/run.sh calls submitit once for each command, in the container, and handles its
+exit code.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ if TYPE_CHECKING:
 
 _YEAR_MINUTES = 365 * 24 * 60
 _RUN_MODULE = '"$root/ftlib/run_module.py"'
-"""In the snapshot, as jobs/run.sh names it; submitit puts `-u -m …` behind it."""
+"""Path in the snapshot, as used by jobs/run.sh; submitit appends `-u -m …`."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is submitted together.
+    """Runs that are submitted together.
 
     Attributes:
         spec: the job of every run.
-        tasks: for each run its commands.
-        stages: names of commands, in the order of `tasks`; what stands in one stage shares a job.
-        last: a command for when all runs have ended, however they did.
-        folder: submitit's files and the jobs' output.
-        setup: shell lines that begin a Slurm job.
-        array_size: how many elements an array may have.
+        tasks: the commands of each run.
+        stages: names of commands, in the order of `tasks`; commands of a stage share a job.
+        last: a command that runs when all runs have ended, successful or not.
+        folder: folder of submitit's files and the jobs' output.
+        setup: shell lines at the start of a Slurm job.
+        array_size: maximum number of elements of an array.
     """
 
     spec: JobSpec
@@ -75,14 +76,14 @@ class JobArray:
 
 SubmitFunction = Callable[[Submission, JobArray], list[str]]
 OnSubmitted = Callable[[Sequence[int], Sequence[str]], None]
-"""Hears at once, for which tasks of a plan (by their indexes; none for its `last`), of the ids of jobs just taken."""
+"""Called after each submission with the indices of the tasks (empty for `last`) and the job IDs."""
 
 
 def run_stage_command(commands: Commands) -> None:
-    """In a Slurm job: become the command that jobs/run.sh asks for (FTLIB_STEP).
+    """In a Slurm job: exec the command that jobs/run.sh selects (FTLIB_STEP).
 
     Raises:
-        SystemExit: with 2 if the snapshot that the job runs is not what it was.
+        SystemExit: with 2 if the job's snapshot has changed.
     """
     try:
         require_unchanged(Path(ftlib.__file__).parents[1])
@@ -95,16 +96,16 @@ def run_stage_command(commands: Commands) -> None:
 
 
 def submit_to_slurm(submission: Submission, on_submitted: OnSubmitted) -> None:
-    """Submit arrays through submitit.
+    """Submit arrays with submitit.
 
     Raises:
-        UserError: this machine has no Slurm, or it refuses a job; those before it stay submitted.
+        UserError: there is no Slurm, or it rejects a job; earlier ones stay submitted.
     """
     _submit_arrays(submission, _sbatch, on_submitted)
 
 
 def render_scripts(submission: Submission) -> list[tuple[str, JobArray]]:
-    """What `submit_to_slurm` would submit: the batch scripts, as submitit renders them, and their arrays."""
+    """Return what `submit_to_slurm` would submit: batch scripts, as submitit renders them, and their arrays."""
     found: list[tuple[str, JobArray]] = []
 
     def render(submission: Submission, array: JobArray) -> list[str]:
@@ -117,9 +118,9 @@ def render_scripts(submission: Submission) -> list[tuple[str, JobArray]]:
 
 
 def _submit_arrays(submission: Submission, submit: SubmitFunction, on_submitted: OnSubmitted) -> None:
-    """An evaluation waits for its own training only (aftercorr), so that one failed run holds up no other.
+    """Submit the arrays. An evaluation depends only on its own training (aftercorr), so a failed run blocks no other.
 
-    An array waits for the one before it if that is full: `array_parallelism` holds for all of them together.
+    An array depends on the previous one if that is full, so that `array_parallelism` applies to all of them.
     """
     masters: list[str] = []
     for start in range(0, len(submission.tasks), submission.array_size):
@@ -148,7 +149,7 @@ def _script(submission: Submission, array: JobArray) -> str:
     from submitit.slurm.slurm import SlurmExecutor
 
     class Renderer(SlurmExecutor):
-        """Needs no Slurm here."""
+        """A SlurmExecutor that works without Slurm."""
 
         @classmethod
         def affinity(cls) -> int:
@@ -172,7 +173,7 @@ def _sbatch(submission: Submission, array: JobArray) -> list[str]:
         with _clean_environment(array.spec):
             jobs = executor.map_array(run_stage_command, array.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"sbatch refuses this job: {str(error).strip()}") from None
+        raise UserError(f"sbatch rejects this job: {str(error).strip()}") from None
     return [str(job.job_id) for job in jobs]
 
 
@@ -191,9 +192,9 @@ def _clean_environment(spec: JobSpec) -> Iterator[None]:
 
 
 def submit_locally(submission: Submission, on_submitted: OnSubmitted) -> None:
-    """Start `array_parallelism` processes in the background that share the runs out among them, and their GPUs.
+    """Start `array_parallelism` background processes that share the runs and the GPUs.
 
-    A job's id is the number of its process.
+    A job's ID is the process ID.
     """
     from submitit.local.local import LocalExecutor
 
@@ -217,7 +218,7 @@ def submit_locally(submission: Submission, on_submitted: OnSubmitted) -> None:
 
 @contextlib.contextmanager
 def _detached_output() -> Iterator[None]:
-    """What is started inside does not hold our output open: $(ftlib submit …) would wait for its end."""
+    """Context in which new processes do not inherit the output, so that $(ftlib submit …) does not wait for them."""
     sys.stdout.flush()
     kept = {stream: os.dup(stream) for stream in (1, 2)}
     with Path(os.devnull).open("w") as nowhere:
@@ -233,8 +234,8 @@ def _detached_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_root_folder() -> Iterator[None]:
-    """submitit starts its own process with `python -m …`, which looks for modules in the working folder: in `/` nobody
-    but root can put any.
+    """Context with `/` as working directory: submitit runs `python -m …`, which imports from the working directory, and
+    only root can write to `/`.
     """
     here = Path.cwd()
     os.chdir("/")
@@ -245,14 +246,14 @@ def _in_root_folder() -> Iterator[None]:
 
 
 def _local_workers(spec: JobSpec, gpus: Sequence[str]) -> int:
-    """How many runs fit on this machine at once: by its GPUs, or without any by the processors that we may use."""
+    """Return how many runs fit on this machine: by its GPUs, or without GPUs by the usable CPUs."""
     if gpus and spec.gpus:
         return max(1, len(gpus) // spec.gpus)
     return max(1, len(os.sched_getaffinity(0)) // spec.cpus)
 
 
 def run_in_process(submission: Submission, on_submitted: OnSubmitted) -> None:
-    """Run everything here, one after the other, before returning.
+    """Run everything in this process, sequentially.
 
     Raises:
         SystemExit: see `run_worker`.
@@ -273,14 +274,14 @@ EXECUTORS: dict[str, Callable[[Submission, OnSubmitted], None]] = {
 
 
 def setup_lines(code: Path, frozen: dict[str, str]) -> list[str]:
-    """What begins a Slurm job, as in jobs/*.sbatch: traps at once, the frozen settings, the wrapper.
+    """Return the first lines of a Slurm job, as in jobs/*.sbatch: traps, frozen settings, jobs/run.sh.
 
     Args:
         code: the snapshot.
-        frozen: settings that hold for this job whatever becomes of jobs/site.env.
+        frozen: settings of this job, independent of later changes of jobs/site.env.
 
     Raises:
-        UserError: one of them is more than one line.
+        UserError: a setting has several lines.
     """
     for name, value in {**frozen, "the folder of the code": str(code)}.items():
         raise_error(name, one_line_error(value))
@@ -294,7 +295,7 @@ def setup_lines(code: Path, frozen: dict[str, str]) -> list[str]:
     ]
 
 
-# What a process of this machine does with its share of a submission: one run after the other.
+# A local worker: runs its share of a submission sequentially.
 
 Commands = Sequence[Sequence[str]]
 """ftlib command lines, each as COMMAND ARGUMENTS…"""
@@ -305,15 +306,15 @@ _POLL_SECONDS = 1
 def run_worker(
     tasks: Sequence[Commands], after: Sequence[str] = (), gpus: Sequence[str] | None = None, folder: str = "."
 ) -> None:
-    """Run several tasks one after the other; one that fails or is cancelled hides no other.
+    """Run several tasks sequentially; a failed or cancelled task does not stop the others.
 
     Args:
-        after: processes that must have ended before.
-        gpus: those to use, as CUDA_VISIBLE_DEVICES names them; None leaves that as it is.
-        folder: to work in, as if the commands were called there.
+        after: IDs of processes to wait for.
+        gpus: GPUs as in CUDA_VISIBLE_DEVICES; None does not change it.
+        folder: working directory of the commands.
 
     Raises:
-        SystemExit: with 75 if this process was asked to stop, with 1 in the end if a command failed.
+        SystemExit: 75 if this process was asked to stop; 1 at the end if a command failed.
     """
     log.configure()
     os.chdir(folder)
@@ -326,7 +327,7 @@ def run_worker(
 
 
 def _run_task(commands: Commands) -> int:
-    """The exit code of the first command that failed, or 0."""
+    """Return the exit code of the first failed command, or 0."""
     for command in commands:
         if _was_cancelled(command[-1]):
             log.warning(f"{' '.join(command)}: cancelled")
@@ -337,7 +338,7 @@ def _run_task(commands: Commands) -> int:
 
 
 def _was_cancelled(config_file: str) -> bool:
-    """Whether a run was cancelled, or submitted anew, since it was submitted to this process."""
+    """Whether a run was cancelled or submitted again after its submission to this process."""
     process = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     events = jsonl.read_jsonl_log(Run(Path(config_file).parent).history)
     turns = [event for event in events if event["event"] in ("submitted", "cancelled")]

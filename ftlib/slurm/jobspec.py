@@ -1,4 +1,4 @@
-"""What one job asks of the cluster, and its translation into submitit's parameters."""
+"""Resources and options of a job, and their translation to submitit's parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftlib.errors import UserError
 _FROM_SITE = ("partition", "account", "qos", "constraint")
 _GPU_OPTIONS = ("gres", "gpus-per-node")
 SECONDS_TO_SAVE = 120
-"""How long before its time limit a job is told."""
+"""Seconds before the time limit at which a job gets its signal."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class JobSpec:
     """One job, or every element of an array.
 
     Attributes:
-        gpus: per node; there is a task for each, and one without any.
-        gpu_option: how this site wants GPUs to be asked for: gres or gpus-per-node.
+        gpus: per node; one task for each, or a single task without GPUs.
+        gpu_option: sbatch option that requests GPUs at this site: gres or gpus-per-node.
         cpus: per task.
         mem: per node, in Slurm's notation.
         minutes: time limit, rounded up.
         options: further options of sbatch; True for a flag.
-        export: sbatch's --export, which goes through its environment: it may hold a token, and scripts are readable.
-        array_parallelism: how many elements run at the same time.
+        export: sbatch's --export, passed in the environment: it may contain a token, and scripts are readable.
+        array_parallelism: maximum number of elements that run at the same time.
     """
 
     name: str
@@ -52,10 +52,10 @@ class JobSpec:
 
     @classmethod
     def of(cls, config: Config, settings: Mapping[str, str]) -> JobSpec:
-        """The job that a config's `job` section describes.
+        """Return the job of a config's `job` section.
 
         Args:
-            settings: jobs/site.env and the environment; SBATCH_PARTITION and the like hold where `job` says nothing.
+            settings: jobs/site.env and the environment; SBATCH_PARTITION and the like are defaults for `job`.
 
         Raises:
             UserError: FTLIB_GPU_OPTION is neither gres nor gpus-per-node, or a setting has a line break or a backslash.
@@ -79,11 +79,11 @@ class JobSpec:
         )
 
     def parameters(self, setup: Sequence[str], dependency: str | None) -> dict[str, Any]:
-        """Parameters of submitit's SlurmExecutor.
+        """Return the parameters for submitit's SlurmExecutor.
 
         Args:
             setup: shell lines before the command.
-            dependency: in sbatch's words, such as afterany:12.
+            dependency: as for sbatch, such as afterany:12.
         """
         further: dict[str, Any] = {"signal": f"B:USR1@{SECONDS_TO_SAVE}", "requeue": True}
         if dependency:
@@ -114,7 +114,7 @@ class JobSpec:
 
 
 def _site_options(settings: Mapping[str, str]) -> dict[str, str | int | bool]:
-    """Allowed options that jobs/site.env or the environment set by sbatch's own variables."""
+    """Return allowed options that jobs/site.env or the environment set with sbatch's variables."""
     named = {option: f"SBATCH_{option.upper().replace('-', '_')}" for option in get_args(SbatchOption)}
     return {option: _setting(settings, name) or True for option, name in named.items() if name in settings}
 
@@ -126,7 +126,7 @@ def _setting(settings: Mapping[str, str], name: str) -> str:
 
 
 def minutes_of(time: str) -> int:
-    """Slurm's time notation (sbatch --time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up."""
+    """Convert Slurm's time format (sbatch --time: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) to minutes, rounded up."""
     days, dash, rest = time.rpartition("-")
     fields = [int(field) for field in rest.split(":")]
     if dash:

@@ -1,7 +1,7 @@
-"""Runs that begin anew: what there is of them goes only when something has taken its place.
+"""`submit --replace`: old run folders are deleted only after the new runs were submitted.
 
-Meanwhile they lie in `<runs>/.replaced-*/<name>/<identity>/`, a folder that is owned like a run; if its owner dies,
-the next `submit` or `clean` puts back what nothing has taken the place of. What is in `.deleted-*` may go at any time.
+Until then they are stored in `<runs>/.replaced-*/<name>/<identity>/`, with a lease like a run's. If the process dies,
+the next `submit` or `clean` restores runs that were not replaced. `.deleted-*` can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ _ASIDE_PREFIX, _DELETED_PREFIX = ".replaced-", ".deleted-"
 
 @contextlib.contextmanager
 def replaced_runs(runs: Sequence[Run], site: Site) -> Iterator[None]:
-    """Move run folders away; they are deleted in the end, or back in their places if the body failed.
+    """Context that moves run folders away; deletes them at the end, or restores them if the body failed.
 
-    If it failed after it had begun some runs anew (they have a history), these stay, and only the others come back.
+    If the body failed after some new runs were started (they have a history), these stay, and only the others are
+    restored.
 
     Raises:
-        LeaseHeld: somebody is at work on a run.
+        LeaseHeld: a process works on a run.
         UserError: not writable.
     """
     there = [run for run in runs if run.folder.exists()]
@@ -54,20 +55,22 @@ def replaced_runs(runs: Sequence[Run], site: Site) -> Iterator[None]:
 
 
 def finish_interrupted(site: Site) -> None:
-    """Put back, or delete, what a `--replace` has set aside that was killed."""
+    """Restore or delete the runs that a killed `--replace` moved away."""
     for folder in site.runs.glob(f"{_DELETED_PREFIX}*"):
         shutil.rmtree(folder, ignore_errors=True)
     for aside in site.runs.glob(f"{_ASIDE_PREFIX}*"):
-        if any(aside.glob("*/config.yaml")):  # of an older ftlib, which did not note whose they are
+        if any(aside.glob("*/config.yaml")):  # written by an older ftlib, which did not record the owner
             continue
         with contextlib.suppress(LeaseHeld), acquire_lease(aside):
             for run in _restore(aside, site):
-                log.warning(f"{runs_run.run_name(run, site)}: back, since the --replace that moved it was interrupted")
+                log.warning(
+                    f"{runs_run.run_name(run, site)}: restored, because the --replace that moved it was interrupted"
+                )
             _delete(aside)
 
 
 def _restore(aside: Path, site: Site) -> list[Run]:
-    """Move the runs back that have not begun anew; these."""
+    """Move runs back that were not replaced, and return them."""
     moved = []
     for folder in sorted(aside.glob("*/*")):
         run = Run(site.runs / folder.relative_to(aside))
@@ -82,8 +85,8 @@ def _restore(aside: Path, site: Site) -> list[Run]:
 
 
 def _delete(aside: Path) -> None:
-    """First the name changes: of what is half deleted nothing may come back."""
+    """Delete a folder; it is renamed first, so that partly deleted runs are never restored."""
     try:
         shutil.rmtree(aside.rename(aside.with_name(aside.name.replace(_ASIDE_PREFIX, _DELETED_PREFIX))))
     except OSError as error:
-        log.warning(f"what was replaced cannot be deleted: {error}")
+        log.warning(f"replaced runs cannot be deleted: {error}")

@@ -1,6 +1,6 @@
-"""How runs stand, from the files in their folders and, where Slurm answers, from what it says of their jobs.
+"""The status of runs, from the files in their folders and, if Slurm responds, from the state of their jobs.
 
-Nothing is written but a probe beside the runs that tells the storage's own time.
+Nothing is written except a probe file beside the runs, which shows the storage's clock.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from ftlib.slurm.client import Job, Slurm, SlurmUnavailable
 _TAIL_BYTES = 1 << 13
 _RECENT_STEPS = 20
 _EVALUATION_HEARTBEAT_SECONDS = 600
-"""An evaluation that wrote no answer for so many seconds is taken for dead where Slurm cannot be asked."""
+"""Without Slurm, an evaluation without new predictions for this many seconds counts as dead."""
 
 _SIGNALS = {"SIGUSR1": "time limit", "SIGTERM": "preempted"}
 _SLURM_REASONS = {
     "TIMEOUT": "time limit",
     "DEADLINE": "deadline",
-    "OUT_OF_MEMORY": "out of memory; ask for more: job.mem",
+    "OUT_OF_MEMORY": "out of memory; request more with job.mem",
     "NODE_FAIL": "node failure",
     "BOOT_FAIL": "node failure",
     "PREEMPTED": "preempted, and Slurm did not requeue it",
 }
-"""Slurm's name of a job's end → plain words."""
+"""Slurm's final state of a job → reason in plain words."""
 
 EVALUATION_FAILED = "evaluation failed"
 
 _ENDS_FOR_GOOD = ("failed", "gave up", "killed")
-"""Events after which a process goes on to its next run."""
+"""Events after which a process continues with its next run."""
 
 _RESUMABLE = ("preempted", "killed", "lost")
-"""Endings after which the same job may begin again."""
+"""Events after which the same job may start again."""
 
 Events = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run's line in the table.
+    """The status of a run.
 
     Attributes:
-        run: how commands name it.
+        run: the run's name in commands.
         state: done, running, evaluating, queued, cancelled, failed, diverged, stopped, died or not started.
-        reason: in plain words; "" when there is nothing to say.
-        step, total: of training; total is None before it is known.
+        reason: in plain words; may be "".
+        step, total: training steps; total is None while unknown.
         seconds_per_step: median of the last steps.
-        eta: seconds until the last step, while it runs.
+        eta: estimated seconds until the last step, while it runs.
         node, job: of the newest attempt.
-        recipe: that it is trained with, see `identity.RECIPES`.
+        recipe: the run's recipe, see `identity.RECIPES`.
     """
 
     run: str
@@ -79,9 +79,9 @@ class RunStatus:
 
 
 def own_jobs(events: Events) -> list[str]:
-    """Those of its jobs that may be ended with a run: submitted for it, or begun by hand and not over for it.
+    """Return the jobs that can be cancelled with a run: submitted for it, or started by hand and still working on it.
 
-    An allocation, or a job that trains one config after the other, has gone on to something else once a run has ended.
+    An interactive allocation, or a job that trains several configs, may work on something else after a run has ended.
     """
     executions = runs_events.executions_in(events)
     submitted = _submitted(events)
@@ -91,7 +91,7 @@ def own_jobs(events: Events) -> list[str]:
 
 
 def open_jobs(run: Run) -> list[str]:
-    """The jobs that Slurm has to be asked about to know how a run stands: none if all of them have ended well."""
+    """Return the jobs whose state in Slurm determines the run's status; empty if all of them have succeeded."""
     events = jsonl.read_jsonl_log(run.history)
     finished = run.done_marker.exists() and events and events[-1]["event"] in ("done", "evaluated")
     return (
@@ -106,34 +106,34 @@ def _submitted(events: Events) -> list[str]:
 
 
 def _unstarted_jobs(events: Events, executions: Sequence[CommandExecution]) -> list[str]:
-    """Submitted jobs of which no command has been heard."""
+    """Return submitted jobs that have not started a command."""
     begun = {one.job for one in executions}
     return [number for number in _submitted(events) if number not in begun]
 
 
 def _may_resume(executions: Sequence[CommandExecution], number: str) -> bool:
-    """Whether a job that is not over may be at work on the run, or come to it."""
+    """Whether an active job may work on the run now or later."""
     own = [one for one in executions if one.job == number]
     return not own or own[-1].outcome in _RESUMABLE or any(one.ended is None for one in own)
 
 
 def run_statuses(chosen: Sequence[Run], site: Site) -> list[RunStatus]:
-    """How runs stand, in their order; if Slurm does not answer, by what the run folders know, and the user is told."""
+    """Return the status of runs, in order; if Slurm does not respond, from the run folders alone, with a message."""
     now = storage_time(site.runs)
     try:
         jobs = Slurm().jobs([job for run in chosen for job in open_jobs(run)])
     except SlurmUnavailable as error:
-        log.warning(f"Slurm cannot be asked ({error}); this is what the run folders know")
+        log.warning(f"Slurm is not available ({error}); showing the state in the run folders")
         jobs = {}
     return [run_status(run, site, now, jobs) for run in chosen]
 
 
 def run_status(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> RunStatus:
-    """How a run stands.
+    """Return the status of a run.
 
     Args:
         now: by the storage's clock.
-        jobs: what Slurm says of the runs' jobs; those that it does not know any more are left out.
+        jobs: the runs' jobs in Slurm; jobs that it no longer knows are missing.
     """
     events = jsonl.read_jsonl_log(run.history)
     executions = runs_events.executions_in(events)
@@ -163,7 +163,8 @@ def run_status(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Run
 def _newest_job(
     events: Events, executions: Sequence[CommandExecution], jobs: Mapping[str, Job]
 ) -> tuple[str, client.JobAttempt | None]:
-    """The job that matters: one at work on the run, else the first that waits, else the last that did not fall."""
+    """Return the relevant job: one that works on the run, else the first pending, else the last whose dependency
+    held."""
     numbers = runs_events.slurm_jobs_of(events)
     known = {number: jobs[number].last_attempt for number in numbers if number in jobs}
     for states in (client.RUNNING, client.WAITING):
@@ -176,7 +177,7 @@ def _newest_job(
 
 
 def _dependency_failed(job: client.JobAttempt) -> bool:
-    """Whether Slurm cancelled a job that had not begun, since the one that it waited for had failed."""
+    """Whether Slurm cancelled a job before its start because its dependency failed."""
     return job.state == "CANCELLED" and not job.node and (not job.by or job.reason.startswith("Dependency"))
 
 
@@ -187,7 +188,9 @@ def _state(run: Run, events: Events, now: float, number: str, job: client.JobAtt
         return "running", _interruptions(events, executions)
     running = job is not None and job.state in client.RUNNING
     if evaluation and evaluation.ended is None:
-        known = job is not None and number == evaluation.job  # what is begun elsewhere by hand shows its pulse only
+        known = (
+            job is not None and number == evaluation.job
+        )  # evaluations started by hand elsewhere only show their predictions
         if running if known else now - runs_events.last_activity(run) < _EVALUATION_HEARTBEAT_SECONDS:
             return "evaluating", ""
     if job and job.state in client.WAITING:
@@ -208,27 +211,27 @@ def _state(run: Run, events: Events, now: float, number: str, job: client.JobAtt
 
 
 def waits_locally(events: Events) -> bool:
-    """Whether a process of this machine, that several runs share, will come to this run, or go on with it."""
+    """Whether a local worker, which several runs share, will start or resume this run."""
     turns = [number for number, event in enumerate(events) if event["event"] in ("submitted", "cancelled")]
     since = events[turns[-1] :] if turns else [{}]
     last, ended = since[0], any(event["event"] in _ENDS_FOR_GOOD for event in since[1:])
     if last.get("executor") != "local" or last["host"] != host_name() or ended:
         return False
     started = process_start(int(last["job"]))
-    return started is not None and started == last.get("started")  # else another process has its number
+    return started is not None and started == last.get("started")  # else another process has this ID
 
 
 def _before_evaluation(job: client.JobAttempt | None, cancelled: str) -> str:
-    """What is to be said of a trained run whose evaluation was submitted, as a job of its own, and never began."""
+    """Return the reason for a trained run whose separately submitted evaluation never started."""
     if cancelled:
         return f"evaluation cancelled {cancelled}"
     if job is None:
-        return "evaluation not begun"
-    return f"{EVALUATION_FAILED}: {_SLURM_REASONS.get(job.state, 'its job ended before it began')}"
+        return "evaluation not started"
+    return f"{EVALUATION_FAILED}: {_SLURM_REASONS.get(job.state, 'its job ended before it started')}"
 
 
 def _after_training(evaluation: CommandExecution | None, cancelled: str) -> str:
-    """What is to be said of a trained run: whether its evaluation came to an end."""
+    """Return the reason for a trained run whose evaluation is not complete."""
     if evaluation is None or evaluation.outcome == "done":
         return ""
     if evaluation.outcome in ("failed", "killed"):
@@ -239,7 +242,7 @@ def _after_training(evaluation: CommandExecution | None, cancelled: str) -> str:
 def _ended_state(
     events: Events, executions: Sequence[CommandExecution], job: client.JobAttempt | None
 ) -> tuple[str, str]:
-    """Of a run that neither lives nor waits nor is done."""
+    """Return state and reason of a run that is not running, queued or done."""
     said = _SLURM_REASONS.get(job.state, "") if job else ""
     fault = job is not None and (
         job.state == "OUT_OF_MEMORY" or (job.state == "FAILED" and job.exit_code != EXIT_REQUEUE)
@@ -247,27 +250,27 @@ def _ended_state(
     if not executions and job is None:
         return "not started", ""
     if not executions:
-        return "failed" if fault else "died", said or "its job ended before training began"
+        return "failed" if fault else "died", said or "its job ended before training started"
     unfinished = [one for one in executions if (one.command, one.outcome) != ("evaluate", "done")]
     if not unfinished:
-        return "not started", "only its untrained model was evaluated"
+        return "not started", "only its base model was evaluated"
     last = unfinished[-1]
     if last.outcome == "diverged":
         reasons = [event["reason"] for event in events if event["event"] == "diverged"]
-        return "diverged", f"in every attempt ({len(reasons)}), at last: {reasons[-1]}"
+        return "diverged", f"in every attempt ({len(reasons)}), last: {reasons[-1]}"
     if last.outcome == "failed":
         return "failed", last.reason
     if last.outcome == "killed":
         return "failed", said or f"killed: {last.reason}"
     if last.outcome == "preempted":
-        return "stopped", f"{_SIGNALS.get(last.reason, last.reason)}; saved: run or submit it again and it goes on"
+        return "stopped", f"{_SIGNALS.get(last.reason, last.reason)}; saved: run or submit it again to resume"
     if fault and job:
         return "failed", said or f"its job ended with exit code {job.exit_code}"
-    return "died", said or "ended without a word; run or submit it again and it goes on"
+    return "died", said or "disappeared without reporting; run or submit it again to resume"
 
 
 def _cancelled(events: Events, job: client.JobAttempt | None) -> str:
-    """By whom, if the newest thing that happened is a cancellation."""
+    """Return who cancelled the run, if the newest event is a cancellation, else ""."""
     if job and job.state.startswith("CANCELLED"):
         return "by scancel" if job.by else "in Slurm"
     by = ""
@@ -280,7 +283,7 @@ def _cancelled(events: Events, job: client.JobAttempt | None) -> str:
 
 
 def _interruptions(events: Events, executions: Sequence[CommandExecution]) -> str:
-    """How often a signal, a death or a divergence interrupted training so far."""
+    """Return counts of signals, crashes and divergences that interrupted training."""
     words = [_SIGNALS.get(one.reason, one.reason) for one in executions if one.outcome == "preempted"]
     words += ["killed" for one in executions if one.outcome in ("killed", "lost")]
     words += ["diverged" for event in events if event["event"] == "diverged"]
@@ -288,7 +291,7 @@ def _interruptions(events: Events, executions: Sequence[CommandExecution]) -> st
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:
-    """The last records of a log that may be long."""
+    """Return the last records of a log."""
     if not path.exists():
         return []
     with path.open("rb") as file:
@@ -300,30 +303,30 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _total(run: Run, events: Events) -> int | None:
-    """How many steps training has in all."""
+    """Return the total number of training steps; None if unknown."""
     if run.done_marker.exists():
         return int(files.read_json(run.done_marker)["step"])
     totals = [event["total"] for event in events if event["event"] == "training"]
     return totals[-1] if totals else None
 
 
-# What `ftlib submit` makes of it.
+# States for `ftlib submit`.
 
 FINISHED = "finished"
 ACTIVE = "queued or running"
 FAILED = "failed"
-"""Running the same again hardly helps."""
+"""State of runs for which another attempt will probably fail, too."""
 MISSING = "missing"
-"""No result, and nothing is making one: never begun, or cancelled, preempted or lost on the way."""
+"""State of runs without a result or an active job: not started, cancelled, preempted or lost."""
 
 
 def submission_states(
     chosen: Iterable[tuple[Run, Config]], site: Site, ask: Callable[[list[str]], dict[str, Job]]
 ) -> list[str]:
-    """What there is to do for runs, in their order, by how they stand.
+    """Return the states of runs for submission, in order.
 
     Args:
-        ask: gives the jobs that Slurm knows of, for job ids; called once, and not at all without ids.
+        ask: job IDs → jobs that Slurm knows; called at most once.
 
     Raises:
         SlurmUnavailable: from `ask`.
@@ -337,7 +340,7 @@ def submission_states(
 
 
 def _finished(run: Run, config: Config) -> bool:
-    """Trained and, as its config wants, evaluated."""
+    """Whether a run is trained and, if its config requires it, evaluated."""
     folders = (run.evaluation_folder(config.data.source, split, "after") for split in config.evaluation.splits)
     return run.done_marker.exists() and all(files.is_complete(folder) for folder in folders)
 

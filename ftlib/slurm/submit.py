@@ -87,7 +87,7 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
 
 
 def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOptions) -> list[SweepRun]:
-    """The runs to submit; says how all of them stand."""
+    """Return the runs to submit; reports the states of all."""
     slurm = Slurm()
     if not options.replace:
         for notice in filter(None, (runs.recipe_notice(member.experiment, site) for member in sweep_runs)):
@@ -100,13 +100,13 @@ def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOpti
         asked = options.executor == "slurm" and not options.dry_run
         room = slurm.remaining_submit_quota(spec.account, spec.partition, spec.qos) if asked else None
     except SlurmUnavailable as error:
-        raise UserError(f"how earlier jobs stand cannot be told: {error}", "Try again when Slurm answers.") from None
+        raise UserError(f"cannot check earlier jobs: {error}", "Try again when Slurm responds.") from None
     wanted = [status.MISSING, *([status.FAILED] if options.retry or options.replace else [])]
     wanted += [status.FINISHED] if options.replace else []
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     log.info(f"{len(sweep_runs)} {'run' if len(sweep_runs) == 1 else 'runs'}: {counts}")
     if status.FAILED in states and status.FAILED not in wanted:
-        log.warning("failed runs are left out; --retry goes on with them, --replace begins them anew")
+        log.warning("failed runs are skipped; --retry resumes them, --replace starts them again")
     if options.replace and status.ACTIVE in states:
         raise UserError("some of these runs are queued or running, and cannot be replaced", "Cancel them first.")
     chosen = [member for member, state in zip(sweep_runs, states, strict=True) if state in wanted]
@@ -114,14 +114,16 @@ def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOpti
 
 
 def _within_quota(chosen: list[SweepRun], quota: int | None, each: int, last: int) -> list[SweepRun]:
-    """As many runs as Slurm takes now."""
+    """Return as many runs as Slurm accepts now."""
     if quota is None or len(chosen) * each + last <= quota:
         return chosen
     fit = max(0, (quota - last) // each)
-    remedy = "Run the same command again when some of your jobs have ended: it sends the others."
+    remedy = "Run the same command again when some of your jobs have ended, to submit the others."
     if not fit:
-        raise UserError(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs)", remedy)
-    log.warning(f"Slurm takes {quota} more jobs of yours now (MaxSubmitJobs): {fit} of {len(chosen)} runs are sent.")
+        raise UserError(f"Slurm accepts {quota} more jobs from you now (MaxSubmitJobs)", remedy)
+    log.warning(
+        f"Slurm accepts {quota} more jobs from you now (MaxSubmitJobs): submitting {fit} of {len(chosen)} runs."
+    )
     log.warning(remedy)
     return chosen[:fit]
 
@@ -134,8 +136,8 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOpti
         array_size = Slurm().max_array_size() if options.executor == "slurm" else len(chosen)
     except SlurmUnavailable as error:
         if not options.dry_run:
-            raise UserError(f"Slurm cannot be asked: {error}", "Without Slurm: --executor local.") from None
-        log.warning(f"Slurm cannot be asked ({error}); arrays as with its default limit")
+            raise UserError(f"Slurm is not available: {error}", "Without Slurm: --executor local.") from None
+            log.warning(f"Slurm is not available ({error}); using its default array limit")
         array_size = 1001
     return Submission(
         spec=JobSpec.of(config, settings),
@@ -149,7 +151,7 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOpti
 
 
 def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
-    """The beginning of every batch script; the places of store, runs and image are those of now."""
+    """Return the first lines of the batch scripts; the paths of store, runs and image are fixed at submission."""
     image = Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
     places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(image)}
     frozen = {name: settings[name] for name in _FROZEN_SETTINGS if name in settings}
@@ -185,10 +187,10 @@ def _submit(submission: Submission, chosen: Sequence[SweepRun], site: Site, opti
 
 
 def _make_job_folder(folder: Path, site: Site) -> None:
-    """Make the folder of submitit's pickles, which jobs execute.
+    """Create the folder of submitit's pickles, which jobs execute.
 
     Raises:
-        UserError: not writable, or others may write there.
+        UserError: not writable, or others can write to it.
     """
     with files.storage_errors(folder):
         permissions.make_folder(folder, 0o777 & ~permissions.read_umask(), None)
@@ -196,10 +198,10 @@ def _make_job_folder(folder: Path, site: Site) -> None:
 
 
 def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: str) -> list[str]:
-    """Submit; each run's history tells its jobs and where their output goes as soon as they are taken.
+    """Submit; the history of each run records its jobs and their output files right after submission.
 
     Returns:
-        What to call the jobs by, an array by its own number.
+        The job IDs; an array has a single one.
     """
     masters: dict[str, None] = {}
     before: dict[int, str] = {}
@@ -218,6 +220,6 @@ def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: 
         EXECUTORS[executor](submission, note)
     except BaseException:
         if masters:
-            log.warning(f"submitted before this went wrong: {executor} job {', '.join(masters)}")
+            log.warning(f"submitted before the error: {executor} job {', '.join(masters)}")
         raise
     return list(masters)

@@ -1,4 +1,4 @@
-"""One config file in, its runs out: the points of `sweep`, each checked like a config of its own.
+"""Expand a config with `sweep` into runs; each point is validated like a separate config.
 
     sweep:
       seed: [0, 1, 2]                                   # every combination of the values …
@@ -11,8 +11,8 @@
         seed: 0
         draw: {training.weight_decay: {uniform: [0, 0.1]}, adapter.r: [4, 8, 16]}
 
-A key may be any field by its dotted path. Draws are uniform, log_uniform, or one of a list, and no two are the
-same; raising `count` keeps the earlier ones.
+A key may be any field by its dotted path. Draws are uniform, log_uniform, or one of a list, without duplicates;
+a higher `count` keeps the earlier draws.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from ftlib.data.moved import match_existing_runs
 from ftlib.errors import UserError
 
 _SHARED = ("name", "job", "sweep")
-"""What all runs of a sweep have in common."""
+"""Keys that all runs of a sweep share."""
 
 _MAX_RUNS = 5000
-"""Of one config; Slurm holds 10,000 jobs of all users (MaxJobCount, unless set otherwise)."""
+"""Maximum number of runs of a config; Slurm's default for all users is 10,000 jobs (MaxJobCount)."""
 
 _TRIES = 100
-"""Draws for each point that is asked for, since the same one may come again."""
+"""Maximum draws per requested point, because duplicates are drawn again."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """One field of one point: a dotted key, its value, and where it stands in the file."""
+    """A field of a point: dotted key, value, and location in the file."""
 
     key: str
     value: Any
@@ -59,7 +59,7 @@ class SweepRun:
     """A run of a sweep.
 
     Attributes:
-        label: what sets it apart, as KEY=VALUE; empty without a sweep.
+        label: its differences as KEY=VALUE; empty without a sweep.
     """
 
     experiment: Experiment
@@ -67,10 +67,10 @@ class SweepRun:
 
 
 def expand_sweep(source: RawConfig, site: Site, environment: Mapping[str, str] = os.environ) -> list[SweepRun]:
-    """The runs that a config stands for; without `sweep` one.
+    """Return the runs of a config; a single one without `sweep`.
 
     Raises:
-        UserError: every fault of every run, one a line; or two points that are the same run.
+        UserError: all errors of all runs, one per line; or duplicate points.
     """
     sweep = source.data.get("sweep")
     if sweep is None:
@@ -110,8 +110,8 @@ def _reject_duplicates(sweep_runs: list[SweepRun], location: str) -> None:
     for member in sweep_runs:
         identity = member.experiment.identity
         if identity in seen:
-            problem = f"{location}: sweep: these are the same run: {seen[identity]} / {member.label}"
-            raise UserError(problem, "They differ in nothing that changes the trained weights; leave one out.")
+            problem = f"{location}: sweep: duplicate points: {seen[identity]} / {member.label}"
+            raise UserError(problem, "Both would train identical weights; remove one.")
         seen[identity] = member.label
 
 
@@ -127,7 +127,7 @@ def _points(source: RawConfig, sweep: Any) -> list[SweepPoint]:
     if (runs := math.prod(map(len, axes))) > _MAX_RUNS:
         counted = " x ".join(map(str, map(len, axes)))
         problem = f"{source.location(('sweep',))}: sweep: {counted if len(axes) > 1 else runs} points: too many runs"
-        raise UserError(problem, f"{_MAX_RUNS:,} are the most that one config may stand for.")
+        raise UserError(problem, f"The maximum for one config is {_MAX_RUNS:,}.")
     points = [tuple(itertools.chain.from_iterable(parts)) for parts in itertools.product(*axes)]
     for point in points:
         _reject_shared(point)
@@ -146,7 +146,7 @@ def _reject_shared(point: SweepPoint) -> None:
 
 
 def _grid_axes(source: RawConfig, values: dict[str, Any], path: yaml12.KeyPath) -> Iterator[list[Override]]:
-    """One axis for each key; a nested section is the same as a dotted key."""
+    """Yield one axis for each key; a nested section is equivalent to a dotted key."""
     for key, value in values.items():
         here = (*path, key)
         if isinstance(value, dict):
@@ -194,7 +194,7 @@ def _random_points(source: RawConfig, settings: Any) -> list[SweepPoint]:
 
 
 def _sampler(rule: Any, location: str, key: str) -> Callable[[float], Any]:
-    """What turns a number between 0 and 1 into a value; numbers get four digits, so that they can be read and typed."""
+    """Return a function from [0, 1) to values; numbers are rounded to four digits for readability."""
     if isinstance(rule, list) and rule:
         return lambda share: rule[int(share * len(rule))]
     match rule:

@@ -1,1 +1,1 @@
-"""Tasks: how an answer is read, which metrics judge it and what a challenge server takes."""
+"""Tasks: parsing of answers, metrics, and result files for challenge servers."""

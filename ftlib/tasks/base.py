@@ -1,4 +1,4 @@
-"""What a task is: how an answer is read, which metrics judge it and what a challenge server takes."""
+"""The interface of tasks: parsing of answers, metrics, and result files for challenge servers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 PredictionRecord = dict[str, Any]
 """A line of predictions.jsonl: id, image, prompt, prediction, references and, from the dataset, facts.
 
-Of a mixture also `dataset`, the part that a row comes from; its id then begins with the part's name.
+For a mixture also `dataset`, the part of the row; its id then starts with the part's name.
 """
 
 
 def by_dataset(records: Sequence[PredictionRecord]) -> dict[str, list[PredictionRecord]]:
-    """The rows of each part of a mixture, as they were without the others; none if the rows are of no mixture."""
+    """Return the records of each part of a mixture, with their original ids; empty without a mixture."""
     found: dict[str, list[PredictionRecord]] = {}
     for record in records:
         if name := record.get("dataset"):
@@ -40,15 +40,13 @@ class Task:
     """A task.
 
     Attributes:
-        score: (records, the dataset's labels, the positive label if one is named) → findings.
+        score: (records, the dataset's labels, the positive label if there is one) → metrics.
         parse_answer: generated text → answer.
-        submission: records → the challenge's result file, as JSON; None where the rows lack what it needs.
-        validate_target: row of a dataset → why its answers could not be learned or judged; "" if they can.
-        validate_image_size: row of a dataset, width and height of its image → why they do not belong together; "" if
-            they do.
-        keeps_whitespace: whether space around answers is learned, as in code and in texts that go on; else it is taken
-            off.
-        entry: its name and what else is known of it without importing it; `tasks.registry` sets it.
+        submission: records → the challenge's result file as JSON; None if the rows lack required fields.
+        validate_target: row → why its answers cannot be trained on or scored; "" if they can.
+        validate_image_size: (row, (width, height) of its image) → an error if they do not match, else "".
+        keeps_whitespace: whether whitespace around answers is kept, as in code; else it is removed.
+        entry: its registry entry, with its name; set by `tasks.registry`.
     """
 
     score: Callable[[Sequence[PredictionRecord], Sequence[str], str | None], MetricResult]
@@ -61,12 +59,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As `task` in a config."""
+        """The value of `task` in a config."""
         return self.entry.name
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The metrics of tables, the one that stands for all others first."""
+        """The metrics that tables show, the main metric first."""
         return tuple(self.entry.metrics)
 
     @property
@@ -75,20 +73,20 @@ class Task:
         return self.entry.closed_labels
 
     def higher_is_better(self, metric: str) -> bool:
-        """The direction of one of its metrics, or of the loss.
+        """Return whether higher values of a metric, or of the loss, are better.
 
         Raises:
-            UserError: it has no such metric.
+            UserError: the task has no such metric.
         """
         if metric == LOSS:
             return False
         if metric not in self.entry.metrics:
-            problem = f"task {self.name}: its metrics do not say whether higher {metric} is better"
+            problem = f"task {self.name}: unknown whether higher {metric} is better"
             raise UserError(problem, f"It has {', '.join(self.columns)}.")
         return self.entry.metrics[metric]["higher_is_better"]
 
     def validated(self, row: Example | InvalidRecord) -> Example | InvalidRecord:
-        """The row with its answer as it is learned, or the record that it is no use as."""
+        """Return the row with its answer as it is trained on, or an InvalidRecord."""
         if isinstance(row, InvalidRecord):
             return row
         if not self.keeps_whitespace:
@@ -104,7 +102,7 @@ def _stripped(row: Example) -> Example:
 
 
 def expected_of(record: PredictionRecord) -> str:
-    """What a prediction must be, letter for letter; like it without surrounding space."""
+    """Return the expected answer for exact comparison, without surrounding whitespace like predictions."""
     text: str = record["references"][0]
     return text.strip()
 
@@ -122,12 +120,12 @@ def have_fact(records: Sequence[PredictionRecord], name: str) -> bool:
 
 
 def facts_of(records: Sequence[PredictionRecord], name: str, otherwise: str = "") -> list[Any]:
-    """A fact of every row, or another field of it where it has no such fact."""
+    """Return a fact of every row; for rows without it, the field `otherwise`."""
     return [record.get("facts", {}).get(name, record.get(otherwise)) for record in records]
 
 
 def groups_of(records: Sequence[PredictionRecord], name: str) -> list[Any]:
-    """What is resampled together: rows of one fact (an image, a document) of one dataset."""
+    """Return the groups for resampling: rows of one dataset with the same value of a fact (an image, a document)."""
     own = facts_of(records, name, "image")
     return [
         (record["dataset"], fact) if "dataset" in record else fact for record, fact in zip(records, own, strict=True)
@@ -135,11 +133,11 @@ def groups_of(records: Sequence[PredictionRecord], name: str) -> list[Any]:
 
 
 def result_file(own: str, official: str, answer: str, records: Sequence[PredictionRecord]) -> list[dict[str, Any]]:
-    """A result file: the dataset's own id (a fact of the row, or the row's id) and the answer.
+    """Return a result file with the dataset's id (a fact of the row, or the row's id) and the answer of each row.
 
     Args:
-        own: the fact.
-        official, answer: the names of both in the file.
+        own: the name of the fact.
+        official, answer: the names of both fields in the file.
     """
     ids = facts_of(records, own, "id")
     return [
@@ -151,5 +149,5 @@ _MAX_DIGITS = 18
 
 
 def official_id(key: Any) -> Any:
-    """Servers expect the numbers of the release, which a row's id holds as text. Longer ones are no numbers of one."""
+    """Return an id as the number that servers expect; texts that are no plain numbers are returned unchanged."""
     return int(key) if isinstance(key, str) and key.isdecimal() and len(key) <= _MAX_DIGITS else key

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _caption(records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None) -> MetricResult:
-    """An image has one caption to be judged, however many rows it has; one in each part of a mixture."""
+    """Score one caption per image (and part of a mixture), even if an image has several rows."""
     from ftlib.metrics import captions
 
     references: dict[tuple[str, str], list[str]] = {}

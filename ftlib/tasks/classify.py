@@ -1,4 +1,4 @@
-"""Classification from JSONL (`data.sources.records`): every reference is a label; the labels are those that occur."""
+"""Classification: each reference is one label; the labels are those that occur in the references."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ def score(references: Sequence[Path], predictions: Path, positive: str | None = 
 
     Args:
         references: one JSONL file.
-        positive: the label that precision and recall look at, if one of them matters more.
+        positive: the positive class for precision and recall.
 
-    Raises:
-        UserError: malformed files, not the same ids in both, rows with several labels, `positive` is no label.
+        Raises:
+            UserError: malformed files, different ids in both, rows with several labels, `positive` is not a label.
     """
     path = single_file(references, "classify")
     rows = read_text_references(path)
     several = [
-        f"{path}: id {shown_id(row.id)}: {len(row.expected)} labels, but one is needed"
-        for row in rows
-        if row.expected[1:]
+        f"{path}: id {shown_id(row.id)}: {len(row.expected)} labels instead of one" for row in rows if row.expected[1:]
     ]
     raise_all(several, "Rows with several accepted texts are scored by `ftlib score text`.")
     asked = [row.expected[0] for row in rows]

@@ -1,4 +1,4 @@
-"""Detection: generated boxes, ranked by order of mention, judged by COCO's average precision."""
+"""Detection: generated boxes, ranked by their order in the answer, scored by COCO's average precision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ftlib.tasks.base import PredictionRecord, Task, official_id
 from ftlib.tasks.located import as_record, box_facts_fault, is_box, require, row_facts, size_of, validate_image_size
 
 RANKED = "ranked by order of mention"
-"""PaliGemma gives its boxes no score. What it names first counts as surest: 1, 1/2, 1/3 … of an answer."""
+"""PaliGemma's boxes have no scores, so they get scores by their order in the answer: 1, 1/2, 1/3, …"""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class _ImageObjects:
     """A row of `detect`.
 
     Attributes:
-        size: width and height in pixels; 1, 1 where they are unknown.
-        objects: what is there: label, box (x_min, y_min, x_max, y_max in pixels), area in square pixels, crowd.
-        answer: what the model named.
+        size: width and height in pixels; (1, 1) if unknown.
+        objects: ground truth: label, box (x_min, y_min, x_max, y_max in pixels), area in square pixels, crowd.
+        answer: the model's objects.
     """
 
     image: int
@@ -41,13 +41,13 @@ class _ImageObjects:
 
 
 def score_detections(records: Sequence[PredictionRecord]) -> MetricResult:
-    """COCO's average precision of generated boxes. Rows of one image are scored together.
+    """Return COCO's average precision of generated boxes. Rows of one image are scored together.
 
-    An answer with a fragment that is no box, or with a label that no expected answer of the split has, is invalid; its
-    other boxes count. A row's own score, which COCO does not define, is the F1 of its boxes at an IoU of .5.
+    An answer with an invalid fragment, or with a label that no expected answer of the split has, is invalid; its other
+    boxes count. The score of a single row, which COCO does not define, is the F1 of its boxes at an IoU of 0.5.
 
     Raises:
-        UserError: rows whose expected answers are no boxes.
+        UserError: expected answers are not boxes.
     """
     all_objects = _image_objects(records)
     labels = _labels(all_objects)
@@ -78,9 +78,9 @@ def score_detections(records: Sequence[PredictionRecord]) -> MetricResult:
 
 
 def detection_results(records: Sequence[PredictionRecord]) -> list[dict[str, Any]] | None:
-    """COCO's result file; None where the rows do not carry their images' sizes.
+    """Return COCO's result file; None if the rows lack the sizes of their images.
 
-    Without a `category_id` in the rows' objects categories are numbered from 1 in the order of their labels.
+    Without `category_id` in the rows' objects, categories are numbered from 1 in the order of their labels.
     """
     if not _all_sized(records):
         return None
@@ -111,7 +111,7 @@ def _image_objects(records: Sequence[PredictionRecord]) -> list[_ImageObjects]:
 
 
 def _labels(all_objects: Sequence[_ImageObjects]) -> dict[str, int]:
-    """Label → number, in order."""
+    """Return label → number, in sorted order."""
     return {
         label: number
         for number, label in enumerate(
@@ -121,10 +121,10 @@ def _labels(all_objects: Sequence[_ImageObjects]) -> dict[str, int]:
 
 
 def listed_objects(record: PredictionRecord) -> list[tuple[str, Box, float, bool]]:
-    """Objects as the facts have them: label, box (x_min, y_min, x_max, y_max), area in pixels, whether a crowd.
+    """Return the objects in a row's facts: label, box (x_min, y_min, x_max, y_max), area in pixels, crowd.
 
     Raises:
-        UserError: they are not as they must be.
+        UserError: the facts are invalid.
     """
     objects = row_facts(record)["objects"]
     require(isinstance(objects, list) and size_of(record), record, "a list of objects, width and height")
@@ -140,7 +140,7 @@ def listed_objects(record: PredictionRecord) -> list[tuple[str, Box, float, bool
 
 
 def _read(record: PredictionRecord, size: tuple[float, float]) -> list[tuple[str, Box, float, bool]]:
-    """Objects as the expected answer has them."""
+    """Return the objects in the expected answer."""
     parsed = parse_objects(record["references"][0])
     require(not parsed.unreadable, record, "an expected answer of boxes (<loc0000>… and a label)")
     found = [(one.label, to_pixels(one.box, *size)) for one in parsed.objects]
@@ -148,7 +148,7 @@ def _read(record: PredictionRecord, size: tuple[float, float]) -> list[tuple[str
 
 
 def _detections(image_objects: _ImageObjects, labels: Mapping[str, int]) -> list[Detection]:
-    """What was named, of the labels that there are."""
+    """Return the model's objects with known labels."""
     return [
         Detection(
             image_objects.image, labels[one.label], _xyxy_to_xywh(to_pixels(one.box, *image_objects.size)), 1 / rank
@@ -159,7 +159,8 @@ def _detections(image_objects: _ImageObjects, labels: Mapping[str, int]) -> list
 
 
 def _f1(image_objects: _ImageObjects) -> float:
-    """Of one row: each box finds at most one object of its label, the one that it overlaps most."""
+    """Return the F1 of one row: each box is matched to at most one object of its label, the one with the highest
+    IoU."""
     free = [(label, box) for label, box, _, crowd in image_objects.objects if not crowd]
     total = len(free) + len(image_objects.answer.objects) + image_objects.answer.unreadable
     hits = 0
@@ -174,15 +175,15 @@ def _f1(image_objects: _ImageObjects) -> float:
 
 
 def _without_areas(measured: MetricResult) -> MetricResult:
-    """Small, medium and large are numbers of pixels."""
+    """Remove the metrics by size, which are defined in pixels."""
     names = [name for name in measured.values() if name.split(": ")[-1] in RANGES]
-    notes = dict.fromkeys(names, "the rows do not carry their images' width and height")
+    notes = dict.fromkeys(names, "the rows lack their images' width and height")
     return replace(measured, sample=_MetricSubset(measured.sample, frozenset(names)), notes=notes)
 
 
 @dataclass(frozen=True)
 class _MetricSubset:
-    """A sample without some of its metrics."""
+    """A resampleable metric without some of its values."""
 
     whole: ResampleableMetric
     left_out: frozenset[str]
@@ -200,18 +201,18 @@ def _all_sized(records: Sequence[PredictionRecord]) -> bool:
 
 
 def _xyxy_to_xywh(box: Box) -> Box:
-    """x_min, y_min, x_max, y_max → x, y, width, height."""
+    """Convert x_min, y_min, x_max, y_max to x, y, width, height."""
     return box[0], box[1], box[2] - box[0], box[3] - box[1]
 
 
 def validate_detect_target(row: Example) -> str:
-    """Objects, each four location tokens and a label, and the same objects in the field `objects`, if there is one."""
+    """Check that the answer is a list of boxes with labels that match the field `objects`, if there is one."""
     wrong = find_errors(row.suffix)
     parsed = parse_objects(row.suffix)
     if not wrong:
         wrong = [f"object {n}: no label after its box" for n, one in enumerate(parsed.objects, 1) if not one.label]
     if wrong:
-        needed = "<locYYYY> four times and a label are needed for each object"
+        needed = "each object needs four <locYYYY> tokens and a label"
         return f"field suffix: {wrong[0]}; {needed}, got {row.suffix!r}"[:300]
     if "objects" not in row.facts:
         return ""

@@ -1,4 +1,4 @@
-"""GQA: accuracy by kind of question, consistency, validity, plausibility."""
+"""GQA: accuracy by question type, consistency, validity, plausibility."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def validate_gqa_target(row: Example) -> str:
-    """GQA's metrics look at the fields of GQA's questions."""
+    """Check the fields of GQA's questions, which its metrics need."""
     from ftlib.data.sources.gqa import parse_question
 
     try:
@@ -27,7 +27,7 @@ def validate_gqa_target(row: Example) -> str:
 
 
 def _gqa(records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None) -> MetricResult:
-    """GQA's metrics look at balanced questions; the others, which only consistency asks, get a score of their own."""
+    """GQA's metrics use the balanced questions; the others, which only consistency uses, are scored separately."""
     from ftlib.data.sources.gqa import parse_question
     from ftlib.metrics import gqa as metrics_gqa
 
@@ -37,7 +37,7 @@ def _gqa(records: Sequence[PredictionRecord], labels: Sequence[str], positive: s
         try:
             question = parse_question(fields | record.get("facts", {}))
         except ValueError as error:
-            remedy = "Rows of task gqa carry the fields of GQA's questions (isBalanced, types, groups, entailed, …)."
+            remedy = "Rows of task gqa need the fields of GQA's questions (isBalanced, types, groups, entailed, …)."
             raise UserError(f"row {record['id']}: {error}", remedy) from None
         part = f"{record['dataset']}/" if "dataset" in record else ""
         questions[record["id"]] = replace(question, entailed=tuple(f"{part}{key}" for key in question.entailed))

@@ -1,4 +1,4 @@
-"""Generated texts from JSONL (`data.sources.records`), each with one or several accepted references."""
+"""Instructions: generated texts with one or several accepted references."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def score(references: Sequence[Path], predictions: Path, tokenize: str = "13a") 
 
     Args:
         references: one JSONL file.
-        tokenize: how BLEU finds words, one of `text.TOKENIZERS`.
+        tokenize: BLEU's tokenizer, one of `text.TOKENIZERS`.
 
-    Raises:
-        UserError: malformed files, not the same ids in both, no such tokenizer or its package is not installed.
+        Raises:
+            UserError: malformed files, different ids in both, no such tokenizer or its package is not installed.
     """
     rows = read_text_references(single_file(references, "text"))
     answers = read_text_predictions(predictions, rows)
     if tokenize not in metrics_text.TOKENIZERS:
-        raise UserError(f"{tokenize}: no such tokenizer", f"There are: {', '.join(metrics_text.TOKENIZERS)}")
+        raise UserError(f"{tokenize}: no such tokenizer", f"Available: {', '.join(metrics_text.TOKENIZERS)}")
     try:
         return metrics_text.measure(answers, [row.expected for row in rows], [row.group for row in rows], tokenize)
-    except RuntimeError as error:  # what sacrebleu makes of a missing package
+    except RuntimeError as error:  # raised by sacrebleu for a missing package
         if tokenize not in ("ja-mecab", "ko-mecab"):
             raise
         remedy = f"pip install 'sacrebleu[{tokenize[:2]}]', or choose char."
@@ -44,7 +44,7 @@ _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 
 
 def _instruct(records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None) -> MetricResult:
-    """Scripts without spaces between words are compared by characters in BLEU."""
+    """Use character BLEU for scripts without spaces between words."""
     references = references_of(records)
     written = "".join(one for accepted in references for one in accepted)
     unspaced = sum(bool(_UNSPACED.match(character)) for character in written)

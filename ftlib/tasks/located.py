@@ -1,9 +1,9 @@
-"""Boxes and masks in the rows of tasks `detect`, `refer` and `segment`: what was asked for and what was answered.
+"""Boxes and masks in the rows of tasks `detect`, `refer` and `segment`.
 
-A row's facts may say exactly what is in its image, in pixels. All: `width`, `height`. `detect`: `objects`, a list of
-`{"label", "box": [x_min, y_min, x_max, y_max]}`, perhaps with `area`, `crowd` and `category_id`. `refer`: `box`, as
-above. `segment`: `mask`, COCO's run lengths or polygons with their `size`. Boxes that are not there are read from the
-expected answer, which has them to a 1023rd of the image.
+A row's facts may contain the exact ground truth in pixels. All tasks: `width`, `height`. `detect`: `objects`, a list of
+`{"label", "box": [x_min, y_min, x_max, y_max]}`, optionally with `area`, `crowd` and `category_id`. `refer`: `box`, as
+above. `segment`: `mask`, COCO's run lengths or polygons with their `size`. Missing boxes are read from the expected
+answer, whose resolution is 1/1023 of the image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ftlib.tasks.base import PredictionRecord
 
 
 def box_facts_fault(row: Example, field: str, known: list[tuple[str, Box]], answered: list[tuple[str, Box]]) -> str:
-    """Boxes of a row's facts must lie in the image, and those of its answer be among them.
+    """Check that boxes of a row's facts are inside the image, and that the answer's boxes match them.
 
     Args:
         known: label and box of each, in pixels.
@@ -30,7 +30,7 @@ def box_facts_fault(row: Example, field: str, known: list[tuple[str, Box]], answ
         if exceeds_image(box, width, height):
             what = f"{field}: object {number} ({label})" if label else field
             size = f"{width:g} × {height:g} pixels"
-            return f"field {what}: x_min, y_min, x_max, y_max {_shown(box)} leave the image of {size}"[:300]
+            return f"field {what}: x_min, y_min, x_max, y_max {_shown(box)} exceed the image of {size}"[:300]
     reach = [2 * tolerance(edge) for edge in (width, height)] * 2
     for number, (label, box) in enumerate(answered, 1):
         here = to_pixels(box, width, height)
@@ -39,13 +39,13 @@ def box_facts_fault(row: Example, field: str, known: list[tuple[str, Box]], answ
             for other, edges in known
         ):
             what = f"object {number} ({label})" if label else "the box"
-            problem = f"field suffix: {what} lies at x_min, y_min, x_max, y_max {_shown(here)}"
-            return f"{problem}, where field {field} has none in that order, in pixels"[:300]
+            problem = f"field suffix: {what} is x_min, y_min, x_max, y_max {_shown(here)}"
+            return f"{problem}, but field {field} has no such box (order as here, in pixels)"[:300]
     return ""
 
 
 def validate_image_size(row: Example, size: tuple[int, int]) -> str:
-    """Width and height that a row tells, and those of its mask, must be its image's own, upright by its EXIF.
+    """Check that width and height of a row, and of its mask, are those of its image after EXIF rotation.
 
     Args:
         size: width and height of the image file in pixels.
@@ -56,10 +56,10 @@ def validate_image_size(row: Example, size: tuple[int, int]) -> str:
     other = next((one for one in told if one not in (None, size)), None)
     if other is None:
         return ""
-    problem = f"{row.image}: {size[0]} × {size[1]} pixels, but its annotation says {other[0]:g} × {other[1]:g}"
+    problem = f"{row.image}: {size[0]} × {size[1]} pixels, but its annotation has {other[0]:g} × {other[1]:g}"
     if other == size[::-1]:
-        return f"{problem}: width and height are exchanged (annotated without its EXIF orientation?)"
-    return f"{problem}: boxes and masks of another size do not fit it"
+        return f"{problem}: width and height are swapped (annotated without its EXIF orientation?)"
+    return f"{problem}: boxes and masks must have the image's size"
 
 
 def as_record(row: Example) -> PredictionRecord:
@@ -75,7 +75,7 @@ def _shown(box: Box) -> str:
 
 
 def parse_single_object(text: str) -> LocatedObject | None:
-    """The one object that an answer names; None for an answer that is anything else."""
+    """Return the object of an answer with exactly one object; None for any other answer."""
     parsed = parse_objects(text)
     return parsed.objects[0] if len(parsed.objects) == 1 and not parsed.unreadable else None
 
@@ -90,14 +90,14 @@ def images_of(records: Sequence[PredictionRecord]) -> list[Any]:
 
 
 def size_of(record: PredictionRecord) -> tuple[float, float] | None:
-    """Width and height in pixels, if the row has them."""
+    """Return width and height in pixels; None if the row lacks them."""
     edges: list[Any] = [row_facts(record).get(name) for name in ("width", "height")]
     width, height = (float(edge) if type(edge) in (int, float) else 0.0 for edge in edges)
     return (width, height) if width > 0 and height > 0 else None
 
 
 def is_box(value: Any) -> bool:
-    """The release of COCO has boxes without extent."""
+    """Whether a value is a box; it may be empty, as some in COCO."""
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return False
     finite = all(type(edge) in (int, float) and math.isfinite(edge) for edge in value)
@@ -106,4 +106,4 @@ def is_box(value: Any) -> bool:
 
 def require(condition: Any, record: PredictionRecord, what: str) -> None:
     if not condition:
-        raise UserError(f"row {record['id']}: needed is {what}")
+        raise UserError(f"row {record['id']}: needs {what}")

@@ -1,7 +1,7 @@
-"""Boxes of referring expressions from JSONL: `{"id", "box": [x_min, y_min, x_max, y_max]}` in pixels, in both files.
+"""Boxes of referring expressions. JSONL of references and predictions: `{"id", "box": [x_min, y_min, x_max, y_max]}`.
 
-References may name their `image`. A prediction of null, or of a box without extent, is no box: it is wrong and counted
-as invalid.
+Boxes are in pixels. References may have `image`. A prediction of null, or of an empty box, is wrong and counts as
+invalid.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from ftlib.tasks.located import (
 
 
 def read_references(path: Path) -> list[Reference[Box]]:
-    """Read the boxes that are asked for: x_min, y_min, x_max, y_max in pixels.
+    """Read the expected boxes: x_min, y_min, x_max, y_max in pixels.
 
     Raises:
-        UserError: the file is malformed, ids occur twice, a box has no extent.
+        UserError: the file is malformed, ids are not unique, a box is empty.
     """
     return read_reference_rows(path, {"box": list}, _expected)
 
 
 def score(references: Sequence[Path], predictions: Path) -> MetricResult:
-    """Accuracy at an IoU of .5.
+    """Return the accuracy at an IoU of 0.5.
 
     Args:
         references: one JSONL file.
 
     Raises:
-        UserError: malformed files, or not the same ids in both.
+        UserError: malformed files, or different ids in both.
     """
     rows = read_references(single_file(references, "refer"))
     answers = read_predictions(predictions, {"box": (list, type(None))}, _answered, rows)
@@ -60,7 +60,7 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
 def _expected(record: dict[str, Any]) -> Box:
     box = _answered(record)
     if box is None:
-        raise ValueError(f"field box: x_min < x_max and y_min < y_max are needed, found {record['box']}")
+        raise ValueError(f"field box: must have x_min < x_max and y_min < y_max, got {record['box']}")
     return box
 
 
@@ -69,19 +69,19 @@ def _answered(record: dict[str, Any]) -> Box | None:
     if numbers is None:
         return None
     if len(numbers) != 4 or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        raise ValueError(f"field box: four numbers x_min, y_min, x_max, y_max are needed, found {numbers}"[:200])
+        raise ValueError(f"field box: must be four numbers x_min, y_min, x_max, y_max, got {numbers}"[:200])
     left, top, right, bottom = map(float, numbers)
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def validate_refer_target(row: Example) -> str:
-    """One object, its label may be missing, and the same box in the field `box`, if there is one."""
+    """Check that the answer is one object (a label is optional) that matches the field `box`, if there is one."""
     wrong = find_errors(row.suffix)
     parsed = parse_objects(row.suffix)
     if not wrong and len(parsed.objects) != 1:
         wrong = [f"{len(parsed.objects)} boxes"]
     if wrong:
-        return f"field suffix: {wrong[0]}; one box (<locYYYY> four times) is needed, got {row.suffix!r}"[:300]
+        return f"field suffix: {wrong[0]}; must be one box (four <locYYYY> tokens), got {row.suffix!r}"[:300]
     if row.facts.get("box") is None:
         return ""
     try:
@@ -106,20 +106,20 @@ def make_task() -> Task:
 
 
 def score_referring(records: Sequence[PredictionRecord]) -> MetricResult:
-    """Accuracy of one box for each expression. An answer that is not exactly one object is invalid, and wrong.
+    """Return the accuracy of one box per expression. An answer that is not exactly one object is invalid, and wrong.
 
     Raises:
-        UserError: rows whose expected answer is not one box.
+        UserError: an expected answer is not one box.
     """
     asked = [expected_box(record) for record in records]
     return coco_ap.accuracy([_answered_box(record) for record in records], asked, images_of(records))
 
 
 def expected_box(record: PredictionRecord) -> Box:
-    """The box that is asked for: x_min, y_min, x_max, y_max as fractions.
+    """Return the expected box of a row: x_min, y_min, x_max, y_max as fractions.
 
     Raises:
-        UserError: there is none.
+        UserError: the row has none.
     """
     box, size = row_facts(record).get("box"), size_of(record)
     if box is not None:

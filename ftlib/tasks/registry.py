@@ -1,4 +1,4 @@
-"""Tasks by name; a plugin's is run when it is asked for."""
+"""Load tasks by name; a plugin is only imported if its task is used."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ftlib.tasks.base import Task
 
 
 def load_task(name: str, plugins: Sequence[Plugin] = ()) -> Task:
-    """A task by its name.
+    """Return a task by its name.
 
     Raises:
-        UserError: there is none, its plugin cannot be used, or what it registers is no task.
+        UserError: there is no such task, its plugin cannot be used, or the plugin does not return a Task.
     """
     entry, function = registry.load("task", name, plugins)
     return replace(registry.made(function, Task, f"task {name}"), entry=entry)
 
 
 def task_of(config: Config) -> Task:
-    """The task of a config; see `load_task`."""
+    """Return the task of a config; see `load_task`."""
     return load_task(config.task, config.plugins)

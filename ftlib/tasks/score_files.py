@@ -48,7 +48,7 @@ def score_files(
     options = {name: value for name, value in (options or {}).items() if value is not None}
     for name in options:
         if OPTIONS[name] != task:
-            raise UserError(f"--{name} belongs to {OPTIONS[name]}, not to {task}")
+            raise UserError(f"--{name} is for {OPTIONS[name]}, not for {task}")
     scorer = importlib.import_module(SCORERS[task])
     measured: MetricResult = scorer.score(references, predictions, **options)
     scores = summary(measured, confidence_intervals(measured) if intervals else {})

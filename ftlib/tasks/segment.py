@@ -1,8 +1,8 @@
-"""Masks of referring expressions from JSONL: `{"id", "mask": …}` in both files.
+"""Masks of referring expressions. JSONL of references and predictions: `{"id", "mask": …}`.
 
 A mask is `{"size": [height, width], "counts": …}` with COCO's run lengths, compressed (text) or not (numbers), or
-`{"size": [height, width], "polygons": [[x, y, x, y, …], …]}`. References may name their `image`. A prediction of null
-is no mask: its IoU is 0, and it is counted as invalid.
+`{"size": [height, width], "polygons": [[x, y, x, y, …], …]}`. References may have `image`. A prediction of null has an
+IoU of 0 and counts as invalid.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ftlib.tasks.located import images_of, row_facts, validate_image_size
 
 
 def read_references(path: Path) -> list[Reference[Mask]]:
-    """Read the masks that are asked for.
+    """Read the expected masks.
 
     Raises:
-        UserError: the file is malformed, ids occur twice, a mask is empty.
+        UserError: the file is malformed, ids are not unique, a mask is empty.
     """
     return read_reference_rows(path, {"mask": dict}, _expected)
 
 
 def score(references: Sequence[Path], predictions: Path) -> MetricResult:
-    """Mean and cumulative IoU.
+    """Return mean and cumulative IoU.
 
     Args:
         references: one JSONL file.
 
     Raises:
-        UserError: malformed files, not the same ids in both, masks of different size for one id.
+        UserError: malformed files, different ids in both, masks of different sizes for one id.
     """
     rows = read_references(single_file(references, "segment"))
     answers = read_predictions(predictions, {"mask": (dict, type(None))}, _answered, rows)
@@ -52,9 +52,9 @@ def _require_same_sizes(path: Path, rows: Sequence[Reference[Mask]], answers: Se
     for row, found in zip(rows, answers, strict=True):
         wanted = (row.expected.height, row.expected.width)
         if found and (found.height, found.width) != wanted:
-            sizes = f"the mask is of {found.height} × {found.width} pixels, the reference of {wanted[0]} × {wanted[1]}"
+            sizes = f"the mask has {found.height} × {found.width} pixels, the reference {wanted[0]} × {wanted[1]}"
             faults.append(f"{path}: id {shown_id(row.id)}: {sizes}")
-    raise_all(faults, "Masks must be of the image's own size (height, width).")
+    raise_all(faults, "Masks must have the size of the image (height, width).")
 
 
 def _expected(record: dict[str, Any]) -> Mask:
@@ -69,16 +69,16 @@ def _answered(record: dict[str, Any]) -> Mask | None:
 
 
 def validate_segment_target(row: Example) -> str:
-    """One object with mask codes, and the mask itself to compare answers with."""
+    """Check that the answer is one object with mask codes, and that the row has the mask itself for scoring."""
     parsed = parse_objects(row.suffix)
     if parsed.unreadable or [bool(one.mask) for one in parsed.objects] != [True]:
         return (
-            "field suffix: <locYYYY> four and <segXXX> sixteen times are needed (with evaluation.mask_decoder they are "
-            f"made from field mask), got {row.suffix!r}"
+            "field suffix: must be four <locYYYY> and sixteen <segXXX> tokens (evaluation.mask_decoder makes them "
+            f"from field mask), got {row.suffix!r}"
         )[:400]
     mask = row.facts.get("mask")
     if not isinstance(mask, dict):
-        return 'field mask: {"size": [height, width], "polygons": …, or "counts": …} is needed'
+        return 'field mask: must be {"size": [height, width], "polygons": …, or "counts": …}'
     try:
         read_mask(mask)
     except ValueError as error:
@@ -100,10 +100,10 @@ def make_task() -> Task:
 
 
 def score_masks(records: Sequence[PredictionRecord]) -> MetricResult:
-    """Mean and cumulative IoU of the rows' `mask` (what the answer's codes stand for; null if it has none).
+    """Return mean and cumulative IoU of the rows' `mask` (decoded from the answer's codes; null if it has none).
 
     Raises:
-        UserError: rows without the mask that is expected, or answers whose codes were not decoded.
+        UserError: a row lacks its expected mask, or an answer's codes were not decoded.
     """
     answered = []
     for record in records:
@@ -114,14 +114,14 @@ def score_masks(records: Sequence[PredictionRecord]) -> MetricResult:
 
 
 def expected_mask(record: PredictionRecord) -> Mask:
-    """The mask that a row of `segment` asks for.
+    """Return the expected mask of a row of `segment`.
 
     Raises:
-        UserError: it has none.
+        UserError: the row has none.
     """
     try:
         return read_mask(row_facts(record)["mask"])
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        remedy = 'Rows of task segment carry the mask itself: {"size": [height, width], "polygons": …, or "counts": …}.'
+        remedy = 'Rows of task segment need the mask itself: {"size": [height, width], "polygons": …, or "counts": …}.'
         reason = "field mask is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"row {record['id']}: {reason}", remedy) from None

@@ -1,4 +1,4 @@
-"""Visual question answering: VQA accuracy over the answers of several people."""
+"""Visual question answering: VQA accuracy over the answers of several annotators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def validate_vqa_target(row: Example) -> str:
-    """VQA accuracy needs the answers of several people."""
+    """Check that a row has the answers of several annotators, which VQA accuracy needs."""
     if len(row.references) >= MIN_VQA_ANSWERS:
         return ""
     return (
@@ -40,8 +40,10 @@ def _vqa(records: Sequence[PredictionRecord], labels: Sequence[str], positive: s
 
     for record in records:
         if len(record["references"]) < MIN_VQA_ANSWERS:
-            problem = f"row {record['id']}: VQA accuracy needs the answers of several people, usually ten"
-            raise UserError(problem, f'Give it "references" with at least {MIN_VQA_ANSWERS}, or set task: classify.')
+            problem = f"row {record['id']}: VQA accuracy needs the answers of several annotators, usually ten"
+            raise UserError(
+                problem, f'Add "references" with at least {MIN_VQA_ANSWERS} answers, or set task: classify.'
+            )
     names = {"answer type": "answer_type", "question type": "question_type"}
     kinds = {title: facts_of(records, name) for title, name in names.items() if have_fact(records, name)}
     return vqa_accuracy.measure(predictions_of(records), references_of(records), groups_of(records, "image_id"), kinds)

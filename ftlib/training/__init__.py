@@ -1,1 +1,1 @@
-"""Loss, batches, the Trainer and its checkpoints."""
+"""Training: restarts and phases (`train.py`), the step loop (`trainer.py`), batches, checkpoints, divergence, OOM."""

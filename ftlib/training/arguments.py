@@ -1,6 +1,6 @@
-"""transformers' TrainingArguments: built from a config, and described for the light install.
+"""Build transformers' TrainingArguments from a config, and describe them for the light install.
 
-`python -m ftlib.training.arguments` prints the table that stands in `ftlib/config/training_fields.json`.
+`python -m ftlib.training.arguments` prints the table that is stored in `ftlib/config/training_fields.json`.
 """
 
 from __future__ import annotations
@@ -37,36 +37,37 @@ _KIND = {
     type(None): "null",
 }
 _BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
-"""Schedules that the Trainer steps only when it evaluates, which ftlib's does not: their rate would stay constant."""
+"""Schedules that step only on the Trainer's own evaluation, which ftlib does not use: the rate would stay constant."""
 
 _CHOICES_OF_TEXT_FIELDS = {"train_sampling_strategy"}
 
 
 def build_training_arguments(config: Config, output_dir: Path, phase: TrainingPhase) -> TrainingArguments:
-    """TrainingArguments for a phase of a run: the user's fields, and those that ftlib owns.
+    """Return the TrainingArguments of a phase: the user's fields, and those that ftlib sets itself.
 
     Raises:
-        UserError: transformers refuses a value or lacks a field or a package for it, or ftlib's loop does not suit it.
+        UserError: transformers rejects a value, lacks a field or needs a missing package, or ftlib's loop does not
+            support a setting.
     """
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     missing = sorted(set(config.training) - known)
     if missing:
-        raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} here has no such field")
+        raise UserError(f"training.{missing[0]}: transformers {transformers.__version__} has no such field")
     _check_numbers(config)
     if (schedule := config.training.get("lr_scheduler_type")) in _BY_EVALUATION:
         problem = (
-            f"training.lr_scheduler_type: {schedule} follows the Trainer's own evaluation, which ftlib does not use"
+            f"training.lr_scheduler_type: {schedule} depends on the Trainer's own evaluation, which ftlib does not use"
         )
-        raise UserError(f"{problem}: the learning rate would stay constant", "Take another, such as cosine.")
+        raise UserError(f"{problem}: the learning rate would stay constant", "Use another schedule, such as cosine.")
     if (config.training.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
-        raise UserError("training: use_reentrant: true trains nothing where inputs are frozen", "Leave it out.")
+        raise UserError("training: with use_reentrant: true, frozen inputs get no gradients", "Remove it.")
     _check_loading(config)
     _, world = log.rank_and_world_size()
     own = {
         "gradient_accumulation_steps": num_micro_batches(config.effective_batch_size, config.micro_batch_size, world),
         "ddp_find_unused_parameters": config.training.get("ddp_find_unused_parameters", False),
         "bf16": config.autocast == "bf16",
-        # without a GPU accelerate joins ranks, and transformers computes in bfloat16, only if it is told so
+        # without a GPU, accelerate joins ranks and transformers computes in bfloat16 only with use_cpu=True
         "use_cpu": config.training.get("use_cpu", False)
         or (not torch.cuda.is_available() and (world > 1 or config.autocast == "bf16")),
     }
@@ -86,25 +87,25 @@ def build_training_arguments(config: Config, output_dir: Path, phase: TrainingPh
             remove_unused_columns=False,
         )
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"training: transformers refuses these settings: {error}") from None
+        raise UserError(f"training: transformers rejects these settings: {error}") from None
     _check_optimizer(built)
     if built.n_gpu > 1:
-        log.warning(f"of {built.n_gpu} GPUs in sight one is used; `job: {{gpus: {built.n_gpu}}}` trains on all of them")
-        built._n_gpu = 1  # transformers would spread every micro-batch over them, and average their losses wrongly
+        log.warning(f"using 1 of {built.n_gpu} visible GPUs; set `job: {{gpus: {built.n_gpu}}}` to use all")
+        built._n_gpu = 1  # transformers would use DataParallel, which averages the losses wrongly
     return built
 
 
 def _check_optimizer(built: TrainingArguments) -> None:
-    """Find out before the model is loaded whether optimizer and schedule can be made.
+    """Check before the model is loaded that optimizer and schedule can be created.
 
     Raises:
-        UserError: a package or a setting of theirs is missing, or a setting that would be ignored is not.
+        UserError: a package or a setting that they need is missing, or a setting would be ignored.
     """
     name, schedule = built.optim.value, built.lr_scheduler_type.value
     if built.weight_decay and re.match("galore|apollo", name):
-        raise UserError(f"training.weight_decay: transformers does not hand it to {name}", "Leave it out, or set it 0.")
+        raise UserError(f"training.weight_decay: transformers does not pass it to {name}", "Remove it, or set it to 0.")
     plain = copy.copy(built)
-    plain.optim_target_modules = built.optim_target_modules and "all-linear"  # the model's own are not there yet
+    plain.optim_target_modules = built.optim_target_modules and "all-linear"  # the model is not loaded yet
     layer = torch.nn.Linear(1, 1, device="meta")  # draws no random numbers
     try:
         Trainer.get_optimizer_cls_and_kwargs(plain, torch.nn.Sequential(layer))
@@ -118,7 +119,7 @@ def _check_optimizer(built: TrainingArguments) -> None:
 
 
 def _allow_projection_unpickling(optimizer: str) -> None:
-    """Let torch load the objects in low-rank optimizers' states, without which no checkpoint could be resumed from."""
+    """Allow torch.load to unpickle the projectors in low-rank optimizers' states; resuming needs them."""
     if "galore" in optimizer:
         from galore_torch.galore_projector import GaLoreProjector
 
@@ -134,32 +135,32 @@ def _check_loading(config: Config) -> None:
     workers = config.training.get("dataloader_num_workers", _workers(config).get("dataloader_num_workers", 0))
     for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
         if config.training.get(name) and not workers:
-            raise UserError(f"training.{name} is for workers, and there are none", "Set dataloader_num_workers too.")
+            raise UserError(f"training.{name} has no effect without workers", "Set dataloader_num_workers too.")
 
 
 def learning_rate(config: Config, phase: TrainingPhase) -> float:
-    """The highest that a phase's schedule reaches."""
+    """Return the peak learning rate of a phase's schedule."""
     own = config.rounds[phase.round].learning_rate if config.rounds else config.training.get("learning_rate")
     start = TrainingArguments.learning_rate if own is None else own
     return float(start * config.guard.learning_rate_factor**phase.attempt)
 
 
 def _check_numbers(config: Config) -> None:
-    """Refuse what this machine cannot compute; to take another type of numbers silently would change the result.
+    """Reject a precision that this machine does not support; a silent fallback would change the result.
 
     Raises:
-        UserError: bf16 on a CPU that was not asked for, fp16 and Triton kernels on any, a CPU where there is a GPU,
+        UserError: bf16 on a CPU without `use_cpu`, fp16 or Triton kernels on a CPU, `use_cpu` although there is a GPU,
             bfloat16 on a GPU older than Ampere.
     """
     training = config.training
     on_cpu = not torch.cuda.is_available()
     if training.get("use_cpu") and not on_cpu:
-        problem = "training.use_cpu: torch sees a GPU, which models and tasks would take all the same"
+        problem = "training.use_cpu: torch sees a GPU, and models and tasks would still use it"
         raise UserError(problem, "To train on the CPU, hide it: set CUDA_VISIBLE_DEVICES= (to nothing) for the job.")
     if on_cpu and training.get("fp16"):
-        raise UserError("training.fp16 needs a GPU, and training is on the CPU", "Leave it out, or take training.bf16.")
+        raise UserError("training.fp16 needs a GPU, and training is on the CPU", "Remove it, or use training.bf16.")
     if on_cpu and training.get("use_liger_kernel"):
-        raise UserError("training.use_liger_kernel needs a GPU, and training is on the CPU", "Leave it out.")
+        raise UserError("training.use_liger_kernel needs a GPU, and training is on the CPU", "Remove it.")
     if on_cpu and training.get("bf16") and not training.get("use_cpu"):
         raise UserError(
             "training.bf16: torch sees no GPU", "To train on the CPU on purpose, set training.use_cpu: true."
@@ -171,7 +172,7 @@ def _check_numbers(config: Config) -> None:
 
 
 def _workers(config: Config) -> dict[str, Any]:
-    """On a GPU all but one of the job's CPUs prepare batches ahead; without one they are needed for computing."""
+    """Return the default DataLoader settings: on a GPU all but one of the job's CPUs load data; on a CPU no workers."""
     if not torch.cuda.is_available() or "dataloader_num_workers" in config.training:
         return {}
     cpus = min(config.job.cpus, len(os.sched_getaffinity(0)))
@@ -181,7 +182,7 @@ def _workers(config: Config) -> dict[str, Any]:
 
 
 def describe() -> dict[str, dict[str, Any]]:
-    """Name → types, choices and default of every TrainingArguments field of the installed transformers."""
+    """Return name → types, choices and default of every TrainingArguments field of the installed transformers."""
     hints = typing.get_type_hints(TrainingArguments)
     return {field.name: _describe(hints[field.name], field.default) for field in dataclasses.fields(TrainingArguments)}
 

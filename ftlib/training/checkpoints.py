@@ -1,12 +1,12 @@
-"""Checkpoints: written when it is time, complete or not at all, with what is needed to resume exactly.
+"""Write and read checkpoints: atomic, with everything that an exact resume needs.
 
-That is trained weights, optimizer, scheduler, random states and the thread count; `files.atomic_directory` adds
-COMPLETE.json, without which a folder is no checkpoint. Which ones are kept: `runs/run.py`; where a run resumes:
-`training/resume.py`.
+A checkpoint holds the trained weights, optimizer, scheduler, RNG states and the thread count.
+`files.atomic_directory` adds COMPLETE.json; a folder without it is not a checkpoint. `runs/run.py` decides which
+checkpoints are kept, `training/resume.py` where a run resumes.
 
-Weights are stored under the module's own parameter names and only if they train, so that the same file serves
-adapters, full fine-tuning and frozen parts. (transformers' own checkpoints of a full PaliGemma carry other names than
-the module and are loaded with strict=False: such a run goes on from its initial weights without a word.)
+Only trainable parameters are stored, under the module's own parameter names, so that the same format serves
+adapters, full fine-tuning and frozen parts. (transformers' own checkpoints of a fully trained PaliGemma use other
+names than the module and are loaded with strict=False: such a run would silently resume from its initial weights.)
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _METADATA_FILE = "ftlib.json"
 
 
 def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -> None:
-    """Write the folder `target`; called by all ranks, of which each adds its random states and the first the rest.
+    """Write a checkpoint to `target`. All ranks must call it: each writes its RNG state, rank 0 everything else.
 
     Args:
-        metadata: what `read_metadata` is to return.
+        metadata: returned by `read_metadata`.
     """
     if trainer.is_world_process_zero():
         with files.atomic_directory(target) as folder:
@@ -53,20 +53,20 @@ def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -
 
 
 def save_trainable_parameters(model: torch.nn.Module, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write the trainable parameters, the number of threads that shaped their bits, and facts of the caller's."""
+    """Write the trainable parameters, and `metadata` with the number of CPU threads."""
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(weights, folder / _WEIGHTS_FILE)
     files.write_json(folder / _METADATA_FILE, {"threads": torch.get_num_threads(), **metadata})
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """What `save_trainable_parameters` was told, and the number of threads."""
+    """Return the metadata given to `save_trainable_parameters`, with the number of threads."""
     facts: dict[str, Any] = files.read_json(folder / _METADATA_FILE)
     return facts
 
 
 def load_trainable_parameters(model: torch.nn.Module, folder: Path) -> None:
-    """Put saved parameters back, in place.
+    """Load saved parameters into the model, in place.
 
     Raises:
         RuntimeError: the names in the checkpoint are not exactly the trainable ones.
@@ -75,7 +75,7 @@ def load_trainable_parameters(model: torch.nn.Module, folder: Path) -> None:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(weights) != set(parameters):
         wrong = sorted(set(weights) ^ set(parameters))
-        raise RuntimeError(f"{folder}: does not fit the model: {len(wrong)} parameters differ, such as {wrong[0]}")
+        raise RuntimeError(f"{folder}: does not match the model: {len(wrong)} parameters differ, such as {wrong[0]}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
@@ -83,12 +83,12 @@ def load_trainable_parameters(model: torch.nn.Module, folder: Path) -> None:
 
 @contextlib.contextmanager
 def keep_optimizer_paged(optimizer: Any) -> Iterator[None]:
-    """Inside, an optimizer's state is loaded; that of a paged one (bitsandbytes) is paged afterwards as it was before.
+    """Context in which the state of a paged optimizer (bitsandbytes) is loaded and stays paged.
 
-    bitsandbytes would load all of it into the GPU's memory, where it may not fit, and leave it there.
+    bitsandbytes itself would load all of it into GPU memory, where it may not fit, and leave it there.
 
     Args:
-        optimizer: accelerate's wrapper of it, or itself.
+        optimizer: the optimizer, or accelerate's wrapper of it.
     """
     plain = getattr(optimizer, "optimizer", optimizer)
     if not getattr(plain, "is_paged", False):
@@ -108,12 +108,12 @@ def keep_optimizer_paged(optimizer: Any) -> Iterator[None]:
 
 
 def restore_threads(folder: Path) -> None:
-    """Compute with as many threads as the checkpoint did: another number sums in another order."""
+    """Set the number of CPU threads that the checkpoint was written with: it determines the order of sums."""
     torch.set_num_threads(read_metadata(folder)["threads"])
 
 
 def pending_signal_number() -> int:
-    """The number of the signal that asked this process to end, or 0."""
+    """Return the number of the signal that asked this process to stop, or 0."""
     name = signals.pending_signal()
     return signal.Signals[name].value if name else 0
 
@@ -121,14 +121,14 @@ def pending_signal_number() -> int:
 def checkpoint_bytes(
     model: torch.nn.Module, optimizer: str, whole: bool, checkpoints: int, saved: torch.dtype | None = None
 ) -> int:
-    """The least number of bytes that so many checkpoints and the result will take.
+    """Return a lower bound of the bytes that the given number of checkpoints and the result need.
 
-    A checkpoint holds the trainable weights and, for the Adam family, two moments of the same type for each of them.
+    A checkpoint holds the trainable weights and, for the Adam family, two moments of the same dtype for each of them.
 
     Args:
         optimizer: training.optim.
-        whole: the result is a whole model, not an adapter.
-        saved: the type that trainable weights have in the result; None: that which they train in.
+        whole: whether the result is a whole model, not an adapter.
+        saved: the dtype of trainable weights in the result; None: the dtype that they train in.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     trainable = sum(p.numel() * p.element_size() for p in trained)
@@ -140,9 +140,9 @@ def checkpoint_bytes(
 
 
 class CheckpointCallback(TrainerCallback):
-    """Asks the Trainer to save when enough steps or minutes have passed or valid is to be asked.
+    """Tells the Trainer to save when enough steps or minutes have passed or an evaluation is due.
 
-    On a signal it asks to save and stop. All ranks do so after the same step.
+    After a signal the Trainer saves and stops. All ranks do so after the same step.
     """
 
     def __init__(self, rule: Checkpoint) -> None:

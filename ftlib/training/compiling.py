@@ -1,8 +1,7 @@
-"""torch.compile: one program for each of a few shapes, and a plain end where torch would go on uncompiled.
+"""torch.compile: static shapes, recompilation limits that raise an error, and a compile cache that is kept.
 
-Dynamo keeps at most 8 programs of a function. Beyond that it runs the function as it is, with a warning at most: a job
-that was sized for compiled speed then takes its time several times over. So as many programs are allowed as can be
-needed, and one more is an error.
+By default dynamo compiles a function at most 8 times. Beyond that it silently runs it in eager mode, and the job takes
+several times as long. Here the limit is the number of programs that can be needed, and exceeding it is an error.
 """
 
 from __future__ import annotations
@@ -31,27 +30,26 @@ from ftlib.errors import UserError
 from ftlib.models.attention import dynamo_setting_name
 
 _SIZES_PER_SHAPE = 4
-"""Rows at once: a micro-batch, the rest of an epoch, the one row of a rank that has none left, what halving leaves."""
+"""Batch sizes for each shape: a micro-batch, the last one of an epoch, one padding row, the rest after splitting."""
 
 _SPARE_PROGRAMS = 2
-"""Programs for each shape; one is needed, another where something that a program relies on has changed."""
+"""Programs for each shape: one is needed, another after a guard failed."""
 
 _ANY_SHAPE = 32
-"""Programs where torch makes them for any shape: after the second shape, but anew for one row or one sequence."""
+"""Programs with dynamic shapes; batches of one row or one sequence are compiled separately."""
 
 
 ContextFactory = Callable[[], AbstractContextManager[Any]]
-"""Makes a context in which dynamo compiles as it is told here."""
+"""Returns a context in which dynamo compiles with these settings."""
 
 
 def prepare_to_compile(config: Config, lengths: int | None) -> ContextFactory:
-    """How dynamo compiles a model's training steps; programs of earlier models are forgotten.
+    """Return the context in which dynamo compiles training steps; programs of earlier models are discarded.
 
-    It is for training steps alone: questions have any length and number, and flex attention is compiled for them too.
+    Use it for training steps only: evaluation batches have any shape, and flex attention is compiled for them too.
 
     Args:
-        lengths: how many row lengths batches can have, each to be compiled by itself; None: any, in programs that serve
-            them all.
+        lengths: the number of row lengths that batches can have, each compiled on its own; None: dynamic shapes.
     """
     import torch._dynamo
 
@@ -71,37 +69,36 @@ def prepare_to_compile(config: Config, lengths: int | None) -> ContextFactory:
 def limit_recompiles() -> Iterator[None]:
     """
     Raises:
-        UserError: what is compiled inside needs more programs than `prepare_to_compile` allowed.
+        UserError: a function needs more programs than `prepare_to_compile` allowed.
     """
     try:
         yield
     except Exception as error:
-        if type(error).__name__ not in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit"):  # the second before 2.7
+        if type(error).__name__ not in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit"):  # the latter before 2.7
             raise
-        problem = "training.torch_compile: torch compiled one function again and again, and would go on uncompiled"
+        problem = "training.torch_compile: recompilation limit reached; torch would continue uncompiled"
         remedy = (
-            "Set TORCH_LOGS=recompiles in the job's environment and start it again (it resumes): torch then says why. "
-            "Or train without training.torch_compile; that is another run."
+            "Set TORCH_LOGS=recompiles in the job's environment and start it again (it resumes): torch then logs why. "
+            "Or train without training.torch_compile; that is a different run."
         )
         raise UserError(problem, remedy) from error
 
 
-# Programs of torch.compile, kept in the run folder from one start of a run to the next.
-#
-# torch's own caches lie on the node's disk and are gone with the job: file locks and many small files do badly on
-# shared storage. What is in them is kept as one file, written at checkpoints, put back at the next start and removed
-# with the end of training. Whoever can write that file has code run in this user's name: its folder is the user's alone
-# (0700), and what somebody else may have written is not read. Without such a folder, or with a torch before 2.7,
-# programs are compiled anew at every start.
+# The compile cache: programs of torch.compile are kept in the run folder between the starts of a run.
+# torch's own caches are on the node's disk and are lost with the job, because file locks and many small files work
+# badly on shared storage. Their content is kept as one file: written at checkpoints, loaded at the next start, removed
+# at the end of training. Whoever can write that file can run code as this user, so its folder is private (0700), and a
+# file that another user may have written is not read. Without such a folder, or before torch 2.7, every start compiles
+# again.
 
 _DIGEST = hashlib.sha256().digest_size
 
 
 class CompileCache:
-    """The programs that a run's training was compiled to.
+    """The compiled programs of a run's training, stored in the run folder.
 
     Args:
-        folder: for them alone; it is made when there is something to keep.
+        folder: used for nothing else; created by the first `save`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,7 +106,7 @@ class CompileCache:
         self._graphs = 0
 
     def load(self) -> None:
-        """Put the programs that were compiled by these versions for this GPU into torch's caches, if there are any."""
+        """Load stored programs for these versions and this GPU into torch's caches, if there are any."""
         if not hasattr(torch.compiler, "load_cache_artifacts"):
             return
         try:
@@ -117,14 +114,14 @@ class CompileCache:
         except FileNotFoundError:
             return
         except OSError as error:
-            log.warning(f"{self._folder}: the programs of torch.compile are not used: {error.strerror or error}")
+            log.warning(f"{self._folder}: compile cache not used: {error.strerror or error}")
             return
         digest, programs = content[:_DIGEST], content[_DIGEST:]
         if hashlib.sha256(programs).digest() == digest:
             torch.compiler.load_cache_artifacts(programs)
 
     def save(self) -> None:
-        """Keep what was compiled since the last call, if anything was; that it cannot be written hinders nothing."""
+        """Store new programs since the last call, if any; errors of the file system are ignored."""
         if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "save_cache_artifacts"):
             return
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -135,7 +132,7 @@ class CompileCache:
                 self._write(hashlib.sha256(found[0]).digest() + found[0])
 
     def clear(self) -> None:
-        """Remove them: the run is done."""
+        """Remove the cache once the run is done."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self) -> bytes:
@@ -146,7 +143,7 @@ class CompileCache:
                 return file.read()
 
     def _write(self, content: bytes) -> None:
-        """What holds less than the file does is not written: this start has not come to all programs yet."""
+        """Write `content` unless the existing file is larger: then this start has not compiled all programs yet."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         name = _name()
         temporary = f"{name}.{os.getpid()}"
@@ -165,7 +162,7 @@ class CompileCache:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        """A handle of the folder: what is done by it is done to the very folder that was found private."""
+        """Yield a descriptor of the folder, so that all access is to the folder whose permissions were checked."""
         handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             _require_private(handle)
@@ -175,22 +172,22 @@ class CompileCache:
 
 
 def open_compile_cache(folder: Path) -> CompileCache | None:
-    """Of training on a GPU; None on a CPU, since programs for one CPU may not suit the next."""
+    """Return the compile cache on a GPU; None on a CPU, because programs for one CPU may not run on another."""
     return CompileCache(folder) if torch.cuda.is_available() else None
 
 
 def _require_private(handle: int) -> None:
     """
     Raises:
-        PermissionError: a file or folder is somebody else's, or others may write there or look into it.
+        PermissionError: it belongs to another user, or others can read or write it.
     """
     facts = os.fstat(handle)
     if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) & 0o077:
-        raise PermissionError(0, "others may have written them")
+        raise PermissionError(0, "other users may have written it")
 
 
 def _name() -> str:
-    """Of the file for these versions on this kind of GPU and CPU; to torch's own keys the versions belong too."""
+    """Return the file name for these versions on this type of GPU and CPU."""
     triton = [str(part.version) for part in importlib.metadata.distributions(name="triton")]
     machine = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
     return json_sha256([sys.version, torch.__version__, *triton, gpu_name() or "", *machine])[:16]

@@ -1,4 +1,4 @@
-"""Training data: rows that fit the model, which rows go into which batch, and rows from disk to tensors."""
+"""Training data: length filtering, batch sampling, and loading and encoding of rows."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ from ftlib.models.registry import InputProcessor
 
 # Row lengths, and batches of few shapes.
 #
-# Rows of an effective batch are cut into micro-batches by length, so that little is padded. For `torch_compile`, which
-# compiles every shape anew, all batches are padded to one of `MAX_SHAPES` lengths; with a fixed number of image tokens
-# these are lengths of text.
+# The rows of an effective batch are sorted by length and cut into micro-batches, so that there is little padding. For
+# `torch_compile`, which compiles every shape separately, all batches are padded to one of `MAX_SHAPES` lengths.
 
 MAX_SHAPES = 4
 
@@ -44,7 +43,7 @@ def training_lengths(
     processor: InputProcessor,
     cache: Path | None = None,
 ) -> list[tuple[int, int]]:
-    """(tokens, of them answer) of the examples at the places `indices`, as `InputProcessor.encode_train` cuts them."""
+    """Return (tokens, answer tokens) of the examples at `indices`, as truncated by `InputProcessor.encode_train`."""
     lengths = cached_token_lengths(examples, templates, processor, cache)[np.asarray(indices, dtype=np.int64)]
     prompts, tokens = lengths[:, 0], lengths.sum(axis=1)
     if processor.max_length:
@@ -53,10 +52,10 @@ def training_lengths(
 
 
 class BucketedCollator:
-    """Collates rows into batches of one of a few lengths, with as many columns of labels as that length may need.
+    """Collates rows into batches of one of a few lengths, with the widest labels of any row up to that length.
 
     Args:
-        lengths: (tokens, of them labelled) of every row that can come.
+        lengths: (tokens, labelled tokens) of every row of the dataset.
     """
 
     def __init__(self, processor: InputProcessor, lengths: Sequence[tuple[int, int]]) -> None:
@@ -67,10 +66,10 @@ class BucketedCollator:
             length: max(labelled for tokens, labelled in lengths if tokens <= length)
             for length in sorted({ordered[end] for end in ends})
         }
-        """Row length → width of the labels; each length is a quantile, so that equally many rows have it."""
+        """Row length → width of the labels; the lengths are quantiles, so that each has about as many rows."""
 
     def __call__(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`InputProcessor.collate`, padded on the left to the next length; labels are cut to their last columns."""
+        """Collate, pad on the left to the next length, and cut the labels to their last columns."""
         batch = self.processor.collate(rows)
         longest = batch["input_ids"].shape[1]
         length = next(length for length in self.shapes if length >= longest)
@@ -82,18 +81,18 @@ class BucketedCollator:
         return {**padded, "labels": padded["labels"][:, -self.shapes[length] :]}
 
 
-# Which rows go into which batch, and rows from disk to tensors.
+# Batch sampling, and loading and encoding of rows.
 
 
 class SupervisedDataset(Dataset[EncodedExample]):
-    """A split as encoded rows; images are opened when a row is asked for. Place `~n` is row n without its labels.
+    """A split as encoded rows; images are opened on access. Index `~n` is row n without labels (padding).
 
     Args:
         templates: the prompts, see `prompts.render_prompt`.
-        indices: the places of the examples to learn from, as `filter_by_length` finds them.
-        sampler: which of them an epoch sees, by their number in `indices`.
+        indices: of the examples to train on, from `filter_by_length`.
+        sampler: which of them an epoch uses; it yields positions in `indices`.
         max_pixels: see `images.open_image`.
-        cache: of the examples' lengths, see `models.lengths.length_cache_path`.
+        cache: file of the examples' lengths, see `models.lengths.length_cache_path`.
     """
 
     def __init__(
@@ -128,20 +127,20 @@ class SupervisedDataset(Dataset[EncodedExample]):
         return self.processor.encode_train(render_prompt(example, self.templates), image, example.suffix)
 
     def lengths(self) -> list[tuple[int, int]]:
-        """(tokens, of them answer) of every row."""
+        """Return (tokens, answer tokens) of every row."""
         return training_lengths(self.examples, self.indices, self.templates, self.processor, self.cache)
 
 
 class MixtureSampler:
-    """Which rows an epoch sees: of each dataset of a mixture its rows times its weight, rounded, at least one.
+    """Chooses the rows of an epoch: of each dataset of a mixture, size times weight (rounded, at least one).
 
-    A dataset's rows are gone through again and again, each time in another order that the seed gives; an epoch takes up
-    where the last one ended. So after any number of epochs no row of a dataset was seen more than once more often than
-    another. With weights of 1 every row is seen once an epoch.
+    Each dataset is passed over repeatedly, each pass in a new seeded order, and an epoch continues where the last one
+    ended. So after any number of epochs the counts of two rows of a dataset differ by at most one. With weights of 1
+    every row is used once per epoch.
 
     Args:
-        sizes: number of rows of each dataset; their numbers follow one another.
-        weights: how often each of a dataset's rows is seen in an epoch, on average.
+        sizes: number of rows of each dataset; row indices count through all datasets.
+        weights: how often each row of a dataset is used per epoch, on average.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
@@ -153,38 +152,38 @@ class MixtureSampler:
         return sum(self.counts)
 
     def epoch(self, number: int) -> Tensor:
-        """The rows of an epoch, dataset after dataset, shape (len,), int64."""
+        """Return the row indices of an epoch, dataset after dataset: shape (len,), int64."""
         starts = accumulate(self.sizes[:-1], initial=0)
         return torch.cat([self._dataset_rows(dataset, number) + start for dataset, start in enumerate(starts)])
 
     def _dataset_rows(self, dataset: int, number: int) -> Tensor:
-        """The rows of one dataset in an epoch, from 0."""
+        """Return the rows of one dataset in an epoch, counted from 0 within the dataset."""
         size, count = self.sizes[dataset], self.counts[dataset]
         taken = [torch.empty(0, dtype=torch.int64)]
         start, end = number * count, (number + 1) * count
         while start < end:
             round_, first = divmod(start, size)
             last = min(size, first + end - start)
-            whole = last - first == size  # in which order does not matter: an epoch is shuffled
+            whole = last - first == size  # the order does not matter: an epoch is shuffled
             taken.append(torch.arange(size) if whole else self._permutation(dataset, round_)[first:last])
             start += last - first
         return torch.cat(taken)
 
     def _permutation(self, dataset: int, round_: int) -> Tensor:
-        """A dataset's rows in the order in which they are gone through this time."""
+        """Return the order of a dataset's rows in one pass over it."""
         generator = torch.Generator().manual_seed(hash_text(f"{self.seed} {dataset} {round_}") >> 1)
         return torch.randperm(self.sizes[dataset], generator=generator)
 
 
 class GlobalBatchSampler:
-    """Batch sampler: shuffles each epoch by (seed, epoch) and cuts whole effective batches for ranks and micro-batches.
+    """Batch sampler: shuffles each epoch by (seed, epoch) and splits effective batches into ranks and micro-batches.
 
-    The rows that an optimizer step sees therefore do not depend on how they are cut. The last effective batch of an
-    epoch may be smaller. All ranks get equally many micro-batches; one whose rows have run out gets a row without
-    labels (a negative place, see `SupervisedDataset`).
+    So the rows of an optimizer step do not depend on the number of ranks or the micro-batch size. The last effective
+    batch of an epoch may be smaller. All ranks get the same number of micro-batches; a rank without rows left gets an
+    unlabelled padding row (a negative index, see `SupervisedDataset`).
 
     Args:
-        lengths: tokens of every row; rows of a step are then cut by length, the longest first.
+        lengths: tokens of every row; if given, the rows of a step are sorted by length, the longest first.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ class GlobalBatchSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -223,7 +222,7 @@ class GlobalBatchSampler:
         order = drawn[torch.randperm(len(drawn), generator=generator)[: self.rows]].tolist()
         for start in range(0, self.rows, self.batch_size):
             batch = self._sort_by_length(order[start : start + self.batch_size])
-            mine = batch[self.rank :: self.world_size]  # so that every rank gets long ones and short ones
+            mine = batch[self.rank :: self.world_size]  # so that every rank gets long and short rows
             for cut in range(0, math.ceil(len(batch) / self.world_size), self.micro_batch_size):
                 yield mine[cut : cut + self.micro_batch_size] or [~batch[0]]
 
@@ -233,29 +232,29 @@ class GlobalBatchSampler:
 
 
 def num_micro_batches(rows: int, micro_batch_size: int, world_size: int) -> int:
-    """Into how many micro-batches each rank's share of so many rows is cut."""
+    """Return the number of micro-batches into which each rank's share of `rows` is split."""
     return math.ceil(math.ceil(rows / world_size) / micro_batch_size)
 
 
-# What is found before the first step: rows that do not fit the model, and images that its processor rejects.
+# Checks before the first step: rows that are too long for the model, and images that its processor rejects.
 #
-# A row longer than the model's positions is dropped, truncated or refused, and always counted and named.
+# A row longer than the model's context is dropped, truncated or an error; it is always counted and reported.
 
 _CHUNK = 1000
-"""Images that are opened together."""
+"""Images that are checked together."""
 
 
 @dataclass(frozen=True)
 class LengthFilterResult:
-    """Which examples are learned from.
+    """Which examples are trained on.
 
     Attributes:
-        indices: their places, in order.
-        limit: tokens that a row may have; None: nothing was looked at.
-        dropped, truncated: how many were too long.
-        unanswered: how many of the dropped have a prompt that leaves no room for any answer: no label would be left.
-        messages: the first of the rows that were too long, in words.
-        split: which rows, in words.
+        indices: of these examples, in order.
+        limit: the maximum number of tokens of a row; None: no limit was checked.
+        dropped, truncated: numbers of rows that were too long.
+        unanswered: how many of the dropped rows have a prompt that leaves no room for an answer.
+        messages: descriptions of the first rows that were too long.
+        split: name of the split for messages.
     """
 
     indices: Sequence[int]
@@ -268,14 +267,14 @@ class LengthFilterResult:
 
     @property
     def summary(self) -> str:
-        """What to tell the user; empty if every row fits."""
+        """Return the message for the user; empty if every row fits."""
         if not (self.dropped or self.truncated):
             return ""
         total = len(self.indices) + self.dropped
         fates = [(self.dropped, "dropped"), (self.truncated, "truncated")]
         shown = " and ".join(f"{count:,} {fate}" for count, fate in fates if count)
         filled = f" (the prompts of {self.unanswered:,} leave no room for an answer)" if self.unanswered else ""
-        first = f"of {total:,} {self.split} rows, those of more than {self.limit:,} tokens were too long: {shown}"
+        first = f"of {total:,} {self.split} rows, some are longer than {self.limit:,} tokens: {shown}"
         more = self.dropped + self.truncated - len(self.messages)
         rest = [f"  … and {more:,} more"] if more else []
         return "\n".join([first + filled, *[f"  {row}" for row in self.messages], *rest])
@@ -289,16 +288,15 @@ def filter_by_length(
     split: str = "training",
     cache: Path | None = None,
 ) -> LengthFilterResult:
-    """Compare every row's length with what the model takes.
+    """Drop, truncate or reject rows that are longer than the model's maximum.
 
-    A row whose answer would be cut off wholly is dropped even where others are truncated: nothing would be left to
-    learn.
+    A row whose whole answer would be cut off is dropped even with `truncate`: it would have no labels.
 
     Args:
-        cache: of their lengths, see `models.lengths.length_cache_path`.
+        cache: file of the rows' lengths, see `models.lengths.length_cache_path`.
 
-    Raises:
-        UserError: rows that are too long, for `stop`; no row fits.
+        Raises:
+            UserError: a row is too long, with `stop`; no row fits.
     """
     if processor.max_length is None:
         return LengthFilterResult(range(len(examples)), split=split)
@@ -317,7 +315,7 @@ def filter_by_length(
     truncated = excess & (prompts < limit) if too_long == "truncate" else np.zeros_like(excess)
     kept = np.flatnonzero(~excess | truncated)
     if not len(kept):
-        raise UserError(f"none of {len(examples):,} {split} rows fits into {limit:,} tokens", faults[0])
+        raise UserError(f"none of the {len(examples):,} {split} rows fits into {limit:,} tokens", faults[0])
     return LengthFilterResult(
         kept.tolist() if len(kept) < len(examples) else range(len(examples)),
         limit,
@@ -330,23 +328,23 @@ def filter_by_length(
 
 
 def _length_error(name: str, prompt: int, answer: int, limit: int) -> str:
-    filled = f"; its prompt alone has {prompt:,}: no room for an answer" if prompt >= limit else ""
-    return f"row {name}: {prompt + answer:,} tokens, the model takes {limit:,}{filled}"
+    filled = f"; the prompt alone has {prompt:,}: no room for an answer" if prompt >= limit else ""
+    return f"row {name}: {prompt + answer:,} tokens, the maximum is {limit:,}{filled}"
 
 
 def validate_images(
     rows: Iterable[Example], root: Path, processor: InputProcessor, max_pixels: int | None = None
 ) -> int:
-    """Open every image once, as training will, and show it to the model's processor.
+    """Open every image once, as in training, and run the model's processor on it.
 
     Args:
         max_pixels: see `images.open_image`.
 
     Returns:
-        How many there are.
+        The number of images.
 
     Raises:
-        UserError: images that cannot be used, each with the first row that shows it.
+        UserError: images that cannot be used, each with the first row that uses it.
     """
     first: dict[tuple[str, int, str], str] = {}
     for row in rows:
@@ -359,7 +357,7 @@ def validate_images(
             processor.encode_prompts([""], open_image(image_path(root, image), frame, digest, max_pixels))
         except UserError as error:
             return error.problem
-        except Exception as error:  # what a processor raises is its own affair
+        except Exception as error:  # a processor may raise anything
             if is_out_of_memory(error):
                 raise
             return f"{image}: the model's processor rejects it: {error}"
@@ -374,5 +372,5 @@ def validate_images(
             ):
                 faults += [f"row {first[one]}: {problem}"] if problem else []
                 update(start + number + 1, "")
-    raise_all(faults, "Mend or remove them, then run `ftlib prepare CONFIG --again`.")
+    raise_all(faults, "Fix or remove them, then run `ftlib prepare CONFIG --again`.")
     return len(shown)

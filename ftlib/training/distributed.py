@@ -1,7 +1,7 @@
-"""Several GPUs, of one node or more: a process for each, started by Slurm as the tasks of a step.
+"""Training on several GPUs, on one node or more: one process per GPU, started by Slurm as the tasks of a step.
 
-They are joined by torch.distributed. Alone, everything here does nothing. Every function must be called by all ranks,
-or by none.
+The processes form a torch.distributed group. With a single process everything here is a no-op. Every function must be
+called by all ranks, or by none.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from ftlib.models.loading import device
 
 T = TypeVar("T")
 _TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
-"""gloo says "Timed out waiting" or "Application timeout", as it happens."""
+"""Messages of gloo: "Timed out waiting" or "Application timeout"."""
 
 _CONNECTION_LOST = re.compile(
     "connection (was )?(closed|reset)|broken pipe|ncclRemoteError|remote process exit", re.IGNORECASE
 )
-"""Of gloo's, NCCL's and the store's words."""
+"""Messages of gloo, NCCL and the TCP store."""
 
 _FIRST_PORT, _PORTS = 12_000, 20_000
-"""Below the ports that Linux hands out by itself (32768 and above)."""
+"""Below Linux's ephemeral ports (32768 and above)."""
 
 
 @contextlib.contextmanager
 def process_group(timeout: float) -> Iterator[None]:
-    """What is done inside, the ranks of this job do as one group, if there are several.
+    """Context in which the ranks of this job form one process group, if there are several.
 
-    The variables that torch and accelerate look for follow from Slurm's; MASTER_ADDR and MASTER_PORT may be set.
-    jobs/run.sh names the first of several nodes as MASTER_ADDR.
+    The variables that torch and accelerate read are derived from Slurm's; MASTER_ADDR and MASTER_PORT may be set.
+    jobs/run.sh sets MASTER_ADDR to the first of several nodes.
 
     Args:
-        timeout: seconds until a rank that waits for another in vain fails.
+        timeout: seconds until a rank that waits for another fails.
 
     Raises:
-        UserError: several nodes, and no word of where they meet.
-        RankLost: another rank did not come in time, or is gone.
+        UserError: several nodes, and MASTER_ADDR is not set.
+        RankLost: another rank did not respond in time, or has died.
     """
     try:
         _init_process_group(timeout)
@@ -55,11 +55,11 @@ def process_group(timeout: float) -> Iterator[None]:
         if log.rank_and_world_size()[1] == 1:
             raise
         if _TIMED_OUT.search(str(error)):
-            raise RankLost(f"another task did not answer for {timeout:g} s (training.ddp_timeout)") from error
+            raise RankLost(f"another task did not respond for {timeout:g} s (training.ddp_timeout)") from error
         if _CONNECTION_LOST.search(str(error)):
             raise RankLost(f"another task of this job is gone; {job_memory()}") from error
         raise
-    if distributed.is_initialized():  # after a failure the others might never come to it
+    if distributed.is_initialized():  # not after a failure: other ranks might never reach this call
         distributed.destroy_process_group()
 
 
@@ -68,8 +68,8 @@ def _init_process_group(timeout: float) -> None:
     if world == 1 or distributed.is_initialized():
         return
     if int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1 and "MASTER_ADDR" not in os.environ:
-        problem = "this step is on several nodes, and MASTER_ADDR is not set"
-        raise UserError(problem, "Start it by ftlib submit or jobs/train.sbatch, or set MASTER_ADDR to the first node.")
+        problem = "this job step runs on several nodes, but MASTER_ADDR is not set"
+        raise UserError(problem, "Start it with ftlib submit or jobs/train.sbatch, or set MASTER_ADDR.")
     here = device()
     job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(here.index or 0))
@@ -81,7 +81,7 @@ def _init_process_group(timeout: float) -> None:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of all ranks' values."""
+    """Return the sum over all ranks."""
     if distributed.is_initialized():
         value = value.to(device())
         distributed.all_reduce(value)
@@ -89,7 +89,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_max(*values: int) -> list[int]:
-    """Of each value the highest that any rank has."""
+    """Return the maximum of each value over all ranks."""
     if not distributed.is_initialized():
         return list(values)
     shared = torch.tensor(values, device=device())
@@ -98,7 +98,7 @@ def all_reduce_max(*values: int) -> list[int]:
 
 
 def broadcast_object(value: T) -> T:
-    """The first rank's value."""
+    """Return rank 0's value."""
     if not distributed.is_initialized():
         return value
     box = [value]
@@ -107,5 +107,5 @@ def broadcast_object(value: T) -> T:
 
 
 def barrier() -> None:
-    """Go on when all ranks have come here."""
+    """Wait until all ranks have called this."""
     all_reduce_max(0)

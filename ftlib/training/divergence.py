@@ -1,4 +1,4 @@
-"""Has training diverged? Judged from the losses that are logged, step by step, and from the weights to be kept."""
+"""Divergence detection: checks the loss of every step, and the weights before they are saved."""
 
 from __future__ import annotations
 
@@ -13,41 +13,39 @@ from ftlib.errors import TrainingDiverged
 from ftlib.training import distributed
 
 WINDOW = 50
-"""Of how many losses the running median is."""
+"""Number of recent losses in the running median."""
 
 MIN_WINDOW = 20
-"""From how many losses on there is a running median."""
+"""Number of losses that the running median needs at least."""
 
 
 MAX_SKIPPED_STEPS = 25
-"""So many skipped steps in a row are no search for a scale: from torch's first, 65,536, it is down at 1/512 by then."""
+"""Skipped steps in a row that count as divergence: the loss scale starts at 65,536 and is then at 1/512."""
 
 
 def require_finite(model: torch.nn.Module) -> None:
-    """Refuse to keep weights with a NaN or an infinity in them: no loss has seen what the last update made of them.
+    """Reject weights that contain NaN or infinity, so that they are not saved: no loss covers the last update.
 
     All ranks must call it.
 
     Raises:
-        TrainingDiverged: some of the trainable parameters, on any rank.
+        TrainingDiverged: some trainable parameters are not finite, on any rank.
     """
     trained = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad and one.numel()}
     ends = torch.stack([torch.stack(one.aminmax()).float() for one in trained.values()]).cpu()  # NaN if any is
     wrong = [name for name, pair in zip(trained, ends.isfinite().all(dim=1), strict=True) if not pair]
     if any(distributed.all_reduce_max(len(wrong))):
         shown = f", such as {wrong[0]}" if wrong else ""
-        raise TrainingDiverged(
-            f"weights that are no finite numbers, in {len(wrong)} of {len(trained)} parameters{shown}"
-        )
+        raise TrainingDiverged(f"NaN or infinity in the weights of {len(wrong)} of {len(trained)} parameters{shown}")
 
 
 class DivergenceDetector:
-    """Watches one phase of training; who reacts is `train.next_attempt`, which restarts it or gives up.
+    """Checks the losses of one phase; `train.next_attempt` decides whether training restarts or fails.
 
     Args:
-        rule: what counts as diverged.
-        warmup: steps in which the loss may still be above `rule.above`.
-        steps: how many there are; if fewer than MAX_SKIPPED_STEPS, all of them skipped are a divergence.
+        rule: the limits.
+        warmup: number of first steps in which the loss may be above `rule.above`.
+        steps: number of steps of the phase; if there are fewer than MAX_SKIPPED_STEPS, skipping all is divergence.
     """
 
     def __init__(self, rule: Guard, warmup: int, steps: int) -> None:
@@ -59,27 +57,24 @@ class DivergenceDetector:
         self._too_many_skipped = min(MAX_SKIPPED_STEPS, steps)
 
     def check(self, step: int, loss: float, gradient_norm: float = 0.0, skipped: bool = False) -> str | None:
-        """What is wrong with a step, in words; None if training may go on.
+        """Return why training has diverged at this step; None if it has not.
 
-        Every step must be shown once and in order. A loss that spikes does not enter the running median.
+        Call it once for every step, in order. A loss above the spike limit does not enter the running median.
 
         Args:
-            step: counted from 1 within the stretch.
-            gradient_norm: 0 where it says nothing: with fp16 an infinite gradient only makes the scaler skip a step.
-            skipped: whether it did.
+            step: counted from 1 within the phase.
+            gradient_norm: pass 0 with fp16, where an infinite gradient only makes the scaler skip the step.
+            skipped: whether the scaler skipped the step.
         """
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return f"loss {loss}, gradient norm {gradient_norm}"
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped == MAX_SKIPPED_STEPS:
-            return (
-                f"{MAX_SKIPPED_STEPS} steps in a row skipped: with fp16 their gradients are not finite, "
-                "however they are scaled"
-            )
+            return f"{MAX_SKIPPED_STEPS} steps in a row skipped: their fp16 gradients are not finite at any loss scale"
         if self._skipped == self._too_many_skipped:
             return (
-                f"all {self._skipped} steps skipped: with fp16 a scale for the gradients is searched in the first "
-                f"steps, up to {MAX_SKIPPED_STEPS} of them; nothing was trained"
+                f"all {self._skipped} steps skipped: fp16 needs up to {MAX_SKIPPED_STEPS} steps to find a loss scale; "
+                "nothing was trained"
             )
         if loss > self.rule.max_loss:
             return f"loss {loss:.4g} is above {self.rule.max_loss:g}"
@@ -93,7 +88,7 @@ class DivergenceDetector:
         return None
 
     def _limits(self, step: int) -> dict[str, float]:
-        """Name of a rule → what the loss should not stay above at this step."""
+        """Return rule name → limit of the loss at this step."""
         limits = {}
         if self.rule.above is not None and step > self.warmup:
             limits["above"] = self.rule.above

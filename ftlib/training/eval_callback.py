@@ -1,9 +1,9 @@
-"""Ask a model while it is trained: for the best checkpoint, for early stopping, and whether it has converged.
+"""Evaluation during training: the best checkpoint, early stopping, and the convergence check of `rounds`.
 
-Every evaluation belongs to a checkpoint that has just been written. Its answers lie in
-`eval/<dataset>/<split>/attempt-A-step-N/`, so that a run that is ended in the middle asks only what is missing; a loss
-is computed again. The value is a line of metrics.jsonl, which is dropped with the steps around it. Nothing else
-remembers which is the best.
+Every evaluation belongs to a checkpoint that has just been written. Predictions are stored in
+`eval/<dataset>/<split>/attempt-A-step-N/`, so that an interrupted evaluation resumes; a loss is computed again. The
+value is a line of metrics.jsonl, which is removed together with the steps after a resume point. The best checkpoint is
+derived from these lines; no other state is kept.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _OF_POSITIVE = ("precision", "recall", "F1")
 
 @dataclass(frozen=True)
 class CheckpointEvaluator:
-    """Asks in the name of one run.
+    """Evaluates the checkpoints of one run.
 
     Attributes:
         base: the folder of the base model.
@@ -58,11 +58,11 @@ class CheckpointEvaluator:
     site: Site
 
     def validate(self) -> None:
-        """Refuse what could not be asked later.
+        """Check before training that all evaluations of the config are possible.
 
         Raises:
-            UserError: a metric that the task does not have, a bound on its wrong side, a split without rows or with
-                rows that no loss is of, settings that nothing can be scored with.
+            UserError: the task lacks a metric, `until` has the wrong bound for it, a split has no rows or rows without
+                a loss, or the evaluation settings are invalid.
         """
         self.prepared.require_rows(self.config.evaluation.splits)
         if self.config.generates_in_training:
@@ -75,11 +75,11 @@ class CheckpointEvaluator:
 
     @property
     def splits(self) -> list[Split]:
-        """The splits that are asked in training."""
+        """Return the splits that are evaluated during training."""
         return sorted({split for _, split, _, _ in self._metrics_needed()})
 
     def _metrics_needed(self) -> list[tuple[str, Split, str, Until | None]]:
-        """(the config's field, split, metric, the bound that it is to reach)"""
+        """Return (config field, split, metric, bound to reach) of each."""
         best = self.config.checkpoint.best
         wanted: list[tuple[str, Split, str, Until | None]] = []
         if self.config.evaluation.loss:
@@ -97,30 +97,30 @@ class CheckpointEvaluator:
         if name is None:
             return f"task {self.config.task} has no metric {metric!r}", f"It has {', '.join(known)}."
         if self.config.task == "classify" and name in _OF_POSITIVE and self.config.evaluation.positive is None:
-            return f"{name} is of one answer against the others", "Name it in evaluation.positive."
+            return f"{name} needs a positive class", "Set evaluation.positive."
         if lacking := meteor_spice.find_missing(name):
-            return f"{name} cannot be computed here: {lacking}", "Install it, or take another metric, such as CIDEr-D."
+            return f"{name} cannot be computed here: {lacking}", "Install it, or use another metric, such as CIDEr-D."
         if not len(self.prepared.rows(split)):
-            return f"there are no rows in {split}", "See data.split."
+            return f"{split} has no rows", "See data.split."
         if until and (until.at_least is not None) != self._higher_is_better(name):
             if until.at_most is None:
-                return f"of {name} lower is better", "Set at_most instead of at_least."
-            return f"of {name} higher is better", "Set at_least instead of at_most."
+                return f"lower {name} is better", "Set at_most instead of at_least."
+            return f"higher {name} is better", "Set at_least instead of at_most."
         return None
 
     def _higher_is_better(self, metric: str) -> bool:
         return task_of(self.config).higher_is_better(metric)
 
     def should_stop_early(self, trainer: ResumableTrainer, point: ResumePoint, last: bool) -> bool:
-        """Ask valid, or compute its loss, if that is due at a checkpoint; whether patience has come to its end.
+        """Evaluate valid at a checkpoint if that is due; return whether patience is exhausted.
 
         Args:
-            last: whether it is the round's last step.
+            last: whether this is the last step of the phase.
         """
         best = self.config.checkpoint.best
         due = best is not None and (last or (point.step - point.phase.offset) % best.every == 0)
         name = metric_name(self.config, best.metric) if best else None
-        if self.config.evaluation.loss and name != LOSS:  # else by `every`, whatever else checkpoints are written for
+        if self.config.evaluation.loss and name != LOSS:  # else only every `every` steps, below
             self.value(trainer, point, "valid", LOSS)
         if best is None or not due:
             return False
@@ -132,19 +132,17 @@ class CheckpointEvaluator:
         )
 
     def value(self, trainer: ResumableTrainer, point: ResumePoint, split: Split, metric: str) -> float | None:
-        """A metric of the model at a checkpoint, asked unless that has been done; None where it is undefined.
+        """Return a metric of the model at a checkpoint, evaluating it unless it is logged; None if it is undefined.
 
         Raises:
             UserError: the metric cannot be computed here.
-            Preempted: a signal came; what has been answered is kept.
+            Preempted: a signal came; the predictions so far are kept.
         """
         name = metric_name(self.config, metric) or metric
         about = {"step": point.step, "attempt": point.phase.attempt, "split": split, "metric": name}
         lines = logged_metrics(self.run, point.phase.attempt)
         line = next((line for line in lines if all(line.get(key) == value for key, value in about.items())), None)
-        line = distributed.broadcast_object(
-            line
-        )  # a slower rank may read what the first has just written, or read late on NFS
+        line = distributed.broadcast_object(line)  # ranks may see different versions of the file, for example on NFS
         if line is None:
             started = time.monotonic()
             found, told = self._loss(trainer, split) if name == LOSS else self._score(trainer, point, split, name)
@@ -156,18 +154,18 @@ class CheckpointEvaluator:
         return value
 
     def best_checkpoint(self, attempt: int) -> dict[str, Any] | None:
-        """The line of metrics.jsonl about the best checkpoint so far (the first of equals), if one is wanted."""
+        """Return the line of metrics.jsonl of the best checkpoint (the first of equals); None without one."""
         lines = self._logged_valid(attempt)
         return max(lines, key=self._sort_key) if lines else None
 
     def _evaluations_since_best(self, phase: TrainingPhase) -> int:
-        """Evaluations of this round since the best one."""
+        """Return the number of evaluations in this phase since the best one."""
         lines = self._logged_valid(phase.attempt)
         point = lines.index(max(lines, key=self._sort_key))
         return sum(line["round"] == phase.round for line in lines[point + 1 :])
 
     def _sort_key(self, line: dict[str, Any]) -> float:
-        """Undefined values come last."""
+        """Return the key for `max`: undefined values are the lowest."""
         if line["value"] is None:
             return float("-inf")
         return float(line["value"]) * (1 if self._higher_is_better(line["metric"]) else -1)
@@ -180,7 +178,7 @@ class CheckpointEvaluator:
         return [line for line in logged_metrics(self.run, attempt) if (line.get("split"), line.get("metric")) == about]
 
     def _loss(self, trainer: ResumableTrainer, split: Split) -> tuple[dict[str, Any], str]:
-        """What its line says, and the same in words."""
+        """Return the loss for metrics.jsonl, and a message."""
         rows, batches = self._loss_batches(split)
         model = trainer.model
         with preserve_training_state(model):
@@ -192,7 +190,7 @@ class CheckpointEvaluator:
         )
 
     def _loss_batches(self, split: Split) -> tuple[SupervisedDataset, list[LossBatch]]:
-        """The same at every checkpoint."""
+        """Return the rows of a split in batches, cached for all checkpoints."""
         if split not in self._losses:
             processor = family_of(self.config.model).load_processor(self.base, self.config)
             cache = length_cache_path(self.prepared, split, self.config, self.base, self.site)
@@ -207,7 +205,7 @@ class CheckpointEvaluator:
     def _score(
         self, trainer: ResumableTrainer, point: ResumePoint, split: Split, name: str
     ) -> tuple[dict[str, Any], str]:
-        """What its line says, and the same in words."""
+        """Return the value for metrics.jsonl, and a message."""
         found = self._scores(trainer.model, point, split)
         if name not in found["metrics"]:
             raise UserError(f"{name} was not computed on {split}", "\n".join(found["remarks"]))
@@ -226,17 +224,17 @@ class CheckpointEvaluator:
 
 
 def metric_name(config: Config, name: str) -> str | None:
-    """A metric as its task spells it, for `f1` or `macro_f1`; None if there is none."""
+    """Return the task's spelling of a metric such as `f1` or `macro_f1`; None if the task has no such metric."""
     plain = {known.lower(): known for known in (*task_of(config).columns, LOSS)}
     return plain.get(name.lower().replace("_", " "))
 
 
 @contextlib.contextmanager
 def preserve_training_state(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, a model may be asked; afterwards it trains on as if nothing had been.
+    """Context for evaluation: restores RNG states, training mode and mixed precision afterwards.
 
-    Random states, its mode, and the mixed precision that accelerate has put around its `forward`: inside it answers in
-    its own precision, as it does when it is evaluated after training.
+    accelerate's mixed precision wrapper of `forward` is removed inside, so that the model computes in its own dtype, as
+    in an evaluation after training.
     """
     mixed = model.__dict__.pop("forward", None)
     training, states = model.training, (random.getstate(), np.random.get_state())
@@ -253,7 +251,7 @@ def preserve_training_state(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_inference_dtype(model: torch.nn.Module, config: Config) -> Iterator[None]:
-    """Inside, weights that train in float32 among 16-bit ones have the others' type, as when they are loaded later."""
+    """Context in which float32 master weights have the model's 16-bit dtype, as when the result is loaded."""
     dtype = getattr(torch, config.model.dtype)
     exact = {parameter: parameter.data for parameter in master_weights(model, config.adapter)}
     for parameter, data in exact.items():

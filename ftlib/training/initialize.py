@@ -1,6 +1,6 @@
-"""Warm start: training begins with the weights of a finished run instead of the base model's, or of fresh adapters.
+"""Initial weights, and warm start: training starts from a finished run instead of the base model or new adapters.
 
-Only weights are taken over; optimizer and schedule begin anew, so that this is also how a finished run is trained on.
+Only weights are loaded; optimizer and schedule start fresh. This is also the way to continue training a finished run.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ftlib.runs.run import Run
 
 
 def resolve_init_weights(config: Config, run: Run, site: Site) -> Path | None:
-    """The folder whose weights `warm_start` names; their hash is noted in the run, and must stay.
+    """Return the folder of the weights of `warm_start`; their hash is recorded in the run and must not change.
 
     Raises:
-        UserError: no such run, it is not finished, its result is of another kind, or its weights have changed.
+        UserError: no such run, it is not finished, its result is of the wrong kind, or its weights have changed.
     """
     if config.warm_start is None:
         return None
@@ -48,59 +48,59 @@ def resolve_init_weights(config: Config, run: Run, site: Site) -> Path | None:
     noted = {"folder": str(folder), "sha256": files.json_sha256(weights)}
     if before and before["sha256"] != noted["sha256"]:
         problem = f"warm_start: the weights in {folder} have changed since this run began"
-        raise UserError(problem, "Put the old ones back, or give the config another name or seed to begin a new run.")
+        raise UserError(problem, "Restore the old weights, or change the config's name or seed to start a new run.")
     if log.is_main_process():
         files.write_json(run.warm_start, noted)
     return folder
 
 
 def _weights_folder(text: str, run: Run, site: Site) -> Path:
-    """A folder of weights as it is, or a run's result; by name this run itself, which may share it, is not meant."""
+    """Return the folder that `text` names: a folder of weights, or the result of another run."""
     folder = Path(text)
     if folder.is_absolute() and any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         return folder
     others = [path.parent for path in (site.runs / text).glob("*/config.yaml") if path.parent != run.folder]
     other = Run(others[0]) if len(others) == 1 else runs.find_run(str(site.runs / text), site)
     if not other.done_marker.exists():
-        raise UserError(f"warm_start: {other.folder}: not trained to its end yet", "Run `ftlib train` for it first.")
+        raise UserError(f"warm_start: {other.folder}: training has not finished", "Run `ftlib train` for it first.")
     return other.folder / str(files.read_json(other.done_marker)["result"])
 
 
 def _check_base(folder: Path, config: Config, site: Site) -> None:
-    """An adapter of equal shape over another base would be loaded without a word."""
+    """Check that the weights have this config's base: an adapter of another base with equal shapes would load."""
     facts = files.read_json(folder / "adapter_config.json")
     trained_on = (facts.get("base_model_name_or_path"), facts.get("revision"))
     own = Run(folder.parent)
-    if own.config_file.is_file() and own.done_marker.exists():  # which knows its base wherever the store lies by now
+    if own.config_file.is_file() and own.done_marker.exists():  # its config is valid even if the store was moved
         model = load_experiment(own.config_file, [], site).config.model
         trained_on = (model.base, model.revision)
     if trained_on != (config.model.base, config.model.revision):
         name, revision = trained_on
         problem = f"warm_start: {folder} was trained over {name}{f' at {revision}' if revision else ''}"
-        raise UserError(f"{problem}, not over this config's model.base and revision", "Begin from its own base.")
+        raise UserError(f"{problem}, not over this config's model.base and revision", "Set model.base to that base.")
 
 
 def _check_kind(folder: Path, wants_adapter: bool) -> None:
     is_adapter = (folder / "adapter_config.json").is_file()
     if wants_adapter and not is_adapter:
-        remedy = "To train adapters on it, name it as model.base instead."
+        remedy = "To train adapters on it, set it as model.base instead."
         raise UserError(f"warm_start: {folder} is a whole model, and adapter.method trains adapters", remedy)
     if is_adapter and not wants_adapter:
-        remedy = "Merge it into its base first (`ftlib merge`), and name the merged model here."
+        remedy = "Merge it into its base first (`ftlib merge`), and set warm_start to the merged model."
         raise UserError(
             f"warm_start: {folder} is an adapter, and adapter.method trains the model's own weights", remedy
         )
 
 
 def trainable_model(config: Config, base: Path, init_weights: Path | None) -> torch.nn.Module:
-    """The model with its trainable parameters marked, holding the weights that training begins with.
+    """Return the model with its initial weights; only trainable parameters have requires_grad.
 
     Args:
         base: the folder of the base model.
         init_weights: from `resolve_init_weights`.
 
     Raises:
-        UserError: a folder's weights do not fit, or nothing would be trained.
+        UserError: the weights do not match the model, or no parameter would be trained.
     """
     model, adapter = config.model, config.adapter
     whole = init_weights if init_weights and not isinstance(adapter, Lora) else base
@@ -116,7 +116,7 @@ def trainable_model(config: Config, base: Path, init_weights: Path | None) -> to
 
 
 def _restore_float32(model: torch.nn.Module, exact: PreTrainedModel) -> None:
-    """Loading rounded the float32 weights to `model.dtype`."""
+    """Copy the float32 weights into the model, because loading rounded them to `model.dtype`."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

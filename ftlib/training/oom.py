@@ -1,4 +1,4 @@
-"""Out of memory on a GPU: the micro-batch that a run begins with, and halving it in mid-training."""
+"""GPU out of memory: choosing the micro-batch size (`batch.auto`), and halving it during training."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from ftlib.memory.estimate import build_meta_model
 from ftlib.memory.search import choose_batch_size, longest_row
 from ftlib.runs.run import Run
 
-# Out of memory in mid-training: halve the micro-batch and compute the same step again.
+# Out of memory during training: halve the micro-batch and compute the same step again.
 #
-# A micro-batch's loss is a sum over its rows, divided by what the whole effective batch counts, so its halves add up to
-# the same loss and the same gradients.
+# A micro-batch's loss is a sum over its rows, divided by the item count of the whole effective batch, so its halves
+# add up to the same loss and the same gradients.
 
 Compute = Callable[[dict[str, Tensor]], Tensor]
-"""Forward and backward of some rows; gradients are added up, the loss is returned."""
+"""Forward and backward of some rows: accumulates gradients and returns the loss."""
 
 
 class MicroBatchSplitter:
-    """Computes the micro-batches of optimizer steps, in smaller pieces once memory was too small.
+    """Computes the micro-batches of optimizer steps, in smaller pieces after an out-of-memory error.
 
     Args:
-        on_halved: is told the new number of rows at once.
+        on_halved: called with the new micro-batch size.
     """
 
     def __init__(self, on_halved: Callable[[int], None] = lambda size: None) -> None:
@@ -45,16 +45,16 @@ class MicroBatchSplitter:
         self._random: list[Tensor] = []
 
     def reset(self) -> None:
-        """Steps count from 0 again, and nothing of the phase before is part of its first."""
+        """Forget the micro-batches of the previous phase; steps count from 0 again."""
         self._step = -1
 
     def run(self, step: int, batch: dict[str, Tensor], compute: Compute, zero_grad: Callable[[], None]) -> Tensor:
-        """Compute a micro-batch; when memory runs out, all micro-batches of this step so far, in halves.
+        """Compute a micro-batch; if memory runs out, recompute all micro-batches of this step so far in halves.
 
         Args:
-            step: optimizer steps done; another number means that a new step begins.
+            step: optimizer steps done; a new number starts a new step.
             batch: tensors whose first dimension is rows.
-            zero_grad: drops the gradients of this step.
+            zero_grad: clears the gradients of this step.
 
         Returns:
             The micro-batch's loss.
@@ -74,7 +74,7 @@ class MicroBatchSplitter:
         return losses[-1]
 
     def _try_compute(self, batches: list[dict[str, Tensor]], compute: Compute) -> list[Tensor] | None:
-        """The losses; None: out of memory. What the failed attempt held is free once this has returned."""
+        """Return the losses, or None if out of memory; tensors of the failed attempt are free after the return."""
         try:
             return [self._in_pieces(batch, compute) for batch in batches]
         except Exception as error:
@@ -92,9 +92,9 @@ class MicroBatchSplitter:
         size = min(self.size or largest, largest)
         if size == 1:
             raise UserError(
-                "out of memory with a single row at once",
+                "out of memory with a micro-batch of one row",
                 "Set training.gradient_checkpointing: true or model.quantization: nf4, or ask for a larger GPU; "
-                "`ftlib plan CONFIG --gpu SIZE` says what would fit.",
+                "`ftlib plan CONFIG --gpu SIZE` shows what would fit.",
             )
         self.size = (size + 1) // 2
         gc.collect()
@@ -117,24 +117,24 @@ def _restore(states: list[Tensor]) -> None:
         torch.cuda.set_rng_state_all(states[1:])
 
 
-# `batch.auto`: the micro-batch that a run takes on the GPU that it has got.
+# `batch.auto`: the micro-batch size for this GPU.
 
 MEMORY_SHARE = 0.94
-"""Of the GPU's memory that a plan may fill: the allocator's own gaps take the rest."""
+"""Share of the GPU memory that the estimate may use; the rest is for fragmentation."""
 
 
 def auto_batch_size(experiment: Experiment, run: Run, site: Site) -> Experiment:
-    """With `batch.auto`, the experiment with the largest micro-batch that fits this GPU, noted in the run's history.
+    """With `batch.auto`, return the experiment with the largest micro-batch that fits this GPU, and log it.
 
-    What a GPU of this name has proved too small for is not tried again. Without a GPU, or without `batch.auto`, the
-    experiment as it is.
+    Sizes that ran out of memory on this GPU model are not tried again. Without a GPU or `batch.auto`, the experiment is
+    returned unchanged.
 
     Raises:
-        UserError: not even a single row fits, or there are several GPUs.
+        UserError: not even a single row fits, or there are several tasks.
     """
     config, capacity = experiment.config, gpu_memory_bytes()
     if config.batch.auto and log.rank_and_world_size()[1] > 1:
-        raise UserError("batch.auto is for one GPU, and this job has several tasks", "Set it to false.")
+        raise UserError("batch.auto supports one GPU, but this job has several tasks", "Set it to false.")
     if not config.batch.auto or capacity is None:
         return experiment
     folder = find_model(config.model, site)
@@ -147,20 +147,20 @@ def auto_batch_size(experiment: Experiment, run: Run, site: Site) -> Experiment:
     run.log_event("micro-batch", **facts, predicted=cut.estimate.total, gpu=gpu_name())
     how = "with" if cut.checkpointing else "without"
     log.info(
-        f"batch.auto: micro-batches of {cut.micro_batch}, {accumulation} a step, {how} gradient checkpointing: "
+        f"batch.auto: micro-batches of {cut.micro_batch}, {accumulation} per step, {how} gradient checkpointing: "
         f"{format_gib(cut.estimate.total)} of {format_gib(capacity)}"
     )
     return replace(experiment, config=chosen)
 
 
 def record_oom(run: Run, size: int) -> None:
-    """Tell user and history that memory ran out and how many rows are computed at once from now on."""
+    """Log that memory ran out, and the new micro-batch size."""
     run.log_event("out of memory", micro_batch=size, gpu=gpu_name())
-    log.warning(f"out of memory; going on from the same step with {size} rows at once")
+    log.warning(f"out of memory; repeating the step with micro-batches of {size}")
 
 
 def _largest_known_good(run: Run) -> int | None:
-    """The largest micro-batch after memory ran out on a GPU of this name; None: it never did."""
+    """Return the smallest micro-batch size logged after an out-of-memory error on this GPU model, or None."""
     lines = jsonl.read_jsonl_log(run.history)
     sizes = [line["micro_batch"] for line in lines if line["event"] == "out of memory" and line["gpu"] == gpu_name()]
     return min(sizes, default=None)

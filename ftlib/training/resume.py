@@ -1,8 +1,9 @@
-"""A run's way to its result: attempts, each of one or more rounds; where a run that was ended goes on.
+"""Where a run resumes: its attempts, the phases of an attempt, and their checkpoints.
 
-An attempt begins when the one before it has diverged; a round is a training with a schedule of its own. The place in
-this is read from the run folder alone: `diverged` lines in history.jsonl count the attempts, a checkpoint knows its
-round. Steps are counted through all rounds of an attempt.
+A new attempt starts when the previous one has diverged. An attempt has a phase for each entry of `rounds` (without
+`rounds`, one), with a learning-rate schedule of its own. The resume point is read from the run folder alone:
+`diverged` lines in history.jsonl count the attempts, and each checkpoint stores its round. Steps are counted through
+all rounds of an attempt.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class TrainingPhase:
 
     Attributes:
         attempt, round: counted from 0.
-        offset: steps of the rounds before it.
+        offset: number of steps in the earlier rounds of the attempt.
     """
 
     attempt: int = 0
@@ -33,7 +34,7 @@ class TrainingPhase:
     offset: int = 0
 
     def seed(self, seed: int) -> int:
-        """The config's own seed for the first phase; others draw theirs, so that no neighbour in a sweep has it."""
+        """Return the config's seed for the first phase, a hash for others, so that no run of a sweep shares it."""
         if self.attempt == self.round == 0:
             return seed
         digest = hashlib.sha256(f"{seed} {self.attempt} {self.round}".encode()).digest()
@@ -42,7 +43,7 @@ class TrainingPhase:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where training stands: in a phase, `step` steps into its attempt, with a checkpoint if `step` is not 0."""
+    """Where training resumes: phase, steps since the start of the attempt, and a checkpoint if `step` is not 0."""
 
     phase: TrainingPhase
     step: int = 0
@@ -50,18 +51,18 @@ class ResumePoint:
 
     @property
     def in_phase(self) -> bool:
-        """Whether the checkpoint is of this phase, not of the round before it."""
+        """Whether the checkpoint belongs to this phase, not to the previous one."""
         return self.step > self.phase.offset
 
     def next_phase(self) -> ResumePoint:
-        """The round that begins with the weights of this place."""
+        """Return the start of the next round, which begins with the weights of this checkpoint."""
         return ResumePoint(
             TrainingPhase(self.phase.attempt, self.phase.round + 1, self.step), self.step, self.checkpoint
         )
 
 
 def find_resume_point(run: Run, attempt: int) -> ResumePoint:
-    """Where an attempt goes on: at its newest whole checkpoint, or at its beginning."""
+    """Return where an attempt resumes: its newest complete checkpoint, or its start."""
     found = runs.last_checkpoint(run.checkpoint_root(attempt))
     if found is None:
         return ResumePoint(TrainingPhase(attempt))
@@ -71,7 +72,7 @@ def find_resume_point(run: Run, attempt: int) -> ResumePoint:
 
 
 def discard_after(run: Run, point: ResumePoint) -> None:
-    """Remove what lies beyond a place, and the checkpoints of diverged attempts: nothing may go on from them."""
+    """Remove checkpoints and logged metrics after a resume point, and the checkpoints of diverged attempts."""
     attempt = point.phase.attempt
     for folder in (run.folder / "checkpoints").glob("attempt-*"):
         if folder != run.checkpoint_root(attempt):
@@ -81,10 +82,10 @@ def discard_after(run: Run, point: ResumePoint) -> None:
 
 
 def divergences(run: Run) -> list[dict[str, Any]]:
-    """The history's lines about attempts that diverged; as many attempts are used up."""
+    """Return the `diverged` events of history.jsonl, one for each diverged attempt."""
     return [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "diverged"]
 
 
 def logged_metrics(run: Run, attempt: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl about an attempt."""
+    """Return the lines of metrics.jsonl of an attempt."""
     return [line for line in jsonl.read_jsonl_log(run.metrics) if line["attempt"] == attempt]

@@ -1,4 +1,7 @@
-"""Train one run from its config to its result, going on from the last checkpoint if there is one."""
+"""Train a run: the loops over attempts (restarts after divergence) and phases (`rounds`), resuming, and the result.
+
+The loop over steps is in `training/trainer.py`.
+"""
 
 from __future__ import annotations
 
@@ -59,18 +62,18 @@ from ftlib.training.workers import explain_worker_death
 
 _LESS_MEMORY_HINT = (
     "Set batch.auto: true, or halve training.per_device_train_batch_size and double "
-    "training.gradient_accumulation_steps (it stays the same run), or set training.gradient_checkpointing: true."
+    "training.gradient_accumulation_steps (the run ID stays the same), or set training.gradient_checkpointing: true."
 )
 
 
 @dataclass(frozen=True)
 class _TrainingContext:
-    """What is the same in all attempts and rounds of a run.
+    """Objects that all attempts and phases of a run share.
 
     Attributes:
         base: the folder of the base model.
-        init_weights: the folder whose weights training begins with, if not the base's.
-        compile_cache: of torch.compile; None: they are not kept.
+        init_weights: the folder of the initial weights, if they are not the base model's.
+        compile_cache: the compile cache of torch.compile, if there is one.
     """
 
     experiment: Experiment
@@ -103,12 +106,12 @@ def train_run(experiment: Experiment, run: Run, site: Site) -> None:
 
 @offline()
 def run_training(experiment: Experiment, run: Run, site: Site) -> None:
-    """Train a run whose folder this process owns.
+    """Train a run to its result, from its last checkpoint if there is one. This process must hold the run's lease.
 
     Raises:
-        UserError: a package that the config asks for is missing, nothing staged or prepared, data changed under the
-            run, storage full.
-        TrainingDiverged: so did every attempt that `guard.restarts` allows.
+        UserError: a required package is missing, the model is not staged, the data is not prepared or has changed since
+            the run started, or the storage is full.
+        TrainingDiverged: all attempts that `guard.restarts` allows have diverged.
     """
     require_packages(experiment.config)
     require_kernels(torch, device().index)
@@ -135,16 +138,16 @@ def _run_training(experiment: Experiment, run: Run, prepared: PreparedDataset, s
     earlier, environment = run.environments(), describe_environment()
     run.log_environment(environment)
     if point.checkpoint:
-        log.info(f"going on from the checkpoint of step {point.step}")
+        log.info(f"resuming from the checkpoint of step {point.step}")
         if earlier and (versions := version_changes(earlier[-1], environment)):
-            log.warning(f"with other versions than before, so that losses may differ a little: {versions}")
+            log.warning(f"versions have changed, so losses may differ slightly: {versions}")
     started = time.monotonic()
     context = _make_context(auto_batch_size(with_precision(experiment, run), run, site), run, prepared, base, site)
     while not _train_attempt(context, point):
         point = ResumePoint(TrainingPhase(next_attempt(config, run)))
         facts = phase_metadata(config, point.phase)
         run.log_event("restart", **facts)
-        log.warning("starting again: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
+        log.warning("restarting: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
     run.log_event("done", step=files.read_json(run.done_marker)["step"], seconds=round(time.monotonic() - started, 1))
 
 
@@ -175,7 +178,7 @@ def _make_context(
 
 
 def _validate_images_once(context: _TrainingContext, prepared: PreparedDataset) -> None:
-    """Once in a run's life, before its first step: all images that it will look at. One process does, the rest wait."""
+    """Check all images of training and evaluation once per run, before the first step; other ranks wait."""
     if log.is_main_process() and not _was_logged(context.run, "images tried"):
         _validate_images(context, prepared)
     wait_until(lambda: _was_logged(context.run, "images tried"), poll=2)
@@ -189,7 +192,7 @@ def _validate_images(context: _TrainingContext, prepared: PreparedDataset) -> No
 
 
 def _train_attempt(context: _TrainingContext, point: ResumePoint) -> bool:
-    """Train an attempt from a place in it through its rounds and publish the result; False if it diverged."""
+    """Train an attempt from a resume point through its phases and publish the result; return False if it diverged."""
     point = distributed.broadcast_object(_discard_after(context, point) if log.is_main_process() else point)
     warn_world_size_changed(point)
     while True:
@@ -215,19 +218,21 @@ def _train_attempt(context: _TrainingContext, point: ResumePoint) -> bool:
 
 
 def _discard_after(context: _TrainingContext, point: ResumePoint) -> ResumePoint:
-    """Remove what lies beyond a place; an attempt without its best checkpoint begins anew."""
+    """Remove everything after a resume point; if the best checkpoint is lost, return the start of the attempt."""
     attempt = point.phase.attempt
     resume.discard_after(context.run, point)
     best = context.evaluator.best_checkpoint(attempt)
     if best and not files.is_complete(runs.checkpoint_folder(context.run.checkpoint_root(attempt), best["step"]), True):
-        log.warning(f"the best checkpoint, of step {best['step']}, is damaged or gone; attempt {attempt} begins anew")
+        log.warning(
+            f"the best checkpoint, of step {best['step']}, is damaged or missing; attempt {attempt} starts again"
+        )
         point = ResumePoint(TrainingPhase(attempt))
         resume.discard_after(context.run, point)
     return point
 
 
 def _log_divergence(context: _TrainingContext, trainer: ResumableTrainer, reason: str) -> None:
-    """The line in the history decides; from then on nothing can go on from this attempt's checkpoints."""
+    """Log the divergence and delete the attempt's checkpoints. The event ends the attempt: no start resumes it."""
     phase = trainer.phase
     step = phase.offset + trainer.state.global_step
     context.run.log_event("diverged", step=step, **phase_metadata(context.config, phase), reason=reason)
@@ -237,7 +242,7 @@ def _log_divergence(context: _TrainingContext, trainer: ResumableTrainer, reason
 
 def _trainer(context: _TrainingContext, phase: TrainingPhase) -> ResumableTrainer:
     config = context.config
-    gc.collect()  # the model of the phase before this one
+    gc.collect()  # the model of the previous phase
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     training_arguments = arguments.build_training_arguments(config, context.run.folder, phase)
@@ -245,7 +250,7 @@ def _trainer(context: _TrainingContext, phase: TrainingPhase) -> ResumableTraine
     with oom_as_user_error():
         model = trainable_model(config, context.base, context.init_weights)
         trained, total = count_parameters(model)
-        log.info(f"{trained:,} of {total:,} parameters train ({trained / total:.3%}) on {_describe_device()}")
+        log.info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.3%}) on {_describe_device()}")
         trainer = ResumableTrainer(
             config, model, context.rows, training_arguments, context.run.checkpoint_root(phase.attempt), phase
         )
@@ -257,7 +262,7 @@ def _trainer(context: _TrainingContext, phase: TrainingPhase) -> ResumableTraine
 def _training_dataset(
     config: Config, run: Run, prepared: PreparedDataset, folder: Path, site: Site
 ) -> SupervisedDataset:
-    """The rows to learn from; what becomes of those that are too long is said and noted."""
+    """Return the training rows; rows that are too long are reported and logged."""
     processor = family_of(config.model).load_processor(folder, config)
     if processor.warning:
         log.warning(processor.warning)
@@ -279,7 +284,7 @@ def _training_dataset(
 
 
 def _log_length_filter(run: Run, filtered: LengthFilterResult) -> None:
-    """Once in a run's life: its rows stay the same."""
+    """Log the too long rows, once per run: they stay the same."""
     if not _was_logged(run, "too long"):
         facts = {name: getattr(filtered, name) for name in ("limit", "dropped", "truncated", "unanswered")}
         run.log_event("too long", **facts, rows=list(filtered.messages))
@@ -290,17 +295,17 @@ def _was_logged(run: Run, event: str) -> bool:
 
 
 def _describe_device() -> str:
-    """What training runs on, in words; a GPU that Slurm gave and torch does not see is worth a word."""
+    """Return the device for messages, with a hint if torch does not see the GPU that Slurm allocated."""
     if name := gpu_name():
         return name
     given = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
-    return f"the CPU, although Slurm gave GPU {given}: torch sees none" if given else "the CPU"
+    return f"the CPU (Slurm allocated GPU {given}, but torch cannot see it)" if given else "the CPU"
 
 
 def _require_space(context: _TrainingContext, trainer: ResumableTrainer, steps: int) -> None:
-    """Refuse to begin what the storage has no room for: checkpoints that are not there yet, and the result."""
+    """Check that there is space for the checkpoints that are still to be written and for the result."""
     config = context.config
-    kept = config.checkpoint.keep + bool(config.checkpoint.best) + 1  # a new one is whole before an old one goes
+    kept = config.checkpoint.keep + bool(config.checkpoint.best) + 1  # the oldest is removed after a new one is written
     missing = kept - len(runs.list_checkpoints(trainer.checkpoints))
     ahead = min(missing, -(-steps // config.checkpoint.steps))  # rounded up
     whole = context.run.result_folder(config.adapter.method).name == "model"
@@ -317,7 +322,7 @@ def _log_step(run: Run, record: dict[str, Any], update: log.ProgressUpdate) -> N
 
 
 def _train_phase(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> ResumePoint:
-    """Train a phase from a place in it, or from the weights of the round before it, to its end; returns that."""
+    """Train a phase to its end, from a checkpoint in it or from the previous phase's weights; return its last point."""
     if point.checkpoint:
         restore_threads(point.checkpoint)
         load_trainable_parameters(trainer.model, point.checkpoint)
@@ -333,21 +338,21 @@ def _train_phase(context: _TrainingContext, trainer: ResumableTrainer, point: Re
     context.run.log_event("training", total=total)
     with log.progress("step", total, start=point.step) as update, signals.defer_signals():
         trainer.on_step = lambda record: _log_step(context.run, record, update)
-        enough = oom_as_user_error(SMALLER_MODEL_HINT if context.config.batch.auto else _LESS_MEMORY_HINT)
-        with enough, explain_worker_death(), limit_recompiles():
+        oom_hint = SMALLER_MODEL_HINT if context.config.batch.auto else _LESS_MEMORY_HINT
+        with oom_as_user_error(oom_hint), explain_worker_death(), limit_recompiles():
             trainer.train(resume_from_checkpoint=str(point.checkpoint) if point.in_phase else None)
     return trainer.last_point
 
 
 def _phase_finished(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> bool:
-    """Whether the checkpoint that a phase goes on from is its last; what was to be asked there and was not is asked."""
+    """Return whether a phase ended at this checkpoint; runs an evaluation that was due there and is missing."""
     trainer.state.global_step = point.step - point.phase.offset
     last = trainer.state.global_step >= trainer.total_steps
     return context.evaluator.should_stop_early(trainer, point, last) or last
 
 
 def _on_checkpoint(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> bool:
-    """Whether the round is to end at a checkpoint; after a signal everything else is left to the next start."""
+    """Rotate checkpoints, evaluate if due, and return whether the phase ends here. After a signal, only rotate."""
     best = context.evaluator.best_checkpoint(point.phase.attempt)
     if log.is_main_process():
         runs.rotate_checkpoints(trainer.checkpoints, context.config.checkpoint.keep, best["step"] if best else None)
@@ -359,9 +364,9 @@ def _on_checkpoint(context: _TrainingContext, trainer: ResumableTrainer, point: 
 
 
 def _load_result_weights(context: _TrainingContext, trainer: ResumableTrainer) -> None:
-    """Let the model have the weights that are published: the best checkpoint's, if a best one is wanted.
+    """Load the weights that are published: the best checkpoint's with `checkpoint.best`, else the last ones.
 
-    Master weights of `full` are rounded to the model's type, as those of `attention` are when they are loaded.
+    Master weights of `full` are rounded to the model's dtype; those of `attention` are rounded when they are loaded.
     """
     if best := distributed.broadcast_object(context.evaluator.best_checkpoint(trainer.phase.attempt)):
         load_trainable_parameters(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
@@ -371,7 +376,7 @@ def _load_result_weights(context: _TrainingContext, trainer: ResumableTrainer) -
 
 
 def _publish(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> None:
-    """Write the result, readable by plain transformers and peft, and the DONE marker."""
+    """Write the result, which transformers and peft can load, and the DONE marker."""
     method = context.config.adapter.method
     result = context.run.result_folder(method)
     facts = {"step": point.step, "result": result.name, "threads": torch.get_num_threads()}
@@ -382,30 +387,30 @@ def _publish(context: _TrainingContext, trainer: ResumableTrainer, point: Resume
             trainer.model.save_pretrained(folder)
             trainer.train_dataset.processor.save(folder)
         else:
-            trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
-        (folder / "README.md").unlink(missing_ok=True)  # peft's
+            trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would access the hub
+        (folder / "README.md").unlink(missing_ok=True)  # written by peft
     write_card(context.run, context.config)
     files.write_json(context.run.done_marker, facts)
     if context.compile_cache:
         context.compile_cache.clear()
 
 
-# What the history tells of attempts and rounds, and what follows from it: another attempt, another round, or none.
+# Decisions from the event log: which attempt is next, and whether another round follows.
 
 
 def phase_metadata(config: Config, phase: TrainingPhase) -> dict[str, Any]:
-    """What the history tells of a phase."""
+    """Return the fields that describe a phase in the event log."""
     facts = {"seed": phase.seed(config.seed), "learning_rate": learning_rate(config, phase)}
     return {"attempt": phase.attempt, "round": phase.round, **facts}
 
 
 def next_attempt(config: Config, run: Run) -> int:
-    """The number of the first attempt that has not diverged.
+    """Return the number of the first attempt that has not diverged.
 
     Raises:
-        TrainingDiverged: there may be no further one.
+        TrainingDiverged: `guard.restarts` allows no further attempt.
     """
-    failed = distributed.broadcast_object(divergences(run))  # all ranks begin the same attempt, or none does
+    failed = distributed.broadcast_object(divergences(run))  # all ranks must agree
     if len(failed) <= config.guard.restarts:
         return len(failed)
     tried = [
@@ -418,7 +423,7 @@ def next_attempt(config: Config, run: Run) -> int:
 
 
 def should_continue(evaluator: CheckpointEvaluator, trainer: ResumableTrainer, point: ResumePoint) -> bool:
-    """Whether another round follows; it is asked whether training has converged, and the history told."""
+    """Return whether another round follows; evaluates the convergence criterion and logs the end of the round."""
     config, run, number = evaluator.config, evaluator.run, point.phase.round
     rounds = config.rounds
     if not rounds:
@@ -436,15 +441,17 @@ def should_continue(evaluator: CheckpointEvaluator, trainer: ResumableTrainer, p
 
 
 def warn_world_size_changed(point: ResumePoint) -> None:
-    """Say so if a checkpoint was written by another number of processes."""
+    """Warn if the checkpoint was written by a different number of processes."""
     written_by = len(list(point.checkpoint.glob("rng_state*"))) if point.checkpoint else 0
     world_size = log.rank_and_world_size()[1]
     if point.checkpoint and written_by != world_size:
-        log.warning(f"the checkpoint is of {written_by} processes, now there are {world_size}: the same batches,")
-        log.warning("but random states, which dropout depends on, begin anew")
+        log.warning(
+            f"the checkpoint was written by {written_by} processes, now there are {world_size}: the batches are"
+        )
+        log.warning("the same, but RNG states are not restored, so dropout masks differ")
 
 
-# Packages beyond `ftlib[train]` that a config can ask for, and the line that installs each.
+# Packages beyond `ftlib[train]` that a config can require, and how to install them.
 
 _BITSANDBYTES = ("bitsandbytes", "ftlib[quant]")
 _OPTIMIZERS = {
@@ -459,14 +466,14 @@ _OPTIMIZERS = {
     "bnb": _BITSANDBYTES,
     "paged": _BITSANDBYTES,
 }
-"""Part of an optimizer's name → the module it needs, what pip calls the package; the first that fits counts."""
+"""Part of an optimizer's name → (module that it needs, name of the package for pip); the first match counts."""
 
 
 def require_packages(config: Config) -> None:
-    """Before data or a model are loaded.
+    """Check that the packages that the config requires are installed, before data or a model are loaded.
 
     Raises:
-        UserError: packages are missing; names the config's keys and the one line that installs them all.
+        UserError: packages are missing; names the config keys and the pip command that installs all of them.
     """
     missing = {
         what: wanted for what, wanted in _required_packages(config) if importlib.util.find_spec(wanted[0]) is None
@@ -474,12 +481,12 @@ def require_packages(config: Config) -> None:
     if missing:
         problem = "; ".join(f"{what} needs {module}" for what, (module, _) in missing.items())
         names = " ".join(f"'{name}'" for name in dict.fromkeys(name for _, name in missing.values()))
-        remedy = f"pip install {names} (an image built from containers/ftlib.def has what ftlib's extras name)"
+        remedy = f"pip install {names} (images built from containers/ftlib.def contain ftlib's extras)"
         raise UserError(f"{problem}, which is not installed here", remedy)
 
 
 def _required_packages(config: Config) -> Iterator[tuple[str, tuple[str, str]]]:
-    """(what in the config asks, what is needed) of each package."""
+    """Yield (config setting, (module, pip name)) of each required package."""
     if config.model.quantization != "none":
         yield f"model.quantization: {config.model.quantization}", _BITSANDBYTES
     if config.training.get("use_liger_kernel"):
@@ -491,16 +498,16 @@ def _required_packages(config: Config) -> Iterator[tuple[str, tuple[str, str]]]:
             break
 
 
-# `training.precision: auto`: the 16-bit type that a run computes in, chosen by the GPU of its first start.
+# `training.precision: auto`: bf16 or fp16, chosen by the GPU of the run's first start.
 
 
 def with_precision(experiment: Experiment, run: Run) -> Experiment:
-    """With `training.precision: auto`, the experiment with `bf16` or `fp16` instead, noted in the run's history.
+    """Replace `training.precision: auto` by `bf16` or `fp16` and log the choice.
 
-    All ranks must call it; the first one's GPU decides.
+    All ranks must call it; rank 0's GPU decides.
 
     Raises:
-        UserError: no GPU, the run began in the other type, or the weights are of the other type.
+        UserError: there is no GPU, the run started in the other precision, or the weights need it.
     """
     config = experiment.config
     if "precision" not in config.training:
@@ -513,18 +520,18 @@ def with_precision(experiment: Experiment, run: Run) -> Experiment:
 def _mode(config: Config, run: Run) -> str:
     name = gpu_name()
     if name is None:
-        raise UserError("training.precision: auto chooses by the GPU, and torch sees none", "Leave it out on a CPU.")
+        raise UserError("training.precision: auto needs a GPU, and torch sees none", "Remove it to train on a CPU.")
     mode = "bf16" if has_bfloat16() else "fp16"
     noted = [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "precision"]
     if noted and noted[0]["mode"] != mode:
-        began = f"this run began in {noted[0]['mode']} on {noted[0]['gpu']}"
-        remedy = f"Resume it on such a GPU (job.gpu_type), or set training.{mode}: true: that is another run."
-        raise UserError(f"training.precision: {began}, and {name} would go on in {mode}", remedy)
+        began = f"this run started in {noted[0]['mode']} on {noted[0]['gpu']}"
+        remedy = f"Resume it on such a GPU (job.gpu_type), or set training.{mode}: true, which is a different run."
+        raise UserError(f"training.precision: {began}, but {name} would resume in {mode}", remedy)
     if mode == "fp16" and config.model.dtype == "bfloat16":
-        problem = f"model.dtype: bfloat16 weights need bf16, and training.precision: auto is fp16 on {name}"
-        raise UserError(problem, "Set model.dtype: float32, which suits both, or ask for an Ampere or newer GPU.")
+        problem = f"model.dtype: bfloat16 weights need bf16, but training.precision: auto is fp16 on {name}"
+        raise UserError(problem, "Set model.dtype: float32, which works with both, or request an Ampere or newer GPU.")
     if not noted:
         run.log_event("precision", mode=mode, gpu=name)
-    scaled = ", with scaled gradients" if mode == "fp16" else ""
+    scaled = ", with loss scaling" if mode == "fp16" else ""
     log.info(f"training.precision: {mode} on {name}{scaled}")
     return mode

@@ -1,4 +1,7 @@
-"""transformers' Trainer with ftlib's batches, loss, log and checkpoints."""
+"""The loop over training steps: transformers' Trainer with ftlib's batches, loss, log and checkpoints.
+
+It trains one phase; `training/train.py` has the loops over phases and attempts.
+"""
 
 from __future__ import annotations
 
@@ -42,28 +45,29 @@ OnStep = Callable[[dict[str, Any]], None]
 """Called after every optimizer step with its record."""
 
 OnCheckpoint = Callable[[ResumePoint], bool]
-"""Called after every checkpoint with its resume point; says whether training is to end there."""
+"""Called after every checkpoint with its resume point; returns whether training ends there."""
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer for rows that end in an answer.
+    """Trains one phase of a run; resumes exactly from its checkpoints.
 
     Args:
-        config: the experiment.
-        model: with its trainable parameters marked.
+        config: the config of the run.
+        model: only trainable parameters have requires_grad.
         rows: the training split.
         arguments: from `arguments.build_training_arguments`.
-        checkpoints: the folder that checkpoints go to.
-        phase: which attempt and round this is.
+        checkpoints: the folder for checkpoints.
+        phase: attempt and round.
 
-    Raises:
-        UserError: rows are to be packed, and the model does not keep them apart.
+        Raises:
+            UserError: `loss.packing` with a model that does not separate packed rows.
 
-    Attributes:
-        last_point: the newest checkpoint that was written.
+        Attributes:
+            last_point: the newest checkpoint that was written.
 
-    Set `on_step` to get {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm", "seconds"} after
-    each step, on a GPU with "memory_gib", and with fp16 "skipped": true where it was; `step` counts through all rounds.
+    `on_step` is called after each step with {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm",
+    "seconds"}, on a GPU also "memory_gib", and "skipped": true if fp16's loss scaler skipped the step. `step` counts
+    through all rounds.
     """
 
     loss_is_scaled_for_ga = True
@@ -89,7 +93,7 @@ class ResumableTrainer(Trainer):
             self._compiling = prepare_to_compile(
                 config, len(collate.shapes) if isinstance(collate, BucketedCollator) else None
             )
-        # Its backward pass may make NaN of an explicit mask on a Hopper GPU (pytorch issue 196678).
+        # With an explicit mask its backward pass can return NaN on Hopper GPUs (pytorch issue 196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
         super().__init__(model=model, args=arguments, train_dataset=rows, data_collator=collate)
         if config.loss.packing:
@@ -117,15 +121,15 @@ class ResumableTrainer(Trainer):
         self.add_callback(_EpochCallback(self._batches))
         self.detector = DivergenceDetector(config.guard, arguments.get_warmup_steps(self.total_steps), self.total_steps)
         self._last_step_at = time.monotonic()
-        set_seed(arguments.seed + arguments.process_index)  # else all ranks would drop out the same units
+        set_seed(arguments.seed + arguments.process_index)  # else all ranks would have the same dropout masks
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of this phase."""
+        """Number of optimizer steps of this phase."""
         return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Rows in the order that (seed, epoch) gives."""
+        """Return a DataLoader whose order of rows depends on (seed, epoch) only."""
         arguments = self.args
         return DataLoader(
             self.train_dataset,
@@ -141,27 +145,27 @@ class ResumableTrainer(Trainer):
         )
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
-        """Rows in an epoch."""
+        """Return the number of rows per epoch."""
         return self._batches.rows
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """The parameters that `training.weight_decay` is for."""
+        """Return the names of the parameters to which `training.weight_decay` applies."""
         spared = no_decay_parameter_names(model)
         return [name for name, one in model.named_parameters() if one.requires_grad and name not in spared]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """What the loss of the whole effective batch is divided by, in every micro-batch of it."""
+        """Return the divisor of the loss: the item count of the whole effective batch."""
         counts = [count_items(batch["labels"], self.config.loss.average) for batch in batch_samples]
         return distributed.all_reduce_sum(torch.stack(counts).sum().to(device, non_blocking=True))
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch on this process's device; from pinned memory it goes there while the GPU still computes."""
+        """Return the batch on this process's device; the copy from pinned memory is asynchronous."""
         return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of a micro-batch, with `batch.auto` in smaller pieces when memory runs out."""
+        """Forward and backward of a micro-batch; with `batch.auto`, in smaller pieces if memory runs out."""
         compute = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         with self._compiling():
             if not self.config.batch.auto:
@@ -175,7 +179,7 @@ class ResumableTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """This micro-batch's part of the effective batch's loss; of several ranks' gradients torch takes the mean."""
+        """Return this micro-batch's share of the loss, times the number of ranks: DDP averages the gradients."""
         loss = self.config.loss
         part = answer_loss(model, inputs, loss.average, num_items_in_batch, loss.label_smoothing)
         return part * self.args.world_size
@@ -184,7 +188,7 @@ class ResumableTrainer(Trainer):
         """Called by the Trainer after every step (and once at the end, without a loss).
 
         Raises:
-            TrainingDiverged: training has gone wrong.
+            TrainingDiverged: see `DivergenceDetector`.
         """
         if "loss" not in logs:
             return
@@ -199,7 +203,7 @@ class ResumableTrainer(Trainer):
         skipped = self.accelerator.optimizer_step_was_skipped
         if skipped:
             record["skipped"] = True
-        # With fp16 an infinite gradient is daily work: the scaler skips that step and halves its scale.
+        # With fp16 an infinite gradient is normal: the scaler skips the step and halves its scale.
         norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
         fault = self.detector.check(self.state.global_step, logs["loss"], norm, skipped)
         if math.isfinite(logs["loss"]) and math.isfinite(norm):
@@ -226,13 +230,13 @@ class ResumableTrainer(Trainer):
 
 
 def _gpu_memory() -> dict[str, float]:
-    """The most that torch has reserved on this process's GPU; without one there is no such limit to keep an eye on."""
+    """Return torch's peak reserved memory on this process's GPU; empty on a CPU."""
     return {"memory_gib": torch.cuda.max_memory_reserved() / 2**30} if torch.cuda.is_available() else {}
 
 
 @dataclass(frozen=True)
 class _Collator:
-    """Rows as a batch of training, made on the CPU."""
+    """Collates rows into a training batch, on the CPU."""
 
     processor: InputProcessor
 
@@ -241,7 +245,7 @@ class _Collator:
 
 
 def _with_label_counts(lengths: list[tuple[int, int]], config: Config) -> list[tuple[int, int]]:
-    """Where everything is learned, all tokens but the first carry labels."""
+    """Return the lengths with their label counts: with `loss.on: everything`, all tokens but the first."""
     return [(tokens, tokens - 1) for tokens, _ in lengths] if config.loss.on == "everything" else lengths
 
 
@@ -257,7 +261,7 @@ def _start_worker(verbosity: log.Verbosity | None, worker: int) -> None:
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the batch sampler which epoch begins."""
+    """Sets the batch sampler's epoch."""
 
     def __init__(self, batches: GlobalBatchSampler) -> None:
         self.batches = batches

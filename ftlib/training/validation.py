@@ -1,11 +1,11 @@
-"""The loss of a whole split as training computes it: same rows, labels, averaging, micro-batches and types of numbers.
+"""The loss of a whole split as training computes it: same rows, labels, averaging, micro-batches and precision.
 
-Every row counts once, those of a mixture's part as often as the part's weight says, which is how often training draws
-them. The loss is what training minimizes, smoothed labels included; the perplexity is that of the plain cross entropy,
-by token whatever `loss.average` says. Dropout is off.
+Every row counts once; rows of a mixture are weighted by their dataset's weight, as in training. The loss is the
+training objective, label smoothing included; the perplexity is that of the plain cross entropy per token,
+independent of `loss.average`. Dropout is off.
 
-Batches are the same however many processes there are; each computes its share of them, and their sums are added
-exactly, so that the result does not depend on who computed what.
+The batches do not depend on the number of processes. Each process computes its share, and the sums are added exactly,
+so that the result does not depend on the distribution.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from ftlib.training.checkpoints import pending_signal_number
 from ftlib.training.data import MixtureSampler, SupervisedDataset, filter_by_length
 
 _AHEAD = 4
-"""Batches whose rows are prepared while one is computed."""
+"""Number of batches that are loaded ahead."""
 
 
 class LossBatch(NamedTuple):
-    """Rows that are computed together: all of one part of a mixture.
+    """Rows that are computed together, all from one dataset of a mixture.
 
     Attributes:
-        dataset: its number; 0 without a mixture.
+        dataset: index of the dataset; 0 without a mixture.
         indices: of the rows.
     """
 
@@ -54,13 +54,13 @@ class LossBatch(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """Added up over rows.
+    """Sums over rows.
 
     Attributes:
-        loss: what training would minimize, times `items`.
-        items: what it is averaged over: answer tokens, or rows.
-        entropy: the plain cross entropy of every answer token.
-        tokens: their number.
+        loss: the training objective times `items`.
+        items: number of answer tokens or rows, whichever the loss is averaged over.
+        entropy: the plain cross entropy of all answer tokens.
+        tokens: number of answer tokens.
     """
 
     loss: float
@@ -72,14 +72,14 @@ class LossSums(NamedTuple):
 def loss_dataset(
     config: Config, prepared: PreparedDataset, split: str, processor: InputProcessor, cache: Path
 ) -> SupervisedDataset:
-    """The rows of a split that its loss is of; as in training, rows that are too long are dropped or truncated.
+    """Return the rows of a split; as in training, rows that are too long are dropped or truncated.
 
     Args:
-        cache: of their lengths, see `models.lengths.length_cache_path`.
+        cache: file of their lengths, see `models.lengths.length_cache_path`.
 
     Raises:
-        UserError: none fits; a row is too long, for `model.too_long: stop`; rows with or without an image where the
-            model wants the opposite.
+        UserError: no row fits; a row is too long, with `model.too_long: stop`; rows have an image that the model does
+            not support, or lack one.
     """
     examples = prepared.rows(split)
     validate_image_columns(config.model, examples)
@@ -92,7 +92,7 @@ def loss_dataset(
 
 
 def make_batches(rows: SupervisedDataset, size: int) -> list[LossBatch]:
-    """Part by part, each by length, the longest rows first: little is padded, and the biggest batch fails at once."""
+    """Batch each dataset by length, longest rows first: little padding, and the largest batch fails first."""
     lengths = [tokens for tokens, _ in rows.lengths()]
     batches = []
     for part, (start, count) in enumerate(
@@ -111,30 +111,30 @@ def split_loss(
     precision: AbstractContextManager[Any],
     label: str,
 ) -> dict[str, Any]:
-    """Loss and perplexity of a model in evaluation mode.
+    """Return loss and perplexity of a model, which must be in evaluation mode.
 
-    All ranks must call it, and all get the same.
+    All ranks must call it, and all get the same result.
 
     Args:
         batches: from `make_batches`.
-        precision: within which training calls the model.
-        label: of the progress.
+        precision: the autocast context of training.
+        label: label of the progress.
 
     Returns:
-        value (the loss), perplexity, rows and tokens; of a mixture `parts`, the same of each; a number that is not
-        finite is None.
+        value (the loss), perplexity, rows and tokens; for a mixture also `parts`, the same for each dataset. Numbers
+        that are not finite are None.
 
     Raises:
         UserError: out of memory with a single row.
-        Preempted: a rank was signalled; all stop after the same batch.
+        Preempted: a rank got a signal; all ranks stop after the same batch.
     """
     rank, world = log.rank_and_world_size()
     found = torch.zeros(len(batches), 4, dtype=torch.float64)
     mine = range(rank, len(batches), world)
     loaded = _load_batches(rows, [batches[number] for number in mine])
     remedy = "Set model.max_length, or evaluation.loss: false."
-    enough = oom_as_user_error(remedy, doing="with a single row to compute the loss of")
-    with enough, torch.no_grad(), precision, log.progress(label, len(rows)) as update:
+    oom = oom_as_user_error(remedy, doing="while computing the loss of a single row")
+    with oom, torch.no_grad(), precision, log.progress(label, len(rows)) as update:
         done = 0
         for first in range(0, len(batches), world):
             _stop_on_all_ranks()
@@ -142,7 +142,7 @@ def split_loss(
                 found[first + rank] = torch.tensor(_loss_sums(model, rows.processor, next(loaded), config))
             done += sum(len(batch.indices) for batch in batches[first : first + world])
             update(done, "")
-    table = distributed.all_reduce_sum(found).cpu()  # every number of one rank is added to zeros of the others
+    table = distributed.all_reduce_sum(found).cpu()  # each row of the table is non-zero on one rank only
     by_part = [
         _added(table[[number for number, batch in enumerate(batches) if batch.dataset == part]])
         for part in range(len(rows.sampler.sizes))
@@ -158,7 +158,7 @@ def split_loss(
 
 
 def _stop_on_all_ranks() -> None:
-    """All ranks agree on every batch: one that left alone would be waited for."""
+    """Stop all ranks after the same batch if any of them got a signal: the others would wait for it."""
     if any(signalled := distributed.all_reduce_max(pending_signal_number())):
         name = signal.Signals(signalled[0]).name
         signals.adopt_remote_signal(name)
@@ -166,7 +166,7 @@ def _stop_on_all_ranks() -> None:
 
 
 def _load_batches(rows: SupervisedDataset, batches: Iterable[LossBatch]) -> Iterator[list[EncodedExample]]:
-    """The rows of each batch, encoded by threads a few batches ahead."""
+    """Yield the encoded rows of each batch; threads load a few batches ahead."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         waiting: deque[list[Any]] = deque()
         for batch in batches:
@@ -180,7 +180,7 @@ def _load_batches(rows: SupervisedDataset, batches: Iterable[LossBatch]) -> Iter
 def _loss_sums(
     model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], config: Config
 ) -> LossSums:
-    """Of some rows; in halves where memory does not suffice for them together."""
+    """Return the sums of some rows; splits them in halves if memory runs out."""
     try:
         return _loss_sums_at_once(model, cut_labels(processor.collate(rows)), config)
     except Exception as error:
@@ -205,12 +205,12 @@ def _loss_sums_at_once(model: torch.nn.Module, batch: dict[str, Tensor], config:
 
 
 def _added(table: Tensor) -> LossSums:
-    """Of all batches, shape (batches, 4): exactly, so that their order does not matter."""
+    """Return the exact sums over all batches, shape (batches, 4), independent of their order."""
     return LossSums(*[math.fsum(column) for column in table.T.tolist()])
 
 
 def _means(parts: Sequence[LossSums], weights: Sequence[float], sizes: Sequence[int]) -> dict[str, Any]:
-    """Loss and perplexity of parts that weigh differently."""
+    """Return loss and perplexity of weighted datasets."""
 
     def mean(of: str, by: str) -> float:
         over = [math.fsum(w * getattr(sums, name) for w, sums in zip(weights, parts, strict=True)) for name in (of, by)]

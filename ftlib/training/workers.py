@@ -1,6 +1,6 @@
-"""A data-loading worker that dies: which one, of which signal, how much memory the job has, and what to change.
+"""Explain the death of a DataLoader worker: which one, by which signal, the job's memory, and what to change.
 
-torch tells it as an error about a process number, or, where the worker died while it handed rows over, about a pipe.
+torch only reports a process ID, or a broken pipe if the worker died while it sent rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ftlib.core.wait import wait_until
 from ftlib.errors import UserError
 
 _PATIENCE_SECONDS = 2.0
-"""A worker's end is heard of a little later than that of its pipe."""
+"""Seconds to wait for a worker's exit code, which arrives a little later than the end of its pipe."""
 
 _OF_WORKERS = re.compile(r"DataLoader worker|Pin memory thread|items of ancdata")
 _FULL_SHM = re.compile(r"</torch_|shared memory ?\(shm\)|out of shared memory")
@@ -31,11 +31,10 @@ _SHM = Path("/dev/shm")
 
 @contextlib.contextmanager
 def explain_worker_death() -> Iterator[None]:
-    """Inside, data-loading workers are at work.
+    """Context that turns errors of DataLoader workers into UserErrors.
 
     Raises:
-        UserError: one of them died, or /dev/shm, through which they hand rows over, is full; or what one of them
-            raised, without the traceback that torch puts before it.
+        UserError: a worker died, or /dev/shm is full; or the UserError of a worker, without torch's traceback.
     """
     kills = job_memory().oom_kills
     try:
@@ -52,9 +51,9 @@ def explain_worker_death() -> Iterator[None]:
 
 
 def _dead_workers() -> list[tuple[int, BaseProcess]]:
-    """(number, process) of every worker that did not end well.
+    """Return (number, process) of every worker that failed.
 
-    torch may hear of a dead worker anywhere in a step: the error's own place does not lead to the workers.
+    They are searched by the garbage collector, because torch may raise the error anywhere in a step.
     """
     loaders = [one for one in gc.get_objects() if issubclass(type(one), _MultiProcessingDataLoaderIter)]
     workers = [pair for loader in loaders for pair in enumerate(loader._workers)]
@@ -66,11 +65,11 @@ def _dead_workers() -> list[tuple[int, BaseProcess]]:
 
 
 def _worker_death(dead: list[tuple[int, BaseProcess]], full: bool, kills: int) -> UserError:
-    """What to tell of it.
+    """Return the error with its likely cause.
 
     Args:
-        full: /dev/shm was full.
-        kills: processes of this job that the kernel had killed for memory before.
+        full: whether /dev/shm was full.
+        kills: the job's OOM kills by the kernel before this error.
     """
     told = "; ".join(_end(number, process) for number, process in dead) or "a data-loading worker failed"
     ends = {process.exitcode for _, process in dead}
@@ -80,13 +79,13 @@ def _worker_death(dead: list[tuple[int, BaseProcess]], full: bool, kills: int) -
     elif full or -signal.SIGBUS in ends:
         cause = f": /dev/shm is full{_shm_space()}"
     elif -signal.SIGKILL in ends:
-        cause = ": most often that means that memory ran out"
+        cause = ": the usual reason is that memory ran out"
     else:
-        return UserError(told, "Set training.dataloader_num_workers: 0: the training process itself then says why.")
+        return UserError(told, "Set training.dataloader_num_workers: 0: the training process then raises the error.")
     return UserError(
         f"{told}{cause}; {memory}",
-        "Ask for more memory: job.mem (sbatch --mem=…), or set training.dataloader_num_workers or "
-        "training.dataloader_prefetch_factor lower. The same command goes on from the last checkpoint.",
+        "Request more memory with job.mem (sbatch --mem=…), or lower training.dataloader_num_workers or "
+        "training.dataloader_prefetch_factor. The same command resumes from the last checkpoint.",
     )
 
 

@@ -39,9 +39,9 @@ def refused(result: tuple[int, str, str], *messages: str) -> None:
         (("seed: 3", "sed: 3"), r"config.yaml:3: sed: unknown key; did you mean seed\?"),
         (("seed: 3", "seed: three"), r"config.yaml:3: seed: must be a whole number, got 'three'"),
         (("seed: 3", "seed: [3"), r"config.yaml:\d+: not valid YAML"),
-        (("max_steps: 12", "output_dir: x"), r"config.yaml:11: training.output_dir: ftlib owns this field"),
+        (("max_steps: 12", "output_dir: x"), r"config.yaml:11: training.output_dir: ftlib sets this field itself"),
         (("max_steps: 12", "warmup_ratio: 0.1"), r"config.yaml:11: training.warmup_ratio: no longer exists"),
-        (("max_steps: 12", "per_device_train_batch_size: -2"), r"is given twice"),
+        (("max_steps: 12", "per_device_train_batch_size: -2"), r"duplicate key"),
         (("train_batch_size: 2", "train_batch_size: -2"), r"config.yaml:12: .*must be greater than 0, got -2"),
     ],
 )
@@ -83,12 +83,12 @@ def data(tmp_path: Path, shared: Path) -> Path:
             '{"image": "images/0001.png", "prefix": "", "suffix": true}',
             r"data.jsonl:61: field suffix: must be text, got True",
         ),
-        ('{"id": "0001", "image": "images/0001.png", "prefix": "", "suffix": "1"}', r"'0001' stands in line 2 already"),
+        ('{"id": "0001", "image": "images/0001.png", "prefix": "", "suffix": "1"}', r"duplicate of '0001' in line 2"),
         (b'{"image": "\xff"}', r"data.jsonl:61: not UTF-8"),
         ('{"image": "images/none.png", "prefix": "", "suffix": "1"}', r"row \w+: .*none.png: no such image"),
-        ('{"image": "../secret.png", "prefix": "", "suffix": "1"}', r"row \w+: .*leads out of the data folder"),
-        ('{"image": "images/../../x.png", "prefix": "", "suffix": "1"}', r"leads out of the data folder"),
-        ('{"image": "/etc/passwd", "prefix": "", "suffix": "1"}', r"leads out of the data folder"),
+        ('{"image": "../secret.png", "prefix": "", "suffix": "1"}', r"row \w+: .*is outside the data folder"),
+        ('{"image": "images/../../x.png", "prefix": "", "suffix": "1"}', r"is outside the data folder"),
+        ('{"image": "/etc/passwd", "prefix": "", "suffix": "1"}', r"is outside the data folder"),
     ],
 )
 def test_rows(
@@ -123,8 +123,8 @@ def bomb(path: Path) -> None:
     [
         (lambda path: path.write_bytes(path.read_bytes()[:90]), "truncated or damaged image"),
         (lambda path: path.write_bytes(path.read_bytes()[:20]), "(truncated or damaged image|not an image)"),
-        (lambda path: path.write_text("no picture"), "not an image that can be read"),
-        (lambda path: path.write_text(""), "not an image that can be read"),
+        (lambda path: path.write_text("no picture"), "not an image of a supported format"),
+        (lambda path: path.write_text(""), "not an image of a supported format"),
         (bomb, "pixels"),
         (lambda path: path.unlink(), "no such image"),
         (lambda path: (path.unlink(), path.mkdir()), "damaged"),
@@ -150,7 +150,7 @@ def test_pictures_that_are_replaced_after_they_were_prepared(
     contents = one.read_bytes(), other.read_bytes()
     one.write_bytes(contents[1])
     other.write_bytes(contents[0])
-    told = "this is not the picture that was prepared"
+    told = "the file has changed since the dataset was prepared"
     refused(ftlib("train", config), f"row {learned[0].id}: .*{one.name}: {told}", "--again")
     one.write_bytes(contents[0])
     other.write_bytes(contents[1])
@@ -203,7 +203,7 @@ def test_models_that_are_not_there(store: Path, write_config: WriteConfig, ftlib
 
 
 def test_a_prompt_with_an_unknown_field(store: Path, write_config: WriteConfig, ftlib: Ftlib) -> None:
-    told = "data.jsonl:1: field question: is missing, but data.prompt names it; there are: prefix"
+    told = "data.jsonl:1: field question: is missing, but data.prompt uses it; available: prefix"
     refused(ftlib("prepare", write_config(), "data.prompt=answer {question}"), told)
 
 

@@ -95,10 +95,10 @@ def test_slurm_that_does_not_answer_is_no_cancellation(ftlib: Ftlib, slurm: Path
         (slurm / name).write_text("#!/bin/sh\nexit 1\n")
         (slurm / name).chmod(0o755)
     code, _, error = ftlib("cancel", "a")
-    assert code == 2 and "Slurm cannot be asked to cancel" in error
+    assert code == 2 and "Slurm cannot cancel" in error
     assert read_lines(run.history)[-1]["event"] == "start"
-    assert "Slurm cannot be asked" in ftlib("status")[2]
-    assert "whether runs are queued cannot be told" in ftlib("clean")[2]
+    assert "Slurm is not available" in ftlib("status")[2]
+    assert "cannot check whether runs are queued" in ftlib("clean")[2]
 
 
 def test_a_process_of_this_machine_is_asked_to_end(ftlib: Ftlib, slurm: Path, store: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_process_of_this_machine_is_asked_to_end(ftlib: Ftlib, slurm: Path, st
     code += "with acquire_lease(Path(sys.argv[1])):\n print('mine', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, run.folder], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "mine\n"
-    assert "left alone, it is running" in ftlib("clean", "--runs", "a", "--yes")[2] and run.folder.exists()
+    assert "skipped (running)" in ftlib("clean", "--runs", "a", "--yes")[2] and run.folder.exists()
     assert ftlib("cancel", "a")[2] == "a/1: cancelled its process\n"
     assert process.wait(timeout=20) == -signal.SIGTERM
 
@@ -115,7 +115,7 @@ def test_a_process_of_this_machine_is_asked_to_end(ftlib: Ftlib, slurm: Path, st
 def test_what_waits_for_a_process_of_this_machine_will_not_begin(ftlib: Ftlib, slurm: Path, store: Path) -> None:
     lane = {"executor": "local", "job": str(os.getpid()), "started": process_start(os.getpid())}
     run = make(store, "a", {"event": "submitted", "host": host_name(), "time": 1, **lane})
-    assert "left alone, it is queued" in ftlib("clean", "--runs", "a", "--yes")[2]
+    assert "skipped (queued)" in ftlib("clean", "--runs", "a", "--yes")[2]
     assert ftlib("cancel", "a")[2] == "a/1: cancelled before its turn\n"
     assert read_lines(run.history)[-1]["event"] == "cancelled"
     (record,) = json.loads(ftlib("status", "a", "--json")[1])
@@ -159,7 +159,7 @@ def test_whole_runs_by_name_or_age_never_what_waits(ftlib: Ftlib, slurm: Path, s
     assert ftlib("clean", "--runs", "--yes")[0] == 2
     assert new.folder.exists()
     error = ftlib("clean", "--runs", "--older-than", "30", "--yes")[2]
-    assert "c/1: left alone, it is queued" in error
+    assert "c/1: skipped (queued)" in error
     assert not old.folder.exists() and new.folder.exists() and waiting.folder.exists()
 
 
@@ -182,5 +182,5 @@ def test_who_begins_to_work_meanwhile_keeps_his_run(
     run = finished(store, "a")
     with lease.acquire_lease(run.folder):
         monkeypatch.setattr("ftlib.slurm.status.current_holder", lambda folder, now: None)  # looked just before
-        assert "left alone: " in ftlib("clean", "--yes")[2]
+        assert "skipped: " in ftlib("clean", "--yes")[2]
     assert (run.folder / "checkpoints").exists()

@@ -64,7 +64,7 @@ def test_logs_show_no_other_files(store: Path, ftlib: Ftlib, tmp_path: Path, by_
     run.log_event("start", log=str(path), step=0, attempt=0)
     for options in ([], ["-f"]):
         code, output, error = ftlib("logs", "pets", *options)
-        assert code == 2 and "lies in no folder of logs" in error and "planted" not in output + error
+        assert code == 2 and "is not in a log folder" in error and "planted" not in output + error
 
 
 def test_prepare_names_hostile_files_and_labels(

@@ -101,16 +101,16 @@ def test_the_shipped_config_loads() -> None:
     [
         ("--method linear --density 0.2", "density has no effect with method linear"),
         ("--method dare_ties --trim global", "trim has no effect"),
-        ("--method slerp --model /z", "between two models, not 3"),
+        ("--method slerp --model /z", "needs two models, not 3"),
         ("--method layerswap", "needs `layer`"),
         ("--method linear --weight 1 -1", "add up to 0"),
         ("--method linear --weight 1", "1 weights for 2 models"),
         ("--method tie", "method: must be"),
         ("--method ties --density 1.2", "density: must be at most 1.0, got 1.2"),
-        ("--method ties --part vision=q", "there are only the models a, b"),
+        ("--method ties --part vision=q", "available: a, b"),
         ("--method ties --part vision", "is not PART=SOURCE"),
-        ("--method ties --form adapter", "only weighted sums stay adapters"),
-        ("--method ties --mode ties", "give one of them"),
+        ("--method ties --form adapter", "is not a weighted sum"),
+        ("--method ties --mode ties", "use only one of them"),
         ("--method ties --alpha 0.1", "are the weights of --model_a and --model_b"),
         ("--method ties --model_a /x", "go together"),
     ],
@@ -127,7 +127,7 @@ def test_a_config_names_line_and_near_key(tmp_path: Path, ftlib: Ftlib, store: P
     code, _, error = ftlib("merge", config)
     assert code == 2 and f"{config}:4: models.0.wieght: unknown key; did you mean weight?" in error
     code, _, error = ftlib("merge", config, "--density", 0.2)
-    assert code == 2 and "--density: with a config file, fields are set by KEY=VALUE" in error
+    assert code == 2 and "--density: with a config file, set fields with KEY=VALUE" in error
 
 
 def command(folder: Path, *models: str, method: str = "ties") -> list[str]:
@@ -153,9 +153,7 @@ def test_the_card_names_hashes_formula_and_versions(folder: Path, ftlib: Ftlib) 
     card = (folder / "out" / "README.md").read_text()
     for name in ("base", "a", "b"):
         assert files.file_sha256(folder / name / "weights.safetensors") in card
-    assert (
-        f"torch {torch.__version__}" in card and "/ Σ w of what takes part" in card and "0.3 of their entries" in card
-    )
+    assert f"torch {torch.__version__}" in card and "/ Σ w of these models" in card and "0.3 of their entries" in card
     facts = json.loads((folder / "out" / "merge.json").read_text())
     assert facts["resolved"] == {"density": 0.3, "trim": "tensor", "normalize": "weights", "scale": 1.0}
     assert {layer["group"] for layer in facts["layers"]} == {
@@ -224,13 +222,13 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"model__norm__weight": None}, "1 weights missing beside the base: norm.weight"),
-        ({"odd__weight": torch.ones(2)}, "1 weights left over beside the base: odd.weight"),
+        ({"model__norm__weight": None}, "1 weights missing compared to the base: norm.weight"),
+        ({"odd__weight": torch.ones(2)}, "1 weights unexpected compared to the base: odd.weight"),
         ({"model__norm__weight": torch.ones(4)}, "norm.weight has shape [4], the base's has [5]"),
         ({"model__embed_tokens__weight": torch.ones(38, 8)}, "the vocabularies differ"),
-        ({"model__norm__weight": torch.tensor([1, 2, float("nan"), 1, 1])}, "model.norm.weight holds NaN or infinity"),
-        ({"norm__weight": torch.ones(5)}, "two of its weights are called norm.weight"),
-        ({"model__norm__weight": torch.ones(5).to(torch.float8_e4m3fn)}, "holds numbers of type F8_E4M3"),
+        ({"model__norm__weight": torch.tensor([1, 2, float("nan"), 1, 1])}, "model.norm.weight has NaN or infinity"),
+        ({"norm__weight": torch.ones(5)}, "two weights have the canonical name norm.weight"),
+        ({"model__norm__weight": torch.ones(5).to(torch.float8_e4m3fn)}, "has dtype F8_E4M3"),
     ],
 )
 def test_models_that_do_not_fit(folder: Path, ftlib: Ftlib, tensors: dict[str, Any], message: str) -> None:
@@ -272,15 +270,15 @@ def test_other_architectures_vocabularies_and_quantized_weights(folder: Path, ft
         assert code == 2
         return error
 
-    assert "another architecture: model_type is gemma, the base's is llama" in refused(
+    assert "different architecture: model_type is gemma, the base's is llama" in refused(
         {"model_type": "llama"}, {"model_type": "gemma"}
     )
     assert "are quantized (bitsandbytes)" in refused({}, {"quantization_config": {"quant_method": "bitsandbytes"}})
     (folder / "a" / "config.json").unlink()
     words = {"model": {"vocab": {"x": 0, "y": 1}}}
     error = refused(words, {**words, "added_tokens": [{"content": "z", "id": 1}]}, "tokenizer.json")
-    assert "another vocabulary: 1 of its 3 words differ from the 2 of the base: 'z' is number 1" in error
-    assert "which the base calls 'y'" in error
+    assert "different vocabulary: 1 of its 3 tokens differ from the 2 of the base: 'z' has ID 1" in error
+    assert "in the base 'y'" in error
 
 
 def train(ftlib: Ftlib, write_config: Callable[..., Path], *overrides: str) -> Path:
@@ -316,10 +314,10 @@ def test_runs_by_name_and_an_adapter_of_another_base(
         json.dumps({**described, "base_model_name_or_path": "someone/gone"})
     )
     code, _, error = ftlib("merge", "--base", shared / "model", "--model", tmp_path / "moved", *words[4:])
-    assert code == 0 and "names someone/gone as its base, which is not here: it is taken as one of" in error
+    assert code == 0 and "has someone/gone as its base, which was not found: using" in error
     words[-1] = tmp_path / "unfit"
     code, _, error = ftlib("merge", "--base", shared / "model", "--model", "three", *words[4:])
-    assert code == 2 and "three: no such folder, and no run of that name" in error
+    assert code == 2 and "three: no such folder, and no run with that name" in error
 
 
 def test_a_merge_stands_beside_its_parent_after_the_command_that_it_prints(
@@ -351,7 +349,7 @@ def test_a_merge_stands_beside_its_parent_after_the_command_that_it_prints(
     assert told[1][1] == told[2][1]
     assert ftlib("report", "one", "-o", tmp_path / "page.html")[0] == 0
     page = (tmp_path / "page.html").read_text()
-    assert "1 run: 1 done; 1 only asked, without training" in page
+    assert "1 run: 1 done; 1 only evaluated, without training" in page
     made = json.loads((tmp_path / "out" / "merge.json").read_text())["formula"]
     assert f"linear of one (weight 1): {made}" in page and "weighted average" in made
 
@@ -390,7 +388,7 @@ def test_killed_in_the_middle_it_goes_on_with_the_missing_shards(
     assert 2 <= len(kept) < 7
     monkeypatch.setattr(engine, "SHARD_BYTES", 100)
     code, _, error = ftlib(*words)
-    assert code == 0 and f"going on: {len(kept)} of 7 shards are there" in error
+    assert code == 0 and f"resuming: {len(kept)} of 7 shards exist" in error
     assert {name: (folder / "out" / name).stat().st_ino for name in kept} == kept
     assert not partial.exists()
     (folder / "out").rename(folder / "first")
@@ -412,7 +410,7 @@ def test_what_is_left_of_another_merge_is_not_taken(
     assert code == 2 and "no space left" in error and not (folder / "out").exists()
     assert len(list((folder / "out.partial").glob("*.safetensors"))) == 7
     code, _, error = ftlib(*command(folder, "b"))
-    assert code == 0 and "beginning anew" in error and "going on" not in error
+    assert code == 0 and "starting again" in error and "resuming" not in error
     alone = bare.run(folder, ["b"], method="ties", output=str(folder / "alone"))
     for name, tensor in bare.load(folder / "out").items():
         assert torch.equal(tensor, alone[name])
@@ -429,7 +427,7 @@ def test_the_stated_memory_holds(tmp_path: Path, store: Path) -> None:
     words = [sys.executable, "-m", "ftlib", *command(tmp_path, "a", "b")]
     error = subprocess.run(words, capture_output=True, text=True, check=True).stderr
     said = float(error.partition("at most ")[2].split()[0])
-    lines = [line for line in error.splitlines() if line.startswith("memory at the peak: ")]
+    lines = [line for line in error.splitlines() if line.startswith("peak memory: ")]
     measured = float(lines[-1].split()[-2])
     import_alone = "import torch, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     torch_alone = int(subprocess.check_output([sys.executable, "-c", import_alone])) / 2**20

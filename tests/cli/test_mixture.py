@@ -140,7 +140,7 @@ def test_the_loss_on_valid_tells_each_part(config: Path, ftlib: Ftlib, store: Pa
     (prepared,) = store.glob("prepared/*/valid")
     short = sum(len(row.prefix) < 600 for row in SplitRows(prepared) if row.dataset == "sums")
     assert (words["rows"], sums["rows"], line["rows"]) == (4, short, 4 + short) and short < 8
-    assert f"of 12 valid rows, those of more than 512 tokens were too long: {8 - short} dropped" in error
+    assert f"of 12 valid rows, some are longer than 512 tokens: {8 - short} dropped" in error
     weighed = [(words, 1.0), (sums, 0.5)]
     tokens = sum(weight * part["tokens"] for part, weight in weighed)
     assert line["value"] == pytest.approx(sum(w * part["value"] * part["tokens"] for part, w in weighed) / tokens)

@@ -125,7 +125,7 @@ def test_the_light_install_says_where_to_convert(
     ("model", "told"),
     [
         ("/x/a.npz", "set model.tokenizer"),
-        ("google/paligemma-3b-pt-224, tokenizer: /x/t.model", "tokenizer is for an .npz base only"),
+        ("google/paligemma-3b-pt-224, tokenizer: /x/t.model", "tokenizer is only for an .npz base"),
         ("/x/a.npz, tokenizer: /x/folder/", "must be a .model file, a tokenizer.json or a hub name"),
         ("/x/a.npz, tokenizer: /x/t.model, revision: main", "no revision"),
         ("/x/a.npz, tokenizer: /x/t.model", "/x/a.npz: no such file"),

@@ -42,7 +42,7 @@ def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib)
     facts = json.loads(out)
     # 4 of image, bos, 20 of prompt, newline, one digit, eos
     assert code == 0 and facts["rows"] == {"tokens": 28, "answer": 2, "assumed": False}
-    assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: name one" in error
+    assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: set its memory" in error
 
 
 def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:
@@ -105,7 +105,7 @@ def test_train_takes_the_micro_batch_that_fits(
             run.log_event("out of memory", micro_batch=proved, gpu="a GPU")
             run.log_event("out of memory", micro_batch=1, gpu="another GPU")
         code, _, error = ftlib("train", config)
-        assert code == 0 and f"micro-batches of {expected[0]}, {expected[1]} a step, without" in error
+        assert code == 0 and f"micro-batches of {expected[0]}, {expected[1]} per step, without" in error
         told = next(line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "micro-batch")
         assert (told["micro_batch"], told["accumulation"], told["checkpointing"]) == (*expected, False)
         assert run.done_marker.exists()

@@ -127,8 +127,8 @@ def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: 
     ("arguments", "words"),
     [
         (["evaluation.prompts=[]"], "there is only one prompt"),
-        (["--prompt", "{question}"], "names question, but the rows have only"),
-        (["--prompt", "chat"], "ends answers in another way"),
+        (["--prompt", "{question}"], "names question, but the rows only have"),
+        (["--prompt", "chat"], "its answers end differently"),
         (["data.split.seed=7"], "is not prepared"),
     ],
 )

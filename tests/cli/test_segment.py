@@ -88,7 +88,7 @@ def test_through_the_chain(overrides: list[str], ftlib: Ftlib) -> None:
 def test_without_what_makes_codes(overrides: list[str], ftlib: Ftlib, root: Path) -> None:
     config = REPOSITORY / "configs" / "refcoco.yaml"
     code, _, error = ftlib("prepare", config, *overrides[:-1])
-    assert code == 2 and "refs(unc).p: ref 1: " in error and "with evaluation.mask_decoder they are made" in error
+    assert code == 2 and "refs(unc).p: ref 1: " in error and "evaluation.mask_decoder makes them" in error
     code, _, error = ftlib("prepare", config, *overrides, "evaluation.mask_decoder=/no/such.npz")
     assert code == 2 and "/no/such.npz: no such file" in error
     releases.change(

@@ -149,7 +149,7 @@ def test_logs_are_those_that_have_been_written(
 def test_logs_that_are_not_there(ftlib: Ftlib, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(store, monkeypatch, "a", "1", {"event": "start", "time": 0, "log": None})
     code, _, error = ftlib("logs", "a")
-    assert code == 2 and "no log file is known" in error
+    assert code == 2 and "has no log file" in error
     jsonl.append_jsonl(run.history, {"event": "start", "time": time.time(), "log": "/gone", "host": "", "job": None})
     code, _, error = ftlib("logs", "a")
     assert code == 2 and "/gone: the log of" in error

@@ -92,7 +92,7 @@ def test_interrupted_runs_end_like_an_undisturbed_one(cluster: Cluster, times: i
         log = cluster.log(jobs[name])
         assert log.count(f"ended by {signal}; run the same command again to resume") >= least
         resumed = [event for event in history(run) if event["event"] == "start" and event["step"]]
-        assert log.count("going on from the checkpoint of step") == len(resumed) >= least - 1
+        assert log.count("resuming from the checkpoint of step") == len(resumed) >= least - 1
         print(f"{name}: {len(interruptions)} interruptions, {len(resumed)} resumptions, the same weights and losses")
 
 
@@ -119,7 +119,7 @@ def test_cancelled_stays_cancelled_and_the_next_submission_goes_on(cluster: Clus
     assert "ended by SIGTERM" in cluster.log(job) and "requeueing" not in cluster.log(job)
     done = cluster.steps("long", runs)
     again = training(cluster, runs, steps=done + 5)
-    assert f"going on from the checkpoint of step {done}" in cluster.log(again)
+    assert f"resuming from the checkpoint of step {done}" in cluster.log(again)
     cluster.shell(f"scancel {again}")
 
 
@@ -129,7 +129,7 @@ def test_killed_outright_after_a_checkpoint_it_goes_on(cluster: Cluster) -> None
     job = training(cluster, runs, steps=50)
     cluster.shell(f"scancel --signal=KILL {job}.2")
     cluster.wait_until(lambda: restarts(job) == 1, "a requeue")
-    cluster.wait_until(lambda: "going on from the checkpoint of step 40" in cluster.log(job), "it to go on")
+    cluster.wait_until(lambda: "resuming from the checkpoint of step 40" in cluster.log(job), "it to go on")
     cluster.shell(f"scancel {job}")
     killed = [event for event in history(cluster.run("long", runs)) if event["event"] == "killed"]
     assert killed and killed[0]["reason"] == "signal 9"
@@ -144,7 +144,7 @@ def test_a_lost_node(cluster: Cluster) -> None:
     assert node
     subprocess.run(["bash", "-c", f"kill -KILL $(cat '{STATE}/run/{node[1]}.pid')"], check=True)
     try:
-        cluster.wait_until(lambda: "going on from the checkpoint of step" in cluster.log(job), "it to go on", 300)
+        cluster.wait_until(lambda: "resuming from the checkpoint of step" in cluster.log(job), "it to go on", 300)
         cluster.shell(f"scancel {job}")
     finally:
         subprocess.run([REPOSITORY / "tests/cluster/up.sh"], check=True, capture_output=True)
@@ -156,9 +156,9 @@ def test_without_requeueing_nothing_is_lost(cluster: Cluster) -> None:
     cluster.shell(f"scancel --batch --signal=USR1 {job}")
     assert cluster.wait(job) == "FAILED"
     assert "Slurm does not requeue this job" in cluster.log(job)
-    assert "submit it again and it goes on" in cluster.log(job)
+    assert "submit it again to resume" in cluster.log(job)
     again = training(cluster, runs, steps=cluster.steps("long", runs) + 5)
-    assert "going on from the checkpoint" in cluster.log(again)
+    assert "resuming from the checkpoint" in cluster.log(again)
     cluster.shell(f"scancel {again}")
 
 
@@ -254,7 +254,7 @@ def test_a_requeued_job_keeps_the_code_and_config_it_began_with(cluster: Cluster
         config.write_text("broken: [")
         code.write_text("raise SystemExit('edited while the job ran')\n")
         cluster.shell(f"scancel --batch --signal=USR1 {job}")
-        cluster.wait_until(lambda: "going on from the checkpoint" in cluster.log(job), "it to go on")
+        cluster.wait_until(lambda: "resuming from the checkpoint" in cluster.log(job), "it to go on")
         cluster.shell(f"scancel {job}")
         assert "edited while" not in cluster.log(job)
     finally:

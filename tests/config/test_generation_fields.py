@@ -77,11 +77,11 @@ def test_the_settings_of_a_note_are_taken() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["loss.on=everything", "model.family=paligemma"], "are for model.family: causal"),
-        (["loss.packing=true", "loss.average=example"], "rows that share a sequence cannot be averaged one by one"),
-        (["model.dtype=float16", "adapter={method: full}"], "float16 weights cannot be trained themselves"),
-        (["data.prompt=chat", "model.family=paligemma"], "data.prompt: chat is for model.family: causal"),
-        (["evaluation={decode: choose, generation: {do_sample: true}}"], "generation belongs to decode: generate"),
+        (["loss.on=everything", "model.family=paligemma"], "require model.family: causal"),
+        (["loss.packing=true", "loss.average=example"], "packed rows cannot be averaged per row"),
+        (["model.dtype=float16", "adapter={method: full}"], "float16 weights cannot be trained"),
+        (["data.prompt=chat", "model.family=paligemma"], "data.prompt: chat requires model.family: causal"),
+        (["evaluation={decode: choose, generation: {do_sample: true}}"], "generation requires decode: generate"),
     ],
 )
 def test_what_does_not_go_together(overrides: list[str], words: str, tmp_path: Path) -> None:

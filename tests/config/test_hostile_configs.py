@@ -121,7 +121,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("sweep:\n" + "".join(f"  k{n}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n" for n in range(10)), ""),
         ("x: " + "[" * 100_000, "config.yaml: not valid YAML: nested too deeply"),
         ("x: " + "[" * 60 + "]" * 60, r"config.yaml:\d+: x.0.0.0.0.…: nested more than 50 deep"),
-        ("# " + "x" * 2**19, "config.yaml: more than 524,288 characters, which is no config"),
+        ("# " + "x" * 2**19, "config.yaml: more than 524,288 characters, too many for a config"),
     ],
     ids=["aliases", "draws", "grid", "brackets", "levels", "size"],
 )
@@ -131,7 +131,7 @@ def test_small_files_that_stand_for_much(
     config = write_config()
     config.write_text(config.read_text() + added)
     if not told:
-        told = "config.yaml:\\d+: sweep" if command == "submit" else "this config stands for several runs"
+        told = "config.yaml:\\d+: sweep" if command == "submit" else "this config defines several runs"
     with time_limit():
         code, _, error = ftlib(command, config)
     assert code == 2
@@ -152,8 +152,8 @@ def test_a_key_without_an_end(write_config: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: " + "1" * 5000, "f:1: a: a number of 5,000 digits; 100 are the most"),
-        ("b: [1, 0x" + "f" * 100 + "]", "f:1: b.1: a number of 102 digits; 100 are the most"),
+        ("a: " + "1" * 5000, "f:1: a: a number of 5,000 digits; the maximum is 100"),
+        ("b: [1, 0x" + "f" * 100 + "]", "f:1: b.1: a number of 102 digits; the maximum is 100"),
         ("a:\n  b: -1e400", "f:2: a.b: the number -1e400 is too large"),
         ("? [a]\n: 1", "f:1: a key must be text, got a list or mapping"),
         ("x: 1\n1: 2", "f:2: a key must be text, got 1"),
@@ -161,10 +161,10 @@ def test_a_key_without_an_end(write_config: Callable[..., Path]) -> None:
         ('a: "\\ud800"', r"f:1: a: the character '\\ud800' cannot be written to a file"),
         ('"\\0": 1', r"f:1: the character '\\x00' cannot be written to a file"),
         ('a: "\\UFFFFFFFF"', "f: not valid YAML: "),
-        ("a: !!int x", "f:1: a: 'x' is no int"),
-        ("a: !!bool x", "f:1: a: 'x' is no bool"),
-        ("a: !!float x", "f:1: a: 'x' is no float"),
-        ("a: !!binary aGk=", "f:1: not valid YAML: the tag 'tag:yaml.org,2002:binary' is none"),
+        ("a: !!int x", "f:1: a: 'x' is not a valid int"),
+        ("a: !!bool x", "f:1: a: 'x' is not a valid bool"),
+        ("a: !!float x", "f:1: a: 'x' is not a valid float"),
+        ("a: !!binary aGk=", "f:1: not valid YAML: the tag 'tag:yaml.org,2002:binary' is not in the core schema"),
         ("a: !!set {b}", "f:1: not valid YAML: the tag"),
         ("a: &x {b: *x, c: *x}", "f:1: an alias that contains itself"),
     ],

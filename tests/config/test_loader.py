@@ -42,10 +42,10 @@ def test_all_faults_come_at_once_each_with_its_place(write_config: Callable[...,
         ),
         ("training.learning_rate=.nan", "training.learning_rate: must be a finite number"),
         ("training.learning_rate=yes", "training.learning_rate: must be a number, got 'yes'"),
-        ("training.lr_scheduler_type=cosin", "'cosin' is not a choice; did you mean cosine?"),
-        ("training.output_dir=x", "training.output_dir: ftlib owns this field"),
-        ("training.activation_checkpointing=true", "ftlib owns this field: write gradient_checkpointing"),
-        ("training.eval_steps=5", "training.eval_steps: ftlib owns this field: evaluation is by generation"),
+        ("training.lr_scheduler_type=cosin", "'cosin' is not an allowed value; did you mean cosine?"),
+        ("training.output_dir=x", "training.output_dir: ftlib sets this field itself"),
+        ("training.activation_checkpointing=true", "ftlib sets this field itself: write gradient_checkpointing"),
+        ("training.eval_steps=5", "training.eval_steps: ftlib sets this field itself: evaluation is by generation"),
         ("training.evaluation_strategy=no", "training.evaluation_strategy: no longer exists"),
         ("training.max_steps=0", "training.max_steps: must be at least 1"),
         ("training.bf16=1", "training.bf16: must be true or false, got 1"),
@@ -66,8 +66,8 @@ def test_all_faults_come_at_once_each_with_its_place(write_config: Callable[...,
         ("data.root=${NOT_SET}/x", "data.root: ${NOT_SET} is neither ${store} nor set in the environment"),
         ("data.split.valid=1.5", "data.split.valid: must be below 1"),
         ("evaluation.splits=[val]", "evaluation.splits.0: must be 'train', 'valid' or 'test'"),
-        ("name.x=1", "there is no section of that name"),
-        ("rounds=[{learning_rate: 1}]", "rounds have learning rates of their own; remove training.learning_rate"),
+        ("name.x=1", "there is no such section"),
+        ("rounds=[{learning_rate: 1}]", "each round has a learning rate; remove training.learning_rate"),
         ("rounds=[{learning_rat: 1}]", "rounds.0.learning_rat: unknown key; did you mean learning_rate?"),
         ("guard.learning_rate_factor=2", "guard.learning_rate_factor: must be at most 1.0, got 2"),
         ("guard.restarts=-1", "guard.restarts: must be at least 0"),
@@ -101,12 +101,12 @@ def test_adapters_on_float16_need_their_gradients_scaled(write_config: Callable[
 
 
 def test_missing_sections_and_files(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    assert "adapter: is missing: say which method" in faults(write_config("{}"))
+    assert "adapter: is missing: set method" in faults(write_config("{}"))
     assert "is missing" in faults(write_config(replace=("name: tiny\n", "")))
     assert "no such config file" in faults(tmp_path / "confg.yaml")
     assert "Did you mean" in faults(tmp_path / "confg.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    assert "a config is a mapping" in faults(tmp_path / "list.yaml")
+    assert "not a mapping" in faults(tmp_path / "list.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff\n")
     assert "cannot be read" in faults(tmp_path / "latin.yaml")
 
@@ -190,7 +190,7 @@ def test_the_first_round_is_always_trained(write_config: Callable[..., Path]) ->
     path = write_config(replace=("  learning_rate: 1.0e-2\n", ""))
     until = "until: {metric: accuracy, at_least: 1.0}"
     message = faults(path, f"rounds=[{{learning_rate: 1, {until}}}, {{learning_rate: 2}}]")
-    assert "rounds.0.until: the first round is always trained; give `until` to the one after it" in message
+    assert "rounds.0.until: the first round is always trained; set `until` in a later round" in message
 
 
 def test_moving_the_store_keeps_the_identity(write_config: Callable[..., Path]) -> None:

@@ -162,7 +162,7 @@ def test_a_store_at_another_path_goes_on(
     run = find_site().runs / "tiny" / before.name
     made = {folder.name for folder in place.glob("prepared/*")}
     assert "already prepared" in ftlib("prepare", config)[2]
-    assert "already trained" in ftlib("train", config)[2]
+    assert "already finished" in ftlib("train", config)[2]
     code, _, error = ftlib("evaluate", "tiny")
     assert code == 0 and error.count("already evaluated") == 2, error
     warm = ftlib("train", config, "warm_start=tiny", "seed=4")
@@ -170,7 +170,7 @@ def test_a_store_at_another_path_goes_on(
     (run / "DONE").unlink()  # and one that was not finished goes on
     shutil.rmtree(run / "adapter")
     code, _, error = ftlib("train", config)
-    assert code == 0 and "going on from the checkpoint of step 12" in error
+    assert code == 0 and "resuming from the checkpoint of step 12" in error
     assert {folder.name for folder in place.glob("prepared/*")} == made
     assert len(list(run.parent.iterdir())) == 2
 

@@ -53,8 +53,8 @@ def test_lines_of_keys_and_items() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", r"f:3: a is given twice, first in line 1"),
-        ("a: {b: 1, b: 2}", r"f:1: a.b is given twice"),
+        ("a: 1\nb: 2\na: 3\n", r"f:3: a: duplicate key, first in line 1"),
+        ("a: {b: 1, b: 2}", r"f:1: a.b: duplicate key"),
         ("a: 1\n b: 2\n", r"f:2: not valid YAML"),
         ("a: [1, 2\n", r"f:\d: not valid YAML"),
         ("a: !!python/object:os.system x", r"f:1: not valid YAML"),

@@ -121,7 +121,7 @@ def test_names_are_checked_with_every_other_fault(config: Path, site: Site) -> N
         (["plugins=[1]"], "plugins.0: must be a mapping"),
         (["plugins=[{sha256: x, registers: {}}]"], "plugins.0.sha256"),
         (["plugins=[{sha256: x, registers: [1]}]"], "plugins.0.registers: must be a mapping"),
-        (["data.splits={valid: [a]}", "data.source=gqa"], "splits: source gqa knows the splits"),
+        (["data.splits={valid: [a]}", "data.source=gqa"], "splits: source gqa has fixed official splits"),
     ],
 )
 def test_faults_of_the_key(config: Path, site: Site, overrides: list[str], message: str) -> None:
@@ -131,12 +131,12 @@ def test_faults_of_the_key(config: Path, site: Site, overrides: list[str], messa
 
 def test_a_plugin_cannot_replace_what_is_built_in(config: Path, site: Site) -> None:
     config.with_name("plugin.py").write_text(TASK.replace('"errors"', '"vqa"'))
-    with pytest.raises(UserError, match="plugins: task vqa is registered already"):
+    with pytest.raises(UserError, match="plugins: task vqa is already registered"):
         load_experiment(config, ["task=vqa"], site)
     config.with_name("plugin.py").write_text(TASK)
     config.with_name("two.py").write_text(TASK)
     folder = config.parent
-    with pytest.raises(UserError, match="task errors is registered already"):
+    with pytest.raises(UserError, match="task errors is already registered"):
         load_experiment(config, [f"plugins=[{folder}/plugin.py, {folder}/two.py]"], site)
 
 
@@ -145,7 +145,9 @@ def test_keys_that_a_plugins_source_does_not_take_are_refused(config: Path, site
     config.with_name("plugin.py").write_text(source)
     own = ["task=vqa", "data.source=own"]
     load_experiment(config, [*own, "data.splits={valid: [a]}"], site)
-    with pytest.raises(UserError, match="encoding: of sources csv, instructions, jsonl; those of source own are UTF-8"):
+    with pytest.raises(
+        UserError, match="encoding: only for sources csv, instructions, jsonl; files of source own are UTF-8"
+    ):
         load_experiment(config, [*own, "data.encoding=shift_jis"], site)
 
 

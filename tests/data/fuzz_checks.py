@@ -333,7 +333,7 @@ def _count_folder(case: Case, data: Data, rows: Rows, bads: Bads) -> None:
         wanted += sum(Path(name).suffix.lower() in IMAGES and not name.startswith(".") for name in names)
         if any(Path(inside, name).is_symlink() for name in (*folders, *names)):
             return  # what lies behind links counts as often as it is reached
-    unreadable = [bad for bad in bads if "name cannot be a class" in bad.reason]
+    unreadable = [bad for bad in bads if "name is not a valid class" in bad.reason]
     images = sum(Path(bad.location).suffix.lower() in IMAGES for bad in bads if bad not in unreadable)
     if not unreadable:  # one report stands for all of the folder
         assert len(rows) + images + sum(skipped_counts(data).values()) == wanted

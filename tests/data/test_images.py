@@ -77,7 +77,7 @@ def test_values_are_scaled_by_the_range_of_their_kind(
 ) -> None:
     tiff(tmp_path / "x.tif", values, zero_is_white)
     if zero_is_white and values.dtype == np.dtype(">u2"):
-        with pytest.raises(UserError, match="not an image that can be read"):  # Pillow knows it not
+        with pytest.raises(UserError, match="not an image of a supported format"):  # Pillow knows it not
             open_image(tmp_path / "x.tif")
         return
     assert (grey(tmp_path / "x.tif") == (255 - EIGHT if zero_is_white else EIGHT)).all()
@@ -95,15 +95,15 @@ def test_a_portable_float_map_and_graymaps(tmp_path: Path) -> None:
     [
         ((RAMP * 255).astype("<f4"), "floating-point values from 0 to 255"),
         ((RAMP - 0.5).astype("<f4"), "floating-point values from -0.5 to 0.5"),
-        (np.where(RAMP > 0.5, np.nan, RAMP).astype("<f4"), "no numbers"),
-        (np.where(RAMP > 0.5, np.inf, RAMP).astype("<f4"), "no numbers"),
-        (EIGHT.astype("<i4"), "integers of 32 bits, or with a sign"),
-        ((RAMP * (2**31 - 1)).astype("<i4"), "integers of 32 bits, or with a sign"),
-        ((RAMP * (2**32 - 1)).astype("<u4"), "integers of 32 bits, or with a sign"),
-        ((EIGHT * 128).astype("<i2"), "integers of 32 bits, or with a sign"),
-        ((EIGHT * 16).astype("<u2"), "16-bit image of at most 12 bits"),
-        ((EIGHT * 16).astype(">u2"), "16-bit image of at most 12 bits"),
-        (EIGHT.astype("<u2"), "16-bit image of at most 12 bits"),
+        (np.where(RAMP > 0.5, np.nan, RAMP).astype("<f4"), "NaN or infinite"),
+        (np.where(RAMP > 0.5, np.inf, RAMP).astype("<f4"), "NaN or infinite"),
+        (EIGHT.astype("<i4"), "32-bit or signed integers"),
+        ((RAMP * (2**31 - 1)).astype("<i4"), "32-bit or signed integers"),
+        ((RAMP * (2**32 - 1)).astype("<u4"), "32-bit or signed integers"),
+        ((EIGHT * 128).astype("<i2"), "32-bit or signed integers"),
+        ((EIGHT * 16).astype("<u2"), "16-bit image with at most 12 bits"),
+        ((EIGHT * 16).astype(">u2"), "16-bit image with at most 12 bits"),
+        (EIGHT.astype("<u2"), "16-bit image with at most 12 bits"),
     ],
 )
 def test_what_has_no_known_range_is_refused(tmp_path: Path, values: NDArray[Any], fault: str) -> None:
@@ -168,7 +168,7 @@ def test_images_of_one_color_are_reported(
     for _ in range(2):  # made, and found again
         code, _, error = ftlib("prepare", config, *overrides)
         assert code == 0, error
-        assert "images of one color: 6 (all pixels are alike once decoded): 00.png, 05.png, 10.png, 15.png, 2" in error
+        assert "images of one color: 6 (all pixels are equal): 00.png, 05.png, 10.png, 15.png, 2" in error
     code, output, _ = ftlib("prepare", config, *overrides, "--check")
     assert code == 0 and "6: 00.png, 05.png" in output
 
@@ -239,11 +239,11 @@ def test_names_that_differ_in_case_or_unicode_form_are_explained(
     folder.mkdir()
     for name in ("Cat.JPG", "caf\u00e9.png"):
         (folder / name).write_bytes(b"")
-    assert told("Images/cat.jpg") == f"; in {folder} there is 'Cat.JPG', which differs in upper and lower case"
-    assert told("images/Cat.JPG") == f"; in {tmp_path} there is 'Images', which differs in upper and lower case"
+    assert told("Images/cat.jpg") == f"; {folder} contains 'Cat.JPG', which differs in upper and lower case"
+    assert told("images/Cat.JPG") == f"; {tmp_path} contains 'Images', which differs in upper and lower case"
     form = "in its Unicode form (composed or decomposed accents)"
-    assert told("Images/cafe\u0301.png") == f"; in {folder} there is 'caf\u00e9.png', which differs {form}"
-    assert told("Images\\Cat.JPG") == "; folders are separated by /, not by \\"
+    assert told("Images/cafe\u0301.png") == f"; {folder} contains 'caf\u00e9.png', which differs {form}"
+    assert told("Images\\Cat.JPG") == "; use / between folders, not \\"
     assert told("Images/dog.jpg") == told("elsewhere/cat.jpg") == told("Images/Cat.JPG/x") == ""
     listed: list[Any] = []
     scandir = os.scandir
@@ -287,7 +287,7 @@ def test_images_beyond_the_limit_are_read_if_they_are_made_smaller(
     monkeypatch.setattr(images, "MAX_PIXELS", 90_000)
     monkeypatch.setattr(images, "MAX_PIXELS_SHRUNK", 500_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
-    for size, told in (((400, 300), "400 × 300 pixels; at most 90,000 are read"), ((800, 500), "too many pixels")):
+    for size, told in (((400, 300), "400 × 300 pixels; the limit is 90,000"), ((800, 500), "too many pixels")):
         Image.effect_noise(size, 50).save(tmp_path / "x.png")
         with pytest.raises(UserError, match=told) as raised:
             open_image(tmp_path / "x.png")
@@ -295,7 +295,7 @@ def test_images_beyond_the_limit_are_read_if_they_are_made_smaller(
         assert inspect_image(tmp_path / "x.png", 5_000).size == size
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     Image.effect_noise((800, 700), 50).save(tmp_path / "x.png")
-    with pytest.raises(UserError, match="at most 500,000 are read"):
+    with pytest.raises(UserError, match="the limit is 500,000"):
         open_image(tmp_path / "x.png", max_pixels=5_000)
 
 
@@ -351,7 +351,7 @@ def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # looked for once in each process
     (tmp_path / "0.jpg").write_bytes(EPS)
-    with pytest.raises(UserError, match=r"0\.jpg: EPS or PostScript is not read.*; convert it to PNG or JPEG"):
+    with pytest.raises(UserError, match=r"0\.jpg: EPS or PostScript is not supported.*; convert it to PNG or JPEG"):
         inspect_image(tmp_path / "0.jpg")
     assert default_frame(tmp_path / "0.jpg", data(tmp_path)) == 0
     assert not (tmp_path / "started").exists()
@@ -365,14 +365,14 @@ def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest
 )
 def test_other_formats_are_told(tmp_path: Path, start: bytes) -> None:
     (tmp_path / "x.png").write_bytes(start)
-    with pytest.raises(UserError, match=r"x\.png: (PDF|WMF|HEIC or HEIF|SVG) is not read"):
+    with pytest.raises(UserError, match=r"x\.png: (PDF|WMF|HEIC or HEIF|SVG) is not supported"):
         open_image(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("form", ["TGA", "ICO", "PCX", "QOI"])
 def test_formats_that_pillow_alone_knows_are_refused(tmp_path: Path, form: str) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "x.png", format=form)
-    with pytest.raises(UserError, match=r"x\.png: (an icon|not an image that can be read; formats that are: .*PNG)"):
+    with pytest.raises(UserError, match=r"x\.png: (an icon|not an image of a supported format: .*PNG)"):
         open_image(tmp_path / "x.png")
 
 
@@ -411,4 +411,4 @@ def test_an_image_with_two_labels_is_told(
     overrides = ["data.source=jsonl", f"data.root={root}", "data.file=data.jsonl"]
     code, _, error = ftlib("prepare", write_config(), *overrides)
     assert code == 0, error
-    assert "labels: 1 image has several of them: 20 is '1', and '0' in another row" in error
+    assert "labels: 1 image has several labels: 20 is '1', and '0' in another row" in error

@@ -82,7 +82,7 @@ def test_a_system_text_with_an_input() -> None:
 
 
 def test_alpaca_has_no_place_for_a_system_message_between_turns() -> None:
-    with pytest.raises(UserError, match="no place for a message of role system behind the first"):
+    with pytest.raises(UserError, match="supports a message of role system only as the first"):
         render_prompt(row("Add.", messages=[MESSAGES[1], MESSAGES[0], MESSAGES[5]]), "alpaca")
 
 

@@ -19,7 +19,7 @@ from ftlib.data.labels import labels_missing_in_train, suspicious_labels
         (["\uff2f\uff2b", "OK"], "case, space or the form of characters"),
         (["CAF\u00c9", "cafe\u0301"], "case, space or the form of characters"),
         (["犬", "犬 "], "space"),
-        (["cat", "cat\u200b", "\ufeffcat"], "characters that are not to be seen"),
+        (["cat", "cat\u200b", "\ufeffcat"], "invisible characters"),
         (["Cat", "cat\u200b"], "case, space or the form of characters"),
     ],
 )
@@ -51,4 +51,4 @@ def test_labels_that_cannot_be_learned() -> None:
     """Kaggle's test folders hold a single class, unknown; a folder of images and no classes has the class images."""
     assert suspicious_labels({"images": 12}) == ["'images' (12 rows) is the only label"]
     labels = {"train": {"cat", "dog"}, "valid": {"cat"}, "test": {"unknown", "cat"}}
-    assert labels_missing_in_train(labels) == ["of test, that train does not have: 'unknown'"]
+    assert labels_missing_in_train(labels) == ["in test, but not in train: 'unknown'"]

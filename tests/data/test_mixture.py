@@ -142,10 +142,10 @@ def test_faults_are_listed_by_their_own_file_and_line(config: Callable[..., Any]
 
 
 MISTAKES = {
-    "a name twice": (("name: dogs", "name: cats"), "the name cats stands there twice"),
-    "no parts": (("source: mixture", "source: jsonl"), "belong together"),
-    "a file of the whole": (("root: ROOT\n", "root: ROOT\n  file: x\n"), "are set in its parts"),
-    "chat in a part": (('"which?"', "chat"), "chat holds for a whole mixture"),
+    "a name twice": (("name: dogs", "name: cats"), "duplicate name cats"),
+    "no parts": (("source: mixture", "source: jsonl"), "requires"),
+    "a file of the whole": (("root: ROOT\n", "root: ROOT\n  file: x\n"), "in its parts"),
+    "chat in a part": (('"which?"', "chat"), "chat applies to the whole mixture"),
     "a weight of nothing": (("weight: 0.5", "weight: 0"), "data.parts.1.weight: must be greater than 0"),
     "a near name": (("weight: 0.5", "weigth: 2"), "data.parts.1.weigth: unknown key; did you mean weight?"),
 }
@@ -162,9 +162,9 @@ def test_mistakes_in_the_config(name: str, config: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("root: ROOT\n", "root: ROOT/a\n"), "its images lie outside data.root"),
-        (("answer {prefix}", "answer {question}"), "field question: is missing, but data.prompt names it; there are:"),
-        (('"which?"', '"{breed}?"'), "field breed: is missing, but data.prompt names it; there are:"),
+        (("root: ROOT\n", "root: ROOT/a\n"), "its images are outside data.root"),
+        (("answer {prefix}", "answer {question}"), "field question: is missing, but data.prompt uses it; available:"),
+        (('"which?"', '"{breed}?"'), "field breed: is missing, but data.prompt uses it; available:"),
         (("valid: 0.2", "valid: 9"), "part cats: data.split: valid and test together leave no rows"),
     ],
 )
@@ -177,7 +177,7 @@ def test_mistakes_that_the_rows_show(change: tuple[str, str], words: str, config
 
 def test_a_part_without_rows(config: Callable[..., Any], root: Path) -> None:
     (root / "b" / "list.csv").write_text("image,label\n")
-    with pytest.raises(UserError, match=f"{root}/b: no rows in it"):
+    with pytest.raises(UserError, match=f"{root}/b: has no rows"):
         prepare(config().config, find_site())
 
 
@@ -199,5 +199,5 @@ def test_absolute_paths_below_the_root_are_the_same_rows(config: Callable[..., A
     assert found.folder != plain.folder and found.metadata["splits"] == plain.metadata["splits"]
     text = (root / "a" / "data.jsonl").read_text()
     (root / "a" / "data.jsonl").write_text(text.replace(f"{root}/a/3.png", "/elsewhere/3.png"))
-    with pytest.raises(UserError, match=r"image '/elsewhere/3\.png' leads out of the data folder"):
+    with pytest.raises(UserError, match=r"image '/elsewhere/3\.png' is outside the data folder"):
         prepare(config().config, find_site())

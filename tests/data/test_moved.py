@@ -26,7 +26,7 @@ from tests.training.test_resume import outcome
 Ftlib = Callable[..., tuple[int, str, str]]
 Begin = Callable[[Path], Run]
 Known = Callable[..., Experiment]
-SAME = "the same data now at"
+SAME = "the same data is now at"
 
 
 @pytest.fixture
@@ -123,14 +123,14 @@ def test_a_half_trained_run_goes_on_with_its_data_at_another_path(
     (run,) = all_runs()
     place = put_elsewhere(root, way)
     config = configured(root=str(place))
-    told = f"tiny: {SAME} {place}; going on with the run begun before"
+    told = f"tiny: {SAME} {place}; resuming the existing run"
     assert ok("stage", config).count(told) == 1
     error = ok("prepare", config)
     assert error.count(told) == 1 and "already prepared" in error
     error = ok("train", config)
-    assert error.count(told) == 1 and "going on from the checkpoint of step 6" in error
+    assert error.count(told) == 1 and "resuming from the checkpoint of step 6" in error
     assert all_runs() == [run] and outcome(run) == outcome(straight)
-    assert "already trained" in ok("train", config)
+    assert "already finished" in ok("train", config)
     assert ok("evaluate", config).count(told) == 1
     assert SAME not in ok("evaluate", "tiny", "--split", "test"), "its folder knows where the data are"
     assert (run.evaluation_folder("jsonl", "test", "after") / "scores.json").exists()
@@ -163,7 +163,7 @@ def test_submit_sends_the_run_that_is_there(
     assert [event["step"] for event in jsonl.read_jsonl_log(run.history) if event["event"] == "start"] == [0, 6]
     assert "1 run: 1 finished" in ok("submit", config, "--executor", "debug")
     code, _, error = ftlib("submit", config, f"sweep.data.root=[{root}, {place}]")
-    assert code == 2 and "these are the same run" in error
+    assert code == 2 and "duplicate points" in error
 
 
 def test_older_pinned_code_is_given_the_run_s_own_config(

@@ -226,8 +226,8 @@ def test_every_row_is_tried_with_the_prompt(
     prepared = dataset(made, 'on_bad: skip, prompt: "{prefix} {ocr}", split: {valid: 2, test: 2}')
     assert len(all_rows(prepared)) == 10 and prepared.metadata["bad"] == 2
     code, _, error = ftlib("prepare", tmp_path / "config.yaml", "data.on_bad=stop")
-    assert code == 2 and "data.jsonl:5: field ocr: is missing, but data.prompt names it" in error
-    assert "data.jsonl:8: field ocr: data.prompt names it, so it must be text or a number, got True" in error
+    assert code == 2 and "data.jsonl:5: field ocr: is missing, but data.prompt uses it" in error
+    assert "data.jsonl:8: field ocr: data.prompt uses it, so it must be text or a number, got True" in error
 
 
 def test_rows_without_a_prefix_are_not_asked_with_one(
@@ -248,7 +248,7 @@ def test_another_prompt_is_tried_on_the_rows_that_are_prepared(
     first = dataset(made)
     assert ftlib("prepare", tmp_path / "config.yaml", "data.prompt=say {prefix}")[1].strip() == str(first.folder)
     code, _, error = ftlib("prepare", tmp_path / "config.yaml", "data.prompt={prefix} {ocr}")
-    assert code == 2 and "('q4'): field ocr: is missing, but data.prompt names it" in error
+    assert code == 2 and "('q4'): field ocr: is missing, but data.prompt uses it" in error
     site, change = find_site(), ["data.prompt={prefix} {ocr}"]
     assert open_prepared(load_experiment(tmp_path / "config.yaml", [], site).config, site).folder == first.folder
     with pytest.raises(UserError, match="field ocr: is missing"):
@@ -271,7 +271,7 @@ def test_answers_that_are_not_to_be_learned_are_counted(store: Path, tmp_path: P
     config.write_text(TEXTS.replace("ROOT", str(tmp_path)))
     code, out, error = ftlib("prepare", config)
     assert code == 0 and "left out: 12 (answers that are not to be learned)" in error
-    assert "fields that the prompt names: input, instruction, messages" in error
+    assert "fields in the prompt: input, instruction, messages" in error
     assert files.read_json(Path(out.strip()) / "data.json")["splits"]["train"]["rows"] == 8
 
 
@@ -290,7 +290,7 @@ def test_suspicious_labels_are_told(
     error, out = ftlib("prepare", tmp_path / "config.yaml")[2], ftlib("prepare", tmp_path / "config.yaml", "--check")[1]
     assert [line.removeprefix("labels: ") for line in error.splitlines() if line.startswith("labels: ")] == [
         *wanted,
-        "of test, that train does not have: 'nan'",
+        "in test, but not in train: 'nan'",
     ]
     assert [
         " ".join(line.split()).removeprefix("labels ") for line in out.splitlines() if line.startswith("labels")
@@ -304,7 +304,7 @@ def test_space_around_answers(
     prepared = dataset([*rows(12), {**rows(1)[0], "suffix": " 0\n"}])
     assert prepared.labels == ["0", "1"]
     assert (
-        "rows whose answer had space around it, which was taken off: 1\n"
+        "rows whose answer had surrounding whitespace, which was removed: 1\n"
         in ftlib("prepare", tmp_path / "config.yaml")[2]
     )
     (tmp_path / "data.jsonl").write_text(
@@ -315,14 +315,14 @@ def test_space_around_answers(
     _, out, error = ftlib("prepare", config)
     found = [row for split in ("train", "valid", "test") for row in SplitRows(Path(out.strip()) / split)]
     assert {(row.prefix, row.suffix) for row in found} == {(f"q{n}\n", f" {n}\n") for n in range(12)}
-    assert "space around" not in error and "does not show" not in error
+    assert "surrounding whitespace" not in error and "does not show" not in error
     (tmp_path / "data.jsonl").write_text(
         "".join(json.dumps({"instruction": "q", "input": "c" * n, "output": f"{n}"}) + "\n" for n in range(12))
     )
     for prompt, count in (("{prefix}", 11), ("alpaca", 0), ("chat", 0)):
         _, _, error = ftlib("prepare", config, f"data.prompt={prompt}")
         assert (
-            f"an input that the prompt does not show (name {{input}}, or set alpaca or chat): {count}" in error
+            f"an input that the prompt does not show (use {{input}}, or set alpaca or chat): {count}" in error
         ) == bool(count)
 
 
@@ -467,7 +467,7 @@ def test_what_was_understood_is_told(
     code, _, error = ftlib("prepare", tmp_path / "config.yaml", "data.prompt={prefix} {note}")
     assert code == 0, error
     assert re.search(r"part 'Validation' +0 +0 +4", error) and re.search(r"part 'train' +\d+ +\d+ +0", error)
-    assert "fields that the prompt names: note" in error
+    assert "fields in the prompt: note" in error
 
 
 def test_anybody_reads_prepared_data_with_datasets(dataset: Callable[..., PreparedDataset], tmp_path: Path) -> None:
@@ -518,7 +518,7 @@ def test_rows_that_are_changed_in_place_are_refused(
     assert open_prepared(config, site).folder == first.folder, "the same content, written again"
     file.write_bytes(old[:-9] + bytes([old[-9] ^ 1]) + old[-8:])
     assert files.is_complete(first.folder)
-    with pytest.raises(UserError, match=r"train/.*\.arrow: prepared rows that were changed") as raised:
+    with pytest.raises(UserError, match=r"train/.*\.arrow: prepared rows have been modified") as raised:
         open_prepared(config, site)
     assert "ftlib prepare CONFIG --again" in raised.value.remedy
     assert prepare(config, site, again=True).folder.name == f"{first.folder.name}-2"

@@ -20,7 +20,7 @@ def test_only_plain_names_in_braces(template: str) -> None:
 
 
 def test_unknown_fields_are_named() -> None:
-    with pytest.raises(UserError, match="names question, but the rows have only: prefix"):
+    with pytest.raises(UserError, match="names question, but the rows only have: prefix"):
         render("{question}", {"prefix": "x"})
 
 
@@ -36,10 +36,10 @@ def test_numbers_are_asked_as_their_text() -> None:
 
 @pytest.mark.parametrize("value", [True, None, ["ocr"], {"a": 1}, float("nan"), float("inf")])
 def test_what_is_no_text_is_not_asked(value: Any) -> None:
-    assert prompt_checker("{prefix} {ocr}")(row("i.png", ocr=value)).startswith("field ocr: data.prompt names it")
+    assert prompt_checker("{prefix} {ocr}")(row("i.png", ocr=value)).startswith("field ocr: data.prompt uses it")
     assert (
         prompt_checker("{prefix} {ocr}")(row("i.png"))
-        == "field ocr: is missing, but data.prompt names it; there are: prefix"
+        == "field ocr: is missing, but data.prompt uses it; available: prefix"
     )
     assert prompt_checker("{prefix}")(row("i.png", ocr=value)) == ""
 
@@ -49,7 +49,7 @@ def test_an_images_marker_is_not_learned_as_text(marker: str) -> None:
     def fault(prompt: str, *, prefix: str = "q", **fields: Any) -> str:
         return prompt_checker(prompt)(Example("7", "i.png", prefix, fields.pop("suffix", "a"), facts=fields))
 
-    told = f"{marker} would be learned as text; the image is always shown, remove it"
+    told = f"{marker} would be trained on as text; remove it: the image is always shown"
     assert fault("{prefix}", prefix=f"{marker}\nwhat?") == f"field prefix: {told}"
     assert fault("{prefix}", suffix=f"a {marker}") == f"field suffix: {told}"
     assert fault("{prefix} {ocr}", ocr=marker) == f"field ocr: {told}"
@@ -68,14 +68,14 @@ SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
         ("{prefix} {input}", {"input": "c"}, ""),
         ("{prefix} {context}", {"input": "c", "context": "c"}, ""),
         ("{prefix}", {"input": " "}, ""),
-        ("{prefix}", {"system": "s"}, "what the model is told first (system): data.prompt"),
+        ("{prefix}", {"system": "s"}, "system prompt: not shown by data.prompt"),
         ("{system} {prefix}", {"system": "s"}, ""),
         (
             "{system} {prefix}",
             {"system": "s", "history": [["a", "b"]]},
-            "what was said before the question: data.prompt",
+            "earlier turns of the conversation: not shown by data.prompt",
         ),
-        ("{prefix}", {"messages": SAID}, "what was said before the question: data.prompt"),
+        ("{prefix}", {"messages": SAID}, "earlier turns of the conversation: not shown by data.prompt"),
         ("{prefix}", {"messages": SAID[2:]}, ""),
         ("{prefix}", {"history": "x"}, "row 7: field history: must be a list of [question, answer] pairs"),
         ("alpaca", {"history": "x"}, "row 7: field history: must be a list of [question, answer] pairs"),

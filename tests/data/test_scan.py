@@ -112,12 +112,12 @@ def test_a_mixture_with_files_of_splits_and_one_of_images(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda rows: rows[50].update(id="r3"), "data.jsonl:51: field id: 'r3' stands in line 4 already"),
+        (lambda rows: rows[50].update(id="r3"), "data.jsonl:51: field id: duplicate of 'r3' in line 4"),
         (lambda rows: rows[3].update(id="r50") or rows[3].pop("origin"),
-         "data.jsonl:51: field id: 'r50' stands in line 4 already"),
+         "data.jsonl:51: field id: duplicate of 'r50' in line 4"),
         (lambda rows: [row.update(fold="train") for row in rows[:30]] + [row.update(fold="test") for row in rows[30:]],
-         "field fold seems to say which split a row belongs to: 'train' (30), 'test' (30)"),
-        (lambda rows: rows[59].update(split="nobody"), "rows of splits whose names are not known: 'nobody' (1)"),
+         "field fold seems to hold the split of a row: 'train' (30), 'test' (30)"),
+        (lambda rows: rows[59].update(split="nobody"), "unknown split names: 'nobody' (1)"),
     ],
 )  # fmt: skip
 def test_what_only_all_rows_together_tell(
@@ -136,7 +136,7 @@ def test_a_process_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(scan, "_scan", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     data = Data(source="instructions", root=str(tmp_path))
     said = with_cores(2, monkeypatch, data, tmp_path, "instruct")
-    assert "a process that read its rows was ended" in said and "memory" in said
+    assert "a process that read rows was killed" in said and "memory" in said
 
 
 SLOW = """

@@ -95,21 +95,27 @@ def test_a_row_that_says_another_split_than_its_file(tmp_path: Path) -> None:
         row("jsonl", 3, split="y"),
     )
     rows, bad = rows_of(Data(source="jsonl", root=str(tmp_path), files={"train": ["a.jsonl"]}))
-    assert [one.reason for one in bad] == ["field split: 'val', but the row stands in a.jsonl (train)"]
+    assert [one.reason for one in bad] == ["field split: 'val', but the row is in a.jsonl (train)"]
     assert [one.part for one in rows] == ["train", "train"]
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"file": "a"}, "file and files: only one of them"),
-        ({"source": "folder"}, "files: of source csv, instructions, jsonl, coco_.*; source folder has its own"),
-        ({"files": {"train": ["a", "./a"]}}, "files: a stands there twice"),
-        ({"files": {"train": "a", "test": ["a"]}}, "files: a stands there twice"),
-        ({"source": "coco_detection", "files": {"train": ["a", "b"]}}, "files: one for each split of source coco"),
-        ({"files": {"train": []}}, "a split without a file"),
+        ({"file": "a"}, "file and files: set only one of them"),
+        ({"source": "folder"}, "files: only for sources csv, instructions, jsonl, coco_.*; source folder has fixed"),
+        ({"files": {"train": ["a", "./a"]}}, "files: duplicate file a"),
+        ({"files": {"train": "a", "test": ["a"]}}, "files: duplicate file a"),
+        (
+            {"source": "coco_detection", "files": {"train": ["a", "b"]}},
+            "files: source coco_detection takes one file for each split",
+        ),
+        ({"files": {"train": []}}, "a split has no file"),
         ({"files": {"train": "a", "dev": "b"}}, "'train', 'valid' or 'test'"),
-        ({"source": "mixture", "parts": [{"name": "a", "source": "jsonl"}]}, "files, .* are set in its parts"),
+        (
+            {"source": "mixture", "parts": [{"name": "a", "source": "jsonl"}]},
+            "for a mixture, set file, files, .* in its parts",
+        ),
     ],
 )
 def test_configs(fields: dict[str, Any], words: str) -> None:
@@ -208,7 +214,7 @@ def test_parts_that_are_splits(tmp_path: Path, parts: list[dict[str, Any]], hint
     sections = [{"source": "jsonl", **part} for part in parts]
     for part in sections:
         put(tmp_path / part.get("root", ".") / part.get("file", "data.jsonl"), row("jsonl", 1))
-    with pytest.raises(UserError, match="parts of the mixture are splits by their names") as caught:
+    with pytest.raises(UserError, match="parts of the mixture have the names of splits") as caught:
         rows_of(mixture(tmp_path, *sections))
     assert hint in caught.value.remedy
     rows, _ = rows_of(mixture(tmp_path, *sections, split={"official": False}))
@@ -225,7 +231,7 @@ def test_parts_that_are_splits_of_another_kind_of_source(tmp_path: Path) -> None
     parts = [{"name": name.lower(), "source": "folder", "root": name} for name in ("Train", "val")]
     with pytest.raises(UserError, match=r"train \(train\), val \(valid\)") as caught:
         rows_of(mixture(tmp_path, *parts))
-    assert "as one dataset with splits of its own" in caught.value.remedy
+    assert "as one dataset with official splits" in caught.value.remedy
     rows, _ = rows_of(Data(source="folder", root=str(tmp_path)))
     assert [(one.part, one.suffix) for one in rows] == [
         (part, label) for part in ("train", "valid") for label in ("cat", "dog")
@@ -246,7 +252,7 @@ def test_other_splits_beside_a_file_are_told(tmp_path: Path, capsys: pytest.Capt
     data = Data(source="jsonl", root=str(tmp_path), file="a/cats_train.jsonl")
     assert len(scan_source(data, tmp_path / "rows.arrow", load_task("caption")).rows) == 1
     said = capsys.readouterr().err
-    assert "a/cats_dev.jsonl, a/cats_test.jsonl beside it: not read" in said.replace("\n", " ")
+    assert "not reading a/cats_dev.jsonl, a/cats_test.jsonl beside it" in said.replace("\n", " ")
     assert "data.files: {train: a/cats_train.jsonl, valid: a/cats_dev.jsonl, test: a/cats_test.jsonl}" in said
     scan_source(
         Data(source="jsonl", root=str(tmp_path), file="a/notes.jsonl"), tmp_path / "rows.arrow", load_task("caption")
@@ -263,7 +269,9 @@ def test_other_splits_in_folders_beside_that_of_a_file_are_told(
         data = Data(source="jsonl", root=str(tmp_path), file=f"{name}/_annotations.jsonl")
         scan_source(data, tmp_path / "rows.arrow", load_task("caption"))
         said = capsys.readouterr().err.replace("\n", " ")
-        assert ("a/valid/_annotations.jsonl, a/Test/_annotations.jsonl beside it: not read" in said) == (name[2] == "t")
+        assert ("not reading a/valid/_annotations.jsonl, a/Test/_annotations.jsonl beside it" in said) == (
+            name[2] == "t"
+        )
 
 
 def test_coco_files_that_are_splits_are_found(tmp_path: Path) -> None:
@@ -278,7 +286,9 @@ def test_a_chat_about_an_image_is_named(tmp_path: Path) -> None:
     """LLaVA's form, which instructions sends here."""
     put(tmp_path / "data.jsonl", {"image": "1.png", "conversations": [{"from": "human", "value": "<image>?"}]})
     (bad,) = rows_of(Data(source="jsonl", root=str(tmp_path)))[1]
-    assert bad.reason.startswith("field conversations: chats about images are not read; write a row for each question")
+    assert bad.reason.startswith(
+        "field conversations: chats about images are not supported; write a row for each question"
+    )
 
 
 @pytest.mark.parametrize("source", NAMES)

@@ -101,9 +101,7 @@ def test_names_that_are_not_known_are_refused(form: Any) -> None:
     """All of them are listed; they went to train."""
     with pytest.raises(UserError) as caught:
         form("split", "train", "blind", "held out", "blind", "trainval")
-    assert (
-        "rows of splits whose names are not known: 'blind' (2), 'held out' (1), 'trainval' (1)" in caught.value.problem
-    )
+    assert "unknown split names: 'blind' (2), 'held out' (1), 'trainval' (1)" in caught.value.problem
     assert "data.splits, such as {valid: [blind], test: […], left_out: […]}" in caught.value.remedy
     assert "data.split.official: false" in caught.value.remedy
 
@@ -116,7 +114,7 @@ def test_the_config_says_what_names_mean(form: Any) -> None:
 
 def test_a_field_that_is_none_of_splits(form: Any) -> None:
     values = [f"batch {number}" for number in range(40)]
-    with pytest.raises(UserError, match=r"whose names are not known: .*, …\n"):
+    with pytest.raises(UserError, match=r"unknown split names: .*, …\n"):
         form("split", *values)
     rows, bad = form("split", *values, split=SplitRule(official=False))
     assert not bad and len(rows) == 40 and {row.part for row in rows} == {""}
@@ -131,16 +129,14 @@ def test_a_field_of_another_name(form: Any) -> None:
 def test_fields_that_contradict_one_another(form: Any) -> None:
     rows, bad = form("part", "train", "val", more={"split": "validation"})
     assert [row.part for row in rows] == ["valid"]
-    assert ["different splits are said by fields part 'train', split 'validation'" in one.reason for one in bad] == [
-        True
-    ]
+    assert ["fields with different splits: part 'train', split 'validation'" in one.reason for one in bad] == [True]
 
 
 @pytest.mark.parametrize("field", ["subset", "Usage", "partition"])
 def test_another_field_that_seems_to_say_the_split(form: Any, field: str) -> None:
     """Kaggle's FER2013 has Usage: Training, PublicTest, PrivateTest; all of them were mixed."""
     values = ["Training", "PublicTest", "PrivateTest", "other"]
-    with pytest.raises(UserError, match=f"field {field} seems to say which split .*'Training' \\(1\\)") as caught:
+    with pytest.raises(UserError, match=f"field {field} seems to hold the split .*'Training' \\(1\\)") as caught:
         form(field, *values)
     assert f"data.columns: {{part: {field}}}" in caught.value.remedy
     assert len(form(field, *values, split=SplitRule(official=False))[0]) == 4
@@ -153,7 +149,7 @@ def test_another_field_that_seems_to_say_the_split(form: Any, field: str) -> Non
 def test_fields_of_any_name_that_say_nothing_but_splits(form: Any, field: str) -> None:
     """Google's AutoML has ml_use: TRAINING, VALIDATION, TEST; all rows were divided anew."""
     values = ["TRAINING", "", "VALIDATION", "Test"]
-    with pytest.raises(UserError, match=f"field {field} seems to say which split .*'TRAINING' \\(1\\)") as caught:
+    with pytest.raises(UserError, match=f"field {field} seems to hold the split .*'TRAINING' \\(1\\)") as caught:
         form(field, *values)
     assert f"data.columns: {{part: {field}}}" in caught.value.remedy
     assert len(form(field, *values, split=SplitRule(official=False))[0]) == 4
@@ -167,7 +163,7 @@ def test_tags_and_answers(tmp_path: Path) -> None:
         {"image": f"{n}", "prefix": "", "suffix": split, "tags": [split]} for n, split in enumerate(("train", "test"))
     ]
     write_lines(tmp_path, rows)
-    with pytest.raises(UserError, match="field tags seems to say which split"):
+    with pytest.raises(UserError, match="field tags seems to hold the split"):
         read(jsonl.examples, data(tmp_path, "jsonl"))
     found, _ = read(jsonl.examples, data(tmp_path, "jsonl", columns={"part": "tags"}))
     assert [row.part for row in found] == ["train", "test"]
@@ -177,7 +173,7 @@ def test_tags_and_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [(1, 0), (True, False), ("yes", "no")])
 def test_flags(form: Any, values: tuple[Any, Any]) -> None:
-    with pytest.raises(UserError, match="field is_train seems to say") as caught:
+    with pytest.raises(UserError, match="field is_train seems to hold") as caught:
         form("is_train", *values)
     yes, no = map(str, values)
     assert f"{{part: is_train}} and data.splits: {{train: [{yes!r}], test: [{no!r}]}}" in caught.value.remedy
@@ -211,8 +207,8 @@ def test_configs() -> None:
     section = Data(source="jsonl", root="x", splits={"valid": "eval", "test": ["a", 1]})  # type: ignore[dict-item]
     assert section.splits == {"valid": ["eval"], "test": ["a", "1"]}
     for fields, words in (
-        ({"source": "vqav2", "splits": {"valid": ["a"]}}, "source vqav2 knows the splits of its release"),
-        ({"source": "jsonl", "splits": {"valid": ["a"], "test": ["a"]}}, "the name a stands there twice"),
+        ({"source": "vqav2", "splits": {"valid": ["a"]}}, "source vqav2 has fixed official splits"),
+        ({"source": "jsonl", "splits": {"valid": ["a"], "test": ["a"]}}, "duplicate name a"),
         ({"source": "jsonl", "splits": {"dev": ["a"]}}, "'train', 'valid', 'test' or 'left_out'"),
         ({"source": "jsonl", "splits": {"valid": [None]}}, "valid string"),
     ):
@@ -248,7 +244,7 @@ class TestHub:
         assert found == [("train", "train_sft"), *valid, ("test", "testA"), ("test", "test_std")]
 
     def test_names_that_are_not_known_are_refused_before_rows_are_read(self, tables: Any) -> None:
-        with pytest.raises(UserError, match=r"not known: 'unsupervised' \(2\), 'blind' \(2\)"):
+        with pytest.raises(UserError, match=r"unknown split names: 'unsupervised' \(2\), 'blind' \(2\)"):
             next(hf_datasets.examples(tables(train={}, unsupervised={}, blind={})))
 
     def test_left_out(self, tables: Any) -> None:
@@ -267,7 +263,7 @@ class TestHub:
         section = tables(train={"split": ["train", "test", "other"]}, test={"split": ["x", "test", ""]})
         rows, bad = read(hf_datasets.examples, section)
         assert [row.part for row in rows] == ["train", "train", "test", "test", "test"]
-        assert [one.reason for one in bad] == ["field split: 'test', but the row stands in train (train)"]
+        assert [one.reason for one in bad] == ["field split: 'test', but the row is in train (train)"]
         named = section.model_copy(update={"columns": {"part": "split"}, "splits": {"test": ["other", "x"]}})
         rows, bad = read(hf_datasets.examples, named)
         assert not bad and [row.part for row in rows] == ["train", "test", "test", "test", "test", "test"]

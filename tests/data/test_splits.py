@@ -127,7 +127,7 @@ def test_impossible_splits() -> None:
 def test_a_dataset_that_is_only_asked(parts: tuple[int, ...], expected: list[int]) -> None:
     """Beside others it is fine; by itself it has nothing to train on, and the message says why."""
     made = [row for part in parts for row in rows(10, part=part)]
-    with pytest.raises(UserError, match="all rows belong to the dataset's own valid or test split") as caught:
+    with pytest.raises(UserError, match="all rows are in the official valid or test split") as caught:
         split(made, SplitRule())
     assert "official: false" in caught.value.remedy
     assert sizes(split(made, SplitRule(), alone=False)) == expected

@@ -59,7 +59,7 @@ def test_threshold_decides_for_the_positive_label_only() -> None:
 
 def test_what_cannot_be_reached_is_said() -> None:
     found = choose_threshold(np.array([0.9, 0.8]), np.array([False, True]), 0.9, "valid")
-    assert found.rule == "never answered: no threshold reaches precision 0.9, the best is 0.5000"
+    assert found.rule == "never predicted: no threshold reaches precision 0.9, the best is 0.5000"
     assert argmax_labels(np.array([[1.0, 0.0]]), ["yes", "no"], "yes", found) == ["no"]
     with pytest.raises(UserError, match="no row of valid has the positive label"):
         choose_threshold(np.array([0.9]), np.array([False]), None, "valid")

@@ -178,7 +178,7 @@ def test_a_folder_of_ones_own_stays_where_it_is(model: Path, stage: Stage, tmp_p
     config.write_text(config.read_text().replace("someone/model", str(model)))
     done = stage()
     assert done.returncode == 0, done.stderr
-    assert f"model {model}: {model} (a folder of your own: nothing to bring)" in done.stderr
+    assert f"model {model}: {model} (a local folder: nothing to download)" in done.stderr
     assert not [path for path in (store / "hf").rglob("*") if path.is_file()]
     config.write_text(config.read_text().replace(str(model), str(tmp_path / "none")))
     done = stage()

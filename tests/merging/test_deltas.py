@@ -250,7 +250,7 @@ def test_a_causal_model_and_buffers_of_older_versions(merged: Callable[..., Path
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "of type IA3"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changed the weights of the base"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changed the weights of its base"),
         ({"layer_replication": [[0, 1]]}, "replicated layers"),
         ({"lora_bias": True}, "lora_bias"),
     ],
@@ -276,5 +276,5 @@ def test_dora_stays_no_adapter_and_an_unknown_layer_is_named(
     weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
     renamed = {name.replace("layers.1.", "layers.7."): tensor for name, tensor in weights.items()}
     save_file(renamed, tmp_path / "a" / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"has no place in the base: there is no .*layers\.7\."):
+    with pytest.raises(UserError, match=r"does not match the base, which has no .*layers\.7\."):
         merged(base, tmp_path / "a")

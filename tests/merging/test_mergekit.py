@@ -103,7 +103,7 @@ def test_what_it_means(tmp_path: Path, text: str, fields: dict[str, object]) -> 
         (("ties", "model_stock"), "merge_method: model_stock: this part"),
         (("models:", "slices: []\nmodels:"), "slices: this part"),
         (("0.7", "[0.1, 0.9]"), r"weight: \[0.1, 0.9\]: this part"),
-        (("0.2, density: 0.5", "0.2, density: 0.6"), "density: another one for each model: this part"),
+        (("0.2, density: 0.5", "0.2, density: 0.6"), "density: different values for the models: this part"),
         (("int8_mask", "epsilon"), "parameters.epsilon: this part"),
         (("weight: 0.7, ", ""), "weight is missing"),
         (("base_model: BASE\n", ""), "base_model: method ties needs one"),

@@ -67,4 +67,4 @@ def test_cards_show_boxes_and_words(run: Run, page: Callable[[Run], str]) -> Non
     text = page(run)
     assert '<rect class="answered"' in text
     assert "<strong>cat</strong>" in text
-    assert "Full lines: answered. Dashed lines: expected." in text
+    assert "Solid lines: answer. Dashed lines: expected." in text

@@ -73,10 +73,10 @@ def test_path_out_of_the_data_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(PNG)
     (tmp_path / "data").mkdir()
     found = picture(tmp_path / "data", "../secret.png")
-    assert "leads out of the data folder" in found["missing"] and not found["source"]
+    assert "is outside the data folder" in found["missing"] and not found["source"]
 
 
 def test_a_file_that_is_no_image_says_so(tmp_path: Path) -> None:
     (tmp_path / "page.png").write_bytes(b"<svg onload='x'>")
     found = picture(tmp_path, "page.png")
-    assert "SVG is not read" in found["missing"] and not found["source"]
+    assert "SVG is not supported" in found["missing"] and not found["source"]

@@ -74,7 +74,7 @@ def test_headline_scores_and_state(finished: Run, page: Page) -> None:
 def test_sections_stand_in_order(finished: Run, page: Page) -> None:
     made = page(finished)
     titles = re.findall(r"<h2>(.*?)</h2>", made)
-    assert titles == ["Scores", "Training", "Classes", "Answers", "What was done"]
+    assert titles == ["Scores", "Training", "Classes", "Answers", "Provenance"]
 
 
 def test_curves_and_the_mark_of_a_resumed_attempt(finished: Run, page: Page) -> None:
@@ -195,7 +195,7 @@ def test_what_was_done(finished: Run, page: Page) -> None:
     pieces = ("train 1,234 feed0001", "node7 node8", "torch 2.9.1", "NVIDIA A100", "4711", "base: ftlib/tiny-paligemma")
     assert [piece for piece in pieces if piece not in text] == []
     assert "git checkout 0123456789ab ftlib stage config.yaml" in text
-    assert "computed with 3 CPU threads" in text
+    assert "used 3 CPU threads" in text
     assert "done 30 12.5" in text
     assert "Made 1970-01-01 00:00:00Z" in text
 
@@ -230,10 +230,10 @@ def test_a_run_that_is_not_finished(run: Run, page: Page) -> None:
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "los')
     text = text_of(page(run))
-    assert "died ended without a word" in text
-    assert f"last logged step 7; go on with: ftlib train {run.config_file}" in text
+    assert "died disappeared without reporting" in text
+    assert f"last logged step 7; resume with: ftlib train {run.config_file}" in text
     assert "valid accuracy 0.500 before training (n = 4)" in text
-    assert "no scores after training, since this run is not finished" in text
+    assert "no scores after training, because this run is not finished" in text
 
 
 def test_a_finished_run_without_scores_says_how_to_get_them(run: Run, page: Page) -> None:
@@ -248,13 +248,15 @@ def test_a_run_that_diverged_in_every_attempt(run: Run, page: Page) -> None:
     for attempt in range(4):
         run.log_event("diverged", attempt=attempt, step=6, reason=f"loss nan ({attempt})")
     run.log_event("gave up", command="train")
-    assert "diverged in every attempt (4), at last: loss nan (3); no result was written" in text_of(page(run))
+    assert "diverged in every attempt (4), last: loss nan (3); no result was written" in text_of(page(run))
 
 
 def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
     train(run, steps=5)
     run.log_event("diverged", attempt=0, step=5, reason="loss 101 is above 100")
-    assert "died ended without a word; run or submit it again and it goes on; last logged step 5" in text_of(page(run))
+    assert "died disappeared without reporting; run or submit it again to resume; last logged step 5" in text_of(
+        page(run)
+    )
     run.log_event("restart", attempt=1, step=0, seed=99, learning_rate=1e-4)
     run.log_event("start", attempt=1, step=3)
     for step in range(1, 9):
@@ -264,13 +266,13 @@ def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
     made = page(run)
     assert "Loss over 13 steps; 0.125 at step 8" in made and "accuracy on valid over 1 steps; 0.75 at step 8" in made
     assert (
-        "began anew (attempt 1 at 5)" in made and "from a checkpoint, at step 8 (resumed once, diverged once)." in made
+        "restarted (attempt 1 at 5)" in made and "from a checkpoint, at step 8 (resumed once, diverged once)." in made
     )
     assert "reason: loss 101 is above 100" in made and "seed: 99" in made
     run.log_event("done", step=8, seconds=1)
     best = {"step": 4, "metric": "accuracy", "value": 0.75}
     files.write_json(run.done_marker, {"step": 8, "result": "adapter", "threads": 1, "best": best})
-    finished = "8 steps; the result is of step 4, accuracy on valid 0.75; attempt 1: training had diverged once before"
+    finished = "8 steps; the result is from step 4, accuracy on valid 0.75; attempt 1: training diverged once before"
     assert finished in text_of(page(run))
 
 
@@ -280,9 +282,9 @@ def test_speed_and_memory_are_curves_and_preemptions_are_told(run: Run, page: Pa
     asked = {"step": 12, "attempt": 0, "split": "valid", "metric": "accuracy", "value": 0.5, "seconds": 900.0}
     jsonl.append_jsonl(run.metrics, asked)
     made = page(run)
-    assert "Seconds a step over 12 steps; 0.25 at step 12" in made  # those of an evaluation are no step's
+    assert "Seconds per step over 12 steps; 0.25 at step 12" in made  # those of an evaluation are no step's
     assert "GPU memory, GiB over 12 steps; 3 at step 12" in made
-    assert "taken up again from a checkpoint, at step 5 (resumed once, preempted once)." in made
+    assert "resumed from a checkpoint, at step 5 (resumed once, preempted once)." in made
     assert made.count('class="mark"') == 5  # the evaluation's chart has one point only, and so no room for a mark
 
 
@@ -348,4 +350,4 @@ def test_missing_image_leaves_a_placeholder(finished: Run, page: Page, site: Sit
 
 def test_a_dataset_of_very_many_answers_has_no_list_of_them(run: Run, page: Callable[[Run], str]) -> None:
     train(run, labels=None)
-    assert "very many different answers" in page(run)
+    assert "more than 10,000 different answers" in page(run)

@@ -83,7 +83,7 @@ def test_one_table_of_base_parents_and_merges(merged: list[Run], ftlib: Ftlib, t
     ]
     assert rows[2][3] == "base model" and rows[3][3] == "lora training of ftlib/tiny-paligemma"
     assert rows[5][3] == f"ties of cats (weight 0.5), dogs (weight 1): base + λ · Σ wΔ {EVIL}"
-    assert "2 runs: 2 done; 4 only asked, without training; 0.00 GPU-hours" in text
+    assert "2 runs: 2 done; 4 only evaluated, without training; 0.00 GPU-hours" in text
     assert "# Best on valid: cats – accuracy 0.900 · dogs – accuracy 0.800" in text
     assert text.count("## Leaderboard, accuracy on ") == 2 and page.read_text().count("Save as config.yaml") == 2
     assert "Effect of" not in text and "Not ranked" not in text and "not started" not in text
@@ -106,10 +106,10 @@ def test_merges_alone(merged: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
     folders = [run.folder for run in merged[2:]]
     assert ftlib("report", *folders, "-o", tmp_path / "p.html")[0] == 0
     page = (tmp_path / "p.html").read_text()
-    assert "Models side by side, none of them trained here" in page and "Leaderboard" not in page
+    assert "Comparison of models without training" in page and "Leaderboard" not in page
     assert ftlib("report", folders[0], "-o", tmp_path / "one.html")[0] == 0
     one = (tmp_path / "one.html").read_text()
-    assert f"Asks {tmp_path / 'half'} (ties of cats (weight 0.5), dogs (weight 1)" in one
+    assert f"Evaluates {tmp_path / 'half'} (ties of cats (weight 0.5), dogs (weight 1)" in one
     assert "no scores after training" not in one
 
 

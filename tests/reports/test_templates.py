@@ -69,7 +69,7 @@ def test_the_policy_cannot_be_replaced(folder: Path, finished: Run, ftlib: Ftlib
     assert "default-src 'none'" in page
     (folder / "page.html.j2").write_text("{% include body %}")
     code, _, error = ftlib("report", "pets", "--templates", folder)
-    assert code == 2 and f"{folder}/page.html.j2: no template of this name can be replaced" in error
+    assert code == 2 and f"{folder}/page.html.j2: there is no template with this name to replace" in error
 
 
 @pytest.mark.parametrize("name", ["run.html", "Run.html.j2", "README.md", "old"])
@@ -80,7 +80,7 @@ def test_other_names_are_refused(folder: Path, ftlib: Ftlib, name: str) -> None:
     assert f"Use one of: {', '.join(each for each in NAMES if each != 'page.html.j2')}" in " ".join(error.split())
 
 
-@pytest.mark.parametrize(("name", "fault"), [("none", "no such folder"), (".", "there is no template in it")])
+@pytest.mark.parametrize(("name", "fault"), [("none", "no such folder"), (".", "contains no template")])
 def test_a_folder_without_templates(folder: Path, ftlib: Ftlib, name: str, fault: str) -> None:
     (folder / ".git").mkdir()
     code, _, error = ftlib("report", "pets", "--templates", folder / name)

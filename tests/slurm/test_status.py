@@ -71,12 +71,12 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         ([], None, "not started", ""),
         ([{"event": "submitted"}], job("PENDING", "Priority"), "queued", "waits for Priority"),
         ([{"event": "submitted"}], job("RUNNING"), "running", "starting"),
-        ([{"event": "submitted"}], job("FAILED"), "failed", "its job ended before training began"),
+        ([{"event": "submitted"}], job("FAILED"), "failed", "its job ended before training started"),
         ([START, TRAINING, {"event": "done", "step": 40}], None, "done", ""),
         ([START, {"event": "failed", "reason": "out of GPU memory: x"}], None, "failed", "out of GPU memory: x"),
         ([{"event": "failed", "command": "train", "reason": "not prepared"}], None, "failed", "not prepared"),
         ([START, {"event": "diverged", "reason": "loss nan"}, {"event": "gave up"}], None,
-         "diverged", "in every attempt (1), at last: loss nan"),
+         "diverged", "in every attempt (1), last: loss nan"),
         ([START, {"event": "killed", "command": "train", "reason": "out of memory"}], None,
          "failed", "killed: out of memory"),
         ([START, {"event": "diverged", "reason": "x"}, {"event": "restart"}], job("PENDING"),
@@ -84,19 +84,20 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         ([START, {"event": "diverged", "reason": "x"}, {"event": "restart"}, {"event": "failed", "reason": "y"}], None,
          "failed", "y"),
         ([{"event": "evaluating"}, {"event": "evaluated"}], None,
-         "not started", "only its untrained model was evaluated"),
+         "not started", "only its base model was evaluated"),
         ([{"event": "evaluating"}, {"event": "evaluated"}], job("COMPLETED"),
-         "not started", "only its untrained model was evaluated"),
+         "not started", "only its base model was evaluated"),
         ([START, {"event": "evaluating"}, {"event": "evaluated"}], job("NODE_FAIL"), "died", "node failure"),
         ([{"event": "evaluating"}, {"event": "failed", "command": "evaluate", "reason": "x"}], None, "failed", "x"),
-        ([START], None, "died", "ended without a word; run or submit it again and it goes on"),
+        ([START], None, "died", "disappeared without reporting; run or submit it again to resume"),
         ([START], job("NODE_FAIL"), "died", "node failure"),
         ([START], job("TIMEOUT"), "died", "time limit"),
-        ([START], job("OUT_OF_MEMORY"), "failed", "out of memory; ask for more: job.mem"),
+        ([START], job("OUT_OF_MEMORY"), "failed", "out of memory; request more with job.mem"),
         ([START], job("FAILED", exit_code=139), "failed", "its job ended with exit code 139"),
-        ([START], job("FAILED", exit_code=75), "died", "ended without a word; run or submit it again and it goes on"),
+        ([START], job("FAILED", exit_code=75),
+         "died", "disappeared without reporting; run or submit it again to resume"),
         ([START, {"event": "preempted", "signal": "SIGUSR1"}], None,
-         "stopped", "time limit; saved: run or submit it again and it goes on"),
+         "stopped", "time limit; saved: run or submit it again to resume"),
         ([START, {"event": "preempted", "signal": "SIGUSR1"}], job("PENDING", "BeginTime"),
          "queued", "time limit once; waits for BeginTime"),
         ([START, {"event": "preempted", "signal": "SIGTERM"}], job("CANCELLED", by="1000"),
@@ -109,7 +110,7 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         ([START, {"event": "cancelled", "by": "ann"}, {"event": "preempted", "signal": "SIGTERM"}], None,
          "cancelled", "by ann"),
         ([START, {"event": "diverged", "reason": "x"}], None, "died",
-         "ended without a word; run or submit it again and it goes on"),
+         "disappeared without reporting; run or submit it again to resume"),
         ([START, {"event": "cancelled", "by": "ann"}, START, {"event": "failed", "reason": "x"}], None,
          "failed", "x"),
     ],
@@ -195,7 +196,7 @@ def test_of_several_jobs_the_one_that_matters(run: Run, site: Site) -> None:
 def test_a_training_that_never_began_takes_its_evaluation_with_it(run: Run, site: Site) -> None:
     tell(run, {"event": "submitted"}, {"event": "submitted", "job": "8"})
     found = run_status(run, site, time.time(), {"7": job("FAILED"), "8": FELL})
-    assert (found.state, found.reason, found.job) == ("failed", "its job ended before training began", "7")
+    assert (found.state, found.reason, found.job) == ("failed", "its job ended before training started", "7")
 
 
 @pytest.mark.parametrize(
@@ -205,10 +206,10 @@ def test_a_training_that_never_began_takes_its_evaluation_with_it(run: Run, site
         ({"8": job("RUNNING")}, "evaluating", "starting"),
         ({"8": job("CANCELLED", by="1000")}, "done", "evaluation cancelled by scancel"),
         ({"8": job("TIMEOUT")}, "done", "evaluation failed: time limit"),
-        ({"8": job("FAILED")}, "done", "evaluation failed: its job ended before it began"),
-        ({"7": job("COMPLETED")}, "done", "evaluation not begun"),
-        ({"7": job("FAILED"), "8": FELL}, "done", "evaluation not begun"),
-        ({}, "done", "evaluation not begun"),
+        ({"8": job("FAILED")}, "done", "evaluation failed: its job ended before it started"),
+        ({"7": job("COMPLETED")}, "done", "evaluation not started"),
+        ({"7": job("FAILED"), "8": FELL}, "done", "evaluation not started"),
+        ({}, "done", "evaluation not started"),
     ],
 )
 def test_a_submitted_evaluation_that_has_not_begun(

@@ -144,7 +144,7 @@ def test_only_what_is_missing_is_submitted_again(submit: Submit, slurm: FakeSlur
     slurm.answers(sacct="71_1|RUNNING|0:0|None|n1|5\n71_2|FAILED|1:0|None|n1|5\n71_3|CANCELLED by 5|0:0|None|n1|5\n")
     _, out, err = submit(*FOUR)
     assert "4 runs: 1 finished, 1 queued or running, 1 failed, 1 missing" in err
-    assert "--retry goes on with them" in err
+    assert "--retry resumes them" in err
     assert out == "72\n"
     assert [jsonl.read_jsonl_log(run.history)[-1]["job"] for run in (one, two, three, four)] == [
         "71_0", "71_1", "71_2", "72"
@@ -344,7 +344,7 @@ def test_a_replacement_that_was_killed_is_undone_where_nothing_has_begun(
     assert ftlib("clean", "--yes")[0] == 0 and len(list(aside.glob("*/*"))) == 4, "it may be at work still"
     files.write_json(owner, dead)
     _, _, err = ftlib("clean", "--yes")
-    assert err.count("back, since the --replace that moved it was interrupted") == sum(back)
+    assert err.count("restored, because the --replace that moved it was interrupted") == sum(back)
     assert [run.done_marker.exists() for run in before] == back and set(runs(store)) == set(before)
     assert not [*store.glob("runs/*/.replaced-*"), *store.glob("runs/*/.deleted-*")]
 
@@ -364,7 +364,7 @@ def test_a_deletion_that_was_killed_is_finished(submit: Submit, slurm: FakeSlurm
 def test_what_was_taken_before_a_refusal_is_known(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
     refuse(slurm, 72)
     code, _, err = submit(*FOUR, "--then", "evaluate")
-    assert code == 2 and "submitted before this went wrong: slurm job 71" in err
+    assert code == 2 and "submitted before the error: slurm job 71" in err
     assert [jsonl.read_jsonl_log(run.history)[-1]["job"] for run in runs(store)] == [f"71_{n}" for n in range(4)]
     slurm.answers(sacct="71_[0-3]|PENDING|0:0|None||0\n")
     assert submit(*FOUR)[1] == ""
@@ -374,7 +374,7 @@ def test_when_slurm_does_not_answer_nothing_is_submitted(submit: Submit, slurm: 
     submit()
     slurm.answers(sacct=None, squeue=None)
     code, _, err = submit()
-    assert code == 2 and "how earlier jobs stand cannot be told: squeue: Unable to contact slurm controller" in err
+    assert code == 2 and "cannot check earlier jobs: squeue: Unable to contact slurm controller" in err
     assert len(slurm.scripts()) == 1
 
 
@@ -399,11 +399,11 @@ def test_arrays_are_cut_to_the_sites_limits(submit: Submit, slurm: FakeSlurm) ->
 def test_what_slurm_does_not_take_now_is_left_for_later(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
     slurm.answers(sacctmgr="lab|||5\n", squeue="1\n2\n")
     _, _, err = submit(*FOUR)
-    assert "Slurm takes 3 more jobs of yours now (MaxSubmitJobs): 3 of 4 runs are sent." in err
+    assert "Slurm accepts 3 more jobs from you now (MaxSubmitJobs): submitting 3 of 4 runs." in err
     assert len(runs(store)) == 3
     slurm.answers(sacct="71_[0-2]|PENDING|0:0|None||0\n", squeue="1\n2\n71_0\n71_1\n71_2\n")
     code, _, err = submit(*FOUR)
-    assert code == 2 and "Slurm takes 0 more jobs" in err
+    assert code == 2 and "Slurm accepts 0 more jobs" in err
     slurm.answers(squeue="71_0\n71_1\n71_2\n")
     assert submit(*FOUR)[1] == "72\n"
 
@@ -439,7 +439,7 @@ def test_a_dry_run_needs_no_slurm(submit: Submit, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "/nowhere")
     code, out, err = submit("--dry-run")
     assert code == 0 and "run_submitted stage+prepare+train+evaluate python3" in out
-    assert "Slurm cannot be asked (scontrol is not in PATH)" in err
+    assert "Slurm is not available (scontrol is not in PATH)" in err
 
 
 def test_a_snapshot_holds_the_code_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

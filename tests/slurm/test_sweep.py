@@ -139,7 +139,7 @@ def test_every_fault_of_every_point_once_with_its_line(members: Callable[..., li
          "FILE:10: sweep: 1 x 1 x 2501 x 2 points: too many runs"),
         ("seed: [" + "1, " * 5001 + "]", "FILE:10: sweep: 5001 points: too many runs"),
         ("name.x: [1]", "FILE:11: name.x: all runs of a sweep share it"),
-        ("seed.x: [1]", "FILE:11: seed.x: there is no section of that name to set a key in"),
+        ("seed.x: [1]", "FILE:11: seed.x: there is no such section"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_sweep_itself(members: Callable[..., list[SweepRun]], sweep: str, message: str) -> None:
@@ -148,8 +148,8 @@ def test_mistakes_in_the_sweep_itself(members: Callable[..., list[SweepRun]], sw
 
 def test_points_that_are_the_same_run_are_refused(members: Callable[..., list[SweepRun]]) -> None:
     found = fault(members, "evaluation.num_beams: [1, 4]")
-    assert found == "FILE:10: sweep: these are the same run: evaluation.num_beams=1 / evaluation.num_beams=4"
-    assert "these are the same run" in fault(members, "seed: [1, 1]")
+    assert found == "FILE:10: sweep: duplicate points: evaluation.num_beams=1 / evaluation.num_beams=4"
+    assert "duplicate points" in fault(members, "seed: [1, 1]")
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "stage"])
@@ -158,4 +158,4 @@ def test_other_commands_say_what_to_do(
 ) -> None:
     code, _, err = ftlib(command, config_file, "sweep.seed=[1, 2]")
     assert code == 2
-    assert "sweep: this config stands for several runs" in err and "ftlib submit" in err and "sweep=null" in err
+    assert "sweep: this config defines several runs" in err and "ftlib submit" in err and "sweep=null" in err

@@ -45,44 +45,47 @@ RIGHT: dict[str, dict[str, Any]] = {
 }
 WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
     "detect": [
-        ({"suffix": f"{BOX}"}, "a label are needed"),
-        ({"suffix": f"{BOX} cat ; <loc0001><loc0002><loc0003> dog"}, "a label are needed"),
-        ({"suffix": "<loc0500><loc0002><loc0300><loc0400> cat"}, "a label are needed"),
-        ({"suffix": "a cat"}, "a label are needed"),
+        ({"suffix": f"{BOX}"}, "a label"),
+        ({"suffix": f"{BOX} cat ; <loc0001><loc0002><loc0003> dog"}, "a label"),
+        ({"suffix": "<loc0500><loc0002><loc0300><loc0400> cat"}, "a label"),
+        ({"suffix": "a cat"}, "a label"),
         ({"suffix": f"{BOX} cat ; {BOX}"}, "object 2: no label after its box"),
-        ({"suffix": f"{BOX} cat ; <loc0001><loc0002><loc0300><loc1024> dog"}, "object 2 (dog): <loc1024> is no token"),
+        (
+            {"suffix": f"{BOX} cat ; <loc0001><loc0002><loc0300><loc1024> dog"},
+            "object 2 (dog): <loc1024> is not a token",
+        ),
         ({"suffix": "<loc0001><loc0400><loc0300><loc0400> dog"}, "object 1 (dog): its box has no width"),
         ({"suffix": "<loc0300><loc0002><loc0300><loc0400> dog"}, "object 1 (dog): its box has no height"),
         ({"suffix": "<loc0500><loc0002><loc0300><loc0400> cat"}, "y_min 500 is larger than y_max 300"),
-        ({"suffix": "<loc12><loc0002><loc0300><loc0400> cat"}, "<loc12> is no token"),
+        ({"suffix": "<loc12><loc0002><loc0300><loc0400> cat"}, "<loc12> is not a token"),
         ({"suffix": "<loc0002><loc0300><loc0400> cat"}, "3 location tokens, but a box has 4"),
         ({"suffix": f"{BOX}<seg001> cat"}, "1 segmentation tokens, but a mask has 16"),
-        ({"objects": [{"label": "cat"}], **SIZE}, 'field objects: needed is objects with a "label" and a "box"'),
-        ({"objects": OBJECTS}, "field objects: needed is a list of objects, width and height"),
+        ({"objects": [{"label": "cat"}], **SIZE}, 'field objects: needs objects with a "label" and a "box"'),
+        ({"objects": OBJECTS}, "field objects: needs a list of objects, width and height"),
         (
             {"objects": [{"label": "dog", "box": [0, 0, 9, 114]}], **SIZE},
             "objects: object 1 (dog): x_min, y_min, x_max",
         ),
         (
             {"objects": [*OBJECTS[:1], {"label": "dog", "box": [0, 0, 0.3, 0.3]}], **SIZE},
-            "object 2 (dog) lies at x_min",
+            "object 2 (dog) is x_min",
         ),
     ],
     "refer": [
-        ({"suffix": f"{BOX} ; {BOX}"}, "2 boxes; one box"),
+        ({"suffix": f"{BOX} ; {BOX}"}, "2 boxes; must be one box"),
         ({"suffix": "<loc0001>"}, "one box"),
-        ({"suffix": "<loc0001><loc0002><loc0300><loc1024>"}, "<loc1024> is no token"),
-        ({"box": [0, 0, 8, 8]}, "field box: needed is a box"),
+        ({"suffix": "<loc0001><loc0002><loc0300><loc1024>"}, "<loc1024> is not a token"),
+        ({"box": [0, 0, 8, 8]}, "field box: needs a box"),
         (
             {"box": [0, 0, 8, 114], **SIZE},
-            "field box: x_min, y_min, x_max, y_max [0, 0, 8, 114] leave the image of 100 × 100",
+            "field box: x_min, y_min, x_max, y_max [0, 0, 8, 114] exceed the image of 100 × 100",
         ),
-        ({"box": [4, 4, 8, 8], **SIZE}, "field suffix: the box lies at x_min"),
+        ({"box": [4, 4, 8, 8], **SIZE}, "field suffix: the box is x_min"),
     ],
     "segment": [
-        ({"suffix": f"{BOX} cat"}, "<segXXX> sixteen"),
-        ({"suffix": f"{BOX}{CODES[:-8]} cat"}, "<segXXX> sixteen"),
-        ({"suffix": f"{BOX}{CODES}; {BOX}{CODES}"}, "<segXXX> sixteen"),
+        ({"suffix": f"{BOX} cat"}, "sixteen <segXXX>"),
+        ({"suffix": f"{BOX}{CODES[:-8]} cat"}, "sixteen <segXXX>"),
+        ({"suffix": f"{BOX}{CODES}; {BOX}{CODES}"}, "sixteen <segXXX>"),
         ({"mask": None}, "field mask"),
         ({"mask": {"size": [8], "polygons": []}}, "field mask: size"),
     ],
@@ -119,7 +122,7 @@ def test_sizes_of_every_row_of_an_image_are_compared(config: Callable[..., Path]
     right = {"image": "0.png", "width": 8, "height": 8}
     path = config("refer", [right, {**right, "width": 16}, right])
     code, _, error = ftlib("prepare", path)
-    assert code == 2 and error.count("0.png: 8 × 8 pixels, but its annotation says 16 × 8") == 1
+    assert code == 2 and error.count("0.png: 8 × 8 pixels, but its annotation has 16 × 8") == 1
     assert ftlib("prepare", config("refer", [right, right]))[0] == 0
 
 
@@ -167,7 +170,7 @@ def test_wrong_answers_are_named(task: str, config: Callable[..., Path], ftlib: 
             (said,) = [text for text in error.splitlines() if f"data.jsonl:{line}: " in text]
             assert words in said
     code, _, error = ftlib("prepare", path, "data.on_bad=skip")
-    assert code == 0 and f"{len(WRONG[task])} records cannot be used" in error
+    assert code == 0 and f"{len(WRONG[task])} invalid records are skipped" in error
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_sizes_that_are_not_the_image_s(
     path = config(task, [change])
     for more in ([], ["--check"]):
         code, _, error = ftlib("prepare", path, *more)
-        assert code == 2 and f"9.png: 8 × 8 pixels, but its annotation says {told}" in error
+        assert code == 2 and f"9.png: 8 × 8 pixels, but its annotation has {told}" in error
     assert ftlib("prepare", path, "task=vqa", "data.on_bad=skip")[0] == 2, "no row has ten answers"
     code, _, error = ftlib("prepare", path, "task=caption")
     assert code == 0, f"a field called width is any field there: {error}"
@@ -196,6 +199,6 @@ def test_answers_that_are_no_closed_set(
     monkeypatch.setattr(scan, "MAX_LABELS", 3)
     path = config("classify", [{"suffix": str(n)} for n in range(3)])
     code, _, error = ftlib("prepare", path)
-    assert code == 2 and "more than 3 different answers are no closed set" in error
+    assert code == 2 and "more than 3 different answers, too many for a set" in error
     path = config("classify", [{"suffix": str(n)} for n in range(2)])
     assert ftlib("prepare", path)[0] == 0

@@ -184,8 +184,8 @@ def test_a_row_that_names_an_object_twice_is_not_wholly_right() -> None:
 @pytest.mark.parametrize(
     ("facts", "references", "message"),
     [
-        ({}, ["a cat"], "row 7: needed is an expected answer of boxes"),
-        ({"objects": {}, "width": 3, "height": 3}, [""], "row 7: needed is a list of objects"),
+        ({}, ["a cat"], "row 7: needs an expected answer of boxes"),
+        ({"objects": {}, "width": 3, "height": 3}, [""], "row 7: needs a list of objects"),
         ({"objects": []}, [""], "width and height"),
         ({"objects": [{"label": "a"}], "width": 3, "height": 3}, [""], 'objects with a "label" and a "box"'),
         ({"objects": [{"label": "a", "box": [3, 1, 2, 2]}], "width": 3, "height": 3}, [""], '"box"'),
@@ -224,9 +224,9 @@ def test_a_referred_box_from_the_expected_answer_and_answers_that_are_none() -> 
     ]
     found = load_task("refer").score(rows, [], None)
     assert (found.rows, found.invalid) == ([1, 0, 0, 0, 0, 1], 4)
-    with pytest.raises(UserError, match="row 0: needed is an expected answer of one box"):
+    with pytest.raises(UserError, match="row 0: needs an expected answer of one box"):
         load_task("refer").score([{**rows[0], "references": ["two cats"]}], [], None)
-    with pytest.raises(UserError, match=r"row 0: needed is a box .*, width and height"):
+    with pytest.raises(UserError, match=r"row 0: needs a box .*, width and height"):
         load_task("refer").score([{**rows[0], "facts": {"box": [0, 0, 1, 1]}}], [], None)
 
 

@@ -76,9 +76,7 @@ def test_wrong_masks(tmp_path: Path, wrong: Any) -> None:
 def test_a_mask_of_another_size(tmp_path: Path) -> None:
     references = jsonl(tmp_path / "references.jsonl", [RUNS])
     predictions = jsonl(tmp_path / "predictions.jsonl", [{"size": [8, 6], "counts": [48]}])
-    with pytest.raises(
-        UserError, match=r"predictions\.jsonl: id 0: the mask is of 8 × 6 pixels, the reference of 6 × 8"
-    ):
+    with pytest.raises(UserError, match=r"predictions\.jsonl: id 0: the mask has 8 × 6 pixels, the reference 6 × 8"):
         score([references], predictions)
 
 

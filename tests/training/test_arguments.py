@@ -42,7 +42,7 @@ def test_values_reach_the_trainer(write_config: Callable[..., Path], tmp_path: P
 
 
 def test_what_transformers_refuses_is_the_users_mistake(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="transformers refuses these settings"):
+    with pytest.raises(UserError, match="transformers rejects these settings"):
         arguments.build_training_arguments(
             config(write_config(), "training.use_cpu=true", "training.fp16=false", "training.tf32=true"),
             tmp_path,
@@ -94,8 +94,8 @@ def test_master_weights_of_a_bfloat16_model_are_computed_with_in_bfloat16(
         (["lr_scheduler_type=reduce_lr_on_plateau"], "lr_scheduler_type: reduce_lr_on_plateau .*stay constant"),
         (["lr_scheduler_type=greedy"], "lr_scheduler_type: greedy .*stay constant"),
         (["optim=galore_adamw"], "optim: galore_adamw: .*optim_target_modules"),
-        (["optim=galore_adamw", "weight_decay=0.1"], "weight_decay: transformers does not hand it to galore_adamw"),
-        (["optim=apollo_adamw", "weight_decay=0.1"], "weight_decay: transformers does not hand it to apollo_adamw"),
+        (["optim=galore_adamw", "weight_decay=0.1"], "weight_decay: transformers does not pass it to galore_adamw"),
+        (["optim=apollo_adamw", "weight_decay=0.1"], "weight_decay: transformers does not pass it to apollo_adamw"),
         (["optim=adamw_anyprecision"], "optim: adamw_anyprecision: .*install"),
         (["optim=sgd", "optim_args=momentum"], "optim: sgd: "),
     ],
@@ -112,16 +112,16 @@ def test_an_optimizer_or_schedule_that_cannot_be_made_is_found_before_the_model_
 @pytest.mark.parametrize(
     ("optimizer", "reason"),
     [
-        ("schedule_free_adamw", "saves other weights than it trains"),
+        ("schedule_free_adamw", "saves weights that differ from those it trains"),
         ("adalomo", "steps within the backward pass"),
         ("galore_adamw_layerwise", "steps within the backward pass"),
-        ("grokadamw", "keeps some of its averages out of its state"),
+        ("grokadamw", "does not save some of its averages in its state"),
     ],
 )
 def test_optimizers_that_do_not_resume_are_refused_in_the_config(
     write_config: Callable[..., Path], optimizer: str, reason: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"training\.optim: {optimizer} {reason}, so that runs could not be resumed"):
+    with pytest.raises(UserError, match=rf"training\.optim: {optimizer} {reason}, so runs could not be resumed"):
         config(write_config(), f"training.optim={optimizer}")
 
 
@@ -175,7 +175,7 @@ def test_one_process_uses_one_gpu(
     monkeypatch.setattr(arguments, "TrainingArguments", OnTwoGpus)
     built = arguments.build_training_arguments(config(write_config()), tmp_path, TrainingPhase())
     assert (built.n_gpu, built.train_batch_size) == (1, built.per_device_train_batch_size)
-    assert "of 2 GPUs in sight one is used" in capsys.readouterr().err
+    assert "using 1 of 2 visible GPUs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("ranks", "accumulation"), [(1, 4), (2, 2), (3, 2), (4, 1)])

@@ -116,7 +116,7 @@ def test_training_ends_where_torch_would_go_on_uncompiled(tmp_path: Path, monkey
     monkeypatch.setattr(compiling, "_SPARE_PROGRAMS", 1)
     trainer, losses = trainer_of("causal", tmp_path, training=COMPILED)
     trainer.data_collator = trainer.train_dataset.processor.collate  # of any shape
-    with pytest.raises(UserError, match="would go on uncompiled"), compiling.limit_recompiles():
+    with pytest.raises(UserError, match="would continue uncompiled"), compiling.limit_recompiles():
         trainer.train()
     assert counters["stats"]["unique_graphs"] == data.MAX_SHAPES and len(losses) < 11
 

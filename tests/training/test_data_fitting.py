@@ -36,12 +36,11 @@ def test_too_long_rows_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) 
     found = filter_by_length(examples(), TEMPLATE, INPUTS, "drop")
     assert names(found.indices) == ["short", "exact"] and (found.dropped, found.truncated) == (4, 0)
     assert found.summary.splitlines() == [
-        "of 6 training rows, those of more than 10 tokens were too long: 4 dropped "
-        "(the prompts of 2 leave no room for an answer)",
-        "  row over: 11 tokens, the model takes 10",
-        "  row no label: 12 tokens, the model takes 10; its prompt alone has 10: no room for an answer",
-        "  row just one: 15 tokens, the model takes 10",
-        "  row long: 35 tokens, the model takes 10; its prompt alone has 31: no room for an answer",
+        "of 6 training rows, some are longer than 10 tokens: 4 dropped (the prompts of 2 leave no room for an answer)",
+        "  row over: 11 tokens, the maximum is 10",
+        "  row no label: 12 tokens, the maximum is 10; the prompt alone has 10: no room for an answer",
+        "  row just one: 15 tokens, the maximum is 10",
+        "  row long: 35 tokens, the maximum is 10; the prompt alone has 31: no room for an answer",
     ]
 
 
@@ -57,8 +56,8 @@ def test_they_are_noted_once_in_a_runs_life(tmp_path: Path) -> None:
 def test_of_many_rows_the_first_are_named() -> None:
     many = [Example(str(number), "", "p" * 5, "a" * (3 + (number > 0))) for number in range(30)]
     told = filter_by_length(many, TEMPLATE, INPUTS, "truncate").summary.splitlines()
-    assert told[0].endswith("were too long: 29 truncated") and len(told) == 22
-    assert told[1] == "  row 1: 11 tokens, the model takes 10" and told[-1] == "  … and 9 more"
+    assert told[0].endswith("tokens: 29 truncated") and len(told) == 22
+    assert told[1] == "  row 1: 11 tokens, the maximum is 10" and told[-1] == "  … and 9 more"
 
 
 def test_truncated_rows_keep_a_label(tmp_path) -> None:
@@ -80,7 +79,7 @@ def test_a_vision_models_positions_are_its_limit(shared: Path) -> None:
     rows = [Example(str(length), "x.png", "p" * length, "answer") for length in (10, 499, 500, 5000)]
     found = filter_by_length(rows, "{prefix}", inputs, "drop")
     assert list(found.indices) == [0, 1] and found.dropped == 2 and found.unanswered == 1
-    assert found.messages[0] == "row 500: 513 tokens, the model takes 512"
+    assert found.messages[0] == "row 500: 513 tokens, the maximum is 512"
     long = filter_by_length([Example("0", "x.png", "p", "a" * 5000)], "{prefix}", inputs, "truncate")
     assert list(long.indices) == [0] and long.truncated == 1
     row = inputs.encode_train("p", Image.new("RGB", (8, 8)), "a" * 5000)
@@ -90,14 +89,14 @@ def test_a_vision_models_positions_are_its_limit(shared: Path) -> None:
 
 
 def test_or_the_run_stops() -> None:
-    with pytest.raises(UserError, match="row over: 11 tokens, the model takes 10") as error:
+    with pytest.raises(UserError, match="row over: 11 tokens, the maximum is 10") as error:
         filter_by_length(examples(), TEMPLATE, INPUTS, "stop")
     assert len(str(error.value).splitlines()) == 5
     assert filter_by_length(examples()[:2], TEMPLATE, INPUTS, "stop").summary == ""
 
 
 def test_nothing_left_is_an_error() -> None:
-    with pytest.raises(UserError, match="none of 1 training rows fits into 10 tokens"):
+    with pytest.raises(UserError, match="none of the 1 training rows fits into 10 tokens"):
         filter_by_length(examples()[-1:], TEMPLATE, INPUTS, "truncate")
 
 

@@ -129,7 +129,9 @@ def test_weights_that_are_no_numbers_are_found(value: float, dtype: torch.dtype)
     require_finite(model)
     with torch.no_grad():
         model[0].weight[250, 1] = value
-    with pytest.raises(TrainingDiverged, match=r"no finite numbers, in 1 of 2 parameters, such as 0\.weight"):
+    with pytest.raises(
+        TrainingDiverged, match=r"NaN or infinity in the weights of 1 of 2 parameters, such as 0\.weight"
+    ):
         require_finite(model)
     model[0].weight.requires_grad_(False)
     require_finite(model)
@@ -152,7 +154,7 @@ def test_what_the_last_update_makes_of_the_weights_is_looked_at(
     if where == "fit":
         monkeypatch.setattr("ftlib.training.trainer.require_finite", lambda model: saved.append(1))
     code, _, error = ftlib("train", wild, *overrides)
-    assert code == 0 and "training diverged at step 1 of attempt 0: weights that are no finite numbers, in " in error
+    assert code == 0 and "training diverged at step 1 of attempt 0: NaN or infinity in the weights of " in error
     assert len(saved) == (2 if where == "fit" else 0)
     (trip,) = events(run, "diverged")
     assert math.isfinite(lines(run)[0]["loss"]) and math.isfinite(lines(run)[0]["grad_norm"])
@@ -265,7 +267,7 @@ def test_interrupted_at_any_point_it_goes_on_in_the_right_attempt(
         assert ftlib("train", wild)[0] == 130
     monkeypatch.setattr(train, "_log_step", log_step)
     code, _, error = ftlib("train", wild)
-    assert code == 0 and "going on from the checkpoint of step 6" in error
+    assert code == 0 and "resuming from the checkpoint of step 6" in error
     assert outcome(broken)[0] == outcome(straight)[0] and lines(broken) == lines(straight)
     assert len(events(broken, "diverged")) == 1
 

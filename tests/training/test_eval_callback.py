@@ -158,7 +158,7 @@ def test_without_its_best_checkpoint_an_attempt_begins_anew(
         (run.checkpoint_root() / "checkpoint-3" / "trainable.safetensors").write_bytes(b"damaged")
     dictate(monkeypatch, [0.9, 0.1, 0.2, 0.3])
     code, _, error = ftlib("train", config)
-    assert code == 0 and "the best checkpoint, of step 3, is damaged or gone; attempt 0 begins anew" in error
+    assert code == 0 and "the best checkpoint, of step 3, is damaged or missing; attempt 0 starts again" in error
     assert lines(run) == before and files.read_json(run.done_marker)["best"]["step"] == 3
 
 
@@ -263,10 +263,10 @@ def outcome_files(run: Run) -> dict[str, bytes]:
     ("extra", "message"),
     [
         (["checkpoint.best={metric: CIDEr-D, every: 5}"], "checkpoint.best: task classify has no metric 'CIDEr-D'"),
-        (["checkpoint.best={metric: f1, every: 5}"], "checkpoint.best: F1 is of one answer against the others"),
+        (["checkpoint.best={metric: f1, every: 5}"], "checkpoint.best: F1 needs a positive class"),
         (
             ["checkpoint.best={metric: accuracy, every: 5}", "evaluation.positive=z"],
-            "evaluation.positive: 'z' is none of the dataset's answers",
+            "evaluation.positive: 'z' is not an answer of the dataset",
         ),
         (
             ["rounds=[{learning_rate: 1}, {learning_rate: 2, until: {metric: acc, at_least: 1.0}}]"],

@@ -51,7 +51,7 @@ def test_training_goes_on_from_the_first_runs_weights(
     config, first = trained(write_config, ftlib, adapter)
     again = ftlib("train", config, "training.max_steps=4")[2]
     hint = f"warm_start=tiny/{first.folder.name}"
-    assert "already trained" in again and hint in again
+    assert "already finished" in again and hint in again
     still = ("training.max_steps=1", "training.learning_rate=0")  # a step that moves nothing
     assert ftlib("train", config, *still, hint)[0] == 0
     second = run_of(config, *still, hint)
@@ -74,7 +74,7 @@ def test_the_weights_that_a_run_began_with_must_stay(
     save_file({name: tensor + 1 for name, tensor in weights.items()}, first.folder / SAVED[LORA])
     with pytest.raises(UserError, match="have changed since this run began"):
         resolve_init_weights(*asked)
-    with pytest.raises(UserError, match="not trained to its end yet"):
+    with pytest.raises(UserError, match="training has not finished"):
         resolve_init_weights(*start_of(config, f"warm_start={asked[1].folder}"))
 
 

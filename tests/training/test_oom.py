@@ -97,7 +97,7 @@ def test_losses_and_weights_are_those_of_the_undisturbed_run(
     scarce = run_of(config, tmp_path / "scarce")
     code, _, said = ftlib("train", config)
     assert code == 0 and memory.failures == 2, said
-    assert "out of memory; going on from the same step with 2 rows at once" in said
+    assert "out of memory; repeating the step with micro-batches of 2" in said
     losses, weights = results(straight)
     again, same = results(scarce)
     assert again == pytest.approx(losses, rel=1e-5)
@@ -116,7 +116,7 @@ def test_a_single_row_that_does_not_fit_is_the_end(
     run = run_of(config, tmp_path / "runs")
     monkeypatch.setattr(ResumableTrainer, "compute_loss", never)
     code, _, error = ftlib("train", config)
-    assert code == 2 and "out of memory with a single row at once" in error and "Traceback" not in error
+    assert code == 2 and "out of memory with a micro-batch of one row" in error and "Traceback" not in error
     assert not run.done_marker.exists()
     config.write_text(config.read_text().replace("auto: true", "auto: false"))
     code, _, error = ftlib("train", config)

@@ -69,7 +69,9 @@ def test_a_run_does_not_go_on_in_the_other(
     gpu(first)
     resolved(path)
     gpu(later)
-    with pytest.raises(UserError, match=rf"began in ..16 on {first}, and {later} would go on in ..16\n.*job\.gpu_type"):
+    with pytest.raises(
+        UserError, match=rf"started in ..16 on {first}, but {later} would resume in ..16\n.*job\.gpu_type"
+    ):
         resolved(path)
 
 
@@ -94,7 +96,7 @@ def test_no_gpu_and_weights_of_the_other_type_are_refused(
         (["training.bf16=true"], "auto chooses between bf16 and fp16; remove training.bf16"),
         (["training.fp16=true"], "remove training.fp16"),
         (["model.dtype=float16"], "float16 weights need fp16; set training.fp16: true instead"),
-        (["training.precision=bf16"], "'bf16' is not a choice"),
+        (["training.precision=bf16"], "'bf16' is not an allowed value"),
     ],
 )
 def test_what_does_not_go_together_is_found_in_the_config(

@@ -119,12 +119,12 @@ def test_interrupted_at_any_step_the_result_is_the_same(
         assert not (broken.folder / "owner.json").exists()
     monkeypatch.setattr(train, "_log_step", log_step)
     code, _, error = ftlib("train", config)
-    assert code == 0 and "going on from the checkpoint of step 9" in error
+    assert code == 0 and "resuming from the checkpoint of step 9" in error
     assert outcome(broken) == outcome(straight)
     assert len(outcome(broken)[1]) == 12
     assert len({loss for _, _, loss, _, _ in outcome(broken)[1]}) == 12
     code, _, error = ftlib("train", config)
-    assert code == 0 and "already trained" in error
+    assert code == 0 and "already finished" in error
     types = {
         name: {tensor.dtype for tensor in load_file(next(broken.folder.glob(name))).values()}
         for name in ("checkpoints/attempt-0/checkpoint-12/trainable.safetensors", "*[lr]/*model.safetensors")
@@ -214,7 +214,7 @@ def test_a_run_goes_on_with_the_code_it_began_with(prepared: Callable[[str], Pat
     process.kill()
     process.wait()
     pinned = run.code / "ftlib" / "training" / "train.py"
-    pinned.write_text(pinned.read_text().replace("going on from the checkpoint", "pinned code goes on from chk"))
+    pinned.write_text(pinned.read_text().replace("resuming from the checkpoint", "pinned code goes on from chk"))
     process = start_ftlib("train", config)
     error = process.communicate()[1]
     assert process.returncode == 0, error
@@ -233,8 +233,8 @@ def test_other_versions_are_told_once(
     noted[0]["packages"] |= {"torch": "2.0.1", "numpy": "1.0"}
     del noted[0]["packages"]["peft"]
     files.write_json(run.environment, noted)
-    for told in (f"so that losses may differ a little: torch 2.0.1 → {torch}, peft none → {peft}\n", ""):
+    for told in (f"so losses may differ slightly: torch 2.0.1 → {torch}, peft none → {peft}\n", ""):
         run.done_marker.unlink()
         code, _, error = ftlib("train", config)
-        assert code == 0 and "going on from the checkpoint of step 12" in error
-        assert told in error and ("other versions" in error) == bool(told)
+        assert code == 0 and "resuming from the checkpoint of step 12" in error
+        assert told in error and ("versions have changed" in error) == bool(told)

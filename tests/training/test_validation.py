@@ -189,7 +189,7 @@ def test_where_memory_is_short_halves_are_computed(tmp_path: Path, monkeypatch: 
     assert sizes == [2, 2, 2, 2, 2, 1]
     assert found["value"] == pytest.approx(alone["value"], rel=1e-6) and found["tokens"] == alone["tokens"]
     monkeypatch.setattr(validation, "_loss_sums_at_once", lambda *arguments: short(*arguments, most=0))
-    with pytest.raises(UserError, match="out of GPU memory with a single row to compute the loss of"):
+    with pytest.raises(UserError, match="out of GPU memory while computing the loss of a single row"):
         measured(model, rows, config)
 
 
@@ -343,10 +343,10 @@ def test_only_what_changes_the_result_names_the_run(prepared: Callable[..., Path
 @pytest.mark.parametrize(
     ("until", "message"),
     [
-        ("{metric: loss, at_least: 1.0}", "rounds.1.until: of loss lower is better"),
-        ("{metric: accuracy, at_most: 1.0}", "rounds.1.until: of accuracy higher is better"),
-        ("{metric: loss}", "give at_least, or at_most for a metric of which lower is better"),
-        ("{metric: loss, at_least: 1.0, at_most: 2.0}", "give at_least, or at_most"),
+        ("{metric: loss, at_least: 1.0}", "rounds.1.until: lower loss is better"),
+        ("{metric: accuracy, at_most: 1.0}", "rounds.1.until: higher accuracy is better"),
+        ("{metric: loss}", "set at_least, or at_most if lower is better"),
+        ("{metric: loss, at_least: 1.0, at_most: 2.0}", "set at_least, or at_most"),
     ],
 )
 def test_a_bound_on_the_wrong_side_is_refused(
@@ -388,9 +388,9 @@ def test_valid_rows_that_no_loss_is_of_are_found_before_training(
     short = [f"model.max_length={prompt + answer - 1}", "evaluation.loss=true", "model.too_long=stop"]
     os.environ["FTLIB_RUNS"] = str(tmp_path / "runs")
     code, _, error = ftlib("train", config, *short)
-    assert code == 2 and "tokens, the model takes" in error
+    assert code == 2 and "tokens, the maximum is" in error
     code, _, error = ftlib("train", config, *short[:2])
-    assert code == 2 and "none of 12 valid rows fits into" in error
+    assert code == 2 and "none of the 12 valid rows fits into" in error
     empty = "data.split={valid: 0.2, test: 0.2, max_eval: 1}"
     assert ftlib("prepare", config, empty)[0] == 0
     run = run_of(config, tmp_path / "runs", empty)

@@ -39,7 +39,7 @@ def dying(how: Callable[[], Any]) -> Callable[[SupervisedDataset, int], Any]:
 @pytest.mark.parametrize(
     ("number", "told", "remedy"),
     [
-        (signal.SIGKILL, "was killed by SIGKILL: most often that means that memory ran out; the job has ", "job.mem"),
+        (signal.SIGKILL, "was killed by SIGKILL: the usual reason is that memory ran out; the job has ", "job.mem"),
         (signal.SIGBUS, "was killed by SIGBUS: /dev/shm is full", "dataloader_num_workers"),
         (signal.SIGSEGV, "was killed by SIGSEGV\n", "dataloader_num_workers: 0"),
     ],

@@ -1,8 +1,7 @@
-"""Loaders: a dataset as it is released → rows, one module for each source.
+"""Sources: read datasets in their original formats as rows, one module for each source.
 
-Each module has `examples(data) -> Iterator[Example | InvalidRecord]`, which streams: a faulty record comes as
-`InvalidRecord` with its place and the rows after it follow; only what leaves nothing to go on with (a missing file,
-broken JSON) is a UserError. Images are named, never opened. Loaders of releases that must leave something out also have
-`skipped_counts(data)`, which counts it by reason; one without annotation files may have `content_version(data)`, which
-tells when the rows are others.
+Each module has `examples(data) -> Iterator[Example | InvalidRecord]`, which streams: an invalid record becomes an
+`InvalidRecord` with its location, and reading continues; only errors that prevent further reading (a missing file,
+broken JSON) are UserErrors. Images are not opened. Modules that skip some rows also have `skipped_counts(data)`: reason
+→ count. A module without annotation files may have `content_version(data)`, which identifies the rows.
 """

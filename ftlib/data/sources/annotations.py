@@ -1,4 +1,4 @@
-"""Which annotation files a table of rows has: `data.file`, the usual one, or those of each split in `data.files`."""
+"""Find and read the annotation files of a dataset: `data.file`, the default one, or `data.files` for each split."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from ftlib.errors import UserError
 
 
 def annotation_paths(data: Data, *usual: str) -> list[Path]:
-    """The annotation files of a dataset, in the order of its splits.
+    """Return the annotation files of a dataset, in the order of its splits.
 
     Args:
-        usual: names of which one is taken where the config names none.
+        usual: default file names.
 
     Raises:
-        UserError: it is not clear which.
+        UserError: there is none, or several default files exist.
     """
     return [path for path, _ in _files(data, usual)]
 
 
 def chunks_of(data: Data, *usual: str) -> list[FileChunk]:
-    """All annotation files of a dataset as stretches of lines; none if one of them must be read from its beginning.
+    """Return all annotation files as chunks of lines; empty if one of them must be read sequentially.
 
     Raises:
         UserError: as `annotation_paths` and `json_stream.read_records`.
@@ -56,20 +56,19 @@ def read_files(
     parser: Callable[[SplitNames, NamedSplit | None], RowParser],
     chunk: FileChunk | None = None,
 ) -> Iterator[Example | InvalidRecord]:
-    """The rows of all annotation files of a dataset.
+    """Yield the rows of all annotation files of a dataset.
 
-    With `data.files`, ids begin with the split, since they often start anew in each file; and where a file's first
-    image lies beside it, and not below `data.root`, the file's images are relative to its folder.
+    With `data.files`, IDs get the split as a prefix, because each file often numbers its rows from the start. If the
+    first image of a file exists relative to the file, and not to `data.root`, its images are relative to the file.
 
     Args:
-        splits: reads the rows' own names of splits.
-        records: path → what is counted in it, and (number, record) of each.
-        parser: makes what parses the records of a split.
-        chunk: what `records` reads of one of the files, the only one that is read; what all rows together say of
-            `splits` is then the caller's to settle.
+        splits: reads split names in the rows.
+        records: path → unit of counting, and (number, record) of each record.
+        parser: returns the parser for the records of a split.
+        chunk: reads only this chunk; the caller must then check `splits` after all chunks.
 
     Raises:
-        UserError: a missing or unreadable file, names of splits that are not known.
+        UserError: a missing or unreadable file, unknown split names.
     """
     splits = splits or SplitNames(data)
     reading, seen = RowReader(), dict.fromkeys(("train", "valid", "test", ""), 0)
@@ -95,20 +94,20 @@ def _files(data: Data, usual: tuple[str, ...]) -> list[tuple[Path, NamedSplit | 
         return [(root / data.file, None)]
     present = [root / name for name in usual if (root / name).exists()]
     if len(present) > 1:
-        problem = f"{root}: both {' and '.join(path.name for path in present)} lie there"
-        raise UserError(problem, "Name the file in data.file.")
+        problem = f"{root}: contains both {' and '.join(path.name for path in present)}"
+        raise UserError(problem, "Set data.file.")
     if present:
         return [(present[0], None)]
     suffixes = {Path(name).suffix for name in usual}
     if found := other_splits(root, suffixes) or splits_in_folders(root, suffixes):
-        raise UserError(f"{root}: no {' or '.join(usual)} in it", files_hint(found))
+        raise UserError(f"{root}: contains no {' or '.join(usual)}", files_hint(found))
     if len(usual) > 1:
-        raise UserError(f"{root}: neither {' nor '.join(usual)} lies there", "Name the file in data.file.")
+        raise UserError(f"{root}: contains neither {' nor '.join(usual)}", "Set data.file.")
     return [(root / usual[0], None)]
 
 
 def files_hint(found: dict[str, list[str]]) -> str:
-    """What to write for files that are splits.
+    """Return a hint to list files of splits in data.files.
 
     Args:
         found: split → names of files.
@@ -116,7 +115,7 @@ def files_hint(found: dict[str, list[str]]) -> str:
     lists = ", ".join(
         f"{part}: {names[0] if len(names) == 1 else '[' + ', '.join(names) + ']'}" for part, names in found.items()
     )
-    return f"Files that are splits are given by data.files: {{{lists}}}."
+    return f"If these files are splits, set data.files: {{{lists}}}."
 
 
 def _in_file(parse: RowParser, name: str, root: Path, path: Path) -> RowParser:
@@ -138,13 +137,13 @@ def _in_file(parse: RowParser, name: str, root: Path, path: Path) -> RowParser:
     return parse_row
 
 
-# Splits that nobody told ftlib of: parts of a mixture that are the splits of one dataset, files beside `data.file`.
+# Detect splits that the config does not declare: parts of a mixture that are splits, files beside `data.file`.
 
 
 def parts_named_as_splits(data: Data) -> dict[str, str]:
-    """Parts of a mixture that look like the splits of one dataset, by their names or those of their files → split."""
+    """Return part → split for parts of a mixture that look like splits of one dataset, by part or file names."""
     found: dict[str, str] = {}
-    if not data.split.official:  # all rows are divided anew
+    if not data.split.official:  # names of splits do not matter
         return found
     parts = {name: part for name, part in data.datasets.items() if name and not part.files}
     paths = {name: os.path.relpath(Path(part.root) / part.file, data.root) for name, part in parts.items()}
@@ -159,45 +158,45 @@ def parts_named_as_splits(data: Data) -> dict[str, str]:
 
 
 def reject_split_parts(data: Data, splits: dict[str, str], files: Callable[[Data], list[Path]]) -> None:
-    """Refuse parts that are splits by their names, and whose rows say nothing of splits.
+    """Reject parts whose names are split names and whose rows have no split field.
 
     Args:
         splits: name of the part → split.
-        files: a dataset → its annotation files.
+        files: dataset → its annotation files.
 
     Raises:
         UserError: always.
     """
     shown = ", ".join(f"{name} ({split})" for name, split in splits.items())
-    problem = f"parts of the mixture are splits by their names, and each would be divided by itself: {shown}"
+    problem = f"parts of the mixture have the names of splits, and each would be split separately: {shown}"
     parts = [data.datasets[name] for name in splits]
-    remedy = "Read them as one dataset with splits of its own."
+    remedy = "Read them as one dataset with official splits."
     if all(part.source in (*TABLES, *COCO) for part in parts):
         named: dict[str, list[str]] = {}
         for part, split in zip(parts, splits.values(), strict=True):
             named.setdefault(split, []).extend(os.path.relpath(path, data.root) for path in files(part))
         remedy = files_hint(named)
-    raise UserError(problem, f"{remedy} If each is to be divided by itself, set data.split.official: false.")
+    raise UserError(problem, f"{remedy} To split each separately, set data.split.official: false.")
 
 
 def warn_other_files(data: Data) -> None:
-    """Say that a file of rows has others beside it that look like the other splits of the same dataset."""
+    """Warn if files beside an annotation file look like other splits of the same dataset."""
     if data.source not in (*TABLES, *COCO) or data.files or not data.file:
         return
     path = Path(data.root) / data.file
     if data.source in COCO and path.stem.startswith(("captions_", "instances_")):
-        return  # of the release, whose other files are read
+        return  # an official file; the other files of the release are read, too
     found, folder = other_splits(path.parent, {path.suffix}, path.name), posixpath.dirname(data.file)
     if not found and path.is_file():
         found, folder = _in_other_folders(path), posixpath.dirname(folder)
     if found:
         named = {part: [posixpath.join(folder, name) for name in names] for part, names in found.items()}
         others = [name for names in named.values() for name in names if name != data.file]
-        log.warning(f"{path}: {', '.join(others)} beside it: not read. {files_hint(named)}")
+        log.warning(f"{path}: not reading {', '.join(others)} beside it. {files_hint(named)}")
 
 
 def _in_other_folders(path: Path) -> dict[str, list[str]]:
-    """Files of the same name in folders beside a file's that are splits by their names, its own among them."""
+    """Return files of the same name in sibling folders with split names, including the file's own folder."""
     found: dict[str, list[str]] = {}
     for part in ("train", "valid", "test") if split_from_plain_name(path.parent.name) else ():
         for folder in sorted(path.parent.parent.iterdir()):

@@ -1,4 +1,4 @@
-"""What all loaders share: records → rows, faults with their place, ids that occur once."""
+"""Common code of all sources: records → rows, errors with locations, unique IDs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ftlib.data.split_names import NamedSplit, SplitNames
 _MAX_SHOWN = 300
 Value = TypeVar("Value")
 RowParser = Callable[[dict[str, Any], int], Sequence[Example]]
-"""(record, its number) → its rows; raises ValueError with what is wrong."""
+"""(record, its number) → its rows; raises ValueError with a message."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,21 @@ class NumberedFile:
     """A file with numbered lines or records.
 
     Attributes:
-        unit: what is counted, from 1.
+        unit: what is numbered from 1: "line", "record", …
     """
 
     path: Path
     unit: str = "record"
 
     def location(self, number: int) -> str:
-        """Where a record stands."""
+        """Return the location of a record for messages."""
         return f"{self.path}:{number}" if self.unit == "line" else f"{self.path}: {self.unit} {number}"
 
 
 class IdSet:
-    """Ids, each with a number; 16 bytes for one and at most twice as much in reserve.
+    """A set of IDs, each with a number; 16 to 48 bytes per ID.
 
-    Only 64-bit hashes are kept: among ten million different ids, two are taken for the same with a probability of
-    3 · 10⁻⁶.
+    Only 64-bit hashes are stored: among ten million different IDs, the probability of a collision is 3 · 10⁻⁶.
     """
 
     _FULL = 0.7
@@ -50,10 +49,10 @@ class IdSet:
         self._hashes, self._numbers, self._count = _zeros(1024), _zeros(1024), 0
 
     def add(self, identity: str, number: int) -> int:
-        """Add an id with its number, which is not 0.
+        """Add an ID with its number, which must not be 0.
 
         Returns:
-            The number that it was added with before, else 0.
+            The number of an earlier equal ID, else 0.
         """
         if self._count >= self._FULL * len(self._hashes):
             self._grow()
@@ -66,7 +65,7 @@ class IdSet:
         return 0
 
     def _slot(self, code: int) -> int:
-        """Where a hash lies, or the free place that is next to where it should lie."""
+        """Return the slot of a hash, or the free slot for it (linear probing)."""
         mask = len(self._hashes) - 1
         slot = code & mask
         while (here := self._hashes[slot]) and here != code:
@@ -83,7 +82,7 @@ class IdSet:
 
 
 class RowReader:
-    """One reading of a source, file after file; knows the ids of all of them."""
+    """Reads the files of a source and checks that IDs are unique over all of them."""
 
     _MAX_RECORDS = 1 << 40
 
@@ -94,10 +93,10 @@ class RowReader:
     def rows(
         self, file: NumberedFile, records: Iterable[tuple[int, Any]], parse: RowParser
     ) -> Iterator[Example | InvalidRecord]:
-        """The rows of a file.
+        """Yield the rows of a file.
 
         Args:
-            records: number and record, or `InvalidJson` in its place.
+            records: (number, record or `InvalidJson`) of each.
         """
         self._files.append(file)
         first = (len(self._files) - 1) * self._MAX_RECORDS
@@ -110,7 +109,7 @@ class RowReader:
             location = file.location(number)
             for row in found:
                 if row.id and (known := self._ids.add(row.id, first + number)):
-                    yield invalid(location, f"field id: {row.id!r} stands in {self._location_of(known, file)} already")
+                    yield invalid(location, f"field id: duplicate of {row.id!r} in {self._location_of(known, file)}")
                 else:
                     row.location = location
                     yield row
@@ -122,15 +121,15 @@ class RowReader:
 
 @dataclass
 class JsonTable(Generic[Value]):
-    """A list of a JSON file that is read as a whole, for other records to refer to.
+    """A list of a JSON file that is kept in memory, because other records refer to it.
 
     Attributes:
-        unit: what one of its records is.
-        parse_record: record → its id and what is kept of it; raises ValueError with what is wrong.
-        values: id → what is kept.
-        numbers: of their records in the file, in the same order.
-        used: the fields that `parse_record` knows; none: it is not asked which fields nothing uses.
-        fields: all that the records have.
+        unit: name of a record for messages.
+        parse_record: record → (ID, value); raises ValueError with a message.
+        values: ID → value.
+        numbers: numbers of the records in the file, in the same order.
+        used: the fields that `parse_record` uses; empty: unused fields are not reported.
+        fields: all fields of the records.
     """
 
     unit: str
@@ -142,16 +141,16 @@ class JsonTable(Generic[Value]):
 
 
 def read_tables(path: Path, lists: Mapping[str, JsonTable[Any]]) -> Iterator[InvalidRecord]:
-    """Read lists of a JSON file in one go.
+    """Read several lists of a JSON file in one pass.
 
     Args:
-        lists: the list's name in the file → where its records are put.
+        lists: name of the list in the file → table for its records.
 
     Yields:
-        Faulty records, and those whose id another has already.
+        Invalid records, and records with a duplicate ID.
 
     Raises:
-        UserError: the file is missing, is no such JSON, or lacks a list.
+        UserError: the file is missing, is not such JSON, or lacks a list.
     """
     for name, number, record in stream_lists(path, lists):
         kept = lists[name]
@@ -163,36 +162,36 @@ def read_tables(path: Path, lists: Mapping[str, JsonTable[Any]]) -> Iterator[Inv
             yield invalid(location, str(error))
             continue
         if key in kept.values:
-            yield invalid(location, f"id {key!r} stands in another {kept.unit} already")
+            yield invalid(location, f"id {key!r}: another {kept.unit} has the same id")
         else:
             kept.values[key] = value
             kept.numbers.append(number)
 
 
 def unused_fields(lists: Mapping[str, JsonTable[Any]]) -> frozenset[str]:
-    """`LIST.FIELD` of the fields of lists that were read, see `read_tables`, that nothing uses."""
+    """Return `LIST.FIELD` of all unused fields of lists from `read_tables`."""
     unused = {name: kept.fields.difference(kept.used) for name, kept in lists.items() if kept.used}
     return frozenset(f"{name}.{field}" for name, fields in unused.items() for field in fields)
 
 
 def invalid(location: str, reason: str) -> InvalidRecord:
-    """A record that cannot be used; what was found in it is not shown at any length."""
+    """Return an InvalidRecord; a long reason is shortened."""
     return InvalidRecord(location, reason if len(reason) <= _MAX_SHOWN else reason[:_MAX_SHOWN] + "…")
 
 
 def most_frequent(answers: Sequence[str]) -> str:
-    """The answer that most people gave; of several the first."""
+    """Return the most frequent answer; of several, the first."""
     return Counter(answers).most_common(1)[0][0] if len(answers) > 1 else answers[0]
 
 
 def require_text(text: str, name: str) -> str:
-    """What is to be learned, as it is: the task knows whether space around it counts, see `tasks.Task`.
+    """Return the text unchanged if it is not empty. The task decides about surrounding whitespace, see `tasks.Task`.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: the text is empty.
     """
     if not text or text.isspace():
-        raise ValueError(f"field {name}: is empty, so there is nothing to learn")
+        raise ValueError(f"field {name}: is empty")
     return text
 
 
@@ -208,11 +207,11 @@ def _zeros(count: int) -> array[int]:
     return array("q", bytes(8 * count))
 
 
-# A record with plain fields (`image`, `prefix`, `suffix`, …, under whatever names) → a row.
+# Records with plain fields (`image`, `prefix`, `suffix`, …, or other names from the config) → rows.
 
 FIELDS = ("id", "image", "prefix", "suffix", "references")
 CHAT_COLUMNS = ("messages", "conversations")
-"""Fields that make a record a chat."""
+"""Fields that identify a chat."""
 
 
 def row_parser(
@@ -222,16 +221,16 @@ def row_parser(
     outer: NamedSplit | None = None,
     may_be_empty: bool = False,
 ) -> RowParser:
-    """What turns records into rows.
+    """Return a function that parses records into rows.
 
-    A row has the id of its record, if that has one; its suffix is the most frequent of its references unless it has
-    one. All fields that no column stands for become facts.
+    A row has the ID of its record, if there is one; without a suffix, the most frequent reference is used. All other
+    fields become facts.
 
     Args:
-        columns: field of `FIELDS` → the records' own name for it, where that differs.
-        prompt: the template; where it does not show the prefix, records may lack it.
-        splits, outer: say which split a row belongs to, see `SplitNames.of_row`.
-        may_be_empty: whether an empty answer is one.
+        columns: field of `FIELDS` → name in the records, if it differs.
+        prompt: the template; if it does not use the prefix, records may lack it.
+        splits, outer: see `SplitNames.of_row`.
+        may_be_empty: whether an empty answer is valid.
     """
     names = {name: str(columns.get(name, name)) for name in FIELDS}
     own = set(names.values())
@@ -240,7 +239,7 @@ def row_parser(
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         without = names["prefix"] not in record
         if without and (chat := next((name for name in CHAT_COLUMNS if name in record), "")):
-            reason = "chats about images are not read; write a row for each question"
+            reason = "chats about images are not supported; write a row for each question"
             raise ValueError(f"field {chat}: {reason}, with image, prefix and suffix")
         references = references_of(record, names["references"])
         image = text_of(record, names["image"])
@@ -264,7 +263,7 @@ def row_parser(
 
 
 def extra_fields(record: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """A record's fields but for those that a row has; `part` is one of them if it says nothing but a split's name."""
+    """Return a record's fields that are not fields of a row; a `part` with a plain split name is not included."""
     facts = {name: value for name, value in record.items() if name not in own}
     if facts.get("part") in ("train", "valid", "test"):
         del facts["part"]
@@ -272,10 +271,10 @@ def extra_fields(record: Mapping[str, Any], own: Collection[str]) -> dict[str, A
 
 
 def record_id(record: Mapping[str, Any], name: str) -> str:
-    """A record's id; "" if it has none.
+    """Return a record's ID, or "".
 
     Raises:
-        ValueError: the id is neither text nor a whole number.
+        ValueError: the ID is neither text nor an integer.
     """
     identity = record.get(name, "")
     if isinstance(identity, bool) or not isinstance(identity, (str, int)):
@@ -286,10 +285,10 @@ def record_id(record: Mapping[str, Any], name: str) -> str:
 
 
 def references_of(record: Mapping[str, Any], name: str) -> list[str]:
-    """A record's references; none if it has no such field. Numbers are taken as their text.
+    """Return a record's references, numbers as text; empty if it has no such field.
 
     Raises:
-        ValueError: it is no list of texts.
+        ValueError: the field is not a list of texts.
     """
     references = record.get(name)
     if references is None and name not in record:
@@ -304,24 +303,24 @@ def references_of(record: Mapping[str, Any], name: str) -> list[str]:
 
 
 def answer_of(record: Mapping[str, Any], name: str) -> str:
-    """A field that must be a text, or a number, which is taken as its text.
+    """Return a field that must be text or a number, as text.
 
     Raises:
-        ValueError: it is missing or something else.
+        ValueError: it is missing or of another type.
     """
     text = plain_text(record.get(name))
     return text_of(record, name) if text is None else text
 
 
 def text_of(record: Mapping[str, Any], name: str) -> str:
-    """A field that must be a text.
+    """Return a field that must be text.
 
     Raises:
-        ValueError: it is missing or something else.
+        ValueError: it is missing or of another type.
     """
     if name not in record:
         there = ", ".join(map(str, record))
-        raise ValueError(f"field {name}: is missing; there are: {there}"[:200] + " (data.columns gives other names)")
+        raise ValueError(f"field {name}: is missing; available: {there}"[:200] + " (set data.columns for other names)")
     value = record[name]
     if not isinstance(value, str):
         raise ValueError(f"field {name}: must be text, got {value!r}"[:200])

@@ -1,9 +1,9 @@
-"""COCO captions of 2014 or 2017, Karpathy's split of them, or captions of the same form → rows.
+"""COCO captions of 2014 or 2017, Karpathy's splits, or captions in the same format.
 
-Files below `data.root`, with or without their zips' folders: `dataset_coco.json` (Karpathy's; taken where it is there),
-else `captions_{train,val}2014.json` or `captions_{train,val}2017.json`; images in `train2014/`, `val2014/`,
-`train2017/`, `val2017/`. `data.file` chooses by the name of a file. Karpathy's `restval` belongs to train. Files of
-other names: see `coco_files`.
+Files in `data.root`, with or without the folders of the zips: `dataset_coco.json` (Karpathy's; preferred), else
+`captions_{train,val}2014.json` or `captions_{train,val}2017.json`; images in `train2014/`, `val2014/`, `train2017/`,
+`val2017/`. `data.file` selects a release by one of its files. Karpathy's `restval` belongs to train. For other file
+names see `coco_files`.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ _KARPATHY_PARTS: dict[str, OfficialSplit] = {"train": "train", "restval": "train
 
 
 def files(data: Data) -> list[Path]:
-    """The annotation files that `examples` reads.
+    """Return the annotation files that `examples` reads.
 
     Raises:
-        UserError: none is there, or those of several releases.
+        UserError: there are none, or files of several releases.
     """
     return list(find_files(data, _RANKS, _PREFIX).values())
 
 
 @register_source(name="coco_captions")
 def examples(data: Data) -> Iterator[Example | InvalidRecord]:
-    """Part train, or no part: a row for each caption. Else a row for each image, whose references are all its captions.
+    """Yield a row for each caption in train (or without splits), else a row for each image with all captions.
 
     Raises:
-        UserError: missing files, files of both years, files that are no such JSON.
+        UserError: missing files, files of both years, files that are not such JSON.
     """
     root, reading = Path(data.root), RowReader()
     found = find_files(data, _RANKS, _PREFIX)
@@ -76,7 +76,7 @@ def examples(data: Data) -> Iterator[Example | InvalidRecord]:
         if not part and _is_karpathys(path):
             yield from _karpathy(reading, path, root)
         else:
-            # tools number the images of each part from the same number on
+            # tools number the images of each split from the same start
             before = f"{part}-" if len(found) > 1 and not is_official(path, _RANKS) else ""
             yield from _release(reading, part, path, root, before)
 
@@ -92,7 +92,7 @@ def _release(
 ) -> Iterator[Example | InvalidRecord]:
     """
     Args:
-        before: what rows' ids begin with.
+        before: prefix of the rows' IDs.
     """
     images = JsonTable("image", _image, IMAGE)
     captions: JsonTable[tuple[Any, str]] = JsonTable(
@@ -108,7 +108,7 @@ def _release(
         if image in own:
             by_image[own[image]].append((f"{before}{image}-{key}", text))
         else:
-            yield invalid(f"{path}: annotation of id {shown_id(key)}", f"field image_id: there is no image {image!r}")
+            yield invalid(f"{path}: annotation of id {shown_id(key)}", f"field image_id: no such image: {image!r}")
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         key = record["id"]
@@ -138,7 +138,7 @@ def _karpathy(reading: RowReader, path: Path, root: Path) -> Iterator[Example | 
 def _rows(
     part: OfficialSplit, key: Any, image: str, captions: list[tuple[str, str]], before: str = ""
 ) -> list[Example]:
-    """Captions of an image → rows; in evaluation the image's own id is the row's."""
+    """Return the rows of an image's captions; in evaluation splits, the row has the ID of the image."""
     texts = [require_text(text, "caption") for _, text in captions]
     if not texts:
         raise ValueError(f"image {key}: no caption of it")
@@ -160,7 +160,7 @@ def _image(record: dict[str, Any]) -> tuple[Any, str]:
 def _caption(record: dict[str, Any], number: int) -> tuple[Any, tuple[Any, str]]:
     """
     Args:
-        number: its id if it has none.
+        number: used as ID if the caption has none.
     """
     require_fields(record, CAPTION, {"id": ID})
     return record.get("id", f"without id, number {number}"), (record["image_id"], record["caption"])
@@ -191,11 +191,11 @@ KARPATHY_IMAGE: Types = {"cocoid": ID, "filepath": str, "filename": str, "split"
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """An image with what people wrote about it.
+    """An image with its captions.
 
     Attributes:
-        file_name: the release's own name, if it tells one; in Karpathy's file with its folder (`val2014/….jpg`).
-        captions: as written, at least one.
+        file_name: the release's file name, if it has one; in Karpathy's file with its folder (`val2014/….jpg`).
+        captions: unchanged, at least one.
     """
 
     image_id: Id
@@ -204,10 +204,10 @@ class CaptionedImage:
 
 
 def read_captions(path: Path) -> list[CaptionedImage]:
-    """Read a release file; images in its order.
+    """Read a release file; images keep their order.
 
     Raises:
-        UserError: the file is malformed, ids occur twice, or images and captions do not belong together.
+        UserError: the file is malformed, IDs are not unique, or captions refer to unknown images.
     """
     content = read_json_file(path)
     images = index_by_id(path, _listed(path, content, "images", {"id": ID}, "image", {"file_name": str}), "id")
@@ -226,10 +226,10 @@ def read_captions(path: Path) -> list[CaptionedImage]:
 
 
 def read_karpathy_splits(path: Path) -> dict[str, list[CaptionedImage]]:
-    """Read Karpathy's split file: `train`, `restval` (usually trained on, too), `val`, `test` → images in its order.
+    """Read Karpathy's split file: `train`, `restval` (usually part of train), `val`, `test` → images in order.
 
     Raises:
-        UserError: the file is malformed, ids occur twice, or an image has no caption.
+        UserError: the file is malformed, IDs are not unique, or an image has no caption.
     """
     found: dict[str, list[CaptionedImage]] = {}
     images = index_by_id(path, _listed(path, read_json_file(path), "images", KARPATHY_IMAGE, "image"), "cocoid")
@@ -245,21 +245,21 @@ def read_results(path: Path) -> dict[Id, str]:
     """Read a result file: image id → caption.
 
     Raises:
-        UserError: the file is malformed, or image ids occur twice.
+        UserError: the file is malformed, or image IDs are not unique.
     """
     records = index_by_id(path, read_records(path, _RESULT), "image_id")
     return {key: record["caption"] for key, record in records.items()}
 
 
 def score(references: Sequence[Path], predictions: Path) -> MetricResult:
-    """Caption scores of a result file. The official script judges the images of the result file, however few; here
+    """Return caption scores of a result file. The official script scores only the images of the result file; here
     every image of the release file needs a caption.
 
     Args:
         references: the release file of the split.
 
     Raises:
-        UserError: malformed files, or not the same images in both.
+        UserError: malformed files, or different images in both.
     """
     if len(references) != 1:
         raise UserError(f"caption needs one reference file, the captions of the split; got {len(references)}")
@@ -271,9 +271,9 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
 def _listed(
     path: Path, content: Any, name: str, types: Types, what: str, optional: Types | None = None
 ) -> list[dict[str, Any]]:
-    """The checked records of one list of a release file."""
+    """Return the validated records of a list of a release file."""
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
-        raise UserError(f"{path}: an object with a list `{name}` is needed")
+        raise UserError(f"{path}: must be an object with a list `{name}`")
     records: list[dict[str, Any]] = content[name]
     check_records(path, records, types, what, optional)
     return records

@@ -1,13 +1,13 @@
-"""COCO's instances, the release's or any tool's → `detect cat ; dog` → boxes as location tokens.
+"""COCO instances, from the release or any annotation tool: `detect cat ; dog` → boxes as location tokens.
 
-Files below `data.root`, with or without their zips' folders: `instances_{train,val}2014.json` or
-`instances_{train,val}2017.json`; images in `train2014/` and so on. `data.file` chooses by the name of a file. Files of
-other names: see `coco_files`. The prompt names the categories that are in the image, in the file's order; with
-`data.categories: all` it names all of them, and images without any box are asked for, too: their answer is empty. The
-answer lists the boxes in the same order.
+Files in `data.root`, with or without the folders of the zips: `instances_{train,val}2014.json` or
+`instances_{train,val}2017.json`; images in `train2014/` and so on. `data.file` selects a release by one of its files.
+For other file names see `coco_files`. The prompt lists the categories in the image, in the file's order; with
+`data.categories: all` it lists all categories, and images without boxes are used, too, with an empty answer. The answer
+lists the boxes in the same order.
 
-No answer lacks a box that is there: where an annotation cannot be used, its image is not asked for its category. Only
-one that does not even tell its image costs nothing but itself.
+An answer never lacks a box: if an annotation is invalid, the prompt of its image does not list its category. Only an
+annotation without a valid image is skipped alone.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ def files(data: Data) -> list[Path]:
 
 @register_source(name="coco_detection")
 def examples(data: Data) -> Iterator[Example | InvalidRecord]:
-    """A row for each image with objects. Boxes of crowds are not asked for; facts has them, as all objects.
+    """Yield a row for each image with objects. Answers do not contain crowd boxes; the facts contain all objects.
 
     Raises:
-        UserError: missing files, files of both years, files that are no such JSON, boxes that are not x, y, width,
+        UserError: missing files, files of both years, files that are not such JSON, boxes that are not x, y, width,
             height in pixels.
     """
     return _read(data, Counter())
 
 
 def skipped_counts(data: Data) -> dict[str, int]:
-    """What `examples` leaves out: reason → how many. Reads the whole source once more.
+    """Return reason → number of rows that `examples` skips. Reads the whole source again.
 
     Raises:
         UserError: as `examples`.
@@ -90,7 +90,7 @@ def _read(data: Data, counts: Counter[str]) -> Iterator[Example | InvalidRecord]
     root, reading = Path(data.root), RowReader()
     found = find_files(data, [_YEARS], _PREFIX)
     for part, path in found.items():
-        # tools number the images of each part from the same number on
+        # tools number the images of each split from the same start
         before = f"{part}-" if len(found) > 1 and not is_official(path, [_YEARS]) else ""
         yield from _InstancesFile(root, path, part, data.categories == "all", before, counts).rows(reading)
 
@@ -99,9 +99,9 @@ class _InstancesFile:
     """One annotation file.
 
     Args:
-        everything: whether each image is asked for all categories.
-        before: what rows' ids begin with.
-        counts: where it is counted what is left out.
+        everything: whether each prompt lists all categories.
+        before: prefix of the rows' IDs.
+        counts: counter of skipped rows by reason.
     """
 
     def __init__(
@@ -114,16 +114,16 @@ class _InstancesFile:
         )
         self.categories: JsonTable[str] = JsonTable("category", self._category, ("id", "name", "supercategory"))
         self.above: set[Any] = set()
-        """Names that other categories have as their supercategory."""
+        """Names that are the supercategory of other categories."""
         self.objects: JsonTable[GroundTruthObject] = JsonTable("annotation", self._object, _COCO_DETECTION_ANNOTATION)
         self.by_image: dict[Id, list[GroundTruthObject]] = {}
         self.asked_for: set[Id] = set()
-        """Categories, where each image is asked for all."""
+        """Categories in every prompt, with `data.categories: all`."""
         self.invalid_images: dict[str, set[str]] = defaultdict(set)
-        """Image → categories of which a box cannot be used; "" for one whose category is not known. Ids as texts."""
+        """Image → categories with an invalid box; "" for a box of unknown category. IDs are texts."""
 
     def rows(self, reading: RowReader) -> Iterator[Example | InvalidRecord]:
-        """The rows, and before them the records that cannot be used."""
+        """Yield the invalid records, then the rows."""
         lists: dict[str, JsonTable[Any]] = {
             "images": self.images,
             "categories": self.categories,
@@ -137,7 +137,7 @@ class _InstancesFile:
         folder = image_folder(self.root, self.path, _PREFIX, names)
         order = {key: number for number, key in enumerate(self.categories.values)}
         used = {one.category for objects in self.by_image.values() for one in objects}
-        # Roboflow's first category stands for all others and has no boxes
+        # Roboflow's first category is a supercategory without boxes
         self.asked_for = {
             key for key, label in self.categories.values.items() if label not in self.above or key in used
         }
@@ -176,7 +176,7 @@ class _InstancesFile:
         self.invalid_images[str(image)].add(str(category))
 
     def _assign_to_images(self) -> Iterator[InvalidRecord]:
-        """Sort the objects into their images; those that lie in none, or outside of theirs, are faults.
+        """Assign the objects to their images; yields objects without an image or outside of it.
 
         Raises:
             UserError: as `require_pixels`.
@@ -190,7 +190,7 @@ class _InstancesFile:
         for one in objects:
             location = f"{self.path}: annotation of id {shown_id(one.id)}"
             if one.image not in images or one.category not in kinds:
-                yield invalid(location, "there is no such image, or no such category")
+                yield invalid(location, "no such image or category")
                 continue
             found, label = self.images.values[images[one.image]], self.categories.values[kinds[one.category]]
             if reason := outside_image_error(one.box, found):
@@ -202,7 +202,7 @@ class _InstancesFile:
                 self.by_image[found.id].append(own)
 
     def _suspicious(self) -> Iterator[str]:
-        """What may be a mistake, in words: categories of almost the same name, a box that is there twice."""
+        """Yield messages about possible mistakes: similar category names, duplicate boxes."""
         used = Counter(one.category for objects in self.by_image.values() for one in objects)
         names: Counter[str] = Counter()
         for key, label in self.categories.values.items():
@@ -220,12 +220,12 @@ class _InstancesFile:
         ]
         if twice:
             label = self.categories.values[twice[0][0]]
-            yield f"{self.path.name}: {len(twice):,} boxes are there more than once, the first of them a {label}"
+            yield f"{self.path.name}: {len(twice):,} duplicate boxes, the first of them a {label}"
 
     def _row(self, found: SizedImage, folder: str, objects: Sequence[GroundTruthObject]) -> list[Example]:
         spoilt = self.invalid_images.get(str(found.id), set())
         if "" in spoilt:
-            raise ValueError("one of its annotations cannot be used, and it is not known of which category that is")
+            raise ValueError("one of its annotations is invalid and has no valid category")
         objects = [one for one in objects if str(one.category) not in spoilt]
         asked = [one for one in objects if not one.crowd and is_visible(one, found)]
         self.counts[BOX_OUTSIDE_IMAGE] += sum(not one.crowd for one in objects) - len(asked)
@@ -247,15 +247,15 @@ class _InstancesFile:
 
 
 def _require_upright(record: dict[str, Any]) -> None:
-    """Refuse a box that is drawn turned, as CVAT has it: its `bbox` is that before the turn.
+    """Reject rotated boxes, as CVAT writes them: their `bbox` is not rotated.
 
     Raises:
-        ValueError: it is one.
+        ValueError: the box is rotated.
     """
     attributes = record.get("attributes")
     turn = attributes.get("rotation") if isinstance(attributes, dict) else None
     if isinstance(turn, (int, float)) and turn % 180:
-        raise ValueError(f"the box is turned by {turn:g} degrees, and bbox is that before the turn")
+        raise ValueError(f"the box is rotated by {turn:g} degrees, but bbox is not")
 
 
 def _facts(found: SizedImage, objects: Sequence[GroundTruthObject], categories: dict[Id, str]) -> dict[str, Any]:
@@ -272,12 +272,12 @@ def _facts(found: SizedImage, objects: Sequence[GroundTruthObject], categories: 
     return {"image_id": found.id, "width": found.width, "height": found.height, "objects": known}
 
 
-# Objects of COCO's files → boxes as location tokens and in pixels.
+# COCO objects → boxes as location tokens and in pixels.
 
 
 @dataclass(frozen=True, slots=True)
 class SizedImage:
-    """An image of which name, width and height are known."""
+    """An image with name, width and height."""
 
     id: Id
     name: str
@@ -289,37 +289,37 @@ def parse_sized_image(record: dict[str, Any]) -> tuple[Id, SizedImage]:
     """Parse an image record.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the record is invalid.
     """
     found = parse_image(record)
     if not found.file_name or not found.width or not found.height or min(found.width, found.height) < 1:
-        raise ValueError("file_name, width and height are needed")
+        raise ValueError("must have file_name, width and height")
     name = found.file_name.replace("\\", "/")  # as Windows writes them
     return found.id, SizedImage(found.id, name, found.width, found.height)
 
 
 def outside_image_error(box: Box, image: SizedImage) -> str:
-    """Why a box is none of its image: it reaches beyond it by more than rounding; "" if it does not."""
+    """Return an error if a box exceeds its image by more than rounding, else ""."""
     if not exceeds_image(xywh_to_xyxy(box), image.width, image.height):
         return ""
     shown = ", ".join(f"{edge:g}" for edge in box)
-    return f"field bbox: x, y, width, height [{shown}] leave the image of {image.width} × {image.height} pixels"
+    return f"field bbox: x, y, width, height [{shown}] exceed the image of {image.width} × {image.height} pixels"
 
 
 def format_location_tokens(objects: Sequence[GroundTruthObject], image: SizedImage, labels: Mapping[Id, str]) -> str:
-    """Write objects as location tokens.
+    """Return objects as location tokens.
 
     Args:
-        labels: category id → label; none where only the place is asked for.
+        labels: category ID → label; empty for boxes without labels.
 
     Raises:
-        ValueError: a label that location tokens cannot have.
+        ValueError: a label that is not allowed with location tokens.
     """
     return location_tokens.format_objects([_located(one, image, labels.get(one.category, "")) for one in objects])
 
 
 def is_visible(one: GroundTruthObject, image: SizedImage) -> bool:
-    """Whether any of an object lies inside the image."""
+    """Whether an object is at least partly inside the image."""
     left, top, right, bottom = xywh_to_xyxy(one.box)
     return max(left, 0) < min(right, image.width) and max(top, 0) < min(bottom, image.height)
 
@@ -333,16 +333,16 @@ def _located(one: GroundTruthObject, image: SizedImage, label: str) -> LocatedOb
 #
 # Release: `{"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name"}], "annotations": [{"id",
 # "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"}]}`. Results: `[{"image_id", "category_id",
-# "bbox", "score"}]`, or with `segmentation`. `bbox` is x, y, width, height in pixels. Ids may be texts, and are
-# compared as they are written. Of images and categories only ids are needed, of annotations `image_id`, `category_id`
-# and `bbox`. Source: cocodataset.org, "Data format" and "Results format".
+# "bbox", "score"}]`, or with `segmentation`. `bbox` is x, y, width, height in pixels. IDs may be texts, and are
+# compared as text. Images and categories need only IDs, annotations only `image_id`, `category_id` and `bbox`. Source:
+# cocodataset.org, "Data format" and "Results format".
 
 _NUMBER: tuple[type, ...] = (int, float)
 ID: tuple[type, ...] = (int, str)
 _DETECTION_ANNOTATION: Types = {"image_id": ID, "category_id": ID, "bbox": list}
 _OPTIONAL: Types = {"id": ID, "area": _NUMBER}
 _RESULT: Types = {"image_id": ID, "category_id": ID, "score": _NUMBER}
-_REMEDY = "Mend the file; nothing was scored."
+_REMEDY = "Fix the file; nothing was scored."
 _SOME, _ALMOST_ALL = 0.1, 0.95
 
 Parsed = TypeVar("Parsed")
@@ -350,7 +350,7 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An image of the release; what the file leaves out is None."""
+    """An image of the release; missing fields are None."""
 
     id: Id
     file_name: str | None
@@ -363,10 +363,10 @@ class CocoInstances:
     """A split of the release.
 
     Attributes:
-        images: image id → image, all of the split, with objects or without.
-        categories: category id → name.
+        images: image ID → image, with or without objects.
+        categories: category ID → name.
         objects: in the order of the file.
-        outlines: the field `segmentation` of each of them, as it is; None where there is none.
+        outlines: the field `segmentation` of each object, unchanged, or None.
     """
 
     images: dict[Id, CocoImage]
@@ -379,12 +379,12 @@ def read_instances(path: Path) -> CocoInstances:
     """Read a split of the release.
 
     Raises:
-        UserError: the file is malformed, ids occur twice, or annotations are of images or categories that it lacks.
+        UserError: the file is malformed, IDs are not unique, or annotations refer to unknown images or categories.
     """
     content = read_json_file(path)
     names = ("images", "categories", "annotations")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in names):
-        raise UserError(f"{path}: no COCO instances file: lists of images, categories and annotations are needed")
+        raise UserError(f"{path}: not a COCO instances file: it needs lists of images, categories and annotations")
     checked = {}
     for name, what in zip(names, ("image", "category record", "annotation"), strict=True):
         if what == "annotation":
@@ -401,12 +401,12 @@ def read_instances(path: Path) -> CocoInstances:
 
 
 def read_results(path: Path, instances: CocoInstances) -> list[Detection]:
-    """Read a result file. Images without detections are legal, a file without any is not.
+    """Read a result file. Images without detections are allowed, an empty file is not.
 
-    Where the records have boxes, an area is the box's, else the mask's; so it is in pycocotools.
+    Areas are those of the boxes if there are any, else of the masks, as in pycocotools.
 
     Raises:
-        UserError: the file is malformed or empty, or has images or categories that the release lacks.
+        UserError: the file is malformed or empty, or has unknown images or categories.
     """
     records = read_records(path, _RESULT)
     _resolve(path, records, instances.images, instances.categories)
@@ -414,10 +414,10 @@ def read_results(path: Path, instances: CocoInstances) -> list[Detection]:
 
     def parse(record: dict[str, Any], number: int) -> Detection:
         if strange := [name for name in ("bbox", "segmentation") if bool(record.get(name)) != (name in fields)]:
-            raise ValueError(f"field {strange[0]}: it must stand in all records, or in none")
+            raise ValueError(f"field {strange[0]}: must be in all records or in none")
         require_fields(record, {"bbox": list} if "bbox" in fields else {})
         if not math.isfinite(record["score"]):
-            raise ValueError(f"field score: a finite number is needed, found {record['score']}")
+            raise ValueError(f"field score: must be a finite number, got {record['score']}")
         image = instances.images[record["image_id"]]
         mask = _mask(record["segmentation"], image) if "segmentation" in fields else None
         box = parse_box(record["bbox"]) if "bbox" in fields or mask is None else box_around(mask)
@@ -428,7 +428,7 @@ def read_results(path: Path, instances: CocoInstances) -> list[Detection]:
 
 
 def score(references: Sequence[Path], predictions: Path) -> MetricResult:
-    """COCO's average precision and recall of boxes; of masks, too, if the results have them.
+    """Return COCO's average precision and recall of boxes, and of masks if the results have them.
 
     Args:
         references: the split's instances file.
@@ -454,22 +454,21 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
 
 
 def xywh_to_xyxy(box: Box) -> list[float]:
-    """x, y, width, height → x_min, y_min, x_max, y_max."""
+    """Convert x, y, width, height to x_min, y_min, x_max, y_max."""
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
 def require_pixels(path: Path, placed: Iterable[tuple[Box, int, int]]) -> None:
-    """Refuse a file whose boxes are not x, y, width, height in pixels.
+    """Check that boxes are x, y, width, height in pixels.
 
-    They are taken for x_min, y_min, x_max, y_max if at least a tenth of them leaves the images when it is read as COCO
-    has it, and at least 95 % of all lie inside when they are read as corners. They are taken for fractions if not one
-    reaches beyond the first pixel of its image.
+    They are considered x_min, y_min, x_max, y_max if at least a tenth of them exceed their images as x, y, width,
+    height, and at least 95 % are inside as corners. They are considered fractions if none exceeds the first pixel.
 
     Args:
-        placed: box, and width and height of its image in pixels.
+        placed: box, width and height of its image in pixels.
 
     Raises:
-        UserError: they are something else.
+        UserError: the boxes have another format.
     """
     total = beyond = inside = tiny = 0
     for box, width, height in placed:
@@ -479,10 +478,10 @@ def require_pixels(path: Path, placed: Iterable[tuple[Box, int, int]]) -> None:
         tiny += 0 < max(box) <= 1 < min(width, height)
     if beyond and beyond >= _SOME * total and inside >= _ALMOST_ALL * total:
         problem = (
-            f"{path}: bbox is not x, y, width, height: {beyond:,} of {total:,} boxes would leave their images, but "
+            f"{path}: bbox is not x, y, width, height: {beyond:,} of {total:,} boxes would exceed their images, but "
         )
-        problem += f"as x_min, y_min, x_max, y_max {inside:,} lie inside"
-        raise UserError(problem, "Write x_max - x_min and y_max - y_min in place of x_max and y_max.")
+        problem += f"as x_min, y_min, x_max, y_max {inside:,} are inside"
+        raise UserError(problem, "Write x_max - x_min and y_max - y_min instead of x_max and y_max.")
     if total and tiny == total:
         problem = f"{path}: bbox is not in pixels: no number of its {total:,} boxes is larger than 1"
         raise UserError(problem, "Multiply x and width by the image's width, y and height by its height.")
@@ -491,7 +490,7 @@ def require_pixels(path: Path, placed: Iterable[tuple[Box, int, int]]) -> None:
 def _require_pixels(
     path: Path, placed: Iterable[GroundTruthObject | Detection], images: Mapping[Id, CocoImage]
 ) -> None:
-    """As `require_pixels`, of the images whose size is known."""
+    """As `require_pixels`, for images of known size."""
     with_pictures = ((one.box, images[one.image]) for one in placed)
     require_pixels(path, ((box, of.width, of.height) for box, of in with_pictures if of.width and of.height))
 
@@ -511,10 +510,10 @@ def _mask(outline: Any, image: CocoImage) -> Mask:
 
 
 def _parse_each(path: Path, records: Sequence[Any], parse: Callable[[Any, int], Parsed], what: str) -> list[Parsed]:
-    """All records parsed.
+    """Parse all records.
 
     Raises:
-        UserError: the first 20 that cannot be, in words.
+        UserError: lists the first 20 invalid records.
     """
     found, faults = [], []
     for number, record in enumerate(records, 1):
@@ -530,7 +529,7 @@ def parse_image(record: dict[str, Any]) -> CocoImage:
     """Parse an image record of the release.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the record is invalid.
     """
     require_fields(record, {"id": ID})
     name, width, height = (record.get(field) for field in ("file_name", "width", "height"))
@@ -540,13 +539,13 @@ def parse_image(record: dict[str, Any]) -> CocoImage:
 
 
 def parse_object(record: dict[str, Any], otherwise: Id) -> GroundTruthObject:
-    """Parse an annotation of the release. Without `area` its box's is taken.
+    """Parse an annotation of the release. Without `area`, the area of its box is used.
 
     Args:
-        otherwise: its id if it has none.
+        otherwise: the ID if it has none.
 
     Raises:
-        ValueError: what is wrong with it, beginning with its id where it has one.
+        ValueError: the annotation is invalid; the message starts with its ID, if it has one.
     """
     try:
         return _object(record, otherwise)
@@ -556,17 +555,17 @@ def parse_object(record: dict[str, Any], otherwise: Id) -> GroundTruthObject:
 
 
 def _resolve(path: Path, records: Sequence[dict[str, Any]], images: Collection[Id], categories: Collection[Id]) -> None:
-    """Put the release's own ids in the place of those that are written like them.
+    """Replace IDs by the release's IDs with the same text.
 
     Raises:
-        UserError: ids that it does not have.
+        UserError: unknown IDs.
     """
     problems = []
     for field, known in (("image_id", images), ("category_id", categories)):
         ids = {record[field] for record in records}
         here = match_ids(ids, known)
         if unknown := ids - here.keys():
-            problems.append(f"{path}: {len(unknown)} {field}s that the references do not have: {format_ids(unknown)}")
+            problems.append(f"{path}: {len(unknown)} {field}s that are not in the references: {format_ids(unknown)}")
             continue
         for record in records:
             record[field] = here[record[field]]
@@ -586,7 +585,7 @@ def _object(record: dict[str, Any], otherwise: Id) -> GroundTruthObject:
     box = parse_box(record["bbox"])
     area, crowd = record.get("area", box[2] * box[3]), record.get("iscrowd", 0)
     if not (math.isfinite(area) and area >= 0):
-        raise ValueError(f"field area: no area: {area}")
+        raise ValueError(f"field area: must be a non-negative number, got {area}")
     if crowd not in (0, 1):
         raise ValueError(f"field iscrowd: 0 or 1 expected, found {crowd!r}"[:200])
     return GroundTruthObject(
@@ -595,13 +594,13 @@ def _object(record: dict[str, Any], otherwise: Id) -> GroundTruthObject:
 
 
 def parse_box(numbers: list[Any]) -> Box:
-    """x, y, width, height.
+    """Return x, y, width, height.
 
     Raises:
-        ValueError: they are none.
+        ValueError: `numbers` is not a box.
     """
     right = len(numbers) == 4 and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
     if not right or numbers[2] < 0 or numbers[3] < 0:
-        raise ValueError(f"field bbox: four numbers x, y, width, height are needed, found {numbers}"[:200])
+        raise ValueError(f"field bbox: must be four numbers x, y, width, height, got {numbers}"[:200])
     x, y, width, height = map(float, numbers)
     return x, y, width, height

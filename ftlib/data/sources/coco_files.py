@@ -1,8 +1,8 @@
-"""COCO files under any name, and where their images lie: the release's, or those that annotation tools write.
+"""Find COCO files and their image folders: those of the release, or of annotation tools.
 
 Roboflow: `train/_annotations.coco.json`, `valid/…`, `test/…`, images beside them. CVAT: `instances_default.json` or
-`instances_Train.json` and so on in `annotations/`, `images/` or `images/Train/`. Label Studio: `result.json`. Any other
-is named by `data.file`, or one for each split by `data.files`.
+`instances_Train.json` and so on in `annotations/`, `images/` or `images/Train/`. Label Studio: `result.json`. Other
+names are set with `data.file`, or `data.files` for each split.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _LOOKED_FOR = 20
 
 
 def find_files(data: Data, release: Sequence[Sequence[ReleaseFiles]], prefix: str) -> dict[OfficialSplit, Path]:
-    """The annotation files of a dataset; a single one that is not the release's has the part "".
+    """Return split → annotation file; a single file that is not official has the split "".
 
     Args:
-        release: its files in ranks, see `release_files.find_release_files`.
-        prefix: what names of files with one part each begin with (`instances_`).
+        release: the official files in order of preference, see `release_files.find_release_files`.
+        prefix: prefix of file names with one split each (`instances_`).
 
     Raises:
-        UserError: none is there, several for one part, or one that the config names does not exist.
+        UserError: there is none, there are several for one split, or a file of the config does not exist.
     """
     root = Path(data.root)
     if data.files:
@@ -42,21 +42,19 @@ def find_files(data: Data, release: Sequence[Sequence[ReleaseFiles]], prefix: st
         for path in _split_files(root, prefix):
             part = split_from_plain_name(part_name(path, prefix))
             if not part:
-                problem = f"{path}: {part_name(path, prefix)!r} is no known name of a split"
-                raise UserError(problem, "Say which file is which split: data.files: {train: …, valid: …, test: …}.")
+                problem = f"{path}: {part_name(path, prefix)!r} is not a known split name"
+                raise UserError(problem, "Assign files to splits: data.files: {train: …, valid: …, test: …}.")
             if part in parts:
-                raise UserError(f"{root}: {parts[part]} and {path} are both part {part}", "Choose with data.file.")
+                raise UserError(f"{root}: {parts[part]} and {path} are both split {part}", "Set data.file.")
             parts[part] = path
         if parts:
             return parts
         if whole := next((path for name in _WHOLE if (path := root / name).is_file()), None):
             return {"": whole}
-        problem = (
-            f"{root}: no annotation file of the release lies there; looked for {', '.join(official)} and {_ROBOFLOW}"
-        )
+        problem = f"{root}: no official annotation file; looked for {', '.join(official)} and {_ROBOFLOW}"
         if splits := other_splits(root, {".json"}) or splits_in_folders(root, {".json"}):
             raise UserError(problem, files_hint(splits))
-        raise UserError(problem, "Check data.root, or name a COCO file with data.file.")
+        raise UserError(problem, "Check data.root, or set data.file to a COCO file.")
     return find_release_files(data, release)
 
 
@@ -68,7 +66,7 @@ def _named(root: Path, name: str) -> Path:
 
 
 def is_official(path: Path, release: Sequence[Sequence[ReleaseFiles]]) -> bool:
-    """Whether a file has a name of the release."""
+    """Whether a file has a name of the official release."""
     return path.name in _names(release)
 
 
@@ -77,23 +75,23 @@ def _names(release: Sequence[Sequence[ReleaseFiles]]) -> list[str]:
 
 
 def part_name(path: Path, prefix: str) -> str:
-    """What an annotation file is called by its folder (Roboflow) or its own name."""
+    """Return the split name in an annotation file's folder (Roboflow) or file name."""
     return path.parent.name if path.name == _ROBOFLOW else path.stem.removeprefix(prefix)
 
 
 def _split_files(root: Path, prefix: str) -> Iterator[Path]:
-    """Files that hold one part each: Roboflow's and CVAT's."""
+    """Yield files with one split each: Roboflow's and CVAT's."""
     yield from sorted(root.glob(f"*/{_ROBOFLOW}"))
     for folder in (root, root / "annotations"):
         yield from (path for path in sorted(folder.glob(f"{prefix}*.json")) if path.stem != f"{prefix}default")
 
 
 def image_folder(root: Path, path: Path, prefix: str, names: Sequence[str]) -> str:
-    """The folder, relative to the root, that the images of an annotation file lie in.
+    """Return the image folder of an annotation file, relative to the root.
 
     Args:
         prefix: see `find_files`.
-        names: the images' names; the folder with most of the first ones is taken.
+        names: the images' names; the folder with most of the first ones is returned.
     """
     own = path.stem.removeprefix(prefix)
     beside = path.parent.relative_to(root) if path.is_relative_to(root) else Path()
@@ -107,5 +105,5 @@ def image_folder(root: Path, path: Path, prefix: str, names: Sequence[str]) -> s
 def _is_present(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return False

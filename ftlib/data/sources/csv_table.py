@@ -1,8 +1,8 @@
-"""CSV with a header: columns `image`, `suffix` and, if wanted, `prefix`, `id`, `references` (a JSON list in a cell).
+"""CSV with a header: columns `image`, `suffix` and, optionally, `prefix`, `id`, `references` (a JSON list in a cell).
 
-Other names are given in `data.columns`, for example {suffix: label} for classification. A column `part` or `split` says
-which split a row belongs to, see `split_names`. Further columns are kept as they are. Quotes are as RFC 4180 has them;
-the header tells whether commas, semicolons or tabs stand between cells, or a line `sep=;` before it.
+`data.columns` sets other names, for example {suffix: label} for classification. A column `part` or `split` holds the
+split of a row, see `split_names`. Further columns become facts. Quoting is that of RFC 4180; the delimiter (comma,
+semicolon or tab) is detected from the header, or set by a line `sep=;` before it.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ MAX_CELL = 1 << 24
 
 _DELIMITERS = (",", ";", "\t")
 _MAX_TORN, _MAX_LINES = 1 << 17, 1000
-"""A record of more bytes and more lines is a quote that nothing closes, with what it swallowed."""
+"""A record with more bytes and lines has an unclosed quote."""
 
 _NAMED_DELIMITER = re.compile(rb'"?sep=([\t -~])"?\r?\n')
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 def files(data: Data) -> list[Path]:
-    """The annotation files that `examples` reads, data.csv if the config names none."""
+    """Return the annotation files that `examples` reads; default: data.csv."""
     return annotation_paths(data, "data.csv")
 
 
 @register_source(name="csv")
 def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example | InvalidRecord]:
-    """The rows of `data.file` (default data.csv), or of all `data.files`; without a column for them, prompts are empty.
+    """Yield the rows of `data.file` (default data.csv), or of all `data.files`; without a prefix column it is empty.
 
     Raises:
-        UserError: as `annotations.read_files`; no header with the columns that are needed, a cell without an end.
+        UserError: as `annotations.read_files`; the header lacks required columns, or a quote is not closed.
     """
     parser = partial(row_parser, data.columns, data.prompt)
     return read_files(data, splits, ("data.csv",), lambda path: ("line", _records(path, data)), parser)
@@ -68,10 +68,10 @@ def _records(path: Path, data: Data) -> Iterator[tuple[int, Any]]:
 
 
 def _delimiter(path: Path, data: Data) -> str:
-    """What stands between cells: the columns that are needed are in the header with that one only.
+    """Return the delimiter: the only one with which the header has the required columns.
 
     Raises:
-        UserError: they are there with none, or with several; columns of the same name.
+        UserError: there is none, or several; duplicate column names.
     """
     headers = {}
     for delimiter in _named_delimiter(path, data.encoding) or _DELIMITERS:
@@ -80,7 +80,9 @@ def _delimiter(path: Path, data: Data) -> str:
     fitting = [each for each, header in headers.items() if isinstance(header, list) and not _missing(header, data)]
     if len(fitting) > 1:
         shown = " and ".join(map(repr, fitting))
-        raise UserError(f"{path}:{number}: the header can be read with {shown} between cells", "Rename a column.")
+        raise UserError(
+            f"{path}:{number}: ambiguous delimiter: the header can be read with {shown}", "Rename a column."
+        )
     widest = max(headers, key=lambda each: _width(headers[each]))
     found = fitting[0] if fitting else widest if _width(headers[widest]) > 1 else next(iter(headers))
     _check_header(f"{path}:{number}", headers[found], data)
@@ -88,20 +90,20 @@ def _delimiter(path: Path, data: Data) -> str:
 
 
 def _named_delimiter(path: Path, encoding: str) -> str:
-    """What the file's first line names, as Excel understands it (`sep=;`); "" if it names none."""
+    """Return the delimiter in the file's first line (`sep=;`, as in Excel), or ""."""
     lines = _Lines(path, encoding)
     next(lines, None)
     return lines.delimiter
 
 
 def _with_list(record: dict[str, Any], name: str) -> dict[str, Any] | InvalidJson:
-    """A cell is text; what should be a list stands there as JSON."""
+    """Parse a cell with a JSON list."""
     if not record.get(name):
         return {key: value for key, value in record.items() if key != name}
     try:
         return {**record, name: parse_json(record[name])}
     except ValueError:
-        return InvalidJson(f"field {name}: a JSON list of texts is needed, got {record[name]!r}"[:200])
+        return InvalidJson(f"field {name}: must be a JSON list of texts, got {record[name]!r}"[:200])
 
 
 def _width(header: list[str] | InvalidJson) -> int:
@@ -112,11 +114,11 @@ def _check_header(location: str, header: list[str] | InvalidJson, data: Data) ->
     if isinstance(header, InvalidJson):
         raise UserError(f"{location}: the header cannot be read: {header.reason}")
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise UserError(f"{location}: columns of the same name: {', '.join(twice)}")
+        raise UserError(f"{location}: duplicate columns: {', '.join(twice)}")
     if missing := _missing(header, data):
         have = ", ".join(header) or "none"
-        problem = f"{location}: no column {', '.join(missing)}; there are: {have}"
-        raise UserError(problem[:1000], "Name the columns in data.columns, such as {suffix: label}.")
+        problem = f"{location}: no column {', '.join(missing)}; available: {have}"
+        raise UserError(problem[:1000], "Set data.columns, such as {suffix: label}.")
 
 
 def _missing(header: list[str], data: Data) -> list[str]:
@@ -127,7 +129,7 @@ def _missing(header: list[str], data: Data) -> list[str]:
 
 
 def _cells(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, list[str] | InvalidJson]]:
-    """Every record's cells with the number of its first line; blank lines are passed."""
+    """Yield the cells of every record with the number of its first line; skips blank lines."""
     csv.field_size_limit(MAX_CELL)
     lines = _Lines(path, encoding)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
@@ -140,7 +142,7 @@ def _cells(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, lis
         except csv.Error as error:
             row, endless = InvalidJson(f"not CSV: {error}"), "limit" in str(error)
         if endless or (lines.size - start > _MAX_TORN and lines.number - number > _MAX_LINES):
-            problem = f"a cell goes on to line {lines.number:,}: a quote that nothing closes?"
+            problem = f"a cell extends to line {lines.number:,}; is a quote not closed?"
             raise UserError(f"{path}:{number}: {problem}", f"Cells have at most {MAX_CELL:,} characters.")
         if isinstance(row, list) and _ESCAPED.search("".join(row)):
             row = InvalidJson(f"not {encoding}" if encoding else f"not UTF-8; {encoding_hint(lines.last)}")
@@ -149,12 +151,12 @@ def _cells(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, lis
 
 
 class _Lines:
-    """A file's lines as text; bytes that are no UTF-8 come as lone surrogates.
+    """A file's lines as text; bytes that are not UTF-8 become lone surrogates.
 
     Attributes:
-        number, last: of the last line, and the line itself.
+        number, last: number and content of the last line.
         size: bytes of all lines so far.
-        delimiter: what the first line names, which is passed then; "" if it names none.
+        delimiter: the delimiter set by the first line, which is then skipped; else "".
     """
 
     def __init__(self, path: Path, encoding: str) -> None:

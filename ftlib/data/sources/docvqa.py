@@ -1,9 +1,10 @@
-"""DocVQA's training and validation questions → rows of parts train and valid.
+"""DocVQA: training and validation questions as splits train and valid.
 
-Files below `data.root`, with or without a folder around them: `{train,val}_v1.0_withQT.json` (with question types)
-or `{train,val}_v1.0.json`, pages in `documents/` (in newer downloads `spdocvqa_images/`), or in such folders below
-`train/` and `val/`. The test split has no answers and is left out. Source: rrc.cvc.uab.es, challenge 17, task 1, whose
-advice it is to train on the first answer.
+Files in `data.root` or in one folder below: `{train,val}_v1.0_withQT.json` (with question types) or
+`{train,val}_v1.0.json`, pages in `documents/` (in newer downloads `spdocvqa_images/`), or in such folders in `train/`
+and `val/`. The test split has no answers and is not read. Source: rrc.cvc.uab.es, challenge 17, task 1, which
+recommends
+to train on the first answer.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ PAGES = ("documents", "spdocvqa_images")
 
 
 def files(data: Data) -> list[Path]:
-    """The annotation files that `examples` reads.
+    """Return the annotation files that `examples` reads.
 
     Raises:
-        UserError: none is there, or those of several releases.
+        UserError: there are none, or files of several releases.
     """
     return list(find_release_files(data, *_FILES).values())
 
 
 @register_source(name="docvqa")
 def examples(data: Data) -> Iterator[Example | InvalidRecord]:
-    """A row for each question; its suffix is the first answer, its references are all; a document is a group.
+    """Yield a row for each question; the suffix is the first answer, references are all; a document is a group.
 
     Raises:
-        UserError: missing files, files that are no such JSON.
+        UserError: missing files, files that are not such JSON.
     """
     root, reading = Path(data.root), RowReader()
     for part, path in find_release_files(data, *_FILES).items():
@@ -64,7 +65,7 @@ def examples(data: Data) -> Iterator[Example | InvalidRecord]:
 
 
 def _pages(root: Path, path: Path, split: str) -> str:
-    """The folder of a part's pages: beside the questions, or in the folder of its split, or the one of all."""
+    """Return the folder of a split's pages: beside the questions, in the split's folder, or the common folder."""
     for folder in [above / name for above in (path.parent, root / split) for name in PAGES]:
         if folder.is_dir():
             return folder.relative_to(root).as_posix()
@@ -105,10 +106,10 @@ class DocVqaQuestion:
     """A question about a page.
 
     Attributes:
-        image: path of the page's picture, relative to the release's root.
-        document: the document's id, or the image where the release names no document.
+        image: path of the page's image, relative to the release's root.
+        document: ID of the document, or the image if the release has no document IDs.
         answers: all accepted answers; empty for the test split.
-        types: the question's types (table/list, handwritten, …), where the release has them.
+        types: the question's types (table/list, handwritten, …), if the release has them.
     """
 
     question_id: Id
@@ -120,40 +121,40 @@ class DocVqaQuestion:
 
 
 def read_questions(path: Path) -> list[DocVqaQuestion]:
-    """Read a release file, of any split.
+    """Read a release file of any split.
 
     Raises:
-        UserError: the file is malformed, or question ids occur twice.
+        UserError: the file is malformed, or question IDs are not unique.
     """
     content = read_json_file(path)
     records = content.get("data") if isinstance(content, dict) else None
     if not isinstance(records, list):
-        raise UserError(f"{path}: an object with a list `data` is needed")
+        raise UserError(f"{path}: must be an object with a list `data`")
     check_records(path, records, _QUESTION, "question")
     index_by_id(path, records, "questionId")
     faults = [(record["questionId"], fault) for record in records for fault in _errors(record)]
-    raise_all([f"{path}: question {key}: {fault}" for key, fault in faults], "Mend the file.")
+    raise_all([f"{path}: question {key}: {fault}" for key, fault in faults], "Fix the file.")
     return [_question(record) for record in records]
 
 
 def read_results(path: Path) -> dict[Id, str]:
-    """Read a submission: question id → answer.
+    """Read a submission: question ID → answer.
 
     Raises:
-        UserError: the file is malformed, or question ids occur twice.
+        UserError: the file is malformed, or question IDs are not unique.
     """
     records = index_by_id(path, read_records(path, {"questionId": _ID, "answer": str}), "questionId")
     return {key: record["answer"] for key, record in records.items()}
 
 
 def score(references: Sequence[Path], predictions: Path) -> MetricResult:
-    """ANLS of a submission.
+    """Return the ANLS of a submission.
 
     Args:
-        references: the split's one file, with answers.
+        references: the split's file, with answers.
 
     Raises:
-        UserError: malformed files, no answers, or not the same questions in both.
+        UserError: malformed files, no answers, or different questions in both.
     """
     if len(references) != 1:
         raise UserError(f"docvqa needs one reference file, e.g. val_v1.0_withQT.json; got {len(references)}")
@@ -178,7 +179,7 @@ def parse_question(record: dict[str, Any]) -> DocVqaQuestion:
     """Parse a question of the release.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the record is invalid.
     """
     require_fields(record, _QUESTION)
     if faults := _errors(record):
@@ -187,7 +188,7 @@ def parse_question(record: dict[str, Any]) -> DocVqaQuestion:
 
 
 def _errors(record: dict[str, Any]) -> list[str]:
-    """What is wrong with the fields that not every split has."""
+    """Return errors of the fields that not every split has."""
     found = []
     for name in ("answers", "question_types"):
         value = record.get(name, [])

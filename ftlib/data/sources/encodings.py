@@ -1,4 +1,4 @@
-"""Text files that are not UTF-8: what their bytes look like, and what to write for them in a config."""
+"""Detect the encoding of text files that are not UTF-8, and binary files, for helpful messages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte order marks; the longer ones first, since one begins with another."""
+"""Byte order marks, longer ones first, because one is a prefix of another."""
 
-_UNPACK = "Unpack it, and name what was in it in data.file."
+_UNPACK = "Unpack it, and set data.file to the unpacked file."
 _BINARY_FORMATS = {
     b"\x1f\x8b": ("gzip", _UNPACK),
     b"BZh": ("bzip2", _UNPACK),
@@ -26,20 +26,20 @@ _BINARY_FORMATS = {
     b"\xd0\xcf\x11\xe0": ("a spreadsheet", "Save it as CSV."),
     b"PAR1": ("Parquet", "Read it with source hub, whose data.file is the folder."),
 }
-"""How other files begin, what they are, and what to do."""
+"""Signature of a binary file → (what it is, what to do)."""
 
 _JAPANESE = ("shift_jis", "cp932", "euc_jp")
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 _LATIN = "cp1252"
 _DAMAGED = 0.5
-"""A text in which so many bytes that are not ASCII belong to valid UTF-8 is damaged UTF-8, not another encoding."""
+"""If at least this share of non-ASCII bytes is valid UTF-8, the text is damaged UTF-8, not another encoding."""
 
 
 def require_text(path: Path, head: bytes) -> None:
-    """Refuse what is no text, by its beginning.
+    """Check by the first bytes that a file is text.
 
     Raises:
-        UserError: it is packed, a spreadsheet or Parquet.
+        UserError: it is an archive, a spreadsheet or Parquet.
     """
     for mark, (what, remedy) in _BINARY_FORMATS.items():
         if head.startswith(mark):
@@ -47,7 +47,7 @@ def require_text(path: Path, head: bytes) -> None:
 
 
 def foreign_encoding(head: bytes) -> str:
-    """The encoding of a file that is certainly not UTF-8, by its beginning; "" for none, or where it is not clear."""
+    """Return the encoding of a file that is certainly not UTF-8, by its first bytes; else ""."""
     for mark, name in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return name
@@ -60,13 +60,13 @@ def foreign_encoding(head: bytes) -> str:
 
 
 def encoding_hint(text: bytes) -> str:
-    """What to do about bytes that are no UTF-8."""
+    """Return what to do about bytes that are not UTF-8."""
     name = next((name for name in _JAPANESE if _is_japanese(text, name)), "")
     if name:
-        return f"it reads as {name}: set data.encoding: {name}"
+        return f"it looks like {name}: set data.encoding: {name}"
     if _can_decode(text, _LATIN):
-        return f"where all of the file is Western European, set data.encoding: {_LATIN} (or latin-1)"
-    return "set data.encoding to what the file is written in"
+        return f"if the whole file is Western European, set data.encoding: {_LATIN} (or latin-1)"
+    return "set data.encoding to the file's encoding"
 
 
 def _utf8_share(text: bytes) -> float:
@@ -79,7 +79,7 @@ def _beyond_ascii(text: bytes) -> int:
 
 
 def _is_japanese(text: bytes, name: str) -> bool:
-    """Kana stand in nearly every Japanese text, and hardly in another one that happens to be valid."""
+    """Whether the text contains kana, as nearly every Japanese text does."""
     return _can_decode(text, name) and bool(_KANA.search(text.decode(name)))
 
 

@@ -1,8 +1,8 @@
-"""GQA's questions → rows of parts train, valid (val) and test (testdev).
+"""GQA: questions as splits train, valid (val) and test (testdev).
 
-Files below `data.root`, with or without their zips' folders: `train_balanced_questions.json` or the folder
+Files in `data.root`, with or without the folders of the zips: `train_balanced_questions.json` or the folder
 `train_all_questions/` of chunks, `{val,testdev}_{all,balanced}_questions.json`, `images/<id>.jpg`. The test and
-challenge splits have no answers and are left out. Source: cs.stanford.edu/people/dorarad/gqa/download.html.
+challenge splits have no answers and are not read. Source: cs.stanford.edu/people/dorarad/gqa/download.html.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ _FACTS = ("question", "isBalanced", "types", "groups", "entailed", "semantic")
 
 
 def files(data: Data) -> list[Path]:
-    """The annotation files that `examples` reads.
+    """Return the annotation files that `examples` reads.
 
     Raises:
-        UserError: none is there, or those of several releases.
+        UserError: there are none, or files of several releases.
     """
     return [chunk for path in _paths(data).values() for chunk in _chunks(path)]
 
 
 @register_source(name="gqa")
 def examples(data: Data) -> Iterator[Example | InvalidRecord]:
-    """A row for each question, with all other fields of the release as facts.
+    """Yield a row for each question, with all other fields of the release as facts.
 
-    Part train: the balanced questions, or all with `data.balanced: false`. The others: the balanced questions and,
-    where the file of all questions is there, those that they entail: without their answers there is no consistency.
+    Train has the balanced questions, or all with `data.balanced: false`. The other splits have the balanced questions
+    and, if the file of all questions exists, those that they entail, which the metric "consistency" needs.
 
     Raises:
-        UserError: missing files, files that are no such JSON.
+        UserError: missing files, files that are not such JSON.
     """
     return _read(data, Counter())
 
 
 def skipped_counts(data: Data) -> dict[str, int]:
-    """What `examples` leaves out: reason → how many. Reads the whole source once more.
+    """Return reason → number of rows that `examples` skips. Reads the whole source again.
 
     Raises:
         UserError: as `examples`.
@@ -87,7 +87,7 @@ def _read(data: Data, counts: Counter[str]) -> Iterator[Example | InvalidRecord]
 
 
 def _paths(data: Data) -> dict[OfficialSplit, Path]:
-    """part → file, or folder of chunks."""
+    """Return split → file, or folder of chunks."""
     everything: list[ReleaseFiles] = [{"train": "train_all_questions"}]
     balanced: list[ReleaseFiles] = [{"train": "train_balanced_questions.json"}]
     train = [balanced, everything] if data.balanced else [everything]
@@ -103,7 +103,7 @@ def _chunks(path: Path) -> list[Path]:
 
 
 def _entailed(path: Path) -> set[str]:
-    """The questions that follow from balanced ones."""
+    """Return the IDs of questions that balanced questions entail."""
     found: set[str] = set()
     for _, record in stream_members(path):
         if isinstance(record, dict) and record.get("isBalanced") is True and isinstance(record.get("entailed"), list):
@@ -119,12 +119,12 @@ def _records(path: Path) -> Iterator[Any]:
 def _parser(
     part: OfficialSplit, images: str, whole: bool, asked_for: Collection[str], counts: Counter[str]
 ) -> RowParser:
-    """Question → row.
+    """Return a function that parses a question into a row.
 
     Args:
-        whole: every question is wanted, not only those that are balanced.
-        asked_for: ids of further questions that are wanted.
-        counts: where it is counted what is left out.
+        whole: whether to use every question, not only balanced ones.
+        asked_for: IDs of further questions to use.
+        counts: counter of skipped rows by reason.
     """
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
@@ -151,7 +151,7 @@ Parsed = TypeVar("Parsed")
 
 
 def read_questions(path: Path) -> dict[str, GqaQuestion]:
-    """Read the questions of a split: question id → question.
+    """Read the questions of a split: question ID → question.
 
     Args:
         path: one JSON file, or a folder of chunks (`train_all_questions/`).
@@ -163,7 +163,7 @@ def read_questions(path: Path) -> dict[str, GqaQuestion]:
 
 
 def read_choices(path: Path) -> dict[str, GqaChoices]:
-    """Read the choices of a split: question id → choices.
+    """Read the choices of a split: question ID → choices.
 
     Args:
         path: one JSON file, or a folder of chunks (`train_choices/`).
@@ -175,20 +175,20 @@ def read_choices(path: Path) -> dict[str, GqaChoices]:
 
 
 def read_results(path: Path) -> dict[str, str]:
-    """Read predictions: question id → answer.
+    """Read predictions: question ID → answer.
 
     Raises:
-        UserError: the file is malformed, or question ids occur twice.
+        UserError: the file is malformed, or question IDs are not unique.
     """
     records = index_by_id(path, read_records(path, {"questionId": str, "prediction": str}), "questionId")
     return {key: record["prediction"] for key, record in records.items()}
 
 
 def score(references: Sequence[Path], predictions: Path, choices: Path | None = None) -> MetricResult:
-    """GQA's metrics of a prediction file.
+    """Return GQA's metrics of a prediction file.
 
     Args:
-        references: the split's questions, one file or one folder of chunks; all questions if consistency is wanted.
+        references: the split's questions, one file or one folder of chunks; consistency needs all questions.
         choices: the split's choices, for validity and plausibility.
 
     Raises:
@@ -199,7 +199,7 @@ def score(references: Sequence[Path], predictions: Path, choices: Path | None = 
     questions = read_questions(references[0])
     balanced = {key for key, question in questions.items() if question.balanced}
     if not balanced:
-        raise UserError(f"{references[0]}: no balanced questions in it")
+        raise UserError(f"{references[0]}: contains no balanced questions")
     if without := [key for key in balanced if not questions[key].answer]:
         problem = f"{references[0]}: {len(without)} balanced questions have no answer: {format_ids(without)}"
         raise UserError(problem, "The test splits' predictions go to the challenge's server.")
@@ -214,7 +214,7 @@ def score(references: Sequence[Path], predictions: Path, choices: Path | None = 
 def _read_by_id(
     path: Path, field: str, parse: Callable[[dict[str, Any]], Parsed], kind: type[Parsed], what: str
 ) -> dict[str, Parsed]:
-    """Records under their ids, from one file or all files of a folder."""
+    """Return ID → record, from one file or all files of a folder."""
     chunks = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not chunks:
         raise UserError(f"{path}: no JSON files in this folder")
@@ -223,7 +223,7 @@ def _read_by_id(
         records = _read_chunk(chunk, field, parse)
         require_parsed(chunk, records.items(), kind, what)
         if twice := found.keys() & records.keys():
-            raise UserError(f"{chunk}: questions that another chunk has already: {format_ids(twice)}")
+            raise UserError(f"{chunk}: questions that another chunk also has: {format_ids(twice)}")
         found |= records
     return found
 
@@ -231,7 +231,7 @@ def _read_by_id(
 def _read_chunk(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     records = read_large_json(path, field, parse)
     if not isinstance(records, dict) or not records:
-        raise UserError(f"{path}: an object with question ids as keys is needed")
+        raise UserError(f"{path}: must be an object with question ids as keys")
     return records
 
 
@@ -239,7 +239,7 @@ def parse_question(record: dict[str, Any]) -> GqaQuestion:
     """Parse a question.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the record is invalid.
     """
     require_fields(record, {"question": str, "imageId": str, "isBalanced": bool})
     text, image, balanced = record["question"], sys.intern(record["imageId"]), record["isBalanced"]
@@ -274,7 +274,7 @@ def _choices(record: dict[str, Any]) -> GqaChoices:
     """Parse the choices of a question.
 
     Raises:
-        ValueError: what is wrong with them.
+        ValueError: they are invalid.
     """
     require_fields(record, {"valid": list, "plausible": list})
     return GqaChoices(_texts("valid", record["valid"]), _texts("plausible", record["plausible"]))

@@ -1,14 +1,13 @@
-"""A dataset of the hub, or a local folder: Parquet, JSON, CSV or images as `datasets.load_dataset` reads them, or what
-`save_to_disk` wrote.
+"""A dataset of the hub, or a local folder: Parquet, JSON, CSV or images that `datasets.load_dataset` reads, or the
+output of `save_to_disk`.
 
-`data.file` is its name, `owner/name` or `owner/name:subset`, or the folder's path. It is taken from the shared cache;
-`fetch` brings it there, and writes pictures that are inside of it to `<data.root>/.images/<version>/<split>/`: another
-version of the data (its commit, or the content of its files) or another subset has pictures of its own. A picture that
-a row only names is read if it lies inside of the dataset (of a local folder: or of `data.root`): a row must not bring
-other files into the store. Columns are
-named in `data.columns`; a dataset without a column of images but with `messages` or `conversations`, or a column for
-the prompt (`instruction` or as named), is one of instructions. Columns that are neither texts nor numbers nor lists of
-such are left out.
+`data.file` is its name, `owner/name` or `owner/name:subset`, or the path of the folder. It is read from the shared
+cache; `fetch` downloads it and extracts embedded images to `<data.root>/.images/<version>/<split>/`. Another version of
+the data (commit, or content of the files) or another subset has separate images. An image file that a row refers to
+must be inside the dataset (or, for a local folder, `data.root`), so that rows cannot bring other files into the store.
+Columns are set in `data.columns`. A dataset without an image column, but with `messages`, `conversations` or a prompt
+column (`instruction` or the name in the config), is read as instructions. Columns that are not texts, numbers or lists
+of these are not read.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ from ftlib.hub.cache import Repository, find_staged, is_local_path
 from ftlib.hub.offline import offline
 
 _NO_ID = "no column of ids"
-"""An `id` counts only if `data.columns` names it: ids in datasets often start anew in each split."""
+"""Name of the ID column without `data.columns`: `id` is not used, because each split often numbers its rows anew."""
 
 _PICTURES_HELD = 16
-"""In memory at a time, while they are extracted."""
+"""Rows in memory while images are extracted."""
 
 _PICTURES = ".images"
-"""In `data.root`. Hidden, since `datasets` reads every other folder of a dataset that `data.root` may be itself."""
+"""Folder in `data.root`. Hidden, because `datasets` would read it if `data.root` is the dataset itself."""
 
 _FAULTS = "faults.json"
-"""Beside the splits' folders: split → number of a row → why it has no picture."""
+"""File beside the splits' folders: split → row number → why the row has no image."""
 
 
 def files(data: Data) -> list[Path]:
-    """There is no annotation file; `examples` reads the shared cache."""
+    """Return no files; `examples` reads the shared cache."""
     return []
 
 
 def content_version(data: Data) -> list[str]:
-    """The commit that is staged; of a local folder its files with their SHA-256."""
+    """Return the staged commit, or the files of a local folder with their SHA-256."""
     name = data.file.partition(":")[0]
     if is_local_path(name):
         folder = Path(name).expanduser()
@@ -63,26 +62,26 @@ def content_version(data: Data) -> list[str]:
 
 @register_source(name="hub")
 def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example | InvalidRecord]:
-    """The rows of all splits; they have ids if `data.columns` names a column of them.
+    """Yield the rows of all splits; they have IDs if `data.columns` sets an ID column.
 
-    Where there is one split only, a column `part` or `split` says more; else that must agree with the splits, unless
-    `data.columns.part` names it.
+    With a single split, a column `part` or `split` is used; else it must agree with the splits, unless
+    `data.columns.part` is set.
 
     Raises:
-        UserError: `datasets` is not installed, the dataset is not in the cache or cannot be read, no such columns, its
-            pictures have not been extracted, names of splits that are not known.
+        UserError: `datasets` is not installed, the dataset is not in the cache or cannot be read, missing columns,
+            images that are not extracted, unknown split names.
     """
     reading = RowReader()
     with offline():
         tables = load_tables(data)
     pictures = _pictures(data, tables)
     if pictures and not (Path(data.root) / pictures / core_files.COMPLETE_MARKER).is_file():
-        problem = f"dataset {data.file}: the pictures inside of it are not extracted ({Path(data.root) / pictures})"
+        problem = f"dataset {data.file}: its images are not extracted ({Path(data.root) / pictures})"
         raise UserError(problem, "Run `ftlib stage CONFIG`, or in the container `jobs/run.sh ftlib stage CONFIG`.")
     noted = Path(data.root) / pictures / _FAULTS
     faults = core_files.read_json(noted) if pictures and noted.is_file() else {}
     if unread := {name for table in tables.values() for name in table.features if not _is_read(data, table, name)}:
-        log.warning(f"dataset {data.file}: columns that are not read: {', '.join(sorted(unread))}")
+        log.warning(f"dataset {data.file}: columns not read: {', '.join(sorted(unread))}")
     splits = splits or SplitNames(data)
     by_rows = len(tables) == 1 or "part" in data.columns
     named = {} if by_rows else {split: splits.split(split, table.num_rows) for split, table in tables.items()}
@@ -97,7 +96,7 @@ def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example |
 
 
 def fetch(data: Data) -> None:
-    """Extract the pictures inside of a dataset that is in the shared cache into `data.root`; rows without one are told.
+    """Extract the images of a dataset in the shared cache to `data.root`; reports rows without an image.
 
     Raises:
         UserError: no such dataset, no connection, storage full or read-only.
@@ -122,11 +121,11 @@ def fetch(data: Data) -> None:
         if found:
             number, reason = next(iter(found.items()))
             log.warning(f"dataset {data.file}: {split} row {number}: {reason}")
-            log.warning(f"{len(found)} rows of {split} without a picture; `ftlib prepare` tells what becomes of them")
+            log.warning(f"{len(found)} rows of {split} have no image; `ftlib prepare` reports or skips them")
 
 
 def _pictures(data: Data, tables: Mapping[str, Any]) -> str:
-    """The folder of the pictures inside of a dataset, relative to `data.root`; "" if none are."""
+    """Return the folder of a dataset's extracted images, relative to `data.root`; "" without embedded images."""
     if not any(_has_pictures(table, data.columns.get("image", "image")) for table in tables.values()):
         return ""
     cached = (entry["filename"] for table in tables.values() for entry in table.cache_files)
@@ -134,14 +133,14 @@ def _pictures(data: Data, tables: Mapping[str, Any]) -> str:
 
 
 def _picture_folder(data: Data, known: list[str]) -> str:
-    """Of the pictures of one column of a version of a dataset."""
+    """Return the folder for the images of a column of a version of the dataset."""
     subset, column = data.file.partition(":")[2], data.columns.get("image", "image")
     return f"{_PICTURES}/{core_files.json_sha256([known, subset, column])[:12]}"
 
 
 def _has_pictures(table: Any, name: str) -> bool:
-    """Whether a column holds pictures, not their names: as such, as records of bytes and path, as their bytes, or lists
-    of one of these.
+    """Whether a column contains images instead of their names: images, records of bytes and path, bytes, or lists of
+    these.
     """
     feature = table.features.get(name)
     feature = inner_type(feature) or feature
@@ -158,12 +157,12 @@ def _parser(
     splits: SplitNames,
     outer: NamedSplit | None,
 ) -> tuple[RowParser, list[str]]:
-    """What reads the rows of a split, and the columns that it needs.
+    """Return a parser for the rows of a split, and the columns that it needs.
 
     Args:
-        folder: of the pictures inside of the dataset.
-        faults: number of a row → why it has no picture.
-        splits, outer: see `SplitNames.of_row`; without `outer`, rows that say nothing belong to `split`.
+        folder: folder of the extracted images.
+        faults: row number → why the row has no image.
+        splits, outer: see `SplitNames.of_row`; without `outer`, rows without a split field belong to `split`.
     """
     features = table.features
     columns: dict[Any, str] = {"id": _NO_ID} | dict(data.columns)
@@ -174,10 +173,10 @@ def _parser(
     )
     if missing or (image not in features and not text_only):
         problem = f"dataset {data.file}: split {split} has no column {', '.join(missing or [image])}"
-        raise UserError(f"{problem}; there are: {', '.join(features)}"[:1000], "Name the columns in data.columns.")
+        raise UserError(f"{problem}; available: {', '.join(features)}"[:1000], "Set data.columns.")
     if text_only and (media := [name for name, feature in features.items() if _is_media(feature)]):
-        problem = f"dataset {data.file}: column {media[0]} of split {split} would not be shown to the model"
-        raise UserError(problem, "Name a column with one image for each row: data.columns: {image: …}; or remove it.")
+        problem = f"dataset {data.file}: column {media[0]} of split {split} would not be used"
+        raise UserError(problem, "Set a column with one image for each row: data.columns: {image: …}; or remove it.")
     read = instruction_parser(columns, splits, outer) if text_only else row_parser(columns, data.prompt, splits, outer)
     labels = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
     prompted = columns.get("prefix", "prefix") in features
@@ -185,7 +184,9 @@ def _parser(
     pictures = _has_pictures(table, image)
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
-        own = {name: value for name, value in record.items() if value is not None}  # null: no such field in this row
+        own = {
+            name: value for name, value in record.items() if value is not None
+        }  # null means that the row lacks the field
         if pictures and str(number) in faults:
             raise ValueError(faults[str(number)])
         if pictures:
@@ -194,7 +195,7 @@ def _parser(
             own["prefix"] = ""
         own |= {name: names[own[name]] for name, names in labels.items() if _is_label(own.get(name), names)}
         if suffix in labels and not isinstance(own.get(suffix, ""), str):
-            raise ValueError(f"field {suffix}: {own[suffix]} is the number of no label")
+            raise ValueError(f"field {suffix}: {own[suffix]} is not the number of a label")
         rows = list(read(own, number))
         if rows and not rows[0].part_name and outer is None:
             mine = splits.split(split)
@@ -205,14 +206,14 @@ def _parser(
         return rows
 
     read_columns = [name for name, feature in features.items() if name in labels or is_plain(feature)]
-    if not read_columns:  # a table without columns would be one without rows
-        problem = f"dataset {data.file}: split {split} has no column of answers; there are: {', '.join(features)}"
-        raise UserError(problem[:1000], "Name a table with answers in data.file, and its columns in data.columns.")
+    if not read_columns:  # a table without columns would have no rows
+        problem = f"dataset {data.file}: split {split} has no column of answers; available: {', '.join(features)}"
+        raise UserError(problem[:1000], "Set data.file to a table with answers, and data.columns to its columns.")
     return parse, read_columns
 
 
 def _is_label(value: Any, names: list[str]) -> bool:
-    """Whether a value is the number of a label; unlabelled rows have -1 or nothing."""
+    """Whether a value is the number of a label; unlabelled rows have -1 or null."""
     return isinstance(value, int) and 0 <= value < len(names)
 
 
@@ -222,7 +223,7 @@ def _is_read(data: Data, table: Any, name: str) -> bool:
 
 
 def _is_media(feature: Any) -> bool:
-    """Whether a column holds images, sounds or films, or lists of them."""
+    """Whether a column contains images, audio or video, or lists of them."""
     inner = inner_type(feature)
     return type(feature).__name__ in ("Image", "Audio", "Video") or (inner is not None and _is_media(inner))
 
@@ -232,13 +233,13 @@ def _picture_name(number: int) -> str:
 
 
 def _write_pictures(rows: Iterable[dict[str, Any]], name: str, folder: Path, inside: Sequence[Path]) -> dict[int, str]:
-    """Write the pictures of a column as they are, under their rows' numbers.
+    """Write the images of a column unchanged, named by row number.
 
     Args:
-        inside: where a picture may lie that a row only names.
+        inside: folders that image files must be in.
 
     Returns:
-        Number of a row → why it has no picture.
+        Row number → why the row has no image.
     """
     faults = {}
     for number, row in enumerate(rows, 1):
@@ -255,37 +256,37 @@ def _write_pictures(rows: Iterable[dict[str, Any]], name: str, folder: Path, ins
 
 
 def _picture_bytes(value: Any) -> bytes | str:
-    """The bytes of a row's picture, or its path.
+    """Return the bytes of a row's image, or its path.
 
     Raises:
-        ValueError: none, or several.
+        ValueError: there is none, or several.
     """
     if isinstance(value, list):
         if len(value) != 1:
-            told = f"{len(value) or 'no'} images in this row, where one is needed"
-            raise ValueError(f"{told}; make a row for each image, or leave such rows out (data.on_bad: skip)")
+            told = f"{len(value) or 'no'} images in this row instead of one"
+            raise ValueError(f"{told}; make a row for each image, or skip such rows (data.on_bad: skip)")
         value = value[0]
     picture = value if isinstance(value, dict) else {"bytes": value}
     found = picture.get("bytes") or picture.get("path")
     if not isinstance(found, (bytes, str)):
-        raise ValueError("holds no picture")
+        raise ValueError("contains no image")
     return found
 
 
 def _file_inside(path: str, inside: Sequence[Path]) -> Path:
-    """A file of the dataset.
+    """Return a file of the dataset.
 
     Args:
-        inside: its folders; relative paths count from the first.
+        inside: folders of the dataset; relative paths are relative to the first.
 
     Raises:
-        ValueError: there is none, or it lies elsewhere, by a link, too.
+        ValueError: there is no such file, or it is elsewhere, also through a link.
     """
     try:
         file = (inside[0] / path).resolve()
         if file.is_file() and any(file.is_relative_to(folder.resolve()) for folder in inside):
             return file
-    except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a null
+    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a null character
         pass
-    problem = f"{path[:100]!r} is no file inside of the dataset ({inside[0]}), so it is not read"
-    raise ValueError(f"{problem}; put the picture there, or its bytes into the row")
+    problem = f"{path[:100]!r} is not a file inside the dataset ({inside[0]}), so it is not read"
+    raise ValueError(f"{problem}; put the image there, or its bytes into the row")

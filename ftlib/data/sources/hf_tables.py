@@ -1,4 +1,4 @@
-"""Tables of a dataset: of the hub, of a local folder, or as `save_to_disk` wrote it → records."""
+"""Read records from the tables of a dataset: of the hub, of a local folder, or written by `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from ftlib.errors import UserError
 from ftlib.hub.cache import Repository, cache_name, find_staged, is_local_path
 
 _PLAIN = ("string", "large_string", "bool", "int", "uint", "float", "null")
-"""How the types of texts and numbers begin."""
+"""Prefixes of the type names of texts and numbers."""
 
 _OLD_PICTURES = "images"
-"""Where version 0.1 wrote pictures: `images/<split>/`, with a marker. Rows that were prepared then still name them."""
+"""Folder of images of version 0.1: `images/<split>/`, with a marker. Rows prepared then still refer to it."""
 
 _BATCH = 1000
 _HEAD = 1 << 16
-"""Bytes at the beginning of a file that tell what it is."""
+"""Number of first bytes of a file that are checked."""
 
 _REMEDY = (
-    "Name them as `datasets` knows them (train, validation, test), or declare them in the folder's README.md "
-    "(configs, data_files). Text is also read by jsonl, csv, instructions (data.files), classes by folder."
+    "Use names that `datasets` knows (train, validation, test), or declare them in the folder's README.md "
+    "(configs, data_files). Sources jsonl, csv and instructions (data.files) also read text, folder reads classes."
 )
 
 
 @dataclass(frozen=True)
 class ParquetSplit:
-    """Files of one split, read where they lie.
+    """Parquet files of one split, read in place.
 
     Attributes:
-        features: column → its type, as `datasets` has it.
+        features: column → type, as in `datasets`.
         num_rows: of all files.
     """
 
@@ -54,10 +54,10 @@ class ParquetSplit:
     num_rows: int
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[list[dict[str, Any]]]:
-        """The records of all files, with some columns only.
+        """Yield batches of records of all files, with the given columns.
 
         Raises:
-            ValueError: a file with other columns than the first.
+            ValueError: a file has other columns than the first.
         """
         from datasets import Features
         from datasets.table import cast_table_to_features
@@ -68,24 +68,24 @@ class ParquetSplit:
             with parquet.ParquetFile(path) as file:
                 if set(file.schema_arrow.names) != self.features.keys():
                     other = sorted(set(file.schema_arrow.names) ^ self.features.keys())
-                    raise ValueError(f"{path}: other columns than in the first file of the split: {', '.join(other)}")
+                    raise ValueError(f"{path}: columns differ from the first file of the split: {', '.join(other)}")
                 for batch in file.iter_batches(size, columns=list(columns)):
                     table = Table.from_batches([batch]).select(list(columns))
                     yield cast_table_to_features(table, features).to_pylist()
 
 
 def load_tables(data: Data) -> dict[str, Any]:
-    """split → table; a single table without a split's name has the name "".
+    """Return split → table; a single table without a split name has the name "".
 
-    Parquet is read in place; other files are first converted, in a temporary folder.
+    Parquet is read in place; other files are converted in a temporary folder.
 
     Raises:
-        UserError: `datasets` is not installed, the dataset is not in the cache or cannot be read, files of splits that
-            it would read for others.
+        UserError: `datasets` is not installed, the dataset is not in the cache or cannot be read, or `datasets` would
+            assign files to the wrong splits.
     """
     name, _, subset = data.file.partition(":")
     if not name:
-        raise UserError("data.file: the name of the dataset is needed, such as owner/name or owner/name:subset")
+        raise UserError("data.file: must be the name of the dataset, such as owner/name or owner/name:subset")
     try:
         import datasets
     except ImportError:
@@ -98,7 +98,7 @@ def load_tables(data: Data) -> dict[str, Any]:
             tables = datasets.load_from_disk(str(folder))
             for table in tables.values() if isinstance(tables, dict) else [tables]:
                 _require_inside(data, folder, [entry["filename"] for entry in table.cache_files])
-        elif folder and folder.is_dir():  # not into the cache in $HOME, which several processes would write to
+        elif folder and folder.is_dir():  # not in $HOME's cache, which several processes would write
             place = _without_old_pictures(data, folder) if local else folder
             builder = datasets.load_dataset_builder(str(place), subset or None, cache_dir=str(_private_folder()))
             found = builder.config.data_files or {}
@@ -116,16 +116,15 @@ def load_tables(data: Data) -> dict[str, Any]:
 
 
 def _folder(name: str) -> Path | None:
-    """Where a dataset lies: a local folder, or in the store; None if it is not staged."""
+    """Return the folder of a dataset: a local folder, or in the store; None if it is not staged."""
     return (
         Path(name).expanduser() if is_local_path(name) else find_staged(Repository("dataset", name, None), find_site())
     )
 
 
 def folders_of(data: Data) -> list[Path]:
-    """Where the files of a dataset lie: its folder, the blobs that links in huggingface_hub's cache lead to, what
-    `datasets` unpacked, and of a local folder `data.root`, too. Of one that is not staged: what huggingface_hub and
-    `datasets` keep in their caches.
+    """Return the folders with files of a dataset: its folder, the blobs in huggingface_hub's cache, files unpacked by
+    `datasets`, and for a local folder `data.root`. If it is not staged: the caches of huggingface_hub and `datasets`.
     """
     import datasets
     from huggingface_hub import constants
@@ -140,29 +139,29 @@ def folders_of(data: Data) -> list[Path]:
 
 
 def _require_inside(data: Data, folder: Path, paths: Sequence[str]) -> None:
-    """Refuse a dataset whose README.md or state.json names files of other folders, which would be read as its rows.
+    """Reject a dataset whose README.md or state.json lists files outside of it, which would be read as its rows.
 
     Raises:
-        UserError: a file outside of the dataset's folder.
+        UserError: a file is outside the dataset's folder.
     """
     place = folder.resolve()
     for path in paths:
         outermost = path.rpartition("::")[2]  # zip://rows.csv::/folder/archive.zip
-        file = Path(os.path.normpath(Path.cwd() / outermost))  # links in a folder of one's own may lead elsewhere
+        file = Path(os.path.normpath(Path.cwd() / outermost))  # links inside the folder are allowed
         if "://" in outermost or not (file.is_relative_to(place) or file.is_relative_to(folder)):
-            problem = f"dataset {data.file}: it names {path[:200]} as one of its files, which lies outside of it"
+            problem = f"dataset {data.file}: it lists the file {path[:200]}, which is outside of it"
             raise UserError(problem, f"Only files below {folder} are read: correct its README.md or state.json.")
 
 
 def records(data: Data, table: Any, columns: Sequence[str], size: int = _BATCH) -> Iterator[dict[str, Any]]:
-    """The records of a table; pictures as records of bytes and path, or bytes alone.
+    """Yield the records of a table; images are records of bytes and path, or bytes alone.
 
     Args:
-        columns: those that are read.
-        size: how many records are held at a time.
+        columns: the columns to read.
+        size: number of records in memory at a time.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the table cannot be read.
     """
     with _read_errors(data):
         if isinstance(table, ParquetSplit):
@@ -173,13 +172,13 @@ def records(data: Data, table: Any, columns: Sequence[str], size: int = _BATCH) 
         if any(_has_json(feature) for feature in chosen.features.values()):
             yield from chosen
             return
-        for batch in chosen.with_format("arrow").iter(batch_size=size):  # thirty times as fast as one by one
+        for batch in chosen.with_format("arrow").iter(batch_size=size):  # thirty times as fast as single rows
             yield from batch.to_pylist()
 
 
 @contextlib.contextmanager
 def _read_errors(data: Data) -> Iterator[None]:
-    """Turn whatever the readers of a dataset's files raise into plain words."""
+    """Context that turns the exceptions of readers into UserErrors."""
     try:
         yield
     except UserError:
@@ -189,12 +188,12 @@ def _read_errors(data: Data) -> Iterator[None]:
             raise
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300] or type(cause).__name__
-        remedy = "Run `ftlib stage CONFIG` on a machine that reaches the hub; check data.file."
+        remedy = "Run `ftlib stage CONFIG` on a machine with access to the hub; check data.file."
         raise UserError(f"dataset {data.file}: cannot be read: {reason}", remedy) from None
 
 
 def _parquet_splits(builder: Any) -> dict[str, ParquetSplit] | None:
-    """Split → its files, if all are plain Parquet."""
+    """Return split → files if all are plain Parquet, else None."""
     from datasets import Features
     from pyarrow import parquet
 
@@ -213,13 +212,13 @@ def _parquet_splits(builder: Any) -> dict[str, ParquetSplit] | None:
 
 
 def _refuse_null_records(found: Mapping[str, Any]) -> None:
-    """Refuse files of JSON with `null` in the place of a record: pyarrow 26 ends the process where one stands first.
+    """Reject JSON files with `null` instead of a record: pyarrow 26 crashes if the first record is null.
 
     Args:
         found: split → paths of its files.
 
     Raises:
-        UserError: such a file.
+        UserError: a file has such a record.
     """
     for path in (Path(path) for paths in found.values() for path in paths):
         if path.suffix not in (".json", ".jsonl", ".ndjson") or not path.is_file():
@@ -231,19 +230,19 @@ def _refuse_null_records(found: Mapping[str, Any]) -> None:
             if head.partition(b"\n")[0].rstrip().endswith(b"}"):  # a record in each line
                 nulls += [number for number, line in enumerate(file, 1) if line.strip() == b"null"]
         if nulls:
-            raise UserError(f"{path}:{nulls[0]}: null in the place of a record", "Take it out of the file.")
+            raise UserError(f"{path}:{nulls[0]}: null instead of a record", "Remove it from the file.")
 
 
 def _require_files_in_their_splits(data: Data, folder: Path, found: Mapping[str, Any]) -> None:
-    """Refuse files that `datasets` takes for train since it knows fewer names of splits than there are.
+    """Reject files that `datasets` assigns to the wrong split, because it knows fewer split names than ftlib.
 
-    Files of other splits that it does not read at all are told.
+    Reports files of other splits that it does not read.
 
     Args:
         found: split → paths of its files.
 
     Raises:
-        UserError: a file whose name, or folder's name, is that of another split; one that is read for two splits.
+        UserError: the name of a file, or of its folder, is that of another split; a file is read for two splits.
     """
     readme = folder / "README.md"
     declared = readme.is_file() and re.search(r"^configs:", readme.read_text(errors="replace"), re.MULTILINE)
@@ -259,7 +258,7 @@ def _require_files_in_their_splits(data: Data, folder: Path, found: Mapping[str,
     for name in _files_below(folder, ()):
         path, splits = folder / name, read.get(folder / name, [])
         folders = Path(name).parts[:-1]
-        if path.suffix.lower() in IMAGES:  # below folders that may be classes
+        if path.suffix.lower() in IMAGES:  # folders of images may be classes
             said = split_from_plain_name(folders[0]) if folders else ""
         else:
             said = next(filter(None, map(split_from_name, (path.stem, *folders))), "")
@@ -280,9 +279,9 @@ def _few(names: list[str]) -> str:
 
 
 def _without_old_pictures(data: Data, folder: Path) -> Path:
-    """A local folder, or links to its files in a temporary folder if version 0.1 has put pictures into it.
+    """Return a local folder, or a temporary folder with links to its files if version 0.1 wrote images into it.
 
-    `datasets` would take their folders, named as splits, for the dataset.
+    `datasets` would read the image folders, which have names of splits.
     """
     old = (Path(data.root) / _OLD_PICTURES).resolve()
     if not old.is_relative_to(folder.resolve()) or not any(old.glob(f"*/{files.COMPLETE_MARKER}")):
@@ -296,20 +295,21 @@ def _without_old_pictures(data: Data, folder: Path) -> Path:
 
 @functools.cache
 def _private_folder() -> Path:
-    """A temporary folder on local disk that goes with this process."""
+    """Return a temporary folder on local disk that is removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="ftlib-datasets-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def files_of(data: Data) -> list[str]:
-    """The files of a local folder, relative to it, sorted; no hidden ones, and no pictures that ftlib put there."""
+    """Return the sorted relative paths of a local folder's files, without hidden files and ftlib's images."""
     ours = {marker.parent.resolve() for marker in (Path(data.root) / _OLD_PICTURES).glob(f"*/{files.COMPLETE_MARKER}")}
     return _files_below(Path(data.file.partition(":")[0]).expanduser(), ours)
 
 
 def _files_below(folder: Path, ours: Collection[Path]) -> list[str]:
-    """All files that are not hidden, relative to the folder; links to folders are followed once, broken ones passed."""
+    """Return relative paths of all files that are not hidden; links to folders are followed once, broken links
+    skipped."""
     entered, found = {folder.resolve()}, []
     for place, folders, names in os.walk(folder, followlinks=True):
         inner = {name: (Path(place) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
@@ -322,12 +322,12 @@ def _files_below(folder: Path, ours: Collection[Path]) -> list[str]:
 
 
 def inner_type(feature: Any) -> Any:
-    """The type of a list's elements; None if it is no list."""
+    """Return the type of a list's elements; None if it is not a list."""
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
 
 
 def is_plain(feature: Any) -> bool:
-    """Whether a column holds texts or numbers, or lists or records of them."""
+    """Whether a column contains texts or numbers, or lists or records of them."""
     if isinstance(feature, dict):
         return all(map(is_plain, feature.values()))
     if isinstance(feature, (list, tuple)):
@@ -338,7 +338,7 @@ def is_plain(feature: Any) -> bool:
 
 
 def _has_json(feature: Any) -> bool:
-    """Whether a column holds values of several types, which `datasets` keeps as JSON."""
+    """Whether a column contains values of several types, which `datasets` stores as JSON."""
     if isinstance(feature, dict):
         return any(map(_has_json, feature.values()))
     if isinstance(feature, (list, tuple)):

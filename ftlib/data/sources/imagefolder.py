@@ -1,9 +1,10 @@
-"""Folders of images, named as their class: `cat/1.jpg`, `dog/old/2.png`; or `train/cat/1.jpg`, `Test/dog/2.png`.
+"""Image folders named by class: `cat/1.jpg`, `dog/old/2.png`; or `train/cat/1.jpg`, `Test/dog/2.png`.
 
-Folders in `data.root` that are named as splits (see `split_names`) and hold folders are parts, and the classes lie in
-them. All or none of the folders are parts; `data.splits` says what others are. Below a
-class, folders may be nested. Hidden files and those of operating systems are passed, and so are files beside the
-folders that are no images by their names; every other file that is none is told.
+Folders in `data.root` with split names (see `split_names`) that contain folders are splits, with class folders inside.
+All or none of the folders are splits; `data.splits` maps other names. Folders below a class may be nested. Hidden
+files,
+files of operating systems, and files beside the folders that are not images are ignored; every other file that is not
+an image is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ftlib.data.split_names import NamedSplit, SplitNames, split_from_name, spli
 from ftlib.errors import UserError
 
 IMAGES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""How the names of images end."""
+"""Suffixes of image files."""
 
 _IGNORED_FOLDERS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"} | {
     "thumbs.db",
@@ -27,34 +28,37 @@ _IGNORED_FOLDERS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system
     "desktop.ini",
     "icon\r",
 }
-"""What operating systems and other programs leave in folders, in lower case, beside hidden files."""
+"""Files of operating systems and other programs that are not hidden, in lower case."""
 
 
 _NO_CLASSES = {"images", "image", "img", "imgs", "jpegimages", "imagesets", "labels", "labelmaps", "bboxes"} | {
     *("masks", "mask", "annotations", "annots", "segmentationclass", "segmentationobject")
 }
-"""Folders of YOLO, Pascal VOC and sets of masks, in lower case; two or more of them alone are no classes."""
+"""Folder names of YOLO, Pascal VOC and mask datasets, in lower case; if all folders have such names, they are no
+classes."""
 
 
 def files(data: Data) -> list[Path]:
-    """There is no annotation file: the names of the images say all."""
+    """Return no files: there are no annotation files."""
     return []
 
 
 @register_source(name="folder")
 def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example | InvalidRecord]:
-    """A row for each image, sorted by path: suffix is its class, id its path; the prompt is empty.
+    """Yield a row for each image, sorted by path: the suffix is its class, the ID its path; the prompt is empty.
 
     Raises:
-        UserError: no such folder, or no folder in it; folders of which it is not clear whether they are splits.
+        UserError: there are no class folders, or it is unclear which folders are splits.
     """
     root, splits = Path(data.root), splits or SplitNames(data)
     folders, loose = _entries(root)
     if not folders:
-        raise UserError(f"{root}: no class folders in it", "Images of one class lie in a folder of its name.")
+        raise UserError(
+            f"{root}: contains no class folders", "Put the images of each class into a folder with its name."
+        )
     for path in loose:
         if _is_image(path):
-            yield InvalidRecord(_shown(path), "an image that lies in no class folder")
+            yield InvalidRecord(_shown(path), "an image outside of class folders")
     parts = _parts(root, folders, data)
     for folder in parts:
         named = splits.split(folder.name, 0)
@@ -71,33 +75,33 @@ def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example |
 
 
 def _parts(root: Path, folders: list[Path], data: Data) -> list[Path]:
-    """The folders, if they are parts; none if they are classes.
+    """Return the folders if they are splits; empty if they are classes.
 
     Raises:
-        UserError: some are parts and others are not.
+        UserError: some are splits and others are not.
     """
     given = {name for names in data.splits.values() for name in names}
     parts = [folder for folder in folders if folder.name in given or _is_split_folder(folder)]
     if not parts and all(split_from_plain_name(folder.name) for folder in folders):
         shown = ", ".join(_shown(Path(folder.name)) for folder in folders)
-        problem = f"{root}: folders named as splits ({shown}) without class folders in them"
-        raise UserError(problem, "Images of one class lie in a folder of its name: train/cat/1.jpg.")
+        problem = f"{root}: folders with split names ({shown}) contain no class folders"
+        raise UserError(problem, "Put the images of each class into a folder with its name: train/cat/1.jpg.")
     others = [_shown(Path(folder.name)) for folder in folders if folder not in parts]
     if parts and others:
         known, unknown = ", ".join(_shown(Path(folder.name)) for folder in parts), ", ".join(others[:10])
-        problem = f"{root}: folders named as splits ({known}) lie beside others ({unknown})"
+        problem = f"{root}: folders with split names ({known}) and other folders ({unknown})"
         remedy = (
-            f"Say what the others are in data.splits, such as {{left_out: [{others[0]}]}}, or move them. "
-            "If all are classes, put the images of those directly into their folders."
+            f"Map the others in data.splits, such as {{left_out: [{others[0]}]}}, or move them. "
+            "If all are classes, put their images directly into these folders."
         )
         raise UserError(problem[:1000], remedy)
     return parts
 
 
 def _is_split_folder(folder: Path) -> bool:
-    """Whether a folder has the name of a split and holds folders, the classes.
+    """Whether a folder has a split name and contains class folders.
 
-    With a name that says more (`train_station`) it must hold no images, since it may be a class.
+    With other words in the name (`train_station`) it must contain no images, because it may be a class.
     """
     if not split_from_name(folder.name):
         return False
@@ -106,7 +110,7 @@ def _is_split_folder(folder: Path) -> bool:
 
 
 def _unwrap_folder(folder: Path) -> Path:
-    """The folder with a part's classes: archives unpack to `seg_train/seg_train/…`."""
+    """Return the folder with a split's classes: some archives unpack to `seg_train/seg_train/…`."""
     folders, _ = _entries(folder)
     if (
         len(folders) == 1
@@ -118,33 +122,33 @@ def _unwrap_folder(folder: Path) -> Path:
 
 
 def _require_classes(root: Path, folders: list[Path], data: Data) -> None:
-    """Refuse what would be read as classes although classes or splits lie deeper.
+    """Reject folders that are not classes because classes or splits are deeper in the tree.
 
     Raises:
-        UserError: a single folder that holds several; folders of splits below the classes.
+        UserError: a single folder that contains several; split folders below class folders.
     """
     if len(folders) > 1 and {folder.name.lower() for folder in folders} <= _NO_CLASSES:
         shown = ", ".join(_shown(Path(folder.name)) for folder in folders)
-        problem = f"{root}: folders {shown} are no classes, but images and what belongs to them"
-        raise UserError(problem, "Write the images with their answers to a JSONL file, and read it with source: jsonl.")
+        problem = f"{root}: folders {shown} are not classes, but images and their annotations"
+        raise UserError(problem, "Write images and answers to a JSONL file, and read it with source: jsonl.")
     inner = {folder: _entries(folder) for folder in folders}
     if len(folders) == 1:
         below, loose = inner[folders[0]]
         if not any(map(_is_image, loose)) and (len(below) > 1 or any(map(_is_split_folder, below))):
-            problem = f"{root}: a single class folder, {_shown(Path(folders[0].name))}, with folders in it"
+            problem = f"{root}: a single class folder, {_shown(Path(folders[0].name))}, which contains folders"
             raise UserError(problem, f"If these are the classes, set data.root to {_shown(folders[0])}.")
     named = [path for below, _ in inner.values() for path in below if split_from_plain_name(path.name)]
     if data.split.official and len({split_from_plain_name(path.name) for path in named}) > 1:
         shown = ", ".join(_shown(path.relative_to(root)) for path in named[:5])
-        problem = f"{root}: below the classes lie folders named as splits: {shown}"
-        remedy = "Put splits above classes (train/cat), or set data.split.official: false to divide all images anew."
+        problem = f"{root}: folders with split names below class folders: {shown}"
+        remedy = "Put splits above classes (train/cat), or set data.split.official: false to split all images."
         raise UserError(problem, remedy)
 
 
 def _classes(root: Path, folder: Path, split: NamedSplit) -> Iterator[Example | InvalidRecord]:
     folders, loose = _entries(folder)
     for path in loose:
-        yield InvalidRecord(_shown(path), "lies in no class folder")
+        yield InvalidRecord(_shown(path), "is outside of class folders")
     for inner in folders:
         yield from _class(root, inner, split)
 
@@ -152,7 +156,7 @@ def _classes(root: Path, folder: Path, split: NamedSplit) -> Iterator[Example | 
 def _class(root: Path, folder: Path, split: NamedSplit) -> Iterator[Example | InvalidRecord]:
     label = folder.name
     if not label.strip() or not _readable(folder):
-        yield InvalidRecord(_shown(folder), "the folder's name cannot be a class: it is empty or not UTF-8")
+        yield InvalidRecord(_shown(folder), "the folder's name is not a valid class: it is empty or not UTF-8")
         return
     empty = True
     for path, fault in _files(folder):
@@ -160,7 +164,7 @@ def _class(root: Path, folder: Path, split: NamedSplit) -> Iterator[Example | In
         if not fault and not _readable(path):
             fault = "its name is not UTF-8"
         if not fault and not _is_image(path):
-            fault = "no image by its name"
+            fault = "not an image (by its name)"
         if fault:
             yield InvalidRecord(_shown(path), fault)
         else:
@@ -171,7 +175,7 @@ def _class(root: Path, folder: Path, split: NamedSplit) -> Iterator[Example | In
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """All files below a folder, sorted by path, each with what is wrong with it, if anything is."""
+    """Yield all files below a folder, sorted by path, each with an error or ""."""
     stack = [[(folder, True)]]
     above: list[tuple[int, int]] = []
     while stack:
@@ -186,20 +190,20 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         status = path.stat()
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            yield path, "a folder that leads back to one that it lies in"
+            yield path, "a symbolic link loop"
         else:
             above.append(identity)
             stack.append(_listed(path)[::-1])
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files of a folder."""
+    """Return the subfolders and the files of a folder."""
     found = _listed(folder)
     return [path for path, is_folder in found if is_folder], [path for path, is_folder in found if not is_folder]
 
 
 def _listed(folder: Path) -> list[tuple[Path, bool]]:
-    """What lies in a folder and is neither hidden nor put there by a system, sorted; True for folders."""
+    """Return the sorted entries of a folder, without hidden and system files; True for folders."""
     try:
         with os.scandir(folder) as entries:
             shown = (

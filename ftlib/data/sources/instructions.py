@@ -1,10 +1,10 @@
 """Instructions without images: Alpaca's and Dolly's fields, or chats, `{"messages": [{"role", "content"}]}`.
 
-A list of them in JSON or one in a line, whatever the file is called. Of an instruction, `input` (Dolly: `context`) is
-its context, `system` what the model is told first, `history` the turns before, as pairs of question and answer; all may
-be missing. `output` is the answer (Dolly: `response`). `data.columns` gives other names for instruction (as `prefix`)
-and output (as `suffix`). Chats may be ShareGPT's, `{"conversations": [{"from", "value"}]}`, too, with a `system` text
-beside them. Source of the first format: the Alpaca project.
+A JSON list or JSONL, with any file name. In an instruction, `input` (Dolly: `context`) is its context, `system` the
+system prompt, `history` the earlier turns as [question, answer] pairs; all are optional. `output` is the answer (Dolly:
+`response`). `data.columns` sets other names for instruction (`prefix`) and output (`suffix`). Chats may have ShareGPT's
+format, `{"conversations": [{"from", "value"}]}`, with an optional `system` text. Source of the first format:
+the Alpaca project.
 """
 
 from __future__ import annotations
@@ -38,36 +38,36 @@ _ROLES = ("system", "user", "assistant")
 _SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"} | {
     role: role for role in _ROLES
 }
-"""What `from` may say."""
+"""Allowed values of `from` → role."""
 
 _WEIGHTS = frozenset({"weight", "train", "training", "loss", "loss_weight"})
-"""Fields of a message that say whether it is to be learned: of OpenAI, axolotl, ms-swift and others."""
+"""Fields that say whether a message is trained on (OpenAI, axolotl, ms-swift and others)."""
 
 _JUDGED = ("label", "kto_tag")
-"""Fields of a record that say in TRL, LLaMA-Factory and ms-swift whether its answer is a good one."""
+"""Fields of a record that rate its answer in TRL, LLaMA-Factory and ms-swift."""
 
 _MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 _SHAPING = frozenset(
     {"tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking", "train_detail"}
 )
-"""Fields of a message that would change what is asked or learned, and for which a row has no place."""
+"""Fields of a message that are not supported and would change the prompt or the answer."""
 
 
 _READ = frozenset({"role", "content", "from", "value"}) | _WEIGHTS | _MEDIA | _SHAPING
-"""Fields of a message that are used or refused."""
+"""Fields of a message that are used or rejected."""
 
 
 def files(data: Data) -> list[Path]:
-    """The files that `examples` reads; data.jsonl or data.json if the config names none.
+    """Return the files that `examples` reads; default: data.jsonl or data.json.
 
     Raises:
-        UserError: it is not clear which.
+        UserError: both default files exist, or neither.
     """
     return annotation_paths(data, *_DEFAULTS)
 
 
 def chunks(data: Data) -> list[FileChunk]:
-    """The rows in stretches, for several processes to read; none if they must be read from the beginning.
+    """Return the rows in chunks for several processes; empty if they must be read sequentially.
 
     Raises:
         UserError: as `examples`.
@@ -80,7 +80,7 @@ def chunks(data: Data) -> list[FileChunk]:
 def examples(
     data: Data, splits: SplitNames | None = None, chunk: FileChunk | None = None
 ) -> Iterator[Example | InvalidRecord]:
-    """A row for each instruction, and for each answer of a chat that is to be learned.
+    """Yield a row for each instruction, and for each answer of a chat that is trained on.
 
     Raises:
         UserError: as `annotations.read_files` and `json_stream.read_records`.
@@ -90,14 +90,14 @@ def examples(
 
 
 def instruction_parser(columns: Mapping[Any, str], splits: SplitNames, outer: NamedSplit | None = None) -> RowParser:
-    """What turns records into rows, which have no image; a row's group is its record, if that has an id or is a chat.
+    """Return a parser of records into rows without images; a record with an ID, or a chat, is a group.
 
     An instruction's facts are instruction, input and the record's other fields. A chat gives a row for each answer that
-    is to be learned: its facts are the messages before it, the last of which is the instruction, too, and the record's
-    other fields. A record whose answer is marked as a bad one is a faulty one.
+    is trained on: its facts are the messages before it, the last one also as instruction, and the record's other
+    fields. A record whose answer is marked as bad is invalid.
 
     Args:
-        splits, outer: say which split a record belongs to, see `SplitNames.of_row`.
+        splits, outer: see `SplitNames.of_row`.
     """
     names = {"prefix": "instruction", "suffix": "output", "id": "id", "references": "references"} | dict(columns)
 
@@ -113,12 +113,12 @@ def instruction_parser(columns: Mapping[Any, str], splits: SplitNames, outer: Na
     def rows_of(record: dict[str, Any]) -> list[Example]:
         key = record_id(record, names["id"])
         if name := _first_nonempty(record, _MEDIA):
-            raise ValueError(f"field {name}: source instructions is text only; images are for source jsonl")
+            raise ValueError(f"field {name}: source instructions is text-only; use source jsonl for images")
         if unwanted := next((name for name in _JUDGED if record.get(name) is False and name != names["suffix"]), ""):
-            raise ValueError(f"field {unwanted}: false marks an answer that is not wanted, so it must not be learned")
+            raise ValueError(f"field {unwanted}: false marks a bad answer, which must not be trained on")
         chats = [name for name in CHAT_COLUMNS if record.get(name) is not None]
         if len(chats) > 1:
-            raise ValueError(f"fields {' and '.join(chats)}: both are there, and only one can be learned")
+            raise ValueError(f"fields {' and '.join(chats)}: only one of them is allowed")
         if chats:
             return _turns(key, record, chats[0], {names["id"], *CHAT_COLUMNS, "system"})
         return [_instruction(key, record, names)]
@@ -144,13 +144,13 @@ def _instruction(key: str, record: dict[str, Any], names: Mapping[Any, str]) -> 
 
 
 def _context(record: dict[str, Any], known: set[str]) -> str:
-    """An instruction's input, or Dolly's context; empty for none."""
+    """Return an instruction's input, or Dolly's context, or ""."""
     own = "" if record.get("input") is None else text_of(record, "input")
     if record.get("context") is None or "context" in known:
         return own
     dollys = text_of(record, "context")
     if own.strip() and dollys.strip():
-        raise ValueError("fields input and context: both are there; rename the one that the model is not to see")
+        raise ValueError("fields input and context: only one is allowed; rename the one that is not part of the prompt")
     return own if own.strip() else dollys
 
 
@@ -158,7 +158,7 @@ def _turns(key: str, record: dict[str, Any], field: str, own: set[str]) -> list[
     if record.get("tools") not in (None, "", "[]", [], {}):
         raise ValueError("field tools: chats with tools are not supported")
     said, learned = _messages(record, field)
-    group = key or json_sha256(said)[:16]  # the answers of a chat stay together
+    group = key or json_sha256(said)[:16]  # all answers of a chat are in one group
     rows: list[Example] = []
     answers = 0
     others = extra_fields(record, own)
@@ -170,7 +170,7 @@ def _turns(key: str, record: dict[str, Any], field: str, own: set[str]) -> list[
             continue
         before = said[:index]
         if not before or before[-1]["role"] != "user":
-            raise ValueError(f"field {field}: message {index + 1} answers, but none of the user stands before it")
+            raise ValueError(f"field {field}: message {index + 1} is an answer without a user message before it")
         question = before[-1]["content"]
         facts = others | {"messages": before, "instruction": question, "input": ""}
         answer = require_text(message["content"], field)
@@ -179,7 +179,7 @@ def _turns(key: str, record: dict[str, Any], field: str, own: set[str]) -> list[
     if not answers or said[-1]["role"] != "assistant":
         raise ValueError(f"field {field}: the last message must be an answer (role assistant)")
     if not rows:
-        raise ValueError(f"field {field}: none of its answers is to be learned")
+        raise ValueError(f"field {field}: none of its answers is marked to be trained on")
     rows[0].unlabelled_turns = answers - len(rows)
     unused = {name for message in record[field] for name in message} - _READ
     rows[0].unused = frozenset(f"{field}.{name}" for name in unused)
@@ -187,10 +187,10 @@ def _turns(key: str, record: dict[str, Any], field: str, own: set[str]) -> list[
 
 
 def _messages(record: dict[str, Any], field: str) -> tuple[list[dict[str, str]], list[bool]]:
-    """All turns of a chat, and whether each is to be learned, if it is an answer."""
+    """Return the turns of a chat, and whether each answer is trained on."""
     messages = record[field]
     if not isinstance(messages, list):
-        raise ValueError(f"field {field}: a list of messages is needed, got {messages!r}"[:200])
+        raise ValueError(f"field {field}: must be a list of messages, got {messages!r}"[:200])
     said: list[dict[str, str]] = []
     learned: list[bool] = []
     for number, message in enumerate(messages, 1):
@@ -203,7 +203,7 @@ def _messages(record: dict[str, Any], field: str) -> tuple[list[dict[str, str]],
         if not isinstance(system, str):
             raise ValueError(f"field system: must be text, got {system!r}"[:200])
         if any(turn["role"] == "system" for turn in said):
-            raise ValueError(f"field system: stands beside {field} that have a system message, too")
+            raise ValueError(f"field system: {field} also has a system message")
         if system.strip():
             said, learned = [{"role": "system", "content": system}, *said], [False, *learned]
     return said, learned
@@ -211,9 +211,9 @@ def _messages(record: dict[str, Any], field: str) -> tuple[list[dict[str, str]],
 
 def _turn(message: Any) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise ValueError("an object with a text `content` is needed")
+        raise ValueError("must be an object with a text `content`")
     if name := _first_nonempty(message, _MEDIA):
-        raise ValueError(f"field {name}: source instructions is text only")
+        raise ValueError(f"field {name}: source instructions is text-only")
     if name := _first_nonempty(message, _SHAPING):
         raise ValueError(f"field {name}: is not supported")
     sharegpt = "from" in message and "role" not in message
@@ -227,20 +227,20 @@ def _turn(message: Any) -> dict[str, str]:
 
 
 def _content(content: Any, name: str) -> str:
-    """A message's text, which may come as a list of parts."""
+    """Return a message's text, which may be a list of parts."""
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else {} for part in content]
         if kinds := sorted({str(part.get("type"))[:20] for part in parts} - {"text"}):
-            raise ValueError(f"a part of type {kinds[0]}: source instructions is text only")
+            raise ValueError(f"a part of type {kinds[0]}: source instructions is text-only")
         texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
         content = "".join(texts) if len(texts) == len(parts) else None
     if not isinstance(content, str):
-        raise ValueError(f"an object with a text `{name}` is needed")
+        raise ValueError(f"must be an object with a text `{name}`")
     return content
 
 
 def _first_nonempty(record: dict[str, Any], names: frozenset[str]) -> str:
-    """The first of some fields that a record has, and that is not empty; "" for none."""
+    """Return the first of some fields that is not empty, or ""."""
     return "" if names.isdisjoint(record) else min((name for name in names & record.keys() if record[name]), default="")
 
 
@@ -250,5 +250,5 @@ def _has_loss(message: dict[str, Any]) -> bool:
     found = {name: message[name] for name in sorted(_WEIGHTS) if message.get(name) is not None}
     for name, weight in found.items():
         if weight not in (0, 1):
-            raise ValueError(f"field {name}: 0 or 1 is needed, got {weight!r}"[:100])
+            raise ValueError(f"field {name}: must be 0 or 1, got {weight!r}"[:100])
     return all(found.values())

@@ -1,7 +1,7 @@
-"""JSON files of any size, read record by record: memory is bounded by the largest record.
+"""Read JSON files of any size record by record: memory is bounded by the largest record.
 
-Records that could be read but not be written again (half a surrogate pair, nested too deep), or with a key twice in an
-object, come as `InvalidJson`.
+Records that cannot be written again (a lone surrogate, nested too deep), or with duplicate keys in an object, are
+returned as `InvalidJson`.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from typing import Any, NamedTuple, TextIO
 from ftlib.data.sources.encodings import encoding_hint, foreign_encoding, require_text
 from ftlib.errors import UserError
 
-# Keys of JSON objects: one that stands there twice is refused. Plain `json.loads` keeps the last one silently.
+# Duplicate keys of JSON objects are errors; plain `json.loads` silently keeps the last one.
 
 
 class DuplicateKey(ValueError):
-    """An object has a key twice."""
+    """An object has a duplicate key."""
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; for json's `object_pairs_hook`.
+    """Return the object of these pairs; for json's `object_pairs_hook`.
 
     Raises:
-        DuplicateKey: a key stands there twice.
+        DuplicateKey: a key is not unique.
     """
     record = dict(pairs)
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
         key = next(key for key in record if keys.count(key) > 1)
-        raise DuplicateKey(f"key {key[:50]!r} stands twice in one object: {record}"[:200])
+        raise DuplicateKey(f"duplicate key {key[:50]!r} in an object: {record}"[:200])
     return record
 
 
-# Records of a file, one after the other.
+# Records of a file, in sequence.
 
 CHUNK = 1 << 20
-"""Characters that are read at once."""
+"""Characters per read."""
 
 MAX_DEPTH = 64
 MAX_DIGITS = 100
@@ -52,24 +52,24 @@ MAX_DIGITS = 100
 _STREAMING_SPACE = re.compile(r"[ \t\n\r]*")
 _HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TORN = 16
-"""What goes wrong, or ends, at most so many characters before the end of what was read may only lack its end: `12`
-of `12e-5`, `\\ud8` of `\\ud83d`, `Infin` of `Infinity`."""
+"""An error or end at most this many characters before the end of the buffer may be a truncated token: `12` of `12e-5`,
+`\\ud8` of `\\ud83d`, `Infin` of `Infinity`."""
 
 
 def stream_lists(path: Path, names: Collection[str]) -> Iterator[tuple[str, int, Any]]:
     """Read lists of the file's object, in the order of the file.
 
     Yields:
-        The list's name, the record's number in it (from 1), the record or `InvalidJson`.
+        Name of the list, number of the record in it (from 1), the record or `InvalidJson`.
 
     Raises:
-        UserError: missing, not UTF-8, not JSON (then after all records before the fault), without such a list, or with
-            a key of the file's object twice.
+        UserError: the file is missing, is not UTF-8 or not JSON (raised after all records before the error), lacks a
+            list, or has a duplicate top-level key.
     """
     missing, keys = set(names), set()
     for name, text in _members(path):
         if name in keys:
-            raise text.error(f"key {name[:50]!r} stands twice in one object")
+            raise text.error(f"duplicate key {name[:50]!r} in an object")
         keys.add(name)
         if name in names and text.peek() == "[":
             missing.discard(name)
@@ -78,40 +78,40 @@ def stream_lists(path: Path, names: Collection[str]) -> Iterator[tuple[str, int,
         else:
             _skip(text)
     if missing:
-        raise UserError(f"{path}: a list `{sorted(missing)[0]}` is needed")
+        raise UserError(f"{path}: has no list `{sorted(missing)[0]}`")
 
 
 def stream_list(path: Path, encoding: str = "") -> Iterator[tuple[int, Any]]:
-    """Read the list that a file holds: number (from 1), record or `InvalidJson`.
+    """Read a file with a list: yields number (from 1), record or `InvalidJson`.
 
     Args:
         encoding: of the file, if it is not UTF-8.
 
     Raises:
-        UserError: missing, not UTF-8, no JSON list (then after all records before the fault).
+        UserError: missing, not UTF-8, not a JSON list (raised after all records before the error).
     """
     with _streaming_opened(path, encoding) as text:
         if text.peek() != "[":
-            raise text.error("a list of records is needed")
+            raise text.error("must be a list of records")
         yield from enumerate(_items(text), 1)
         text.end()
 
 
 def stream_members(path: Path) -> Iterator[tuple[str, Any]]:
-    """Read the object that a file holds: key, value or `InvalidJson`; a key that stands there twice comes twice.
+    """Read a file with an object: yields key, value or `InvalidJson`, also of duplicate keys.
 
     Raises:
-        UserError: missing, not UTF-8, no JSON object (then after all members before the fault).
+        UserError: missing, not UTF-8, not a JSON object (raised after all members before the error).
     """
     for name, text in _members(path):
         yield name, text.value()
 
 
 def parse_json(text: str) -> Any:
-    """Read one JSON value that can be written again, too.
+    """Parse a JSON value that can be written again.
 
     Raises:
-        ValueError: not JSON, nested too deep, half a surrogate pair, a key twice in an object.
+        ValueError: not JSON, nested too deep, a lone surrogate, a duplicate key.
     """
     try:
         value = _DECODER.decode(text)
@@ -127,14 +127,14 @@ def parse_json(text: str) -> Any:
 
 
 class _JsonScanner:
-    """A file's text, of which only the part being read is kept."""
+    """A file's text; only the part being read is in memory."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self._path, self._file = path, file
         self._buffer, self._position, self._lines, self._ended = "", 0, 1, False
 
     def peek(self) -> str:
-        """The next character that is no space; none at the end."""
+        """Return the next character that is not whitespace; "" at the end."""
         while True:
             match = _STREAMING_SPACE.match(self._buffer, self._position)
             self._position = match.end() if match else self._position
@@ -142,20 +142,20 @@ class _JsonScanner:
                 return self._buffer[self._position : self._position + 1]
 
     def take(self, character: str) -> None:
-        """Pass a character that must stand here."""
+        """Skip an expected character."""
         if self.peek() != character:
             raise self.error(f"{character!r} expected")
         self._position += 1
 
     def value(self) -> Any:
-        """Read a whole value."""
+        """Read a value."""
         self.peek()
         repeated, decoder = "", _DECODER
         while True:
             try:
                 value, end = decoder.raw_decode(self._buffer, self._position)
             except DuplicateKey as error:
-                repeated, decoder = str(error), _PLAIN  # which finds its end
+                repeated, decoder = str(error), _PLAIN  # to find the end of the value
                 continue
             except RecursionError:
                 raise self.error(f"nested more than {MAX_DEPTH} deep") from None
@@ -170,17 +170,17 @@ class _JsonScanner:
                 return InvalidJson(fault) if fault else value
 
     def end(self) -> None:
-        """Nothing may follow."""
+        """Check that only whitespace follows."""
         if self.peek():
-            raise self.error("not valid JSON: something follows its end")
+            raise self.error("not valid JSON: unexpected content after its end")
 
     def error(self, problem: str, position: int | None = None) -> UserError:
-        """What is wrong, with file and line."""
+        """Return a UserError with file and line."""
         line = self._lines + self._buffer.count("\n", 0, self._position if position is None else position)
         return UserError(f"{self._path}:{line}: {problem}")
 
     def _more(self) -> bool:
-        """Read on, twice as much as is still unread, so that long records are not tried too often."""
+        """Read twice as much as is unread, so that long records are not parsed too often."""
         if self._ended:
             return False
         try:
@@ -197,7 +197,7 @@ class _JsonScanner:
 
 
 def _remedy(error: UnicodeError) -> str:
-    """Tables of rows may be in other encodings, files of a release may not."""
+    """Return a hint about encodings; only some sources support `data.encoding`."""
     shown = error.object[error.start : error.start + 200] if isinstance(error, UnicodeDecodeError) else b""
     return f"Write it in UTF-8; for sources csv, jsonl and instructions, {encoding_hint(shown)}."
 
@@ -212,14 +212,14 @@ def _streaming_opened(path: Path, encoding: str = "") -> Iterator[_JsonScanner]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, _JsonScanner]]:
-    """The keys of the file's object; whoever takes one reads its value."""
+    """Yield the keys of the file's object; the caller must read each value."""
     with _streaming_opened(path) as text:
         if text.peek() != "{":
-            raise text.error("a JSON object is needed")
+            raise text.error("must be a JSON object")
         for _ in _separated(text, "{", "}"):
             name = text.value()
             if not isinstance(name, str):
-                raise text.error("not valid JSON: a key in quotes expected")
+                raise text.error("not valid JSON: expected a key in quotes")
             text.take(":")
             yield name, text
         text.end()
@@ -231,7 +231,7 @@ def _items(text: _JsonScanner) -> Iterator[Any]:
 
 
 def _skip(text: _JsonScanner) -> None:
-    """Pass a value, long lists piece by piece."""
+    """Skip a value; long lists are read piece by piece."""
     if text.peek() == "[":
         for _ in _items(text):
             pass
@@ -240,7 +240,7 @@ def _skip(text: _JsonScanner) -> None:
 
 
 def _separated(text: _JsonScanner, opening: str, closing: str) -> Iterator[None]:
-    """Stop before every item of a list or object; whoever takes it reads it."""
+    """Yield before every item of a list or object; the caller must read the item."""
     text.take(opening)
     if text.peek() == closing:
         text.take(closing)
@@ -254,7 +254,7 @@ def _separated(text: _JsonScanner, opening: str, closing: str) -> Iterator[None]
 
 
 def _unwritable(value: Any, text: str, start: int = 0, end: int | None = None) -> str:
-    """Why a value that stands in `text[start:end]` cannot be written again, if so."""
+    """Return why the value of `text[start:end]` cannot be written again, or ""."""
     end = len(text) if end is None else end
     if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         return f"nested more than {MAX_DEPTH} deep"
@@ -262,12 +262,12 @@ def _unwritable(value: Any, text: str, start: int = 0, end: int | None = None) -
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return "half a surrogate pair in it, which is no valid Unicode"
+            return "contains a lone surrogate, which is not valid Unicode"
     return ""
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects are nested."""
+    """Return the nesting depth of lists and objects."""
     depth, level = 0, [value]
     while level := [one for one in level if isinstance(one, (dict, list))]:
         depth += 1
@@ -276,7 +276,7 @@ def _depth(value: Any) -> int:
 
 
 def _whole_number(text: str) -> int | float:
-    """Numbers beyond all measure become infinite, which no field allows; Python refuses to read the longest."""
+    """Parse an integer; too large ones, which Python refuses to parse, become infinite, which no field allows."""
     return int(text) if len(text) <= MAX_DIGITS else float(text)
 
 
@@ -284,23 +284,23 @@ _PLAIN = json.JSONDecoder(parse_int=_whole_number)
 _DECODER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=reject_duplicate_keys)
 
 
-# Text files line by line: one line that is not UTF-8, or no JSON, spoils no other.
+# Text files by line: a line that is not UTF-8 or not JSON does not affect others.
 
 MAX_LINE = 1 << 26
-"""Bytes; no line of a dataset is longer."""
+"""Maximum bytes per line."""
 
 _HEAD = 1 << 16
-"""Bytes at the beginning of a file that tell what it is."""
+"""Number of first bytes of a file that are checked."""
 
 CHUNK_BYTES = 8 << 20
-"""Bytes of a file, roughly, that a process reads by itself."""
+"""Approximate bytes per chunk."""
 
 _LINES_SPACE = b" \t\r\n"
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 class FileChunk(NamedTuple):
-    """Some lines of a file: from byte `start` to before byte `end`; the first of them is line `line`."""
+    """Lines of a file: bytes `start` to `end` (exclusive); the first line has number `line`."""
 
     path: Path
     start: int
@@ -309,7 +309,7 @@ class FileChunk(NamedTuple):
 
 
 def split_into_chunks(path: Path, encoding: str = "") -> list[FileChunk]:
-    """A JSONL file as stretches of whole lines; none for what must be read from its beginning.
+    """Split a JSONL file into chunks of whole lines; empty if the file must be read sequentially.
 
     Raises:
         UserError: as `read_records`.
@@ -329,14 +329,14 @@ def split_into_chunks(path: Path, encoding: str = "") -> list[FileChunk]:
 def read_records(
     path: Path, encoding: str = "", chunk: FileChunk | None = None
 ) -> tuple[str, Iterator[tuple[int, Any]]]:
-    """The records of a JSON list, or of JSONL, whichever it is, whatever the file is called.
+    """Read the records of a JSON list or JSONL, independent of the file name.
 
     Args:
         encoding: `data.encoding`.
-        chunk: read only this, of the file's `split_into_chunks`.
+        chunk: read only this chunk from `split_into_chunks`.
 
     Returns:
-        What is counted ("record" or "line"); (number, value or `InvalidJson`) of each.
+        The unit of numbering ("record" or "line"); (number, value or `InvalidJson`) of each record.
 
     Raises:
         UserError: missing, unreadable, in another encoding, or an object over several lines.
@@ -353,11 +353,11 @@ def read_records(
 
 
 def read_lines(path: Path, encoding: str = "", chunk: FileChunk | None = None) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their numbers in UTF-8, line ends and all, without a byte order mark.
+    """Yield (number, line) in UTF-8, with line ends, without a byte order mark.
 
     Args:
-        encoding: what the file is written in, if not in UTF-8; a line that is not is none of UTF-8, either.
-        chunk: read only this, of a file in UTF-8.
+        encoding: of the file, if it is not UTF-8; a line that is not in this encoding is returned as invalid UTF-8.
+        chunk: read only this chunk, of a file in UTF-8.
 
     Raises:
         UserError: missing, unreadable, in another encoding, or a line of more than `MAX_LINE` bytes.
@@ -401,7 +401,7 @@ def _in_utf8(file: BufferedReader[FileIO], encoding: str) -> Iterator[bytes]:
 
 
 def _first_line(path: Path, encoding: str) -> tuple[bytes, bool]:
-    """The first line that is not blank, without space around it, and whether more is seen to follow than space."""
+    """Return the first line that is not blank, stripped, and whether more content follows."""
     with _lines_opened(path, encoding) as file:
         head = file.peek()
         if encoding:
@@ -419,7 +419,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def read_json_lines(path: Path, encoding: str = "", chunk: FileChunk | None = None) -> Iterator[tuple[int, Any]]:
-    """The values of a JSONL file, or `InvalidJson`, with their lines' numbers; blank lines are passed.
+    """Yield (line number, value or `InvalidJson`) of a JSONL file; skips blank lines.
 
     Raises:
         UserError: missing, unreadable, or a line of more than `MAX_LINE` bytes.
@@ -439,6 +439,6 @@ def read_json_lines(path: Path, encoding: str = "", chunk: FileChunk | None = No
 
 @dataclass(frozen=True, slots=True)
 class InvalidJson:
-    """Stands where a record could not be parsed, and says why."""
+    """A record that could not be parsed, and why."""
 
     reason: str

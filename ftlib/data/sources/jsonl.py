@@ -1,9 +1,9 @@
-"""JSONL, one object in a line: `{"image": …, "prefix": …, "suffix": …}`, under these names or those of `data.columns`.
-A JSON list of such objects is read, too, whatever the file is called.
+"""JSONL, one object per line: `{"image": …, "prefix": …, "suffix": …}`, with these names or those in `data.columns`.
+A JSON list of such objects is read, too, with any file name.
 
-The image's path is relative to `data.root`. `prefix` may be empty, or missing where `data.prompt` does not name it.
-With `"references": […]` an answer is judged against all of these. `"part": …` or `"split": …` says which split a row
-belongs to, see `split_names`. Any other field is kept.
+The image's path is relative to `data.root`. `prefix` may be empty, or missing if `data.prompt` does not use it. With
+`"references": […]`, an answer is compared with all of these. `"part": …` or `"split": …` is the split of the row, see
+`split_names`. Other fields become facts.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ftlib.data.split_names import SplitNames
 
 
 def files(data: Data) -> list[Path]:
-    """The annotation files that `examples` reads, data.jsonl if the config names none."""
+    """Return the annotation files that `examples` reads; default: data.jsonl."""
     return annotation_paths(data, "data.jsonl")
 
 
 def chunks(data: Data) -> list[FileChunk]:
-    """The rows in stretches, for several processes to read; none if they must be read from the beginning.
+    """Return the rows in chunks for several processes; empty if they must be read sequentially.
 
-    Of `data.files`, a file's first image tells where the others lie.
+    With `data.files` they are read sequentially: a file's first image determines the folder of the others.
 
     Raises:
         UserError: as `examples`.
@@ -43,7 +43,7 @@ def chunks(data: Data) -> list[FileChunk]:
 def examples(
     data: Data, splits: SplitNames | None = None, chunk: FileChunk | None = None
 ) -> Iterator[Example | InvalidRecord]:
-    """The rows of `data.file` (default data.jsonl), or of all `data.files`.
+    """Yield the rows of `data.file` (default data.jsonl), or of all `data.files`.
 
     Raises:
         UserError: as `annotations.read_files`.
@@ -54,7 +54,7 @@ def examples(
 def detect(
     data: Data, splits: SplitNames | None = None, chunk: FileChunk | None = None
 ) -> Iterator[Example | InvalidRecord]:
-    """As `examples`; an empty answer says that nothing of what is asked for is in the image.
+    """As `examples`, but an empty answer is valid: the image contains no such object.
 
     Raises:
         UserError: as `examples`.

@@ -1,6 +1,6 @@
-"""Result files in the datasets' own formats: read with every fault named, and written.
+"""Read and write result files in the datasets' official formats, with a message for every error.
 
-A result file is a JSON list of records, one for each id (`[{"question_id": 1, "answer": "yes"}, …]`), or JSONL.
+A result file is a JSON list of records, one for each ID (`[{"question_id": 1, "answer": "yes"}, …]`), or JSONL.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Types = dict[str, type | tuple[type, ...]]
 
 
 def whole_number(text: str) -> int:
-    """For json's `parse_int`.
+    """Parse an integer; for json's `parse_int`.
 
     Raises:
-        ValueError: more digits than any number of a dataset has; it could not become a float.
+        ValueError: too many digits to convert the number to a float.
     """
     if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits")
@@ -54,7 +54,7 @@ def _text(path: Path) -> str:
 def _parse(text: str, path: Path, line: int | None = None) -> Any:
     """
     Args:
-        line: the number of the one line that the text is, from 1; None for a whole file.
+        line: number of the line, from 1, if the text is a line; None for a whole file.
     """
     before = 0 if line is None else line - 1
     try:
@@ -63,18 +63,18 @@ def _parse(text: str, path: Path, line: int | None = None) -> Any:
         raise UserError(f"{path}:{before + error.lineno}: not valid JSON: {error.msg}") from None
     except DuplicateKey as error:
         raise UserError(f"{path}{'' if line is None else f':{line}'}: {error}", "Keep one of them.") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists without end
-        raise UserError(f"{path}:{before + 1}: not JSON that can be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # an integer with thousands of digits, too deep nesting
+        raise UserError(f"{path}:{before + 1}: cannot be parsed as JSON: {error}") from None
 
 
 def read_records(path: Path, types: Types) -> list[dict[str, Any]]:
-    """Read a JSON list of records, or JSONL, whatever the file's name ends in.
+    """Read a JSON list of records, or JSONL, with any file name.
 
     Args:
         types: the fields that every record must have, with their types.
 
     Raises:
-        UserError: no such list, no record in it, or records with missing or wrong fields (the first 20 in words).
+        UserError: not such a list, an empty list, or records with missing or wrong fields (lists the first 20).
     """
     text = _text(path)
     if _is_lines(text, path):
@@ -83,13 +83,13 @@ def read_records(path: Path, types: Types) -> list[dict[str, Any]]:
     else:
         records = _parse(text, path)
     if not isinstance(records, list):
-        raise UserError(f"{path}: a list of records is needed, found {type(records).__name__}")
+        raise UserError(f"{path}: must be a list of records, got {type(records).__name__}")
     check_records(path, records, types)
     return records
 
 
 def _is_lines(text: str, path: Path) -> bool:
-    """Whether a text is JSONL: objects, the first of which ends in its line."""
+    """Whether a text is JSONL: the first line is a complete object."""
     start = text.lstrip()
     if not start.startswith("{"):
         return path.suffix == ".jsonl" and not start.startswith("[")
@@ -102,15 +102,15 @@ def check_records(
     """Check that there are records and that each has the fields of `types`; see `require_fields`.
 
     Raises:
-        UserError: none there, or records with missing or wrong fields (the first 20 in words).
+        UserError: no records, or records with missing or wrong fields (lists the first 20).
     """
     if not records:
-        raise UserError(f"{path}: no {what}s in it")
+        raise UserError(f"{path}: contains no {what}s")
     faults = []
     for number, record in enumerate(records, 1):
         if fault := _record_error(record, types, optional):
             faults.append(f"{path}: {what} {number}: {fault}")
-    raise_all(faults, "Mend the file; nothing was scored.")
+    raise_all(faults, "Fix the file; nothing was scored.")
 
 
 def require_fields(record: dict[str, Any], types: Types, optional: Types | None = None) -> None:
@@ -133,10 +133,10 @@ def require_fields(record: dict[str, Any], types: Types, optional: Types | None 
 
 
 def index_by_id(path: Path, records: Iterable[dict[str, Any]], field: str) -> dict[Any, dict[str, Any]]:
-    """Records under their id.
+    """Return ID → record.
 
     Raises:
-        UserError: ids that occur twice.
+        UserError: IDs are not unique.
     """
     found: dict[Any, dict[str, Any]] = {}
     twice = []
@@ -150,9 +150,9 @@ def index_by_id(path: Path, records: Iterable[dict[str, Any]], field: str) -> di
 
 
 def match_ids(ids: Iterable[Any], known: Iterable[Any]) -> dict[Any, Any]:
-    """Ids → those known ones that are written alike: the same, or the only one that differs in type (`"7"` and 7).
+    """Return ID → known ID with the same text: the same one, or the only one of another type (`"7"` and 7).
 
-    Ids that mean no known one, or several, are left out.
+    IDs without a match, or with several, are not included.
     """
     exact = set(known)
     alike: dict[str, list[Any]] = {}
@@ -169,10 +169,10 @@ def match_ids(ids: Iterable[Any], known: Iterable[Any]) -> dict[Any, Any]:
 def align_predictions(
     path: Path, answers: Mapping[Any, Value], expected: Iterable[Any], field: str
 ) -> dict[Any, Value]:
-    """Answers under the ids of the references, which may be written in another type (see `match_ids`).
+    """Return reference ID → answer; the IDs may differ in type (see `match_ids`).
 
     Raises:
-        UserError: two answers of one id, missing or unknown ids.
+        UserError: duplicate, missing or unknown IDs.
     """
     expected = list(expected)
     own = match_ids(answers, expected)
@@ -185,28 +185,28 @@ def align_predictions(
 
 
 def require_same_ids(path: Path, found: Iterable[Any], expected: Iterable[Any], field: str) -> None:
-    """Check that a result file answers exactly what was asked.
+    """Check that a result file has an answer for each ID of the references.
 
     Raises:
-        UserError: missing or unknown ids.
+        UserError: missing or unknown IDs.
     """
     here, there = set(found), set(expected)
     problems = []
     if missing := there - here:
         problems.append(f"{path}: {len(missing)} of {len(there)} {field}s have no answer: {format_ids(missing)}")
     if unknown := here - there:
-        problems.append(f"{path}: {len(unknown)} {field}s that the references do not have: {format_ids(unknown)}")
+        problems.append(f"{path}: {len(unknown)} {field}s that are not in the references: {format_ids(unknown)}")
     if problems:
         raise UserError("\n".join(problems), "Results and references must be of the same split, one answer for each.")
 
 
 def shown_id(value: Any) -> str:
-    """An id for a message: the beginning of a long one, half surrogates as escapes."""
+    """Return an ID for messages: long ones are shortened, lone surrogates escaped."""
     return f"{value!s:.100}".encode(errors="backslashreplace").decode()
 
 
 def format_ids(ids: Iterable[Any]) -> str:
-    """The first ids in words, in order."""
+    """Return the first IDs as text, in order."""
     ordered = sorted(set(ids), key=lambda value: (str(type(value)), value))
     shown = ", ".join(map(shown_id, ordered[:IDS_SHOWN]))
     return shown + (f" … and {len(ordered) - IDS_SHOWN} more" if len(ordered) > IDS_SHOWN else "")
@@ -222,16 +222,16 @@ def _record_error(record: Any, types: Types, optional: Types | None) -> str | No
     return None
 
 
-# Large official JSON files, read within a fraction of the memory that plain `json.load` takes.
+# Large official JSON files, read with a fraction of the memory of plain `json.load`.
 #
-# The records of interest are parsed as soon as the reader has passed them, and what is not needed is forgotten at once.
+# Relevant records are parsed as soon as they are read, and everything else is dropped.
 
 
 def read_large_json(path: Path, field: str, parse: Callable[[dict[str, Any]], Any]) -> Any:
-    """Read a JSON file; every object in it that has `field` is replaced by what `parse` makes of it.
+    """Read a JSON file; every object with `field` is replaced by the result of `parse`.
 
     Args:
-        parse: raises ValueError, in words, for an object that it cannot parse; `InvalidJson` then stands in its place.
+        parse: raises ValueError for an invalid object, which is then replaced by `InvalidJson`.
 
     Raises:
         UserError: missing, empty, not UTF-8 or not JSON.
@@ -249,38 +249,38 @@ def read_large_json(path: Path, field: str, parse: Callable[[dict[str, Any]], An
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=passed, parse_int=whole_number)
     except (OSError, ValueError):
-        return read_json_file(path)  # which says in words what is wrong
+        return read_json_file(path)  # raises the error with a message
 
 
 def require_parsed(path: Path, records: Iterable[tuple[Any, Any]], kind: type, what: str) -> None:
-    """Check that every (number or id, record) was parsed.
+    """Check that every (number or ID, record) was parsed.
 
     Raises:
-        UserError: the first 20 that were not, in words.
+        UserError: lists the first 20 invalid records.
     """
     faults = []
     for key, record in records:
         if not isinstance(record, kind):
-            reason = record.reason if isinstance(record, InvalidJson) else "is not such an object"
+            reason = record.reason if isinstance(record, InvalidJson) else "is not a valid object"
             faults.append(f"{path}: {what} {key}: {reason}")
-    raise_all(faults, "Mend the file; nothing was scored.")
+    raise_all(faults, "Fix the file; nothing was scored.")
 
 
 # JSONL of references and of predictions, one line for each row, for tasks without an official format.
 #
 # References: `{"id", "references": [text, …]}` or `{"id", "suffix": text}`; predictions: `{"id", "prediction": text}`,
-# as `ftlib evaluate` writes predictions.jsonl. Further fields may stand there; rows with the same `image` belong
-# together. Ids are compared as they are written: 7 and "7" are one. A JSON list of the same records is read as well.
+# as `ftlib evaluate` writes predictions.jsonl. Further fields are allowed; rows with the same `image` are one
+# group. IDs are compared as text: 7 and "7" are equal. A JSON list of the same records is read as well.
 
 ID: tuple[type, ...] = (str, int)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference(Generic[Value]):
-    """What is expected in one row.
+    """The expected value of a row.
 
     Attributes:
-        image: None where the file names none.
+        image: None if the file has none.
     """
 
     id: str
@@ -289,12 +289,12 @@ class Reference(Generic[Value]):
 
     @property
     def group(self) -> Hashable:
-        """What is resampled together: the image, or the row itself."""
+        """The group for resampling: the image, or the row itself."""
         return self.id if self.image is None else ("image", self.image)
 
 
 def single_file(paths: Sequence[Path], task: str) -> Path:
-    """The one reference file of a task.
+    """Return the only reference file of a task.
 
     Raises:
         UserError: not exactly one file.
@@ -308,11 +308,11 @@ def read_reference_rows(path: Path, types: Types, parse: Callable[[dict[str, Any
     """Read references.
 
     Args:
-        types: the fields that every line must have besides its id.
-        parse: line → what is expected; raises ValueError with what is wrong.
+        types: the fields that every line must have besides its ID.
+        parse: line → expected value; raises ValueError with a message.
 
-    Raises:
-        UserError: the file is malformed, or ids occur twice.
+        Raises:
+            UserError: the file is malformed, or IDs are not unique.
     """
     records = _read(path, types)
     expected = _parse_all(path, records, parse)
@@ -329,7 +329,7 @@ def read_predictions(
     """Read predictions, in the order of the references' rows.
 
     Raises:
-        UserError: the file is malformed, ids occur twice, are missing or unknown.
+        UserError: the file is malformed, IDs are not unique, are missing or unknown.
     """
     records = _read(path, types)
     require_same_ids(path, records, [row.id for row in references], "id")
@@ -337,27 +337,25 @@ def read_predictions(
 
 
 def read_text_references(path: Path) -> list[Reference[tuple[str, ...]]]:
-    """Read references that are texts: all that are accepted, at least one, without surrounding space.
+    """Read text references: all accepted texts, at least one, stripped.
 
     Raises:
-        UserError: the file is malformed, or ids occur twice.
+        UserError: the file is malformed, or IDs are not unique.
     """
     return read_reference_rows(path, {}, _accepted)
 
 
 def read_text_predictions(path: Path, references: Sequence[Reference[Any]]) -> list[str]:
-    """Read predictions that are texts, without surrounding space, in the order of the references' rows.
-
-    Numbers are taken as their text.
+    """Read text predictions, stripped, in the order of the references' rows. Numbers become text.
 
     Raises:
-        UserError: the file is malformed, ids occur twice, are missing or unknown.
+        UserError: the file is malformed, IDs are not unique, are missing or unknown.
     """
     return read_predictions(path, {"prediction": (str, int, float)}, _answer, references)
 
 
 def _read(path: Path, types: Types) -> dict[str, dict[str, Any]]:
-    """Lines under their ids as they are written."""
+    """Return ID as text → line."""
     records = read_records(path, {"id": ID, **types})
     return index_by_id(path, [{**record, "id": str(record["id"])} for record in records], "id")
 
@@ -371,7 +369,7 @@ def _parse_all(
             values.append(parse(record))
         except ValueError as error:
             faults.append(f"{path}: id {shown_id(key)}: {error}")
-    raise_all(faults, "Mend the file; nothing was scored.")
+    raise_all(faults, "Fix the file; nothing was scored.")
     return values
 
 
@@ -389,6 +387,6 @@ def _accepted(record: dict[str, Any]) -> tuple[str, ...]:
     answers = record[name] if name == "references" else [record[name]]
     texts = [plain_text(one) for one in answers] if isinstance(answers, list) else []
     if not texts or None in texts:
-        wanted = "a list of texts is needed, at least one" if name == "references" else "must be text or a number"
+        wanted = "must be a list of at least one text" if name == "references" else "must be text or a number"
         raise ValueError(f"field {name}: {wanted}, found {record[name]!r}"[:200])
     return tuple(text.strip() for text in texts if text is not None)

@@ -1,7 +1,7 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg → rows, a referring expression → the box of what it means.
+"""RefCOCO, RefCOCO+ and RefCOCOg: referring expression → box of its object.
 
-Below `data.root`, with or without a folder named as the source (`refcoco/`, `refcoco+/`, `refcocog/`): `instances.json`
-and `refs(unc).p` (`refs(umd).p` of RefCOCOg; `data.file` chooses another, such as refs(google).p); images in
+In `data.root` or its folder with the name of the source (`refcoco/`, `refcoco+/`, `refcocog/`): `instances.json` and
+`refs(unc).p` (RefCOCOg: `refs(umd).p`; `data.file` selects another one, such as refs(google).p); images in
 `train2014/` or `images/mscoco/images/train2014/`. Source: github.com/lichengunc/refer.
 """
 
@@ -44,7 +44,7 @@ LEAKED_EXPRESSIONS = "expressions of part train about images that occur in valid
 
 
 def files(data: Data) -> list[Path]:
-    """The annotation files that `examples` reads: the pickle of expressions and the instances beside it.
+    """Return the annotation files that `examples` reads: the pickle of expressions and the instances beside it.
 
     Raises:
         UserError: the pickle is missing.
@@ -54,7 +54,7 @@ def files(data: Data) -> list[Path]:
     own = root / data.source
     refs = find(own if own.is_dir() else root, name) or find(root, name)
     if refs is None:
-        raise UserError(f"{root}: {name} lies neither there nor in {data.source}/", "Check data.root and data.file.")
+        raise UserError(f"{root}: {name} is neither there nor in {data.source}/", "Check data.root and data.file.")
     return [refs, refs.with_name("instances.json")]
 
 
@@ -62,16 +62,16 @@ def files(data: Data) -> list[Path]:
 @register_source(name="refcoco+")
 @register_source(name="refcocog")
 def examples(data: Data) -> Iterator[Example | InvalidRecord]:
-    """A row for each expression. Of part train, those about images that occur in valid or test are left out.
+    """Yield a row for each expression; training rows about images that occur in valid or test are skipped.
 
     Raises:
-        UserError: missing files, a pickle that is damaged or holds more than plain data, files that are no such JSON.
+        UserError: missing files, a pickle that is damaged or contains more than plain data, invalid JSON.
     """
     return _read(data, Counter())
 
 
 def segment(data: Data) -> Iterator[Example | InvalidRecord]:
-    """As `examples`; facts has the object's `mask` too, of the release's polygons or run lengths.
+    """As `examples`; the facts also have the object's `mask`, from the release's polygons or run lengths.
 
     Raises:
         UserError: as `examples`.
@@ -80,7 +80,7 @@ def segment(data: Data) -> Iterator[Example | InvalidRecord]:
 
 
 def skipped_counts(data: Data) -> dict[str, int]:
-    """What `examples` leaves out: reason → how many. Reads the whole source once more.
+    """Return reason → number of rows that `examples` skips. Reads the whole source again.
 
     Raises:
         UserError: as `examples`.
@@ -94,7 +94,7 @@ def skipped_counts(data: Data) -> dict[str, int]:
 def _read(data: Data, counts: Counter[str], outlines: dict[Id, str] | None = None) -> Iterator[Example | InvalidRecord]:
     """
     Args:
-        outlines: where the objects' masks are kept, if they are wanted: id → the field segmentation, as JSON.
+        outlines: filled with ID → the field `segmentation` as JSON, if given.
     """
     path, instances = files(data)
 
@@ -108,7 +108,7 @@ def _read(data: Data, counts: Counter[str], outlines: dict[Id, str] | None = Non
     pictures, objects = JsonTable("image", parse_sized_image), JsonTable("annotation", parse)
     refs = read_plain_pickle(path)
     if not isinstance(refs, list) or not refs:
-        raise UserError(f"{path}: a list of referring expressions is needed")
+        raise UserError(f"{path}: must be a list of referring expressions")
     yield from read_tables(instances, {"images": pictures, "annotations": objects})
     placed = ((one.box, pictures.values[one.image]) for one in objects.values.values() if one.image in pictures.values)
     require_pixels(instances, ((box, found.width, found.height) for box, found in placed))
@@ -119,13 +119,13 @@ def _read(data: Data, counts: Counter[str], outlines: dict[Id, str] | None = Non
 
 
 def _get(ref: Any, name: str) -> int | str | None:
-    """A simple field of a record, if it is one."""
+    """Return a field of a record if it is a number or text, else None."""
     value = ref.get(name) if isinstance(ref, dict) else None
     return value if isinstance(value, (int, str)) else None
 
 
 def _sentences(refs: list[Any]) -> Iterator[tuple[int, Any]]:
-    """(number of the ref, the ref with one of its sentences)."""
+    """Yield (number of the ref, the ref with one of its sentences)."""
     for number, ref in enumerate(refs, 1):
         sentences = ref.get("sentences") if isinstance(ref, dict) else None
         if isinstance(sentences, list) and sentences:
@@ -142,21 +142,21 @@ def _parser(
     counts: Counter[str],
     outlines: dict[Id, str] | None,
 ) -> RowParser:
-    """A ref with one of its sentences → row.
+    """Return a function that parses a ref with one of its sentences into a row.
 
     Args:
-        asked: ids of the images of parts valid and test.
+        asked: IDs of the images of valid and test.
     """
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         key, expression = _sentence(record)
         found, shown = objects.get(record["ann_id"]), pictures.get(record["image_id"])
         if found is None or shown is None or found.image != shown.id:
-            raise ValueError("field ann_id or image_id: instances.json has no such object in such an image")
+            raise ValueError("field ann_id or image_id: instances.json has no such object in this image")
         if reason := outside_image_error(found.box, shown):
             raise ValueError(f"annotation {found.id}: {reason}")
         if not is_visible(found, shown):
-            raise ValueError(f"annotation {found.id}: its box has no extent inside the image")
+            raise ValueError(f"annotation {found.id}: its box is empty inside the image")
         part = _PARTS[record["split"]]
         if part == "train" and shown.id in asked:
             counts[LEAKED_EXPRESSIONS] += 1
@@ -174,14 +174,14 @@ def _parser(
 
 
 def _is_plain(value: Any, kind: type) -> bool:
-    """Whether a value is of a type, and no number that is too long to be written."""
+    """Whether a value has a type, and is not too long an integer."""
     return type(value) is kind and not (isinstance(value, int) and abs(value) >= _INT64_LIMIT)
 
 
 def _sentence(record: dict[str, Any]) -> tuple[int, str]:
-    """The id and the text of a sentence, once all fields are what they should be.
+    """Validate the fields of a sentence; return its ID and text.
 
-    No value is shown: what a pickle holds may be too long to write out.
+    Messages do not show values, which may be very long.
     """
     for name, kind in _FIELDS.items():
         if not _is_plain(record.get(name), kind):
@@ -196,10 +196,10 @@ def _sentence(record: dict[str, Any]) -> tuple[int, str]:
     return key, expression.strip()
 
 
-# Pickles that hold plain data, read without running any code of theirs.
+# Read pickles of plain data without running code.
 #
-# Only lists, dictionaries, tuples, texts, bytes, numbers and numpy's scalars, which become plain numbers, are let
-# through. Texts of Python 2 that are no UTF-8 come with lone surrogates.
+# Only lists, dictionaries, tuples, texts, bytes, numbers and numpy scalars (which become plain numbers) are allowed.
+# Texts of Python 2 that are not UTF-8 get lone surrogates.
 
 _KINDS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 _KINDS |= {"f2": "e", "f4": "f", "f8": "d"}
@@ -209,7 +209,7 @@ def read_plain_pickle(path: Path) -> Any:
     """Read a pickle of plain data.
 
     Raises:
-        UserError: missing, damaged, or with anything in it that is not plain data.
+        UserError: missing, damaged, or not plain data.
     """
     try:
         with path.open("rb") as file:
@@ -217,15 +217,13 @@ def read_plain_pickle(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except _NotPlain as error:
-        raise UserError(
-            f"{path}: {error}", "Such a file could run code when it is read; nothing of it was run."
-        ) from None
-    except Exception as error:  # damaged pickles raise whatever their bytes happen to ask for
-        raise UserError(f"{path}: no pickle, or a damaged one: {error}"[:300]) from None
+        raise UserError(f"{path}: {error}", "Such a file could run code when it is loaded. No code was run.") from None
+    except Exception as error:  # damaged pickles may raise anything
+        raise UserError(f"{path}: not a pickle, or damaged: {error}"[:300]) from None
 
 
 class _NotPlain(Exception):
-    """The pickle wants something that is not plain data."""
+    """The pickle contains something else than plain data."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -233,11 +231,11 @@ class _Unpickler(pickle.Unpickler):
         for modules, known, stand_in in _STAND_INS:
             if module in modules and name == known:
                 return stand_in
-        raise _NotPlain(f"holds {module}.{name}, which is no plain data"[:200])
+        raise _NotPlain(f"contains {module}.{name}, which is not plain data"[:200])
 
 
 class _Type:
-    """Stands for numpy's dtype."""
+    """Replacement of numpy's dtype."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self._kind = _KINDS.get(str(name)[:10])
@@ -247,21 +245,21 @@ class _Type:
         self._order = {">": ">"}.get(state[1], "<")
 
     def number(self, content: bytes) -> Any:
-        """The number in a scalar's bytes."""
+        """Return the number in a scalar's bytes."""
         if self._kind is None:
-            raise _NotPlain("holds a numpy scalar that is no number")
+            raise _NotPlain("contains a numpy scalar that is not a number")
         return struct.unpack(self._order + self._kind, content)[0]
 
 
 def _scalar(kind: _Type, content: bytes | str) -> Any:
-    """Stands for what makes numpy's scalars; Python 2 has their bytes as text."""
+    """Replacement of numpy's constructor of scalars; Python 2 stores their bytes as text."""
     return kind.number(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
 
 
 def _bytes(text: str, encoding: str = "latin1") -> bytes:
-    """Stands for `codecs.encode`, with which Python 3 writes bytes where pickles have only text."""
+    """Replacement of `codecs.encode`, which Python 3 uses for bytes in old pickle protocols."""
     if encoding != "latin1":
-        raise _NotPlain("holds an encoded text")
+        raise _NotPlain("contains an encoded text")
     return text.encode("latin1")
 
 
@@ -270,4 +268,4 @@ _STAND_INS: tuple[tuple[tuple[str, ...], str, Any], ...] = (
     (("numpy.core.multiarray", "numpy._core.multiarray"), "scalar", _scalar),
     (("_codecs",), "encode", _bytes),
 )
-"""Modules and name of what numbers and bytes are pickled with, and what is called instead."""
+"""(Module, name) of the constructors of numbers and bytes → replacement."""

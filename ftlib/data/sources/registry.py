@@ -1,4 +1,4 @@
-"""Datasets by name: what is asked of the module that reads a source, which `ftlib.core.registry` names."""
+"""Access to sources by name: calls the module that `ftlib.core.registry` lists for a source."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ TOY_DATASETS: dict[str, Callable[[Path], None]] = {
     "digits_detect": make_digits_detect,
     "string_tasks": make_string_tasks,
 }
-"""Source → what makes it where others are downloaded, into an empty folder."""
+"""Toy source → function that writes it into an empty folder, instead of a download."""
 
 
 def annotation_files(data: Data) -> list[Path]:
-    """The files with the rows of a dataset that is no mixture; none where the images' names say all.
+    """Return the annotation files of a dataset without mixture; empty if its source has none.
 
     Raises:
-        UserError: none is there, or those of several releases.
+        UserError: files are missing, or there are files of several releases.
     """
     found: list[Path] = _loader(data).files(data)
     return found
 
 
 def content_version(data: Data) -> list[str]:
-    """What tells the content of a dataset without annotation files apart, where its loader knows."""
+    """Return the content version of a dataset without annotation files, if its source provides one."""
     known = getattr(_loader(data), "content_version", None)
     return list(known(data)) if known else []
 
 
 class SourceChunk(NamedTuple):
-    """Rows of a dataset that can be read by themselves: a stretch of a file of a part; "" if it is no mixture."""
+    """Rows of a dataset that can be read independently: a chunk of a file of a part ("" without a mixture)."""
 
     part: str
     chunk: FileChunk
 
 
 def source_chunks(data: Data) -> list[SourceChunk]:
-    """All rows of a dataset in pieces, in their order; none where a part must be read from its beginning.
+    """Return all rows of a dataset as chunks, in order; empty if a part must be read sequentially.
 
     Raises:
         UserError: as `iter_examples`.
@@ -70,19 +70,19 @@ def source_chunks(data: Data) -> list[SourceChunk]:
 def iter_examples(
     data: Data, task: str = "", chunk: SourceChunk | None = None, names: SplitNames | None = None
 ) -> Iterator[Example | InvalidRecord]:
-    """All rows of a dataset, and the records that are none, one after the other; of a mixture part after part.
+    """Yield all rows and invalid records of a dataset; for a mixture, part after part.
 
-    A mixture's rows have the part's name before their ids and groups, and its folder before their images. An image's
-    absolute path below the root becomes the path from there.
+    In a mixture, the part's name is the prefix of IDs and groups, and the part's folder of image paths. An image's
+    absolute path below the root becomes relative to the root.
 
     Args:
-        task: some loaders have a function of a task's name, for facts that no other task needs.
-        chunk: read only this, of the dataset's `source_chunks`.
-        names: takes note of what the piece's rows say of splits.
+        task: some sources have a function with the name of a task, for facts that only this task needs.
+        chunk: read only this chunk from `source_chunks`.
+        names: collects the split names of the chunk.
 
     Raises:
-        UserError: a missing file, or one that cannot be read at all; images of a part outside the mixture's root; parts
-            of a mixture that are splits by their names.
+        UserError: a missing or unreadable file; images of a part outside the mixture's root; parts of a mixture with
+            names of splits.
     """
     splits = parts_named_as_splits(data)
     called = posixpath.normpath(Path(data.root).absolute().as_posix())
@@ -100,7 +100,7 @@ def iter_examples(
 
 
 def skipped_counts(data: Data) -> dict[str, int]:
-    """Rows that a loader leaves out for a reason, counted by it."""
+    """Return reason → number of rows that sources skip."""
     found: dict[str, int] = {}
     for name, part in data.datasets.items():
         reasons = _skipped_counts(part)
@@ -122,11 +122,11 @@ def _skipped_counts(data: Data) -> dict[str, int]:
 
 
 def _in_mixture(row: Example, part: str, folder: str, roots: Sequence[str]) -> Example:
-    """A row with its place among those of all parts.
+    """Return a row of a part with IDs and paths of the mixture.
 
     Args:
         folder: of the part, relative to the root.
-        roots: the root's absolute path, as it is called and as it is without symbolic links.
+        roots: the root's absolute path, with and without resolved symbolic links.
     """
     image = row.image
     if image.startswith("/"):
@@ -134,7 +134,7 @@ def _in_mixture(row: Example, part: str, folder: str, roots: Sequence[str]) -> E
         row = replace(row, image=image)
     elif part and image:
         if folder == ".." or folder.startswith("../"):
-            problem = f"part {part}: its images lie outside data.root"
+            problem = f"part {part}: its images are outside data.root"
             raise UserError(problem, "Set data.root to a folder above all parts.")
         image = posixpath.normpath(posixpath.join(folder, image))
     if not part:
@@ -145,11 +145,11 @@ def _in_mixture(row: Example, part: str, folder: str, roots: Sequence[str]) -> E
 
 
 def _below(path: str, roots: Sequence[str]) -> str:
-    """A path as seen from the first of the roots that it lies below; "" if it lies below none."""
+    """Return a path relative to the first root that contains it; "" if none does."""
     return next((path.removeprefix(root) for root in roots if path.startswith(root)), "")
 
 
 def _loader(data: Data) -> ModuleType:
-    """The module of a source; a plugin is run here."""
+    """Return the module of a source; imports plugins."""
     _, examples = registry.load("source", data.source, data.plugins)
     return sys.modules[examples.__module__]

@@ -1,4 +1,4 @@
-"""Datasets that need no download: real handwritten digits, several of them on a canvas, and tasks on strings."""
+"""Toy datasets without a download: real handwritten digits, several digits on a canvas, and string tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIGITS_PREFIX = "which digit is this?"
 
 
 def load_digits() -> list[tuple[NDArray[np.uint8], str]]:
-    """Every digit as 8 × 8 grey values 0…255, white on black, and its label.
+    """Return every digit as 8 × 8 grey values 0…255, white on black, and its label.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -62,24 +62,23 @@ def make_digits(folder: Path) -> None:
 
 
 # Real handwritten digits, several on a canvas, with the box of each: detection end to end without a download.
-#
-# The digits are those of `make_digits`. They are divided into train, valid and test first, and each part's canvases are
-# made of its own digits alone: no handwriting that is asked was ever learned. A box is as tight as the digit's ink.
+# The digits are those of `make_digits`. They are first split into train, valid and test, and the canvases of a split
+# use only its digits, so that no digit is both trained on and evaluated. Boxes tightly enclose the digit's ink.
 
 CANVAS = 48
 """Width and height in pixels."""
 
 MAX_DIGITS = 3
 SCALE = 2
-"""How many pixels wide a pixel of a digit becomes; digits have 8 × 8."""
+"""Scale factor of digits, which have 8 × 8 pixels."""
 
 SIDE = 8 * SCALE
 GRID = 8
-"""Digits begin at multiples of this, so that few coordinates have to be learned."""
+"""Positions are multiples of this, so that there are few coordinates to learn."""
 
 DIGITS_DETECT_ROWS: dict[Literal["train", "valid", "test"], int] = {"train": 8000, "valid": 400, "test": 400}
 SHARES = {"train": 0.7, "valid": 0.15, "test": 0.15}
-"""Of the 1,797 digits."""
+"""Number of digits of each split, of 1,797."""
 
 DIGITS_DETECT_PREFIX = "detect digits"
 _TRIES = 50
@@ -92,7 +91,7 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture.
+    """A canvas.
 
     Attributes:
         pixels: grey values, shape (CANVAS, CANVAS).
@@ -124,7 +123,7 @@ def make_digits_detect(folder: Path) -> None:
 
 
 def split_digits(digits: Sequence[Digit]) -> dict[Literal["train", "valid", "test"], list[Digit]]:
-    """The digits that each part's canvases are made of; none is in two parts."""
+    """Return disjoint digits for the canvases of each split."""
     order = list(digits)
     random.Random("parts").shuffle(order)
     first, second = (round(len(order) * share) for share in (SHARES["train"], SHARES["train"] + SHARES["valid"]))
@@ -132,7 +131,7 @@ def split_digits(digits: Sequence[Digit]) -> dict[Literal["train", "valid", "tes
 
 
 def draw_canvas(draw: random.Random, digits: Sequence[Digit]) -> Canvas:
-    """One to three digits that do not touch each other."""
+    """Return a canvas with one to three digits that do not touch."""
     import numpy as np
 
     pixels = np.zeros((CANVAS, CANVAS), dtype=np.uint8)
@@ -148,7 +147,7 @@ def draw_canvas(draw: random.Random, digits: Sequence[Digit]) -> Canvas:
 
 
 def _draw_positions(draw: random.Random, count: int) -> list[Position]:
-    """Where digits stand; those that find no room are left out, but never the first."""
+    """Return positions of digits; digits without space are omitted, but never the first."""
     positions: list[Position] = []
     for _ in range(_TRIES):
         position = (draw.randrange(0, CANVAS - SIDE + 1, GRID), draw.randrange(0, CANVAS - SIDE + 1, GRID))
@@ -177,9 +176,8 @@ def _record(canvas: Canvas, key: str, image: str, part: Literal["train", "valid"
 
 
 # String tasks as instructions with an input: a dataset of text that needs no download.
-#
 # `reverse`, `next` (every letter becomes the next one of the alphabet) and `count` (the letters) of random words. No
-# word occurs twice, so held-out rows ask about words that were never seen: what is learned is the task.
+# word occurs twice, so held-out rows have unseen words.
 
 STRING_TASKS_ROWS = 6000
 LETTERS = "abcdefghijklmnop"

@@ -1,9 +1,9 @@
-"""VQAv2's train2014 and val2014 → rows of parts train and valid; OK-VQA's and VQA v1's, too.
+"""VQAv2, OK-VQA and VQA v1: train2014 and val2014 as splits train and valid.
 
-Files below `data.root`, with or without their zips' folders: `v2_OpenEnded_mscoco_{train,val}2014_questions.json`,
-`v2_mscoco_{train,val}2014_annotations.json` (the others' names have no `v2_`; `data.file` names one by its file
-of questions), `{train,val}2014/COCO_{train,val}2014_%012d.jpg`. The test splits have no answers and are left
-out. Sources: visualqa.org/download.html, okvqa.allenai.org/download.html.
+Files in `data.root`, with or without the folders of the zips: `v2_OpenEnded_mscoco_{train,val}2014_questions.json`,
+`v2_mscoco_{train,val}2014_annotations.json` (without `v2_` for the other datasets; `data.file` selects one by its file
+of questions), `{train,val}2014/COCO_{train,val}2014_%012d.jpg`. The test splits have no answers and are not
+read. Sources: visualqa.org/download.html, okvqa.allenai.org/download.html.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ _FACTS = ("question_id", "image_id", "question_type", "answer_type")
 
 
 def files(data: Data) -> list[Path]:
-    """The annotation files that `examples` reads.
+    """Return the annotation files that `examples` reads.
 
     Raises:
-        UserError: a part has questions without annotations, or none of them is there.
+        UserError: a split has questions without annotations, or there are no files.
     """
     asked, answered = _files(data)
     return [*asked.values(), *answered.values()]
@@ -67,10 +67,10 @@ def files(data: Data) -> list[Path]:
 
 @register_source(name="vqav2")
 def examples(data: Data) -> Iterator[Example | InvalidRecord]:
-    """A row for each question; its suffix is the most frequent answer, its references are all (ten) answers.
+    """Yield a row for each question; the suffix is the most frequent answer, references are all (ten) answers.
 
     Raises:
-        UserError: missing files, files that are no such JSON.
+        UserError: missing files, files that are not such JSON.
     """
     reading = RowReader()
     asked, answered = _files(data)
@@ -81,7 +81,7 @@ def examples(data: Data) -> Iterator[Example | InvalidRecord]:
 
 
 def _files(data: Data) -> tuple[dict[OfficialSplit, Path], dict[OfficialSplit, Path]]:
-    """Questions and annotations of each part."""
+    """Return the files of questions and of annotations of each split."""
     root = Path(data.root)
     asked = find_release_files(data, [[release] for release in _RELEASES])
     release = next(release for release in _RELEASES if next(iter(asked.values())).name in release.values())
@@ -91,7 +91,7 @@ def _files(data: Data) -> tuple[dict[OfficialSplit, Path], dict[OfficialSplit, P
         found = find(root, other)
         if (found is None) != (part not in asked):
             missing = other if found is None else name
-            raise UserError(f"{root}: {missing} is missing", "A part needs its questions and its annotations.")
+            raise UserError(f"{root}: {missing} is missing", "A split needs questions and annotations.")
         if found:
             answered[part] = found
     return asked, answered
@@ -118,7 +118,7 @@ def _question(record: dict[str, Any]) -> tuple[Any, VqaQuestion]:
 
 
 def _parser(part: OfficialSplit, pictures: str, questions: dict[Any, VqaQuestion]) -> RowParser:
-    """Annotation → row; takes the question that it answers out of `questions`."""
+    """Return a function that parses an annotation into a row; it removes the question from `questions`."""
     ids = match_ids(map(str, questions), questions)
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
@@ -126,12 +126,12 @@ def _parser(part: OfficialSplit, pictures: str, questions: dict[Any, VqaQuestion
         key = annotation.question_id
         question = questions.pop(key if key in questions else ids.get(str(key)), None)
         if question is None:
-            raise ValueError(f"question_id {shown_id(key)}: no such question, or one that is answered already")
+            raise ValueError(f"question_id {shown_id(key)}: no such question, or a duplicate annotation")
         image = question.image_id if annotation.image_id is None else annotation.image_id
         if question.image_id is not None and str(question.image_id) != str(image):
             raise ValueError(f"field image_id: {image!r}, but the question is about {question.image_id!r}")
         if not str(image).isdecimal():
-            raise ValueError(f"field image_id: the number of a COCO image is needed, found {image!r}"[:200])
+            raise ValueError(f"field image_id: must be the number of a COCO image, got {image!r}"[:200])
         known = {name: getattr(annotation, name) for name in _FACTS} | {"image_id": image}
         facts = {name: value for name, value in known.items() if value is not None} | {"question": question.question}
         name = f"{pictures}{int(str(image)):012d}.jpg"
@@ -144,7 +144,7 @@ def _parser(part: OfficialSplit, pictures: str, questions: dict[Any, VqaQuestion
 
 
 def _most_frequent_answer(annotation: Annotation) -> str:
-    """The most frequent answer; of several the first."""
+    """Return the most frequent answer; of several, the first."""
     best = annotation.multiple_choice_answer
     name = "answers" if best is None else "multiple_choice_answer"
     return require_text(most_frequent(annotation.answers) if best is None else best, name)
@@ -168,7 +168,7 @@ _NEEDED = "vqa needs two reference files: the questions and the annotations of t
 
 @dataclass(frozen=True, slots=True)
 class VqaQuestion:
-    """A question and the image it is about; None where the file does not tell it."""
+    """A question and its image, or None if the file has no image."""
 
     question_id: Id
     image_id: Id | None
@@ -177,12 +177,12 @@ class VqaQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What people answered to a question.
+    """The answers to a question.
 
     Attributes:
-        image_id, question_type, answer_type: None where the release has none.
-        answers: one of each person, as written, at least one.
-        multiple_choice_answer: the most frequent answer; None where the release has none.
+        image_id, question_type, answer_type: None if the release has none.
+        answers: one of each annotator, unchanged, at least one.
+        multiple_choice_answer: the most frequent answer; None if the release has none.
     """
 
     question_id: Id
@@ -194,10 +194,10 @@ class Annotation:
 
 
 def read_questions(path: Path) -> list[VqaQuestion]:
-    """Read a file of questions, with or without annotations elsewhere.
+    """Read a file of questions.
 
     Raises:
-        UserError: the file is malformed, or question ids occur twice.
+        UserError: the file is malformed, or question IDs are not unique.
     """
     return _questions(path, _read(path))
 
@@ -206,37 +206,37 @@ def read_annotations(path: Path) -> list[Annotation]:
     """Read a file of annotations.
 
     Raises:
-        UserError: the file is malformed, or question ids occur twice.
+        UserError: the file is malformed, or question IDs are not unique.
     """
     return _annotations(path, _read(path))
 
 
 def read_results(path: Path) -> dict[Id, str]:
-    """Read a result file: question id → answer.
+    """Read a result file: question ID → answer.
 
     Raises:
-        UserError: the file is malformed, or question ids occur twice.
+        UserError: the file is malformed, or question IDs are not unique.
     """
     records = index_by_id(path, read_records(path, {"question_id": _ID, "answer": str}), "question_id")
     return {key: record["answer"] for key, record in records.items()}
 
 
 def score(references: Sequence[Path], predictions: Path) -> MetricResult:
-    """VQA accuracy of a result file.
+    """Return the VQA accuracy of a result file.
 
     Args:
         references: the questions and the annotations of the split, in either order.
 
     Raises:
-        UserError: malformed files, or not the same questions in all three.
+        UserError: malformed files, or different questions in the three files.
     """
     questions, annotations, path = _read_references(references)
     if few := [key for key, one in annotations.items() if len(one.answers) < MIN_VQA_ANSWERS]:
         problem = (
             f"{len(few)} of {len(annotations)} questions have fewer than {MIN_VQA_ANSWERS} answers: {format_ids(few)}"
         )
-        remedy = "VQA accuracy needs the answers of several people, usually ten; `ftlib score text` compares with one."
-        raise UserError(f"{path}: {problem}, so that not even a right one scores 100 %", remedy)
+        remedy = "VQA accuracy needs answers of several annotators, usually ten; `ftlib score text` compares with one."
+        raise UserError(f"{path}: {problem}, so that even a correct answer scores below 100 %", remedy)
     answers = align_predictions(predictions, read_results(predictions), annotations, "question_id")
     return vqa_accuracy.measure(
         [answers[key] for key in annotations],
@@ -247,7 +247,7 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
 
 
 def _breakdowns(annotations: Sequence[Annotation]) -> dict[str, list[str]]:
-    """The breakdowns of which every annotation knows its kind."""
+    """Return the breakdowns for which every annotation has a value."""
     known = {
         "answer type": [one.answer_type for one in annotations],
         "question type": [one.question_type for one in annotations],
@@ -257,13 +257,13 @@ def _breakdowns(annotations: Sequence[Annotation]) -> dict[str, list[str]]:
 
 
 def _image(question: VqaQuestion, annotation: Annotation) -> Hashable:
-    """What is resampled together: the image, or the question itself where its image is not known."""
+    """Return the group for resampling: the image, or the question if its image is unknown."""
     image = question.image_id if annotation.image_id is None else annotation.image_id
     return ("question", question.question_id) if image is None else image
 
 
 def _read_references(paths: Sequence[Path]) -> tuple[dict[Id, VqaQuestion], dict[Id, Annotation], Path]:
-    """Questions and annotations by the questions' ids, in the order of the annotations; the file of the latter."""
+    """Return questions and annotations by question ID, in the order of the annotations, and the annotations file."""
     if len(paths) != 2:
         raise UserError(f"{_NEEDED}; got {len(paths)}")
     contents = [_read(path) for path in paths]
@@ -279,7 +279,7 @@ def _read_references(paths: Sequence[Path]) -> tuple[dict[Id, VqaQuestion], dict
 def _read(path: Path) -> dict[str, Any]:
     content = read_large_json(path, "answers", parse_annotation)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: an object with `questions` or `annotations` is needed")
+        raise UserError(f"{path}: must be an object with `questions` or `annotations`")
     return content
 
 
@@ -287,7 +287,7 @@ def parse_question(record: dict[str, Any]) -> VqaQuestion:
     """Parse a question of the release.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the record is invalid.
     """
     require_fields(record, _with_optional(record, _QUESTION))
     return VqaQuestion(record["question_id"], record.get("image_id"), record["question"])
@@ -297,7 +297,7 @@ def parse_annotation(record: dict[str, Any]) -> Annotation:
     """Parse an annotation of the release.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: the record is invalid.
     """
     require_fields(record, _with_optional(record, _ANNOTATION))
     best = record.get("multiple_choice_answer")
@@ -317,10 +317,10 @@ def _with_optional(record: dict[str, Any], needed: Types) -> Types:
 
 
 def _answers(records: list[Any]) -> tuple[str, ...]:
-    """The texts of answers: records, or texts as they are.
+    """Return the texts of answers, which are records or texts.
 
-    The official program leaves out the records that equal the one at hand, all of them if their answer_ids do not
-    tell them apart; so equal answer_ids are an error, and records without one count as different.
+    The official program compares an answer with all records that are not equal to its own record, so equal answer_ids
+    would change the score. They are an error, and records without an answer_id count as different.
     """
     if records and all(isinstance(record, str) for record in records):
         return tuple(map(sys.intern, records))
@@ -330,12 +330,12 @@ def _answers(records: list[Any]) -> tuple[str, ...]:
         distinct = len(set(known))
     except (KeyError, TypeError):
         raise ValueError(
-            "field answers: texts, or objects with a text `answer` (and a simple `answer_id`), expected"
+            "field answers: must be texts, or objects with a text `answer` (and a plain `answer_id`)"
         ) from None
     if not texts:
         raise ValueError("field answers: is empty")
     if distinct < len(known):
-        raise ValueError("field answers: the same answer_id more than once")
+        raise ValueError("field answers: duplicate answer_id")
     return texts
 
 
@@ -349,7 +349,7 @@ def _questions(path: Path, content: dict[str, Any]) -> list[VqaQuestion]:
             found.append(parse_question(record))
         except ValueError as error:
             faults.append(f"{path}: question {number}: {error}")
-    raise_all(faults, "Mend the file; nothing was scored.")
+    raise_all(faults, "Fix the file; nothing was scored.")
     return found
 
 
@@ -357,7 +357,7 @@ def _annotations(path: Path, content: dict[str, Any]) -> list[Annotation]:
     records = _list(path, content, "annotations")
     require_parsed(path, enumerate(records, 1), Annotation, "annotation")
     if not records:
-        raise UserError(f"{path}: no annotations in it")
+        raise UserError(f"{path}: contains no annotations")
     index_by_id(path, ({"question_id": one.question_id} for one in records), "question_id")
     return records
 
@@ -365,5 +365,5 @@ def _annotations(path: Path, content: dict[str, Any]) -> list[Annotation]:
 def _list(path: Path, content: dict[str, Any], name: str) -> list[Any]:
     records = content.get(name)
     if not isinstance(records, list):
-        raise UserError(f"{path}: a list `{name}` is needed")
+        raise UserError(f"{path}: must have a list `{name}`")
     return records

@@ -52,9 +52,9 @@ def test_reading_tells_the_first_place_of_an_id() -> None:
     second = list(reading.rows(NumberedFile(Path("b.json")), [(1, {"key": "y"}), (2, {"key": "x"})], example))
     assert [one.id if isinstance(one, Example) else one for one in first + second] == [
         "x",
-        InvalidRecord("a.jsonl:3", "field id: 'x' stands in line 1 already"),
+        InvalidRecord("a.jsonl:3", "field id: duplicate of 'x' in line 1"),
         "y",
-        InvalidRecord("b.json: record 2", "field id: 'x' stands in line 1 of a.jsonl already"),
+        InvalidRecord("b.json: record 2", "field id: duplicate of 'x' in line 1 of a.jsonl"),
     ]
 
 
@@ -110,7 +110,7 @@ def test_choose(tmp_path: Path) -> None:
         assert list(find_release_files(data(tmp_path, file=file), ranks)) == ["train", "valid"]
     with pytest.raises(UserError, match="new_train: no such file"):
         find_release_files(data(tmp_path, file="new_train"), ranks)
-    with pytest.raises(UserError, match="other is no file of the release"):
+    with pytest.raises(UserError, match="other is not a file of the release"):
         find_release_files(data(tmp_path, file="other"), ranks)
     write(tmp_path / "best", b"")
     assert find_release_files(data(tmp_path), ranks) == {"": tmp_path / "best"}

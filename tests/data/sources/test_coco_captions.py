@@ -80,10 +80,10 @@ def test_results_are_read_as_written(tmp_path: Path) -> None:
 
 
 REFERENCE_FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "no images": (lambda c: c.pop("images"), "an object with a list `images` is needed"),
-    "no captions": (lambda c: c.pop("annotations"), "an object with a list `annotations` is needed"),
-    "empty images": (lambda c: c["images"].clear(), "no images in it"),
-    "empty captions": (lambda c: c["annotations"].clear(), "no annotations in it"),
+    "no images": (lambda c: c.pop("images"), "must be an object with a list `images`"),
+    "no captions": (lambda c: c.pop("annotations"), "must be an object with a list `annotations`"),
+    "empty images": (lambda c: c["images"].clear(), "contains no images"),
+    "empty captions": (lambda c: c["annotations"].clear(), "contains no annotations"),
     "image twice": (lambda c: c["images"].append(c["images"][0]), "id occurs more than once: 30"),
     "caption twice": (lambda c: c["annotations"].append(c["annotations"][1]), "id occurs more than once: 1"),
     "image without a caption": (lambda c: c["annotations"].pop(1), "1 images have no caption: 20"),
@@ -95,10 +95,10 @@ REFERENCE_FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 RESULT_FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "missing": (lambda c: c.pop(0), "1 of 3 image_ids have no answer: 20"),
-    "unknown": (lambda c: c.append({"image_id": 7, "caption": "a"}), "1 image_ids that the references do not have: 7"),
-    "text id": (lambda c: c[0].update(image_id="020"), "the references do not have: 020"),
+    "unknown": (lambda c: c.append({"image_id": 7, "caption": "a"}), "1 image_ids that are not in the references: 7"),
+    "text id": (lambda c: c[0].update(image_id="020"), "not in the references: 020"),
     "twice": (lambda c: c.append(c[0]), "image_id occurs more than once: 20"),
-    "empty": (lambda c: c.clear(), "no records in it"),
+    "empty": (lambda c: c.clear(), "contains no records"),
     "no caption": (lambda c: c[1].pop("caption"), "record 2: field caption is missing"),
     "null": (lambda c: c[1].update(caption=None), "record 2: field caption: str expected, found None"),
 }
@@ -174,10 +174,10 @@ def test_karpathy_splits(tmp_path: Path) -> None:
     ("edit", "told"),
     [
         (lambda c: c["images"].append(c["images"][0]), "cocoid occurs more than once: 7"),
-        (lambda c: c["images"][0]["sentences"].clear(), "no image 7: sentences in it"),
+        (lambda c: c["images"][0]["sentences"].clear(), "contains no image 7: sentences"),
         (lambda c: c["images"][0]["sentences"].append({}), "image 7: sentence 2: field raw is missing"),
         (lambda c: c["images"][0].pop("split"), "image 1: field split is missing"),
-        (lambda c: c.pop("images"), "a list `images` is needed"),
+        (lambda c: c.pop("images"), "must be an object with a list `images`"),
     ],
 )
 def test_faults_of_karpathy_files_are_named(tmp_path: Path, edit: Callable[[Any], Any], told: str) -> None:

@@ -64,7 +64,7 @@ def test_records(tmp_path: Path) -> None:
 def test_boxes_that_are_no_coco_boxes_are_not_scored(tmp_path: Path, which: str) -> None:
     """Corners in place of sizes, or fractions, gave an AP without a word."""
     for box, words in (
-        ([400, 300, 600, 450], "as x_min, y_min, x_max, y_max 3 lie inside"),
+        ([400, 300, 600, 450], "as x_min, y_min, x_max, y_max 3 are inside"),
         ([0.2, 0.2, 0.5, 0.4], "pixels"),
     ):
         content = {"references": copy.deepcopy(INSTANCES), "results": copy.deepcopy(RESULTS)}
@@ -246,8 +246,8 @@ def changed(what: str, index: int, **fields: Any) -> Callable[[dict[str, Any]], 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (changed("results", 0, image_id=99), "1 image_ids that the references do not have: 99"),
-        (changed("results", 0, category_id=2), "1 category_ids that the references do not have: 2"),
+        (changed("results", 0, image_id=99), "1 image_ids that are not in the references: 99"),
+        (changed("results", 0, category_id=2), "1 category_ids that are not in the references: 2"),
         (changed("results", 2, score="high"), "record 3: field score"),
         (changed("results", 2, score=float("nan")), "record 3: field score"),
         (changed("results", 1, bbox=[1, 2, 3]), "record 2: field bbox"),
@@ -257,25 +257,25 @@ def changed(what: str, index: int, **fields: Any) -> Callable[[dict[str, Any]], 
         (changed("results", 1, image_id=[7]), "record 2: field image_id"),
         (
             changed("results", 1, segmentation=[[1, 1, 5, 1, 5, 5]]),
-            "record 2: field segmentation: it must stand in all",
+            "record 2: field segmentation: must be in all",
         ),
         (lambda content: content["results"][0].pop("score"), "record 1: field score is missing"),
-        (lambda content: content["results"].clear(), "no records in it"),
+        (lambda content: content["results"].clear(), "contains no records"),
         (lambda content: content["results"].append(3), "record 4: not an object"),
         (changed("images", 0, id=3), "id occurs more than once: 3"),
         (changed("images", 0, width="wide"), "image 7"),
         (changed("categories", 0, id=18), "id occurs more than once: 18"),
         (changed("annotations", 0, id=12), "id occurs more than once: 12"),
-        (changed("annotations", 0, image_id=1), "1 image_ids that the references do not have: 1"),
-        (changed("annotations", 0, category_id=3), "1 category_ids that the references do not have: 3"),
+        (changed("annotations", 0, image_id=1), "1 image_ids that are not in the references: 1"),
+        (changed("annotations", 0, category_id=3), "1 category_ids that are not in the references: 3"),
         (changed("annotations", 0, area=None), "annotation 1: field area"),
         (changed("annotations", 0, id=[1]), "annotation 1: field id"),
         (changed("annotations", 0, area=-1), "annotation 11: field area"),
         (changed("annotations", 0, bbox=[]), "annotation 11: field bbox"),
         (changed("annotations", 0, iscrowd="no"), "annotation 11: field iscrowd"),
-        (lambda content: content["annotations"].clear(), "no annotations in it"),
-        (lambda content: content["images"].clear(), "no images in it"),
-        (lambda content: content.pop("categories"), "no COCO instances file"),
+        (lambda content: content["annotations"].clear(), "contains no annotations"),
+        (lambda content: content["images"].clear(), "contains no images"),
+        (lambda content: content.pop("categories"), "not a COCO instances file"),
     ],
 )
 def test_faults_are_named(
@@ -302,7 +302,7 @@ def test_numbers_beyond_all_measure_are_refused(tmp_path: Path) -> None:
     """They could not become floats."""
     results = [RESULTS[0] | {"bbox": [12, 10, 50, 10**400]}, *RESULTS[1:]]
     references, predictions = files(tmp_path, results=results)
-    with pytest.raises(UserError, match=r"results\.json:1: not JSON that can be read: a number of 401 digits"):
+    with pytest.raises(UserError, match=r"results\.json:1: cannot be parsed as JSON: a number of 401 digits"):
         score([references], predictions)
 
 

@@ -62,7 +62,7 @@ def test_roboflow(tmp_path: Path) -> None:
 def test_a_part_of_unknown_name_is_refused(tmp_path: Path) -> None:
     for part in ("train", "holdout"):
         write(tmp_path / part / "_annotations.coco.json", coco(["a.jpg"], [CAT]))
-    with pytest.raises(UserError, match="'holdout' is no known name of a split"):
+    with pytest.raises(UserError, match="'holdout' is not a known split name"):
         read(coco_detection.examples, data(tmp_path))
 
 
@@ -90,7 +90,7 @@ def test_cvat_with_a_file_for_each_part(tmp_path: Path) -> None:
     found = [(row.id, row.part, row.image) for row in rows]
     assert found == [("train-0", "train", "images/Train/a.jpg"), ("valid-0", "valid", "images/Validation/a.jpg")]
     write(tmp_path / "annotations/instances_val.json", coco(["a.jpg"], [CAT]))
-    with pytest.raises(UserError, match="are both part valid"):
+    with pytest.raises(UserError, match="are both split valid"):
         read(coco_detection.examples, data(tmp_path))
 
 
@@ -159,7 +159,7 @@ def test_images_are_counted_as_they_stand_in_the_file(tmp_path: Path) -> None:
     del notes[0]["category_id"]
     write(tmp_path / "d.json", {"images": images, "categories": CATEGORIES, "annotations": notes})
     _, bad = read(coco_detection.examples, data(tmp_path, file="d.json"))
-    told = "one of its annotations cannot be used, and it is not known of which category that is"
+    told = "one of its annotations is invalid and has no valid category"
     assert (f"{tmp_path / 'd.json'}: image 3", told) in [(one.location, one.reason) for one in bad]
     write(tmp_path / "c.json", {"images": images, "annotations": [coco_caption(1)]})
     (row,), bad = read(coco_captions.examples, data(tmp_path, file="c.json"))
@@ -176,7 +176,7 @@ def test_corners_in_place_of_sizes_are_refused(tmp_path: Path) -> None:
         one["bbox"] = corner(one["bbox"])
     write(tmp_path / "result.json", right)
     for on_bad in ("stop", "skip"):
-        with pytest.raises(UserError, match=r"2 of 5 boxes would leave .* as x_min, y_min, x_max, y_max 5 lie inside"):
+        with pytest.raises(UserError, match=r"2 of 5 boxes would exceed .* as x_min, y_min, x_max, y_max 5 are inside"):
             read(coco_detection.examples, data(tmp_path, on_bad=on_bad))
 
 
@@ -188,7 +188,7 @@ def test_whole_images_and_one_wrong_box_are_no_corners(tmp_path: Path) -> None:
     write(tmp_path / "result.json", coco([f"{n}.jpg" for n in range(21)], [*boxes, (20, 2, [300, 100, 399, 199])]))
     (bad,) = read(coco_detection.examples, data(tmp_path))[1]
     assert bad.location.endswith("annotation of id 21")
-    said = "dog in 20.jpg: field bbox: x, y, width, height [300, 100, 399, 199] leave the image of 400 × 200 pixels"
+    said = "dog in 20.jpg: field bbox: x, y, width, height [300, 100, 399, 199] exceed the image of 400 × 200 pixels"
     assert bad.reason == said
 
 
@@ -222,7 +222,7 @@ def test_a_bad_box_costs_its_category_in_its_image(tmp_path: Path) -> None:
     content["annotations"][2].pop("category_id")
     write(tmp_path / "result.json", content)
     rows, bad = read(coco_detection.examples, data(tmp_path))
-    assert [row.prefix for row in rows] == ["detect dog"] and "not known of which category" in bad[1].reason
+    assert [row.prefix for row in rows] == ["detect dog"] and "has no valid category" in bad[1].reason
 
 
 @pytest.mark.parametrize(("turn", "faulty"), [(30.0, True), (90, True), (0.0, False), (180, False)])
@@ -233,7 +233,7 @@ def test_turned_boxes_of_cvat_are_refused(tmp_path: Path, turn: float, faulty: b
     write(tmp_path / "annotations/instances_default.json", content, tmp_path / "images")
     rows, bad = read(coco_detection.examples, data(tmp_path))
     assert len(bad) == faulty and len(rows) == (not faulty)
-    assert all(f"the box is turned by {turn:g} degrees" in one.reason for one in bad)
+    assert all(f"the box is rotated by {turn:g} degrees" in one.reason for one in bad)
 
 
 def test_the_same_id_twice_costs_the_category_too(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_refcoco_has_the_same_rules(tmp_path: Path) -> None:
     for one in whole["annotations"]:
         one["bbox"] = corner([250, 50, 100, 100])
     write(path, whole)
-    with pytest.raises(UserError, match="6 of 6 boxes would leave their images"):
+    with pytest.raises(UserError, match="6 of 6 boxes would exceed their images"):
         read(refcoco.examples, data(tmp_path, "refcoco"))
 
 
@@ -318,10 +318,10 @@ def test_sizes_that_are_not_the_file_s_are_refused(tmp_path: Path, ftlib: Ftlib,
     write(tmp_path / "data" / "result.json", content)
     code, _, error = ftlib("prepare", tmp_path / "boxes.yaml")
     assert code == 2
-    assert "7.jpg: 200 × 400 pixels, but its annotation says 400 × 200: width and height are exchanged" in error
-    assert "8.jpg: 200 × 100 pixels, but its annotation says 400 × 200: boxes" in error
+    assert "7.jpg: 200 × 400 pixels, but its annotation has 400 × 200: width and height are swapped" in error
+    assert "8.jpg: 200 × 100 pixels, but its annotation has 400 × 200: boxes" in error
     code, _, error = ftlib("prepare", tmp_path / "boxes.yaml", "data.on_bad=skip")
-    assert code == 0 and "2 records cannot be used" in error
+    assert code == 0 and "2 invalid records are skipped" in error
 
 
 def test_negatives_are_prepared(tmp_path: Path, ftlib: Ftlib, store: Path) -> None:
@@ -344,9 +344,9 @@ def test_what_may_be_a_mistake_and_what_nothing_uses_is_told(tmp_path: Path, ftl
     for _ in range(2):  # made, and found again
         code, _, error = ftlib("prepare", tmp_path / "boxes.yaml")
         assert code == 0, error
-        assert "fields that nothing uses: annotations.attributes, annotations.segmentation, images.license\n" in error
+        assert "unused fields: annotations.attributes, annotations.segmentation, images.license\n" in error
         assert "result.json: category 'Cat' (1 row) and 'cat' (10 rows) differ only in upper and lower case" in error
-        assert "result.json: 1 boxes are there more than once, the first of them a cat" in error
+        assert "result.json: 1 duplicate boxes, the first of them a cat" in error
         assert "several categories" not in error and "bird" not in error
     code, output, _ = ftlib("prepare", tmp_path / "boxes.yaml", "--check")
     assert code == 0 and "differ only in upper and lower case" in output

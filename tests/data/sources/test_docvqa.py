@@ -85,12 +85,12 @@ def test_one_reference_file(files: dict[str, Path]) -> None:
 
 FAULTS: dict[str, tuple[str, Any, str]] = {
     "unanswered": ("results", lambda c: c.pop(0), "1 of 3 questionIds have no answer: 340"),
-    "unknown": ("results", lambda c: c.append({"questionId": 9, "answer": "x"}), "do not have: 9"),
+    "unknown": ("results", lambda c: c.append({"questionId": 9, "answer": "x"}), "not in the references: 9"),
     "answered twice": ("results", lambda c: c.append(c[0]), "questionId occurs more than once: 340"),
-    "no results": ("results", lambda c: c.clear(), "no records in it"),
+    "no results": ("results", lambda c: c.clear(), "contains no records"),
     "a list of answers": ("results", lambda c: c[0].update(answer=["x"]), "record 1: field answer: str expected"),
-    "no data": ("val", lambda c: c.pop("data"), "a list `data` is needed"),
-    "empty": ("val", lambda c: c["data"].clear(), "no questions in it"),
+    "no data": ("val", lambda c: c.pop("data"), "an object with a list `data`"),
+    "empty": ("val", lambda c: c["data"].clear(), "contains no questions"),
     "questions twice": ("val", lambda c: c["data"].append(c["data"][0]), "questionId occurs more than once: 337"),
     "no image": ("val", lambda c: c["data"][1].pop("image"), "question 2: field image is missing"),
     "answers is a text": ("val", lambda c: c["data"][1].update(answers="x"), "question 338: field answers: a list"),

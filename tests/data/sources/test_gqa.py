@@ -85,7 +85,7 @@ def test_a_folder_of_chunks(files: dict[str, Path], tmp_path: Path) -> None:
         (folder / f"train_all_questions_{number}.json").write_text(json.dumps({key: questions[key]}))
     assert read_questions(folder) == read_questions(files["questions"])
     (folder / "train_all_questions_9.json").write_text(json.dumps({"01": questions["01"]}))
-    with pytest.raises(UserError, match=r"questions_9\.json: .* another chunk has already: 01"):
+    with pytest.raises(UserError, match=r"questions_9\.json: .* another chunk also has: 01"):
         read_questions(folder)
 
 
@@ -109,14 +109,14 @@ def test_choices(files: dict[str, Path]) -> None:
 
 FAULTS: dict[str, tuple[str, Any, str]] = {
     "unanswered": ("predictions", lambda c: c.pop(1), "1 of 3 questionIds have no answer: 02"),
-    "unknown": ("predictions", lambda c: c.append({"questionId": "9", "prediction": ""}), "do not have: 9"),
+    "unknown": ("predictions", lambda c: c.append({"questionId": "9", "prediction": ""}), "not in the references: 9"),
     "answered twice": ("predictions", lambda c: c.append(c[0]), "questionId occurs more than once: 03"),
-    "no predictions": ("predictions", lambda c: c.clear(), "no records in it"),
+    "no predictions": ("predictions", lambda c: c.clear(), "contains no records"),
     "id is a number": ("predictions", lambda c: c[0].update(questionId=3), "record 1: field questionId: str expected"),
     "prediction missing": ("predictions", lambda c: c[0].pop("prediction"), "field prediction is missing"),
-    "no questions": ("questions", lambda c: c.clear(), "an object with question ids as keys is needed"),
-    "question is a number": ("questions", lambda c: c.update({"04": 3}), "question 04: is not such an object"),
-    "no image": ("questions", lambda c: c["02"].pop("imageId"), "question 02: is not such an object"),
+    "no questions": ("questions", lambda c: c.clear(), "must be an object with question ids as keys"),
+    "question is a number": ("questions", lambda c: c.update({"04": 3}), "question 04: is not a valid object"),
+    "no image": ("questions", lambda c: c["02"].pop("imageId"), "question 02: is not a valid object"),
     "image is a number": ("questions", lambda c: c["02"].update(imageId=3), "question 02: field imageId: str expected"),
     "balanced is a text": ("questions", lambda c: c["02"].update(isBalanced="yes"), "02: field isBalanced: bool"),
     "no types": ("questions", lambda c: c["02"].pop("types"), "question 02: field types is missing"),
@@ -127,7 +127,7 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "nothing balanced": (
         "questions",
         lambda c: [one.update(isBalanced=False) for one in c.values()],
-        "no balanced questions in it",
+        "contains no balanced questions",
     ),
     "choices missing": ("choices", lambda c: c.pop("02"), "no choices for 1 questions: 02"),
     "valid is a text": (
@@ -152,7 +152,7 @@ def test_faults_are_named(files: dict[str, Path], name: str, capsys: pytest.Capt
 def test_a_question_that_stands_twice_is_named(files: dict[str, Path]) -> None:
     one = json.dumps(question("yes", "7"))
     files["questions"].write_text(f'{{"01": {one}, "02": {one}, "01": {one}}}')
-    with pytest.raises(UserError, match="key '01' stands twice in one object"):
+    with pytest.raises(UserError, match="duplicate key '01' in an object"):
         read_questions(files["questions"])
 
 

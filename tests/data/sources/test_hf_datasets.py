@@ -48,7 +48,7 @@ def test_named_images(tmp_path: Path) -> None:
     assert [(one.location, one.reason) for one in bad] == [
         (
             f"{tmp_path / 'set'}: train row 2",
-            "field q: is missing; there are: file, label (data.columns gives other names)",
+            "field q: is missing; available: file, label (set data.columns for other names)",
         )
     ]
 
@@ -60,7 +60,7 @@ def test_own_ids_and_references(tmp_path: Path) -> None:
     (row,), (bad,) = read(hf_datasets.examples, section)
     assert (row.id, row.part, row.suffix, row.references) == ("7", "valid", "x", ["x", "y"])
     assert row.facts == {"id": "k"}
-    assert "field id: '7' stands in validation row 1 already" in bad.reason
+    assert "field id: duplicate of '7' in validation row 1" in bad.reason
 
 
 def test_changed_files_are_another_version(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_pictures_inside(tmp_path: Path, datasets: Any, monkeypatch: pytest.Monk
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_dict(content, features=features).to_parquet(str(tmp_path / "set" / "train.parquet"))
     section = data(tmp_path / "root", file=str(tmp_path / "set"), columns={"suffix": "label"})
-    with pytest.raises(UserError, match=r"the pictures inside of it are not extracted \(.*/root/\.images/") as caught:
+    with pytest.raises(UserError, match=r"its images are not extracted \(.*/root/\.images/") as caught:
         read(hf_datasets.examples, section)
     assert "ftlib stage CONFIG" in caught.value.remedy
     hf_datasets.fetch(section)
@@ -121,7 +121,7 @@ def test_pictures_inside(tmp_path: Path, datasets: Any, monkeypatch: pytest.Monk
         ("00000002", "", "no"),
     ]
     assert rows[0].facts == {"boxes": {"x": [0.5]}}
-    assert [one.reason for one in bad] == ["field label: -1 is the number of no label"]
+    assert [one.reason for one in bad] == ["field label: -1 is not the number of a label"]
     folder = (tmp_path / "root" / rows[0].image).parent
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == [png(0), png(9), png(200)]
     monkeypatch.setattr(hf_datasets, "load_tables", None)  # again: nothing is read
@@ -156,7 +156,7 @@ def test_columns_that_are_not_read_are_told(tmp_path: Path, capsys: pytest.Captu
     section = data(tmp_path / "root", file=str(tmp_path / "set"))
     parquet(tmp_path / "set/train.parquet", 1, 2, mask=(3, 4))
     assert shown(tmp_path / "root", section) == [("1", 1), ("2", 2)]
-    assert "columns that are not read: mask\n" in capsys.readouterr().err
+    assert "columns not read: mask\n" in capsys.readouterr().err
 
 
 def test_rows_show_the_pictures_of_their_version(tmp_path: Path) -> None:
@@ -286,10 +286,10 @@ def test_rows_bring_no_other_files_into_the_store(
     _, found = read(hf_datasets.examples, section)
     assert [one.location for one in found] == [f"{tmp_path}/set: train row {number}" for number in range(5, 18)]
     for one, path in zip(found, bad, strict=False):
-        assert f"field image: {path[:100]!r} is no file inside of the dataset ({tmp_path}/set)" in one.reason
-    assert found[-1].reason == "field image: holds no picture"
+        assert f"field image: {path[:100]!r} is not a file inside the dataset ({tmp_path}/set)" in one.reason
+    assert found[-1].reason == "field image: contains no image"
     told = capsys.readouterr().err
-    assert "train row 5: field image: '/proc/self/environ' is no file" in told and "13 rows of train" in told
+    assert "train row 5: field image: '/proc/self/environ' is not a file" in told and "13 rows of train" in told
     for path in (tmp_path / "root").rglob("*"):
         assert path.is_dir() or b"hf_secret" not in path.read_bytes()
 
@@ -312,7 +312,7 @@ def test_a_folder_of_pictures_keeps_to_itself(tmp_path: Path) -> None:
     section = data(tmp_path / "root", file=str(tmp_path / "set"), columns={"suffix": "label"})
     assert shown(tmp_path / "root", section) == [("cat", 9), ("dog", 9)]
     (bad,) = read(hf_datasets.examples, section)[1]
-    assert "dog/3.png' is no file inside" in bad.reason
+    assert "dog/3.png' is not a file inside" in bad.reason
 
 
 @pytest.mark.parametrize("path", ["{}/secret.csv", "../secret.csv"])
@@ -320,7 +320,7 @@ def test_a_dataset_names_no_files_outside_of_it(tmp_path: Path, path: str) -> No
     """Its README.md could make rows of any file of the machine."""
     write(tmp_path / "secret.csv", "image,prefix,suffix\na.png,q,hf_secret\n")
     write(tmp_path / "set/README.md", f"---\nconfigs:\n- config_name: a\n  data_files: {path.format(tmp_path)}\n---\n")
-    with pytest.raises(UserError, match=r"it names .*secret\.csv as one of its files, which lies outside"):
+    with pytest.raises(UserError, match=r"it lists the file .*secret\.csv, which is outside"):
         read(hf_datasets.examples, data(tmp_path / "root", file=f"{tmp_path / 'set'}:a"))
 
 
@@ -330,7 +330,7 @@ def test_a_saved_dataset_names_no_files_outside_of_it(tmp_path: Path, datasets: 
     arrow.rename(tmp_path / "other.arrow")
     state = (tmp_path / "set/state.json").read_text()
     write(tmp_path / "set/state.json", state.replace(arrow.name, "../other.arrow"))
-    with pytest.raises(UserError, match=r"it names .*other\.arrow as one of its files, which lies outside"):
+    with pytest.raises(UserError, match=r"it lists the file .*other\.arrow, which is outside"):
         read(hf_datasets.examples, data(tmp_path / "root", file=str(tmp_path / "set")))
 
 
@@ -349,8 +349,8 @@ def test_lists_of_one_picture(tmp_path: Path, datasets: Any, typed: bool) -> Non
     assert shown(tmp_path / "root", section) == [("0", 7), ("3", 9)]
     none, several = read(hf_datasets.examples, section)[1]
     assert (none.location, several.location) == tuple(f"{tmp_path}/set: train row {number}" for number in (2, 3))
-    assert none.reason.startswith("field image: no images in this row, where one is needed; make a row for each")
-    assert several.reason.startswith("field image: 2 images in this row, where one is needed")
+    assert none.reason.startswith("field image: no images in this row instead of one; make a row for each")
+    assert several.reason.startswith("field image: 2 images in this row instead of one")
 
 
 def test_instructions(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_conversations_with_images_are_no_text(tmp_path: Path, datasets: Any) ->
     content = {"instruction": ["q"], "images": [[{"bytes": png(9), "path": None}]]}
     (tmp_path / "other").mkdir()
     datasets.Dataset.from_dict(content, features=features).to_parquet(str(tmp_path / "other" / "train.parquet"))
-    with pytest.raises(UserError, match="column images of split train would not be shown"):
+    with pytest.raises(UserError, match="column images of split train would not be used"):
         read(hf_datasets.examples, data(tmp_path, file=str(tmp_path / "other")))
 
 
@@ -417,14 +417,14 @@ def test_a_staged_dataset_is_read_from_the_store(tmp_path: Path) -> None:
 
 def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jsonl(tmp_path / "set/train.jsonl", {"picture": "a", "text": "b"})
-    with pytest.raises(UserError, match="split train has no column image; there are: picture, text"):
+    with pytest.raises(UserError, match="split train has no column image; available: picture, text"):
         read(hf_datasets.examples, data(tmp_path, file=str(tmp_path / "set")))
     with pytest.raises(UserError, match="has no column label"):
         read(
             hf_datasets.examples,
             data(tmp_path, file=str(tmp_path / "set"), columns={"image": "picture", "suffix": "label"}),
         )
-    with pytest.raises(UserError, match="the name of the dataset is needed"):
+    with pytest.raises(UserError, match="must be the name of the dataset"):
         read(hf_datasets.examples, data(tmp_path))
     write(tmp_path / "torn/train.parquet", b"PAR1 no")
     with pytest.raises(UserError, match="torn: cannot be read: "):
@@ -439,7 +439,7 @@ def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_without_anything_else_are_no_empty_dataset(tmp_path: Path) -> None:
     """A table whose only column is not read would be one without rows."""
     write(tmp_path / "set/1.png", png(1))
-    with pytest.raises(UserError, match="split train has no column of answers; there are: image"):
+    with pytest.raises(UserError, match="split train has no column of answers; available: image"):
         shown(tmp_path / "root", data(tmp_path / "root", file=str(tmp_path / "set")))
 
 
@@ -455,7 +455,7 @@ def test_images_without_anything_else_are_no_empty_dataset(tmp_path: Path) -> No
 def test_null_in_the_place_of_a_record(tmp_path: Path, content: bytes, line: int) -> None:
     """pyarrow would end the process."""
     write(tmp_path / "set/train.jsonl", content)
-    with pytest.raises(UserError, match=rf"train\.jsonl:{line}: null in the place of a record"):
+    with pytest.raises(UserError, match=rf"train\.jsonl:{line}: null instead of a record"):
         read(hf_datasets.examples, data(tmp_path, file=str(tmp_path / "set")))
 
 
@@ -485,7 +485,7 @@ def test_parquet_is_read_in_place(tmp_path: Path) -> None:
 def test_parquet_files_that_do_not_fit_one_another(tmp_path: Path) -> None:
     parquet(tmp_path / "set/data/train-00000-of-00002.parquet", 1)
     parquet(tmp_path / "set/data/train-00001-of-00002.parquet", 2, split=[5])
-    with pytest.raises(UserError, match=r"00001-of-00002\.parquet: other columns than in the first .*: split"):
+    with pytest.raises(UserError, match=r"00001-of-00002\.parquet: columns differ from the first .*: split"):
         shown(tmp_path / "root", data(tmp_path / "root", file=str(tmp_path / "set")))
 
 

@@ -83,9 +83,9 @@ def test_ids_must_be_the_same(tmp_path: Path, task: str, capsys: pytest.CaptureF
     references = [{"id": n, **expected} for n in (1, 2, 3)]
     for ids, said in (
         ([1, 3], "1 of 3 ids have no answer: 2"),
-        ([1, 2, 3, 4], "1 ids that the references do not have: 4"),
+        ([1, 2, 3, 4], "1 ids that are not in the references: 4"),
         ([1, 2, 3, "3"], "id occurs more than once: 3"),
-        ([], "no records in it"),
+        ([], "contains no records"),
         ([1, 2, 3.5], "record 3: field id: str or int expected, found 3.5"),
         ([1, 2, None], "record 3: field id"),
     ):
@@ -99,7 +99,7 @@ def test_faulty_references(tmp_path: Path, task: str, capsys: pytest.CaptureFixt
     expected, found = GOOD[task]
     predictions = [{"id": 1, **found}, {"id": 2, **found}]
     for references, said in (
-        ([], "no records in it"),
+        ([], "contains no records"),
         ([{"id": 1, **expected}, {"id": 1, **expected}], "id occurs more than once: 1"),
         ([{"id": 1, **expected}, {"id": 2}], "is missing"),
         ([{"id": 1, **expected}, {**expected}], "record 2: field id is missing"),

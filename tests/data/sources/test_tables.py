@@ -102,7 +102,7 @@ def test_jsonl_columns(tmp_path: Path) -> None:
             b'{"image": "x", "prefix": "", "suffix": "y", "f": ' + b"[" * 70 + b"]" * 70 + b"}",
             "nested more than 64 deep",
         ),
-        (b'{"image": "x", "prefix": "", "suffix": "\\ud800"}', "half a surrogate pair"),
+        (b'{"image": "x", "prefix": "", "suffix": "\\ud800"}', "a lone surrogate"),
         (b'{"image": "x", "prefix": "", "suffix": ' + b"9" * 5000 + b"}", "field suffix: must be text"),
         ({**ROW, "id": True}, "field id: must be text or a whole number, got True"),
     ],
@@ -188,16 +188,16 @@ def test_csv_quotes_that_nothing_closes(tmp_path: Path) -> None:
     assert [row.image for row in rows] == ["a.png"]
     assert [one.location for one in bad] == [f"{path}:3"]
     write(path, path.read_bytes() + b"d.png,z\n" * 50_000)
-    with pytest.raises(UserError, match=r"data\.csv:3: a cell goes on to line 50,004: a quote that nothing closes"):
+    with pytest.raises(UserError, match=r"data\.csv:3: a cell extends to line 50,004; is a quote not closed"):
         read(csv_table.examples, data(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b"", r"data\.csv:1: no column image, suffix; there are: none"),
-        (b"image,text\n", r"no column suffix; there are: image, text"),
-        (b"image,suffix,image\n", "columns of the same name: image"),
+        (b"", r"data\.csv:1: no column image, suffix; available: none"),
+        (b"image,text\n", r"no column suffix; available: image, text"),
+        (b"image,suffix,image\n", "duplicate columns: image"),
         (b"image,\xff\n", "the header cannot be read: not UTF-8"),
         (b'image,"suffix\n', "the header cannot be read: not CSV"),
     ],
@@ -210,7 +210,7 @@ def test_csv_headers(tmp_path: Path, header: bytes, message: str) -> None:
 
 def test_csv_columns_that_are_not_there(tmp_path: Path) -> None:
     table(tmp_path, ["image", "suffix"], ["a", "b"])
-    with pytest.raises(UserError, match="no column question; there are: image, suffix"):
+    with pytest.raises(UserError, match="no column question; available: image, suffix"):
         read(csv_table.examples, data(tmp_path, columns={"prefix": "question"}))
     table(tmp_path, ["image", "references"], ["a", '["x", "y"]'], ["a", "x"], ["a", '"x"'])
     rows, bad = read(csv_table.examples, data(tmp_path))
@@ -295,7 +295,9 @@ def test_classes_with_names_like_those_of_splits(tmp_path: Path) -> None:
 
 def test_parts_beside_other_folders(tmp_path: Path) -> None:
     tree(tmp_path, "Train/cat/1.png", "Test/cat/1.png", "pred/1.png", "pred/2.png")
-    with pytest.raises(UserError, match=r"named as splits \(Test, Train\) lie beside others \(pred\)") as caught:
+    with pytest.raises(
+        UserError, match=r"folders with split names \(Test, Train\) and other folders \(pred\)"
+    ) as caught:
         read(imagefolder.examples, data(tmp_path))
     assert "data.splits, such as {left_out: [pred]}" in caught.value.remedy
     section = Data(source="folder", root=str(tmp_path), splits={"left_out": ["pred"]})
@@ -316,21 +318,21 @@ def test_folders_of_parts_whose_names_are_no_text(tmp_path: Path) -> None:
     assert ["not UTF-8" in one.reason for one in bad] == [True]
     for name in (b"other\xff", b"other"):
         tree(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)), "1.png")
-    with pytest.raises(UserError, match="lie beside others") as caught:
+    with pytest.raises(UserError, match="and other folders") as caught:
         read(imagefolder.examples, data(tmp_path))
     str(caught.value).encode()
 
 
 def test_classes_that_lie_deeper(tmp_path: Path) -> None:
     tree(tmp_path, "pets/cat/1.png", "pets/dog/1.png")
-    with pytest.raises(UserError, match="a single class folder, pets, with folders in it") as caught:
+    with pytest.raises(UserError, match="a single class folder, pets, which contains folders") as caught:
         read(imagefolder.examples, data(tmp_path))
     assert f"set data.root to {tmp_path / 'pets'}" in caught.value.remedy
     tree(tmp_path, "flat/Train/1.png", "flat/test/1.png")
-    with pytest.raises(UserError, match=r"folders named as splits \(Train, test\) without class folders in them"):
+    with pytest.raises(UserError, match=r"folders with split names \(Train, test\) contain no class folders"):
         read(imagefolder.examples, data(tmp_path / "flat"))
     tree(tmp_path, "more/x/train/1.png", "more/x/test/1.png", "more/y/train/1.png")
-    with pytest.raises(UserError, match="below the classes lie folders named as splits: x/test, x/train, y/train"):
+    with pytest.raises(UserError, match="folders with split names below class folders: x/test, x/train, y/train"):
         read(imagefolder.examples, data(tmp_path / "more"))
     rows, _ = read(imagefolder.examples, data(tmp_path / "more", split=SplitRule(official=False)))
     assert [row.suffix for row in rows] == ["x", "x", "y"]
@@ -352,12 +354,12 @@ def test_folder_faults(tmp_path: Path) -> None:
     rows, bad = read(imagefolder.examples, data(tmp_path))
     assert [row.id for row in rows] == ["dog/a.png"]
     assert {(one.location.removeprefix(f"{tmp_path}/"), one.reason) for one in bad} == {
-        ("loose.jpg", "an image that lies in no class folder"),
-        ("dog/notes.txt", "no image by its name"),
-        ("dog/z", "a folder that leads back to one that it lies in"),
+        ("loose.jpg", "an image outside of class folders"),
+        ("dog/notes.txt", "not an image (by its name)"),
+        ("dog/z", "a symbolic link loop"),
         ("dog/\ufffd.png", "its name is not UTF-8"),
         ("empty", "a class without any image"),
-        ("\ufffd", "the folder's name cannot be a class: it is empty or not UTF-8"),
+        ("\ufffd", "the folder's name is not a valid class: it is empty or not UTF-8"),
     }
 
 
@@ -489,27 +491,27 @@ def marked(**fields: Any) -> dict[str, Any]:
             "message 1: a part of type image: source instructions is text",
         ),
         (parts({"type": "image_url", "image_url": {"url": "x"}}), "message 1: a part of type image_url"),
-        (parts({"type": "text"}), "message 1: an object with a text `content`"),
-        ({**said("uq", "aa"), "images": ["1.png"]}, "field images: source instructions is text only"),
-        ({"instruction": "x", "output": "y", "image": "1.png"}, "field image: source instructions is text only"),
+        (parts({"type": "text"}), "message 1: must be an object with a text `content`"),
+        ({**said("uq", "aa"), "images": ["1.png"]}, "field images: source instructions is text-only"),
+        ({"instruction": "x", "output": "y", "image": "1.png"}, "field image: source instructions is text-only"),
         ({**said("uq", "aa"), "tools": [{}]}, "field tools: chats with tools are not supported"),
-        ({**said("uq", "aa"), "conversations": []}, "fields messages and conversations: both are there"),
-        ({**said("sx", "uq", "aa"), "system": "y"}, "field system: stands beside messages that have a system message"),
+        ({**said("uq", "aa"), "conversations": []}, "fields messages and conversations: only one"),
+        ({**said("sx", "uq", "aa"), "system": "y"}, "field system: messages also has a system message"),
         ({**said("uq", "aa"), "system": 3}, "field system: must be text, got 3"),
         ({"conversations": [{"from": "tool", "value": "x"}]}, "message 1: role human or gpt or"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "message 1: an object with a text `value`"),
-        (marked(weight=0), "field messages: none of its answers is to be learned"),
-        (marked(weight=0.5), "message 2: field weight: 0 or 1 is needed, got 0.5"),
-        (marked(train="no"), "message 2: field train: 0 or 1 is needed, got 'no'"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "message 1: must be an object with a text `value`"),
+        (marked(weight=0), "field messages: none of its answers is marked"),
+        (marked(weight=0.5), "message 2: field weight: must be 0 or 1, got 0.5"),
+        (marked(train="no"), "message 2: field train: must be 0 or 1, got 'no'"),
         (marked(tool_calls=[{}]), "message 2: field tool_calls: is not supported"),
         (marked(reasoning_content="hm"), "message 2: field reasoning_content: is not supported"),
-        ({**said("uq", "aa"), "label": False}, "field label: false marks an answer that is not wanted"),
-        ({"instruction": "x", "output": "y", "kto_tag": False}, "field kto_tag: false marks an answer that is not"),
+        ({**said("uq", "aa"), "label": False}, "field label: false marks a bad answer"),
+        ({"instruction": "x", "output": "y", "kto_tag": False}, "field kto_tag: false marks a bad answer"),
         (
             {"prompt": "x", "completion": "y"},
-            "field instruction: is missing; there are: prompt, completion (data.columns",
+            "field instruction: is missing; available: prompt, completion (set data.columns",
         ),
-        ({"instruction": "x", "output": "y", "input": "a", "context": "b"}, "fields input and context: both are there"),
+        ({"instruction": "x", "output": "y", "input": "a", "context": "b"}, "fields input and context: only one"),
         ({"instruction": "x", "output": "y", "history": ["a"]}, "field history: must be a list of [question, answer]"),
         ({"instruction": "x", "output": "y", "system": ["a"]}, "field system: must be text, got ['a']"),
         ({"instruction": "x"}, "field output: is missing"),
@@ -517,15 +519,15 @@ def marked(**fields: Any) -> dict[str, Any]:
         ({"instruction": "x", "output": ""}, "field output: is empty"),
         ({"instruction": "x", "output": "y", "input": 3}, "field input: must be text, got 3"),
         ({"instruction": "x", "output": "y", "id": []}, "field id: must be text or a whole number"),
-        ({"messages": "x"}, "a list of messages is needed"),
+        ({"messages": "x"}, "must be a list of messages"),
         ({"messages": []}, "the last message must be an answer"),
-        ({"messages": ["x"]}, "message 1: an object with a text `content`"),
+        ({"messages": ["x"]}, "message 1: must be an object with a text `content`"),
         (
             {"messages": [{"role": "tool", "content": "x"}]},
             "message 1: role system or user or assistant expected, got 'tool'",
         ),
-        (said("aa"), "message 1 answers, but none of the user"),
-        (said("uq", "aa", "ab"), "message 3 answers, but none of the user"),
+        (said("aa"), "message 1 is an answer without a user message"),
+        (said("uq", "aa", "ab"), "message 3 is an answer without a user message"),
         (said("uq", "aa", "uq"), "the last message must be an answer"),
         (said("uq", "a "), "field messages: is empty"),
     ],
@@ -547,14 +549,14 @@ def test_fields_beside_a_chat_are_kept(tmp_path: Path) -> None:
 
 
 def test_instruction_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither data\.jsonl nor data\.json lies there"):
+    with pytest.raises(UserError, match=r"contains neither data\.jsonl nor data\.json"):
         read(instructions.examples, data(tmp_path))
     path = write(tmp_path / "data.json", {"a": 1})
     assert read(instructions.examples, data(tmp_path))[1] == [
-        InvalidRecord(f"{path}:1", "field instruction: is missing; there are: a (data.columns gives other names)")
+        InvalidRecord(f"{path}:1", "field instruction: is missing; available: a (set data.columns for other names)")
     ]
     write(tmp_path / "data.jsonl", "")
-    with pytest.raises(UserError, match=r"both data\.jsonl and data\.json lie there"):
+    with pytest.raises(UserError, match=r"contains both data\.jsonl and data\.json"):
         read(instructions.examples, data(tmp_path))
 
 
@@ -676,10 +678,10 @@ def test_the_header_tells_what_stands_between_cells(tmp_path: Path, delimiter: s
 
 def test_headers_that_do_not_tell(tmp_path: Path) -> None:
     write(tmp_path / "data.csv", "image,suffix,a;image;suffix\n")
-    with pytest.raises(UserError, match=r"data\.csv:1: the header can be read with ',' and ';' between cells"):
+    with pytest.raises(UserError, match=r"data\.csv:1: ambiguous delimiter: the header can be read with ',' and ';'"):
         read(csv_table.examples, data(tmp_path))
     write(tmp_path / "data.csv", "image;label;note\n")
-    with pytest.raises(UserError, match="no column suffix; there are: image, label, note"):
+    with pytest.raises(UserError, match="no column suffix; available: image, label, note"):
         read(csv_table.examples, data(tmp_path))
 
 
@@ -690,11 +692,11 @@ def test_long_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, bad = read(csv_table.examples, data(tmp_path))
     assert not bad and [row.suffix for row in rows] == [text, "x"]
     path = write(path, 'image,suffix\na.png,"y\n' + "b.png,z\n" * 20_000 + 'c.png,x"\nd.png,z\n')
-    with pytest.raises(UserError, match=r"data\.csv:2: a cell goes on to line 20,003"):
+    with pytest.raises(UserError, match=r"data\.csv:2: a cell extends to line 20,003"):
         read(csv_table.examples, data(tmp_path))
     monkeypatch.setattr("ftlib.data.sources.csv_table.MAX_CELL", 1000)
     table(tmp_path, ["image", "suffix"], ["a.png", "x" * 1001])
-    with pytest.raises(UserError, match=r"data\.csv:2: a cell goes on to line 2") as caught:
+    with pytest.raises(UserError, match=r"data\.csv:2: a cell extends to line 2") as caught:
         read(csv_table.examples, data(tmp_path))
     assert "at most 1,000 characters" in caught.value.remedy
 
@@ -706,9 +708,12 @@ def test_encodings_of_a_config() -> None:
     for section, message in (
         ({"source": "jsonl", "encoding": "klingon"}, "encoding: klingon is unknown"),
         ({"source": "jsonl", "encoding": "hex"}, "encoding: hex is unknown"),
-        ({"source": "vqav2", "encoding": "utf-16"}, "those of source vqav2 are UTF-8"),
-        ({"source": "mixture", "encoding": "utf-16", "parts": [part]}, "encoding, .* are set in its parts"),
-        ({"source": "mixture", "parts": [{**part, "source": "folder"}]}, "those of source folder are UTF-8"),
+        ({"source": "vqav2", "encoding": "utf-16"}, "files of source vqav2 are UTF-8"),
+        (
+            {"source": "mixture", "encoding": "utf-16", "parts": [part]},
+            "for a mixture, set .*encoding, .* in its parts",
+        ),
+        ({"source": "mixture", "parts": [{**part, "source": "folder"}]}, "files of source folder are UTF-8"),
     ):
         with pytest.raises(ValidationError, match=message):
             Data.model_validate({"root": "r", **section})
@@ -745,7 +750,7 @@ def test_csv_that_names_its_delimiter(tmp_path: Path, first: bytes, between: str
 )
 def test_folders_of_images_and_of_what_belongs_to_them_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     tree(tmp_path, *(f"{name}/1.png" for name in names))
-    with pytest.raises(UserError, match=f"folders .*{names[0]}.* are no classes"):
+    with pytest.raises(UserError, match=f"folders .*{names[0]}.* are not classes"):
         read(imagefolder.examples, data(tmp_path, "folder"))
     tree(tmp_path, "cat/1.png")
     assert len(read(imagefolder.examples, data(tmp_path, "folder"))[0]) == len(names) + 1

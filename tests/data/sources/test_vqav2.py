@@ -101,26 +101,30 @@ def test_records_without_answer_ids_count_as_different_people(files: dict[str, P
 
 FAULTS: dict[str, tuple[str, Any, str]] = {
     "unanswered": ("results", lambda c: c.pop(0), "1 of 3 question_ids have no answer: 20"),
-    "unknown": ("results", lambda c: c.append({"question_id": 99, "answer": "x"}), "do not have: 99"),
+    "unknown": ("results", lambda c: c.append({"question_id": 99, "answer": "x"}), "not in the references: 99"),
     "answered twice": ("results", lambda c: c.append(c[0]), "question_id occurs more than once: 20"),
-    "no results": ("results", lambda c: c.clear(), "no records in it"),
+    "no results": ("results", lambda c: c.clear(), "contains no records"),
     "answer is no text": ("results", lambda c: c[1].update(answer=None), "record 2: field answer: str expected"),
     "id is a list": ("results", lambda c: c[1].update(question_id=[1]), "record 2: field question_id"),
     "answer missing": ("results", lambda c: c[1].pop("answer"), "record 2: field answer is missing"),
-    "no questions": ("questions", lambda c: c["questions"].clear(), "no questions in it"),
+    "no questions": ("questions", lambda c: c["questions"].clear(), "contains no questions"),
     "questions twice": ("questions", lambda c: c["questions"].append(c["questions"][0]), "more than once: 10"),
     "image is a list": ("questions", lambda c: c["questions"][1].update(image_id=[1]), "question 2: field image_id"),
-    "questions no list": ("questions", lambda c: c.update(questions=3), "a list `questions` is needed"),
+    "questions no list": ("questions", lambda c: c.update(questions=3), "must have a list `questions`"),
     "other split": ("questions", lambda c: c["questions"][0].update(question_id=7), "have no answer: 7"),
-    "no annotations": ("annotations", lambda c: c["annotations"].clear(), "no annotations in it"),
+    "no annotations": ("annotations", lambda c: c["annotations"].clear(), "contains no annotations"),
     "annotated twice": ("annotations", lambda c: c["annotations"].append(c["annotations"][0]), "more than once: 10"),
-    "annotation is a number": ("annotations", lambda c: c["annotations"].insert(1, 5), "annotation 2: is not such"),
+    "annotation is a number": ("annotations", lambda c: c["annotations"].insert(1, 5), "annotation 2: is not a valid"),
     "answer type": ("annotations", lambda c: c["annotations"][2].update(answer_type=3), "annotation 3: field answer_t"),
     "nobody answered": ("annotations", lambda c: c["annotations"][2]["answers"].clear(), "annotation 3: field answers"),
     "texts and not": ("annotations", lambda c: c["annotations"][2].update(answers=["a", 1]), "annotation 3: field an"),
     "one answer": ("annotations", lambda c: c["annotations"][2].update(answers=["yes"]), "1 of 3 questions have fewer"),
     "three answers": ("annotations", lambda c: c["annotations"][1].update(answers=["2"] * 3), "than 4 answers: 11"),
-    "same person": ("annotations", lambda c: c["annotations"][0]["answers"][1].update(answer_id=1), "same answer_id"),
+    "same person": (
+        "annotations",
+        lambda c: c["annotations"][0]["answers"][1].update(answer_id=1),
+        "duplicate answer_id",
+    ),
     "image is true": ("annotations", lambda c: c["annotations"][0].update(image_id=True), "field image_id: int or str"),
 }
 
@@ -178,13 +182,13 @@ def test_a_key_that_stands_twice_is_refused(files: dict[str, Path], which: str) 
     """Plain `json.loads` keeps the last: another answer, or a whole list of them."""
     text = files[which].read_text()
     files[which].write_text(text.replace('"question_id": 11,', '"question_id": 10, "question_id": 11,', 1))
-    with pytest.raises(UserError, match=rf"{which}\.json: key 'question_id' stands twice in one object: .*11"):
+    with pytest.raises(UserError, match=rf"{which}\.json: duplicate key 'question_id' in an object: .*11"):
         scored(files)
 
 
 def test_numbers_beyond_all_measure_are_refused(files: dict[str, Path]) -> None:
     change(files["annotations"], lambda content: content["annotations"][0].update(confidence=10**400))
-    with pytest.raises(UserError, match="not JSON that can be read: a number of 401 digits"):
+    with pytest.raises(UserError, match="cannot be parsed as JSON: a number of 401 digits"):
         scored(files)
 
 
@@ -200,7 +204,7 @@ def test_results_are_a_list_or_lines_whatever_the_name(files: dict[str, Path]) -
     files["results"].write_text(
         '{"question_id": 10, "answer": "a"}\n{"question_id": 11, "answer": "a", "answer": "b"}\n'
     )
-    with pytest.raises(UserError, match=r"results\.jsonl:2: key 'answer' stands twice"):
+    with pytest.raises(UserError, match=r"results\.jsonl:2: duplicate key 'answer'"):
         scored(files)
 
 
