@@ -128,7 +128,7 @@ def test_submit_score_plan_and_merge_give_what_the_commands_give(
     assert json.loads(command("score", "classify", *arguments, "--positive", "a", "--json")) == json.loads(
         json.dumps(scores)
     )
-    with pytest.raises(ftlib.UserError, match="positive belongs to classify"):
+    with pytest.raises(ftlib.UserError, match="positive is for classify"):
         ftlib.score("text", "references.jsonl", "one.jsonl", positive="a")
     with pytest.raises(ftlib.UserError, match="clasify: no result files"):
         ftlib.score("clasify", "references.jsonl", "one.jsonl")
@@ -174,7 +174,7 @@ def test_a_config_may_be_a_mapping(write_config: Callable[..., Path], store: Pat
         ({"seed": object()}, "overrides: seed: must be a number, text, true or false, a list or a mapping"),
         ({"data.split": {"valid": {1}}}, "overrides: data.split.valid: must be a number"),
         ({"training.": 1}, "overrides: 'training.' is not a dotted key"),
-        ({"name.first": 1}, "overrides: name.first: there is no section"),
+        ({"name.first": 1}, "overrides: name.first: there is no such section"),
     ],
 )
 def test_a_wrong_override_is_named(
@@ -193,7 +193,7 @@ def test_wrong_arguments_are_named(write_config: Callable[..., Path], store: Pat
         (lambda: ftlib.load_config({"name": "tiny", "sed": 1}), "config: sed: unknown key"),
         (lambda: ftlib.load_config(tmp_path / "none.yaml"), "no such config file"),
         (lambda: ftlib.train(ftlib.load_config(config), {"seed": 1}), "has been loaded already"),
-        (lambda: ftlib.train(config, {"sweep": {"seed": [0, 1]}}), "this config stands for several runs"),
+        (lambda: ftlib.train(config, {"sweep": {"seed": [0, 1]}}), "this config defines several runs"),
         (lambda: ftlib.evaluate(config, splits="tests"), "splits: must be of train, valid, test"),
         (lambda: ftlib.evaluate(config), "not trained yet"),
         (lambda: ftlib.evaluate("tiny", {"seed": 2}), "only evaluation"),

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from ftlib.errors import UserError
+from ftlib.models.libraries import quiet_libraries
 
 # The embedded causal model `ftlib/tiny-neox`: a GPT-NeoX with random weights and a tokenizer of characters.
 #
@@ -119,6 +120,7 @@ def make_embedded(name: str, folder: Path) -> None:
     """
     if name not in EMBEDDED_MODELS:
         raise UserError(f"model.base: {name}: no such embedded model", f"There are: {', '.join(EMBEDDED_MODELS)}")
+    quiet_libraries()
     EMBEDDED_MODELS[name](folder)
 
 
