@@ -192,7 +192,7 @@ def train(config: ConfigLike, overrides: Overrides | None = None) -> Run:
     experiment = _find_experiment(config, overrides, site)
     run = runs_run.create_run(experiment, site)
     if notice := runs_run.recipe_notice(experiment, site):
-        log.info(notice)
+        log.warning(notice)
     if run.done_marker.exists():
         return run
     require_pinned_code(run, "train")

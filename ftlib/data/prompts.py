@@ -1,4 +1,7 @@
-"""Prompt templates with named fields, such as `answer en {question}`."""
+"""Prompt templates with named fields, such as `answer en {question}`, and the Alpaca format.
+
+Conversations are written by the model's own chat template: models/chat.py.
+"""
 
 from __future__ import annotations
 

@@ -104,6 +104,8 @@ def divide(numerators: Array, denominators: Array) -> Array:
 class MetricResult:
     """The result of a metric on one set of rows.
 
+    Whether higher is better is declared for each metric with its task, see `metrics` in core/registry.py.
+
     Attributes:
         rule: name and version of the rule, e.g. "vqa-accuracy/a013f00".
         headline: the main metric, shown in tables; a name in the sample's values.
