@@ -13,8 +13,9 @@ A config is the path of a YAML file, or a mapping of the same form. Overrides ma
 `{"training.learning_rate": 1e-4}`. A run is a `Run`, a run folder or a run's name. Store and runs folder are found as
 by the commands: `FTLIB_STORE` and `FTLIB_RUNS` in the environment or in jobs/site.env.
 
-Functions print nothing on stdout; progress and notices go to stderr. Whatever a user can fix raises `UserError`, which
-says what is wrong and what to do. Every call can be repeated after an interruption, and resumes or returns what exists.
+Functions print nothing; messages go to the standard logger `ftlib`, and `logging.basicConfig(level="INFO")` shows them.
+Whatever a user can fix raises `UserError`, which says what is wrong and what to do. Every call can be repeated after an
+interruption, and resumes or returns what exists.
 
 Signal handlers are not installed: a signal ends the process as it ends any Python program, and the next call resumes
 from the last checkpoint. In Slurm jobs use the command `ftlib train`, which saves a checkpoint before it is preempted.
@@ -80,7 +81,7 @@ R = TypeVar("R")
 
 
 def _public(function: Callable[P, R]) -> Callable[P, R]:
-    """Errors that a user can fix are UserErrors, and no file is made that the group could write, as by a command."""
+    """Set the umask and turn errors that a user can fix into UserErrors, as the commands do."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -100,7 +101,8 @@ def load_config(config: str | Path | Mapping[str, Any], overrides: Overrides | N
     """Read and check a config.
 
     Returns:
-        `config`, the checked fields, and `identity`, the id of its run. The functions below take it as a config, too.
+        `config`, the checked fields, and `identity`, the id of its run. stage, prepare, plan, train and evaluate
+        accept it as a config, too.
 
     Raises:
         UserError: every fault in the config, one a line, with file and line.
@@ -116,7 +118,7 @@ def stage(config: ConfigLike, overrides: Overrides | None = None) -> StagedFiles
         The folders of the model and of each dataset.
 
     Raises:
-        UserError: not on the hub, no access, no space, or what has to be made needs torch.
+        UserError: not on the hub, no access, no space, or torch is missing and needed to convert the model.
     """
     from ftlib import staging
 
@@ -161,7 +163,7 @@ def plan(
         `estimates` by part in bytes, without and with gradient checkpointing; `fits`; `largest` micro-batches.
 
     Raises:
-        UserError: a fault in the config, a model that is not staged, or a size that is none.
+        UserError: a fault in the config, a model that is not staged, or an invalid size.
     """
     from ftlib.core.gpu import gpu_memory_bytes
     from ftlib.memory.search import parse_size, plan_memory

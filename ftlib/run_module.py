@@ -36,5 +36,5 @@ if __name__ == "__main__":
     _leave_out_working_folder()
     import runpy
 
-    del sys.argv[: sys.argv.index("-m") + 1]  # submitit puts -u before it, which Python has had
+    del sys.argv[: sys.argv.index("-m") + 1]  # submitit puts -u before it, which Python has handled already
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -8,7 +8,8 @@
 # Near the time limit (USR1): the command saves and exits with 75, and this script requeues the job. Preempted or
 # cancelled (TERM): the command saves and exits with 75. A cancelled job stays cancelled; a preempted one is requeued by
 # Slurm, or by this script, because Slurm does not requeue a job that ends within the partition's GraceTime. Killed: the
-# job is requeued only if it wrote a checkpoint since its last start.
+# job is requeued if it wrote a checkpoint or evaluated a batch since its last start, but not if it ran out of memory;
+# preempted while it starts, it is requeued in any case.
 
 jobs=${FTLIB_JOBS:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}
 root=$(dirname "$jobs")

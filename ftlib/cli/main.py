@@ -1,7 +1,7 @@
 """The command line: `ftlib COMMAND …` and `python3 -m ftlib COMMAND …` are the same.
 
 Each command is a module in `ftlib/cli/`, imported only when it is called, so that `--help` is quick and the
-login node never imports torch. This is the only place that catches UserError.
+login node does without torch. This is the only place that catches UserError.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def find_npz_checkpoint(model: Model, site: Site) -> NpzCheckpoint | None:
 
 
 def is_converted(folder: Path, site: Site) -> bool:
-    """Whether a base is the converted form of an `.npz` checkpoint, there or not."""
+    """Whether a base is the converted form of an `.npz` checkpoint, whether or not it exists."""
     return folder.parent == site.store / "models" and folder.name.startswith(_FOLDER)
 
 

@@ -163,7 +163,7 @@ def _keep_alive(path: Path, me: dict[str, Any], stop: threading.Event) -> None:
 
 
 def storage_time(folder: Path) -> float:
-    """The time by the clock of a folder's storage, which heartbeats have; if it cannot be written to, this host's."""
+    """The time by the clock of a folder's storage, as in heartbeats; this host's if the folder cannot be written to."""
     with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as probe:
         return Path(probe.name).stat().st_mtime
     return time.time()

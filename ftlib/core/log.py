@@ -1,15 +1,15 @@
 """What a person sees while ftlib works: messages of the standard `logging`, progress, and results on stdout.
 
 Messages go to the logger of the calling module (`ftlib.training.train`), below the logger `ftlib`. Its handler is
-installed by the command line (`configure`): plain lines on stderr, no finer than -v or -q ask for. A program that
-imports ftlib configures `logging` itself, as with any library. Only the first rank of a job logs, but for errors.
+installed by the command line (`configure`): plain lines on stderr, at the level set by -v or -q. A program that
+imports ftlib configures `logging` itself, as with any library. Only the first rank of a job logs, except for errors.
 
 On a terminal progress is a bar; in a log file it is a line now and then; with -q there is none.
 
-Names of files, histories and answers of models may hold what a terminal obeys (its clipboard, its title): such
-characters are printed as `\\x1b`. Secrets are masked (redaction.py). Both is done before a message reaches any handler.
-Once `install_safe_streams` was called, both hold for tracebacks, warnings and what libraries print, too, but for colors
-and the movements of progress bars.
+File names, histories and answers of models may contain terminal escape sequences: control characters are printed as
+`\\x1b`. Secrets are masked (redaction.py). Both are done before a message reaches any handler; records that a plugin
+logs itself are cleaned in ftlib's handler. After `install_safe_streams` both hold for tracebacks, warnings and the output
+of libraries, too, except for colors and progress bars.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ SECONDS_BETWEEN_LINES = 30.0
 LINES_PER_TASK = 20
 
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
-"""What terminals obey, but for the ends of lines and tabs; and halves of characters, which cannot be printed."""
+"""Control characters except newlines and tabs, and lone surrogates, which cannot be printed."""
 
 _ANY_CONTROL = re.compile(_CONTROL)
 _LIBRARY_CONTROL = re.compile(rf"(\x1b\[[0-9;]*[mABCDGJK]|\x1b\[\?25[hl]|\r)|{_CONTROL}")
-"""Colors and progress bars, and what is none."""
+"""Group 1: colors and progress bars, which are kept; otherwise what is escaped."""
 
 _NOT_IN_JSON = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 
@@ -54,10 +54,10 @@ _logger = logging.getLogger("ftlib")
 _logger.addHandler(logging.NullHandler())  # without a handler, Python would print warnings of a library on stderr
 
 _verbosity: Verbosity | None = None
-"""What `configure` was called with; None: this is no command."""
+"""Set by `configure`; None if ftlib is used as a library."""
 
 _bars: Progress | None = None
-"""What is on the terminal now."""
+"""The active progress display."""
 
 ProgressUpdate = Callable[[int, str], None]
 """Called with the number of finished units and what to say of the last one."""
@@ -105,7 +105,7 @@ class _SafeStream:
 
 
 def install_safe_streams() -> None:
-    """From now on Python prints no secret, and nothing that moves more than a progress bar."""
+    """Mask secrets, and escape sequences except colors and progress bars, in everything that Python prints."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _SafeStream):
@@ -222,7 +222,7 @@ def print_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int, start: int = 0) -> Iterator[ProgressUpdate]:
-    """Show how far a task of `total` units is; 0: nobody knows how many there will be.
+    """Show how far a task of `total` units is; 0 if their number is unknown.
 
     Yields:
         A function to call after each unit with (finished units, text).

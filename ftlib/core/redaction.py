@@ -130,7 +130,7 @@ def _long_enough(value: str) -> bool:
 
 
 def _is_path(value: str) -> bool:
-    """A base64 secret can begin with a slash too, but no such file exists."""
+    """A base64 secret can begin with a slash, too, but then no such file exists."""
     return value.startswith(("/", "~/")) and len(value) < 1024 and Path(value).expanduser().exists()
 
 

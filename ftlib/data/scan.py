@@ -73,7 +73,7 @@ class ScannedDataset:
         invalid: the number of invalid records, and the first ones.
         unlearned: number of answers in conversations that are marked as not trained on and give no row.
         stripped: number of rows whose answer had surrounding whitespace removed.
-        unasked: number of invalid records that only the prompt does not fit.
+        unasked: number of invalid records rejected only because the prompt does not fit.
         unshown: number of rows with an input that the prompt does not show.
         unused: unused fields of the records.
         remarks: possible mistakes in the source.

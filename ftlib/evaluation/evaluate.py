@@ -55,7 +55,7 @@ def evaluate_split(
         threshold: for a positive label that is predicted by its probability; None on the split that determines it.
 
     Returns:
-        The content of scores.json; None in all processes of a job except the first.
+        The content of scores.json. If it had to be computed, None in all processes of a job except the first.
     """
     validate_request(request, split)
     settings = evaluation_settings(request, split, threshold)

@@ -36,7 +36,7 @@ def evaluate_run(
     data: Sequence[Path] = (),
     before: bool = False,
 ) -> list[dict[str, Any]]:
-    """Evaluate a run; what has been answered already is not asked again.
+    """Evaluate a run; existing predictions and scores are reused.
 
     Args:
         splits: instead of `evaluation.splits`.
@@ -68,7 +68,7 @@ def evaluate_run(
         run.log_event("evaluated", seconds=round(time.monotonic() - started, 1))
     if run.done_marker.exists() and log.is_main_process():
         write_card(run, own)
-    return results
+    return results if log.is_main_process() else []
 
 
 def _results(

@@ -1,4 +1,4 @@
-"""No network: models and datasets come from the store, whatever a library would like to look up."""
+"""Keeps the libraries of Hugging Face offline: models and datasets come from the store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _VARIABLE = "HF_HUB_OFFLINE"
 def offline() -> Iterator[None]:
     """In the body the libraries of Hugging Face reach no network; also a decorator. It holds for all threads.
 
-    They read HF_HUB_OFFLINE only when they are imported, which may have been long ago, so that the constant that they
-    made of it is set, too. peft, and processes that are started, read the variable. Afterwards all is as it was.
+    They read HF_HUB_OFFLINE when they are imported, which may already have happened, so their constants are set, too.
+    peft and child processes read the variable. All are restored at the end.
     """
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""Whether models can be merged: the same architecture, function, vocabulary and base.
+"""Whether models can be merged: the same architecture, forward pass, vocabulary and base.
 
 Shapes and names of single weights are checked in plan.py, an adapter's layers in architecture.py.
 """

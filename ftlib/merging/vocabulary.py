@@ -1,4 +1,4 @@
-"""The words of a model's tokenizer and their numbers, read from any of the usual files."""
+"""Reads token → ID of a model's tokenizer from any of its file formats."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """PaliGemma's checkpoints as its authors publish them (big_vision, Kaggle: `.npz`) → a model folder of transformers.
 
 An `.npz` is a zip of `.npy` files, most of which hold one parameter of all layers. Each is read once, from its
-beginning to its end, a layer at a time, and written to its places in one safetensors file, in its own type of numbers.
+beginning to its end, a layer at a time, and written to its places in one safetensors file, in its original dtype.
 So memory holds a layer of one array and never the model, and the zip's checksums are verified on the way. Which model
 it is (PaliGemma 1 or 2, its sizes) follows from names and shapes. Nothing is unpickled.
 """

@@ -1,4 +1,4 @@
-"""The one engine that asks models: evaluation, `predict` and every other command answer through it.
+"""Generation and label scoring, used by all commands: evaluation, `predict` and every other command answer through it.
 
 Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch; beam search, sampling
 and whatever else GenerationConfig offers are transformers'. A closed set of labels is scored by likelihood instead, all
@@ -39,8 +39,8 @@ def generate_answers(
     """Answer one batch of rows; each row stops at its own `<eos>`, or where the model's positions end.
 
     Args:
-        rows: prompts of any lengths; they are padded on the left. Of one that leaves no room for an answer the
-            beginning is left out.
+        rows: prompts of any lengths; they are padded on the left. One that leaves no room for an answer
+            is truncated at its start.
         num_beams: 1 is greedy decoding.
         generation: other fields of GenerationConfig, and `seed` for sampling: the same rows give the same answers.
 

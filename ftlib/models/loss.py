@@ -45,7 +45,7 @@ def answer_logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Ten
     """Return the logits of the columns with labels, and these labels, for `loss_of_logits`."""
     width = min(batch["labels"].shape[1], batch["input_ids"].shape[1] - 1)
     logits = model(**model_inputs(batch), logits_to_keep=width + 1).logits
-    # The last logits foretell nothing. They get a label that is ignored: cutting them off would copy all others.
+    # The last position has no next token to predict and gets an ignored label: cutting it off would copy the others.
     return logits, pad(batch["labels"][:, -width:], (0, 1), value=IGNORE_INDEX)
 
 
@@ -76,7 +76,8 @@ def count_items(labels: Tensor, average: Average) -> Tensor:
 def cut_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a batch whose labels are cut to the last columns with labels (at least one, for a rank without labels).
 
-    For batches on the CPU: the number of columns depends on the labels, and to learn it from a GPU is to wait for it.
+    For batches on the CPU: the number of columns depends on the labels, and reading it from a GPU
+    tensor would wait for the GPU.
     """
     columns = batch["labels"].ne(IGNORE_INDEX).any(dim=0)
     columns[-1] = True

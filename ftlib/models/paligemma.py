@@ -1,4 +1,4 @@
-"""PaliGemma: what one row looks like, for training and for asking, side by side.
+"""PaliGemma: how a row is encoded, for training and for generation.
 
 A row is `[<image> × N] <bos> prompt "\\n" answer <eos>` (big_vision, configs/proj/paligemma). Image and prompt attend
 to each other both ways (token type 0), the answer is causal (token type 1), only answer and `<eos>` carry labels.
@@ -87,7 +87,7 @@ class PaliGemmaInputProcessor:
         return inputs
 
     def _misfit(self, config: PaliGemmaConfig) -> str | None:
-        """Without its files transformers makes a tokenizer up; then the ids do not agree with the model's."""
+        """Without its files transformers builds a default tokenizer; then the ids do not agree with the model's."""
         vision = config.vision_config
         pairs = {
             "the id of <image>": (self.processor.image_token_id, config.image_token_id),
@@ -193,7 +193,7 @@ class PaliGemmaInputProcessor:
 
 
 def skip_image_token_count(model: torch.nn.Module) -> None:
-    """Leave out that transformers counts the image tokens of every batch, in which the CPU waits for the GPU.
+    """Skip transformers' count of image tokens, for which the CPU waits for the GPU in every batch.
 
     Rows are made here, with exactly as many as the model's images have (`PaliGemmaInputProcessor.load` compares them).
     A model of another family stays as it is.

@@ -1,7 +1,9 @@
-"""The history of a run: history.jsonl, a line for each start and end of a command.
+"""The history of a run: history.jsonl, a line for each start and end of a command and for what happens between.
 
-Events are written by `record_start` and `record_outcome`, and by jobs/run.sh, which alone knows when a command was
-killed. They are read as a list of `CommandExecution`, from which `ftlib status` derives a run's state and cost.
+Starts and ends are written by `record_start` and `record_outcome`, and by jobs/run.sh, which alone knows when a command
+was killed. They are read as a list of `CommandExecution`, from which `ftlib status` derives a run's state and cost.
+Training, evaluation and submission add events of their own, such as `submitted`, `round` or `micro-batch`, with
+`Run.log_event`.
 
 | event | command | details |
 |---|---|---|
@@ -208,7 +210,7 @@ def recipe_of(events: list[dict[str, Any]]) -> int:
 
 
 def slurm_jobs_of(events: list[dict[str, Any]]) -> list[str]:
-    """The Slurm jobs that a run was submitted as, the oldest first."""
+    """The Slurm jobs of a run, submitted by ftlib or by hand, the oldest first."""
     jobs = [event["job"] for event in events if event.get("job") and event.get("executor", "slurm") == "slurm"]
     return list(dict.fromkeys(jobs))
 

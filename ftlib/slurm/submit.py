@@ -1,4 +1,4 @@
-"""Submit a config's run, or every run of its sweep: which runs are missing, what is sent, which jobs were taken."""
+"""Submit a config's run, or every run of its sweep: which are missing, what is submitted, which jobs Slurm accepted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class SubmittedRuns:
 
 
 def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRuns:
-    """Submit the runs of a config that are missing: never begun, deleted, cancelled or lost.
+    """Submit the runs of a config that are missing: never started, deleted, cancelled, preempted or
+    lost, or trained but not evaluated.
 
     Raises:
         UserError: a fault in the config; Slurm does not answer or takes no more jobs; a run that is to be replaced is

@@ -1,1 +1,1 @@
-"""Only what jobs that were queued by ftlib 0.1 are pickled with; it goes with 0.3."""
+"""The import path of jobs that ftlib 0.1 has queued (pickled); removed in 0.3."""

@@ -1,4 +1,7 @@
-"""Classification: each reference is one label; the labels are those that occur in the references."""
+"""Classification: each reference is one label; the labels are those that occur in the references.
+
+Its metrics are computed in metrics/classification.py; their directions are declared in core/registry.py (`TASKS`).
+"""
 
 from __future__ import annotations
 

@@ -507,7 +507,7 @@ def with_precision(experiment: Experiment, run: Run) -> Experiment:
     All ranks must call it; rank 0's GPU decides.
 
     Raises:
-        UserError: there is no GPU, the run started in the other precision, or the weights need it.
+        UserError: there is no GPU, the run started in the other precision, or model.dtype needs another one.
     """
     config = experiment.config
     if "precision" not in config.training:
