@@ -8,8 +8,8 @@ On a terminal progress is a bar; in a log file it is a line now and then; with -
 
 File names, histories and answers of models may contain terminal escape sequences: control characters are printed as
 `\\x1b`. Secrets are masked (redaction.py). Both are done before a message reaches any handler; records that a plugin
-logs itself are cleaned in ftlib's handler. After `install_safe_streams` both hold for tracebacks, warnings and the output
-of libraries, too, except for colors and progress bars.
+logs itself are cleaned in ftlib's handler. After `install_safe_streams` both hold for tracebacks, warnings and the
+output of libraries, too, except for colors and progress bars.
 """
 
 from __future__ import annotations
