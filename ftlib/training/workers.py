@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
 import re
 import shutil
 import signal
@@ -31,12 +32,14 @@ _SHM = Path("/dev/shm")
 
 @contextlib.contextmanager
 def explain_worker_death() -> Iterator[None]:
-    """Context that turns errors of DataLoader workers into UserErrors.
+    """Context that turns errors of DataLoader workers into UserErrors, and ends the workers when it is left.
+
+    Otherwise the traceback of an error keeps them, and they ignore the SIGTERM that multiprocessing sends at exit.
 
     Raises:
         UserError: a worker died, or /dev/shm is full; or the UserError of a worker, without torch's traceback.
     """
-    kills = job_memory().oom_kills
+    kills, others = job_memory().oom_kills, multiprocessing.active_children()
     try:
         yield
     except UserError as error:
@@ -48,15 +51,21 @@ def explain_worker_death() -> Iterator[None]:
         if not dead and not full:
             raise
         raise _worker_death(dead, full, kills) from None
+    finally:
+        if set(multiprocessing.active_children()) - set(others):
+            for loader in _loaders():
+                if not set(loader._workers) & set(others):
+                    loader._shutdown_workers()
+
+
+def _loaders() -> list[_MultiProcessingDataLoaderIter]:
+    """Return the iterators with workers; the garbage collector knows them, also if an error keeps them."""
+    return [one for one in gc.get_objects() if issubclass(type(one), _MultiProcessingDataLoaderIter)]
 
 
 def _dead_workers() -> list[tuple[int, BaseProcess]]:
-    """Return (number, process) of every worker that failed.
-
-    They are searched by the garbage collector, because torch may raise the error anywhere in a step.
-    """
-    loaders = [one for one in gc.get_objects() if issubclass(type(one), _MultiProcessingDataLoaderIter)]
-    workers = [pair for loader in loaders for pair in enumerate(loader._workers)]
+    """Return (number, process) of every worker that failed; torch may raise the error anywhere in a step."""
+    workers = [pair for loader in _loaders() for pair in enumerate(loader._workers)]
 
     def dead() -> list[tuple[int, BaseProcess]]:
         return [(number, process) for number, process in workers if process.exitcode]

@@ -91,7 +91,7 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
             return Result(int(answer), files["stdout"].read_text(), files["stderr"].read_text())
 
         yield run
-        server.stdin.close()
+        server.terminate()  # without its stdin closed: processes that other tests forked may hold that open
 
 
 class Golden:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -122,3 +123,4 @@ def test_what_a_worker_finds_is_told_without_a_traceback(
     code, _, error = ftlib("train", config, *TWO)
     assert code == 2 and "Traceback" not in error and "UserError" not in error
     assert "7.png: this is not the picture that was prepared\n" in error and "Put the old one back." in error
+    assert not multiprocessing.active_children(), "workers that ignore SIGTERM would stay"
