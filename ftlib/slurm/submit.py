@@ -138,7 +138,7 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOpti
     except SlurmUnavailable as error:
         if not options.dry_run:
             raise UserError(f"Slurm is not available: {error}", "Without Slurm: --executor local.") from None
-            log.warning(f"Slurm is not available ({error}); using its default array limit")
+        log.warning(f"Slurm is not available ({error}); using its default array limit")
         array_size = 1001
     return Submission(
         spec=JobSpec.of(config, settings),

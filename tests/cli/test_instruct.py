@@ -330,7 +330,7 @@ def test_images_are_nothing_for_a_causal_model(
     config = write_config("{method: lora}", base=str(base), replace=("paligemma", "causal"))
     assert ftlib("prepare", config)[0] == 0
     code, _, error = ftlib("train", config)
-    assert code == 2 and "is text-only" in error
+    assert code == 2 and "model.family causal reads text only" in error
 
 
 def test_rows_that_would_see_each_other_are_not_packed(config: Path, ftlib: Ftlib, tmp_path: Path) -> None:
