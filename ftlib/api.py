@@ -36,6 +36,7 @@ from ftlib.core.paths import Site, find_site
 from ftlib.core.registry import register_model, register_source, register_task
 from ftlib.core.user_errors import as_user_errors
 from ftlib.errors import TrainingDiverged, UserError
+from ftlib.hub.offline import offline
 from ftlib.runs import run as runs_run
 from ftlib.runs.run import Run
 
@@ -127,6 +128,7 @@ def stage(config: ConfigLike, overrides: Overrides | None = None) -> StagedFiles
 
 
 @_public
+@offline()
 def prepare(config: ConfigLike, overrides: Overrides | None = None, *, again: bool = False) -> PreparedDataset:
     """Check a dataset (every row, every image) and split it, like `ftlib prepare`, unless that has been done.
 
@@ -148,6 +150,7 @@ def prepare(config: ConfigLike, overrides: Overrides | None = None, *, again: bo
 
 
 @_public
+@offline()
 def plan(
     config: ConfigLike,
     overrides: Overrides | None = None,
@@ -174,6 +177,7 @@ def plan(
 
 
 @_public
+@offline()
 def train(config: ConfigLike, overrides: Overrides | None = None) -> Run:
     """Train a config, or resume its run, like `ftlib train`; a run that is done is returned at once.
 
@@ -206,6 +210,7 @@ def train(config: ConfigLike, overrides: Overrides | None = None) -> Run:
 
 
 @_public
+@offline()
 def evaluate(
     run: RunLike | ConfigLike,
     overrides: Overrides | None = None,
@@ -248,6 +253,7 @@ def evaluate(
 
 
 @_public
+@offline()
 def predict(
     run: RunLike,
     questions: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
@@ -320,6 +326,7 @@ def score(
 
 
 @_public
+@offline()
 def merge(config: str | Path | Mapping[str, Any], overrides: Overrides | None = None) -> Path:
     """Merge fine-tuned models or adapters into one, like `ftlib merge`.
 

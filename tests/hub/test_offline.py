@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import HfApi, constants, is_offline_mode
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from ftlib import api
 from ftlib.cli.main import main
 from ftlib.hub.offline import offline
 
@@ -82,3 +83,16 @@ def test_commands_that_need_no_network_have_none(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(f"ftlib.cli.{command}.main", lambda argv: seen.append(is_offline_mode()) or 0)
     assert main([command]) == 0 and seen == [expected]
+
+
+@pytest.mark.parametrize(("function", "expected"), [("train", True), ("evaluate", True), ("stage", False)])
+def test_functions_that_need_no_network_have_none(
+    monkeypatch: pytest.MonkeyPatch, function: str, expected: bool
+) -> None:
+    """From their first import on: bitsandbytes downloads kernels when it is imported."""
+    seen = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(api, "find_site", lambda: seen.append(is_offline_mode()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        getattr(api, function)("config.yaml")
+    assert seen == [expected]

@@ -35,14 +35,14 @@ class Answered(importlib.machinery.PathFinder):
         return spec
 
 sys.meta_path.insert(0, Answered)
+from ftlib.core import log
+log.configure()  # as a command does, before anything imports bitsandbytes
 import torch
 from ftlib.config.schema import Lora
-from ftlib.core import log
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.loading import load_weights
 from tests.models.test_adapters import batch_of, logits_of, train_a_little
 
-log.configure()  # as a command does, which says nothing of what libraries print
 torch.manual_seed(0)
 folders = {"gpt_neox": Path(sys.argv[1])}
 batch = batch_of(folders, "gpt_neox")
