@@ -1,10 +1,8 @@
 """Compare prompts with the base model on valid.
 
 Compares `data.prompt`, `evaluation.prompts` and every --prompt. The config is not changed: the best prompt is printed
-as
-a line for the config, with a paired test of the others against it. Existing predictions are reused. ranking.json and
-the
-predictions and scores of every prompt are stored in <runs>/<name>/prompts/<dataset>/valid/.
+as a line for the config, with a paired test of the others against it. Existing predictions are reused. ranking.json and
+the predictions and scores of every prompt are stored in <runs>/<name>/prompts/<dataset>/valid/.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Each run is staged, prepared, trained and evaluated. A run is identified by the config fields that affect its result:
 submitting again only sends missing runs (never started, deleted, cancelled or lost). Executor local runs several at
-once
-in the background on this machine; debug runs them sequentially before the command returns.
+once in the background on this machine; debug runs them sequentially before the command returns.
 """
 
 from __future__ import annotations

@@ -104,10 +104,8 @@ RECIPES: tuple[RecipeChange, ...] = (
     RecipeChange(1, "biases are not decayed", lambda config: float(config.training.get("weight_decay", 0)) > 0),
 
 Affected configs then get new run IDs. Existing runs keep theirs: unfinished ones resume with their pinned code,
-finished
-ones can be evaluated, reported and merged. Never change or remove an entry. A change that needs a new config key to
-take
-effect needs no entry.
+finished ones can be evaluated, reported and merged. Never change or remove an entry. A change that needs a new config
+key to take effect needs no entry.
 """
 
 

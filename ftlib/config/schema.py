@@ -547,8 +547,7 @@ class Model(Section):
     quantization: Literal["none", "int8", "nf4"] = "none"
     """Keep the linear layers of the language model in 8 bits (Dettmers et al. 2022, arXiv:2208.07339) or 4 bits (`nf4`:
     NF4 with double quantization, QLoRA, Dettmers et al. 2023, arXiv:2305.14314). Everything else stays in `dtype`,
-    which is
-    also the compute dtype.
+    which is also the compute dtype.
     """
     max_length: Count | None = None
     """Maximum length of a training row in tokens, image tokens included; default: the model's maximum."""

@@ -56,8 +56,7 @@ def assign_splits(keys: SplitKeys, rule: SplitRule, alone: bool = True) -> Codes
 
     Rows of a group stay together, so that no image is both trained on and evaluated. Groups are sorted by a keyed hash:
     the same seed gives the same split for any order of rows. Within each stratum valid and test get their share,
-    rounded
-    by largest remainder over all strata. Official splits are kept: without an official test split, the official
+    rounded by largest remainder over all strata. Official splits are kept: without an official test split, the official
     validation split becomes test, and valid is drawn from train.
 
     Args:

@@ -1,13 +1,11 @@
-"""Generate predictions for a split and score them.
+"""Generate predictions for one split and score them; evaluate_run.py goes through the splits and datasets of a run.
 
 `eval/<dataset>/<split>/<before|after>/` gets predictions.jsonl (a row's id, image, prompt, prediction, references,
 score and fields that the metrics need), scores.json (see `metrics/summary.py`; settings, data, overlap with the
-training
-rows) and, for tasks with a challenge server, submission.json. For a mixture, scores.json has `parts`, the scores of
-each
-part, and every part has a submission.<part>.json; for instructions that are evaluated twice, see `paired_records`.
-Until
-the evaluation is complete, predictions are stored in `<before|after>.partial/`; of several processes, one evaluates.
+training rows) and, for tasks with a challenge server, submission.json. For a mixture, scores.json has `parts`, the
+scores of each part, and every part has a submission.<part>.json; for instructions that are evaluated twice, see
+`paired_records`. Until the evaluation is complete, predictions are stored in `<before|after>.partial/`; of several
+processes, one evaluates.
 """
 
 from __future__ import annotations
@@ -358,8 +356,7 @@ def _record(row: Example, config: Config, text: str, answer: Prediction) -> Pred
 # Closed-book baseline: instructions are evaluated a second time without their context.
 #
 # A line of predictions.jsonl gets `without_context`, the closed-book answer and its score; scores.json gets two
-# `parts`,
-# the scores with and without context, over the rows that have a context.
+# `parts`, the scores with and without context, over the rows that have a context.
 
 WITH, WITHOUT = "with context", "without context"
 WITHOUT_CONTEXT_FIELD = "without_context"

@@ -149,8 +149,7 @@ def find_global_trim(job: MergeJob, executor: ThreadPoolExecutor) -> GlobalTrim 
     """Return thresholds and tie sign of `trim: global`, as in the authors' code.
 
     With n entries and k = ⌊density·n⌋ the threshold is the (n - k)-th smallest magnitude, so k + 1 entries and all
-    equal
-    to the last are kept (github.com/prateeky2806/ties-merging, topk_values_mask and resolve_zero_signs).
+    equal to the last are kept (github.com/prateeky2806/ties-merging, topk_values_mask and resolve_zero_signs).
     """
     density = job.recipe.resolved["density"]
     if density == 1:

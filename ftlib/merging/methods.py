@@ -3,8 +3,7 @@
 An update Δ is a model's weights minus the base's. `linear` is the weighted average of the models (Wortsman et al.
 2022, arXiv:2203.05482), `task_arithmetic` base + λ Σ wΔ (Ilharco et al. 2023, arXiv:2212.04089), `ties` trims every
 update, elects a sign for every weight and averages the updates with that sign (Yadav et al. 2023, arXiv:2306.01708),
-DARE
-drops entries of an update at random and scales the rest by 1/density (Yu et al. 2024, arXiv:2311.03099).
+DARE drops entries of an update at random and scales the rest by 1/density (Yu et al. 2024, arXiv:2311.03099).
 """
 
 from __future__ import annotations

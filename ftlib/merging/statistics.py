@@ -21,8 +21,7 @@ class StatisticsAccumulator:
     """Sums over the blocks of one weight.
 
     `squares` and `dots` are sums over the whole updates, `nonzero` and `conflicts` over their kept entries. A conflict
-    is
-    an entry in which two kept updates have opposite signs.
+    is an entry in which two kept updates have opposite signs.
     """
 
     def __init__(self, models: int) -> None:

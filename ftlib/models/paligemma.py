@@ -3,7 +3,7 @@
 A row is `[<image> × N] <bos> prompt "\\n" answer <eos>` (big_vision, configs/proj/paligemma). Image and prompt attend
 to each other both ways (token type 0), the answer is causal (token type 1), only answer and `<eos>` carry labels.
 Rows are padded on the left, so that all labels of a batch stand in its last columns and the 257,152-wide head needs to
-be computed only there.
+be computed only there. Checkpoints of PaliGemma's authors (`.npz`) are converted in big_vision.py.
 """
 
 from __future__ import annotations

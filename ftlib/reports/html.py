@@ -1,8 +1,7 @@
-"""Render pages from jinja2 templates.
+"""Render pages from the jinja2 templates in templates/; run_report.py and sweep_report.py collect what they show.
 
 Every string that a template prints is escaped, except SVG from `charts`. Templates run in jinja2's sandbox and get
-plain
-data, so that a template in a shared folder can neither run code nor read files.
+plain data, so that a template in a shared folder can neither run code nor read files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Run folders, their files and checkpoints, and the lookup of runs by name.
 
-`<runs>/<name>/<identity>/` contains config.yaml, environment.json, data.json, data_paths.json, owner.json,
-checkpoints/, adapter/ or model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE.
+`<runs>/<name>/<identity>/` contains config.yaml, environment.json, data.json, data_paths.json, base.json, code/,
+owner.json, checkpoints/, adapter/ or model/, metrics.jsonl, history.jsonl, eval/, report.html and DONE. The state of a
+run (running, failed, …) is derived in slurm/status.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Submit a config's run, or every run of its sweep: which are missing, what is submitted, which jobs Slurm accepted."""
+"""Submit a config's run, or every run of its sweep: which are missing, what is submitted, which jobs Slurm accepted.
+
+Whether a run is missing is decided in status.py (`submission_states`).
+"""
 
 from __future__ import annotations
 

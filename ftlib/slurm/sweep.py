@@ -12,7 +12,7 @@
         draw: {training.weight_decay: {uniform: [0, 0.1]}, adapter.r: [4, 8, 16]}
 
 A key may be any field by its dotted path. Draws are uniform, log_uniform, or one of a list, without duplicates;
-a higher `count` keeps the earlier draws.
+a higher `count` keeps the earlier draws. Which of the runs are submitted is decided in submit.py.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Files in `data.root` or in one folder below: `{train,val}_v1.0_withQT.json` (with question types) or
 `{train,val}_v1.0.json`, pages in `documents/` (in newer downloads `spdocvqa_images/`), or in such folders in `train/`
 and `val/`. The test split has no answers and is not read. Source: rrc.cvc.uab.es, challenge 17, task 1, which
-recommends
-to train on the first answer.
+recommends to train on the first answer.
 """
 
 from __future__ import annotations

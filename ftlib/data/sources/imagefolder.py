@@ -2,9 +2,8 @@
 
 Folders in `data.root` with split names (see `split_names`) that contain folders are splits, with class folders inside.
 All or none of the folders are splits; `data.splits` maps other names. Folders below a class may be nested. Hidden
-files,
-files of operating systems, and files beside the folders that are not images are ignored; every other file that is not
-an image is reported.
+files, files of operating systems, and files beside the folders that are not images are ignored; every other file that
+is not an image is reported.
 """
 
 from __future__ import annotations
