@@ -162,6 +162,7 @@ wait_for() {
         wait "$1"
         code=$?
         if (( code > 128 )) && kill -0 "$1" 2>/dev/null; then continue; fi # a trap interrupted wait
+        srun_code=$code
         # srun ended during a trap: its exit code is lost, but the command has left a note
         if (( code == 138 || code == 143 )) && [[ -e $job_tmp/notes/signal ]]; then code=75; fi
         return
@@ -205,7 +206,7 @@ being_preempted() {
 }
 
 run_step() { # COMMAND LINE…: one ftlib command and what runs it in the container; returns only if it is done
-    local command=$1 code killed waited copy tasks=()
+    local command=$1 code srun_code killed waited copy tasks=()
     shift
     rm -f "$job_tmp"/notes/* "$job_tmp"/stderr*
     # train, evaluate and the check of several GPUs use one task per GPU; other commands are a single process.
@@ -222,6 +223,8 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     while kill -0 "$copy" 2>/dev/null; do wait "$copy"; done # a trap interrupts `wait`
     # When a task fails, Slurm ends the others; their messages are not the reason.
     killed=$(first_killed)
+    # A killed task makes Slurm end the others by SIGTERM: their notes are no sign that the job was told to save.
+    if [[ -n $killed && $killed != *": Terminated" && $killed != *": User defined signal"* ]]; then code=$srun_code; fi
     if [[ -z $killed && -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
     case $code in
         0) return ;;

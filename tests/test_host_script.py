@@ -246,6 +246,16 @@ def test_a_killed_rank_is_told_with_the_jobs_memory(tmp_path: Path) -> None:
     assert "ftlib: n2: task 3: killed; if the job ran out of memory (it has 2048 MiB a node" in done.stderr
 
 
+def test_a_killed_rank_is_the_reason_although_others_were_told_to_save(tmp_path: Path) -> None:
+    """Slurm ends the others by SIGTERM, of which they leave a note; srun returns the highest code, theirs."""
+    words = ("srun: error: n2: task 3: Killed", "srun: error: n2: task 2: Terminated")
+    noted = 'echo "$job_tmp" > "$job_tmp/notes/run"; echo SIGTERM > "$job_tmp/notes/signal"; '
+    failing = noted + "; ".join(f"echo '{line}' >&2" for line in words) + "; return 143"
+    done = bash(STEP.format(tmp=tmp_path, srun=failing, command="train"), SLURM_NTASKS="4", SLURM_JOB_ID="7")
+    assert done.returncode == 143 and "saved and ended" not in done.stderr
+    assert json.loads((tmp_path / "history.jsonl").read_text())["reason"] == "n2: task 3"
+
+
 @pytest.mark.parametrize(("before", "lines"), [("", 1), ('{"event": "start"}\n', 2), ('{"event": "tor', 2)])
 def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int) -> None:
     history = tmp_path / "history.jsonl"
