@@ -2,7 +2,8 @@
 
 A checkpoint holds the trained weights, optimizer, scheduler, RNG states and the thread count.
 `files.atomic_directory` adds COMPLETE.json; a folder without it is not a checkpoint. `runs/run.py` decides which
-checkpoints are kept, `training/resume.py` where a run resumes.
+checkpoints are kept; `training/resume.py` where a run resumes, and it deletes later ones; `training/train.py` deletes
+those of an attempt that diverged.
 
 Only trainable parameters are stored, under the module's own parameter names, so that the same format serves
 adapters, full fine-tuning and frozen parts. (transformers' own checkpoints of a fully trained PaliGemma use other
