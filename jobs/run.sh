@@ -188,14 +188,12 @@ memory_given() {
     echo "/dev/shm and tmpfs count"
 }
 
-# Print the task that ended first, if it was killed: "n2: task 3", from srun's messages. Tasks that exited because another
+# Print how the task ended that ended first, from srun's messages: "n2: task 3: Killed". Tasks that exited because another
 # one died (76), or because they were told to save (75), may be reported earlier.
-first_killed() {
-    local first
+first_ended() {
     (( ${SLURM_NTASKS:-1} > 1 )) || return 0
-    first=$(sed -nE 's/^srun: error: (.+: tasks? [0-9,-]+: .+)/\1/p' "$job_tmp/stderr" 2>/dev/null |
-        grep -vE ': Exited with exit code 7[56]$' | head -n 1)
-    if [[ $first != *": Exited with "* ]]; then echo "${first%: Killed}"; fi
+    sed -nE 's/^srun: error: (.+: tasks? [0-9,-]+: .+)/\1/p' "$job_tmp/stderr" 2>/dev/null |
+        grep -vE ': Exited with exit code 7[56]$' | head -n 1
 }
 
 # Whether a job of higher priority preempts this one. (A cancelled job is no longer RUNNING.)
@@ -221,10 +219,14 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
         "${container[@]}" "$@" 2> "$job_tmp/stderr.pipe" &
     wait_for $!
     while kill -0 "$copy" 2>/dev/null; do wait "$copy"; done # a trap interrupts `wait`
-    # When a task fails, Slurm ends the others; their messages are not the reason.
-    killed=$(first_killed)
-    # A killed task makes Slurm end the others by SIGTERM: their notes are no sign that the job was told to save.
-    if [[ -n $killed && $killed != *": Terminated" && $killed != *": User defined signal"* ]]; then code=$srun_code; fi
+    # When a task fails, Slurm ends the others by SIGTERM: their messages are not the reason, and their note of that signal
+    # does not mean that the job was told to save.
+    killed=$(first_ended)
+    case $killed in
+        *": Exited with exit code "*) code=${killed##* } killed= ;;
+        '' | *": Terminated" | *": User defined signal"*) ;;
+        *) code=$srun_code killed=${killed%: Killed} ;;
+    esac
     if [[ -z $killed && -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
     case $code in
         0) return ;;

@@ -256,6 +256,14 @@ def test_a_killed_rank_is_the_reason_although_others_were_told_to_save(tmp_path:
     assert json.loads((tmp_path / "history.jsonl").read_text())["reason"] == "n2: task 3"
 
 
+def test_a_failure_on_another_node_is_the_jobs_exit_code(tmp_path: Path) -> None:
+    """Its note lies on that node; what srun returns is of those that Slurm ended."""
+    words = ("srun: error: n2: task 3: Exited with exit code 2", "srun: error: n1: tasks 0-1: Terminated")
+    failing = 'echo SIGTERM > "$job_tmp/notes/signal"; ' + "; ".join(f"echo '{line}' >&2" for line in words)
+    done = bash(STEP.format(tmp=tmp_path, srun=f"{failing}; return 143", command="train"), SLURM_NTASKS="4")
+    assert done.returncode == 2 and "saved and ended" not in done.stderr
+
+
 @pytest.mark.parametrize(("before", "lines"), [("", 1), ('{"event": "start"}\n', 2), ('{"event": "tor', 2)])
 def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int) -> None:
     history = tmp_path / "history.jsonl"

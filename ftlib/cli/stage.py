@@ -3,8 +3,7 @@ Or a model or adapter of the hub by its name, OWNER/NAME, for example to merge i
 
 Run it on the login node; jobs then work offline. A model or dataset of the hub stays at the commit that was first
 staged; model.revision selects another one. Embedded models (ftlib/…) are generated. A big_vision checkpoint
-(model.base:
-….npz) is converted, which needs the packages of training: `jobs/run.sh ftlib stage CONFIG`.
+(model.base: ….npz) is converted, which needs the packages of training: `jobs/run.sh ftlib stage CONFIG`.
 """
 
 from __future__ import annotations
