@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
 
     results = evaluate_run(experiment, run, site, parsed.split or (), parsed.data or (), parsed.before)
     if results:
-        log.info(_table(results, task_of(experiment.config).columns))
+        log.result(_table(results, task_of(experiment.config).columns))
         for line in _remarks(results):
             log.warning(line)
     if parsed.json and results:

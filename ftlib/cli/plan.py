@@ -45,16 +45,16 @@ def _show(plan: MemoryPlan) -> None:
         asdict(plan.estimates[one]) | {"together": plan.estimates[one].total} for one in (False, True)
     )
     rows = [[part, f"{without[part] / 2**30:.2f}", f"{checkpointed[part] / 2**30:.2f}"] for part in without]
-    log.info(log.format_table(["part", "without", "with gradient checkpointing"], rows) + "\n")
+    log.result(log.format_table(["part", "without", "with gradient checkpointing"], rows) + "\n")
     if not is_known_optimizer(optimizer):
         log.warning(f"training.optim: {optimizer}: assuming a state as large as Adam's")
     if plan.capacity is None:
         log.info("no GPU here: set its memory, as in --gpu 24GiB, to see what fits")
         return
     verdict = "fits" if plan.fits else "does not fit"
-    log.info(f"as configured it needs {format_gib(plan.estimate.total)}: {verdict} into {format_gib(plan.capacity)}")
+    log.result(f"as configured it needs {format_gib(plan.estimate.total)}: {verdict} into {format_gib(plan.capacity)}")
     for checkpointing in (False, True):
-        log.info(_largest_batch_size(plan, checkpointing))
+        log.result(_largest_batch_size(plan, checkpointing))
 
 
 def _largest_batch_size(plan: MemoryPlan, checkpointing: bool) -> str:

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     if ranking is None:
         return 0
     files.write_json(folder / "ranking.json", ranking)
-    log.info(_table(ranking))
+    log.result(_table(ranking))
     for line in dict.fromkeys([*ranking[0]["remarks"], *_remarks(ranking)]):
         log.warning(line)
     log.print_json(ranking) if parsed.json else log.print_result(_config_line(ranking[0]["prompt"]))

@@ -42,9 +42,9 @@ def main(argv: list[str]) -> int:
         positive=parsed.positive,
         tokenize=parsed.tokenize,
     )
-    log.info(format_summary(scores))
+    log.result(format_summary(scores))
     if parsed.against:
-        log.info(_table(parsed.against, scores["against"]))
+        log.result(_table(parsed.against, scores["against"]))
     if parsed.json:
         log.print_json(scores)
     return 0

@@ -35,7 +35,10 @@ Verbosity = Literal["quiet", "normal", "verbose"]
 VERBOSITY_VARIABLE = "FTLIB_VERBOSITY"
 """Environment variable with the verbosity of commands without -v and -q."""
 
-LEVELS: dict[Verbosity, int] = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+RESULT = (logging.INFO + logging.WARNING) // 2
+"""The level of tables that are a command's result."""
+
+LEVELS: dict[Verbosity, int] = {"quiet": RESULT, "normal": logging.INFO, "verbose": logging.DEBUG}
 """The lowest level that is shown."""
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -140,7 +143,7 @@ def configure(verbosity: Verbosity | None = None) -> None:
     """Show messages on stderr from now on, as commands do. Calling it again changes the verbosity.
 
     Args:
-        verbosity: `quiet`: warnings and errors, no progress. `verbose`: details, and warnings of the libraries, too.
+        verbosity: `quiet`: only results, warnings and errors. `verbose`: details, and warnings of the libraries, too.
             None: as FTLIB_VERBOSITY says, else `normal`.
     """
     global _verbosity
@@ -189,6 +192,11 @@ def debug(text: str) -> None:
 def info(text: str) -> None:
     """Log what is done, if this is the first rank."""
     _log(logging.INFO, text)
+
+
+def result(text: str) -> None:
+    """Log a table that is the command's result, also with -q, if this is the first rank."""
+    _log(RESULT, text)
 
 
 def warning(text: str) -> None:

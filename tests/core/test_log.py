@@ -107,6 +107,7 @@ def test_a_bar_shows_hostile_labels_as_they_are(
 def log_each_level() -> None:
     log.debug("a detail")
     log.info("done")
+    log.result("a table")
     log.warning("ignored")
     log.error("ftlib: failed")
 
@@ -114,9 +115,9 @@ def log_each_level() -> None:
 @pytest.mark.parametrize(
     ("verbosity", "shown"),
     [
-        ("quiet", ["ignored", "ftlib: failed"]),
-        ("normal", ["done", "ignored", "ftlib: failed"]),
-        ("verbose", ["a detail", "done", "ignored", "ftlib: failed"]),
+        ("quiet", ["a table", "ignored", "ftlib: failed"]),
+        ("normal", ["done", "a table", "ignored", "ftlib: failed"]),
+        ("verbose", ["a detail", "done", "a table", "ignored", "ftlib: failed"]),
     ],
 )
 def test_levels(capsys: pytest.CaptureFixture[str], verbosity: log.Verbosity, shown: list[str]) -> None:
