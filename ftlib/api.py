@@ -240,7 +240,7 @@ def evaluate(
     site = find_site()
     if isinstance(run, Experiment):
         [experiment] = match_existing_runs([_load_experiment(run, overrides, site)], site)
-        found = runs_run.create_run(experiment, site)
+        found = runs_run.update_run(experiment, site)
     else:
         target = str(run.folder) if isinstance(run, Run) else run if isinstance(run, Mapping) else str(run)
         experiment, found = find_experiment(target, overrides or {}, site)
@@ -358,7 +358,8 @@ def report(
 
     Args:
         runs: a name stands for all its runs.
-        output: default: report.html in the run folder; of several runs, in the folder of the first one's name.
+        output: an .html file, or an existing folder; default: report.html in the run folder; of several runs, in the
+            folder of the first one's name.
         templates: a folder of jinja2 templates that replace ftlib's of the same name.
         images: whether the page contains images of the data.
 
@@ -366,7 +367,7 @@ def report(
         The page; beside it are its numbers as .md and .csv.
 
     Raises:
-        UserError: no such run, or a damaged file in it.
+        UserError: no such run, a damaged file in it, or an output that is no HTML file.
     """
     from ftlib.reports.report import read_run_records, write_report
 

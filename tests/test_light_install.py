@@ -67,6 +67,33 @@ def test_a_command_that_needs_torch_says_so(light: Path, tmp_path: Path) -> None
     assert "pip install 'ftlib[train]'" in done.stderr
 
 
+NEW_RUN = """
+import sys
+from pathlib import Path
+from ftlib.config.loader import load_experiment
+from ftlib.core.paths import find_site
+from ftlib.runs.run import create_run
+create_run(load_experiment(Path(sys.argv[1]), [], find_site()), find_site())
+"""
+
+
+def test_a_run_that_is_not_trained_needs_no_torch_to_say_so(light: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "FTLIB_STORE": str(tmp_path)}
+    config = REPOSITORY / "configs" / "digits.yaml"
+    subprocess.run([light / "python", "-c", NEW_RUN, config], env=environment, check=True, cwd=tmp_path)
+    for command in (
+        ["evaluate", "digits"],
+        ["evaluate", config, "seed=7"],
+        ["predict", "digits", "--prompt", "x"],
+        ["chat", "digits"],
+        ["push", "digits", "--yes"],
+    ):
+        done = subprocess.run([light / "ftlib", *command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and "not trained yet" in done.stderr, done.stderr
+        assert "needs" not in done.stderr and "Traceback" not in done.stderr
+    assert len(list((tmp_path / "runs").glob("*/*/*/config.yaml"))) == 1
+
+
 API = """
 import sys
 import ftlib

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ftlib.config.loader import Experiment, load_experiment
 from ftlib.core.paths import Site
+from ftlib.hub.cache import is_model_folder
+from ftlib.runs.run import find_trained_run
 
 
 def make_parser(command: str, description: str | None) -> argparse.ArgumentParser:
@@ -40,6 +42,15 @@ def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
     return int(text)
+
+
+def find_model_or_run(text: str, site: Site) -> str:
+    """The folder that RUN names: of a model, or of a trained run. Does not import torch, which a login node lacks.
+
+    Raises:
+        UserError: no such run, several, or it is not trained yet.
+    """
+    return text if is_model_folder(Path(text)) else str(find_trained_run(text, site).folder)
 
 
 def load_from_arguments(arguments: argparse.Namespace, site: Site) -> Experiment:

@@ -8,6 +8,8 @@ either is removed. `/quit` or the end of the input ends the session. Questions m
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from ftlib.evaluation.model import EvalModel
     from ftlib.evaluation.predict import Query
 
+_UNDECODABLE = re.compile("[\ud800-\udfff]")
+"""Bytes that are no text, as `surrogateescape` reads them."""
+
 COMMANDS = ("/image", "/context", "/reset", "/quit")
 SINGLE_TURN_NOTICE = "Questions are independent: the prompt of this run does not include earlier ones."
 
@@ -33,11 +38,15 @@ def main(argv: list[str]) -> int:
     command.add_argument("run", metavar="RUN", help="run folder or its name, or the folder of a model")
     arguments.add_max_new_tokens_argument(command)
     parsed = command.parse_args(argv)
+    site = find_site()
+    name = arguments.find_model_or_run(parsed.run, site)
     from ftlib.evaluation.predict import Query, is_multi_turn, open_finetuned
 
-    model, settings = open_finetuned(parsed.run, parsed.max_new_tokens, find_site())
+    model, settings = open_finetuned(name, parsed.max_new_tokens, site)
     if not is_multi_turn(model):
         log.warning(SINGLE_TURN_NOTICE)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     query: Query | None = Query("")
     while query is not None:
         print("> ", end="", file=sys.stderr, flush=True) if sys.stdin.isatty() else None
@@ -57,6 +66,8 @@ def _handle_line(model: EvalModel, settings: Evaluation, query: Query, line: str
     if line == "/quit":
         return None
     try:
+        if _UNDECODABLE.search(line):
+            raise UserError("this line is not UTF-8, so it is ignored", "Convert the input: iconv -f ENCODING -t UTF-8")
         if line.startswith("/"):
             return _run_command(model, query, *line.partition(" ")[::2])
         if line:

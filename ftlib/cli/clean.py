@@ -1,8 +1,9 @@
 """Free disk space: list what would be deleted, with sizes, ask, and delete it.
 
-Deletes checkpoints of finished runs, leftovers of killed processes and, unless runs are given, cached row lengths of
-deleted data. With --runs: the whole folders of the given runs, or of runs that were not active for --older-than days.
-Queued and running runs are never deleted.
+Deletes checkpoints of finished runs, leftovers of killed processes, folders of runs that were never started and, unless
+runs are given, cached row lengths of deleted data and the code that ended jobs were submitted with. With --runs: the
+whole folders of the given runs, or of runs that were not active for --older-than days. Queued and running runs are
+never deleted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import os
 import shutil
 import stat
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     old = [run for run in runs.find_runs(parsed.chosen, site) if _last_activity(run) <= before]
     found = [candidate for run in _idle_runs(old, site) for candidate in _find_candidates(run, parsed.runs)]
     if not parsed.chosen:
-        found += _unused_in_store(site, before)
+        found += [*_unused_in_store(site, before), *_code_of_ended_jobs(site, before)]
     if not found:
         log.info("nothing to free")
     elif _confirm(found, site, parsed.yes):
@@ -111,6 +111,10 @@ def _known_jobs(chosen: Sequence[Run]) -> dict[str, Job]:
 
 
 def _find_candidates(run: Run, whole: bool) -> Iterator[CleanupCandidate]:
+    if runs.is_unused(run) and not whole:
+        if time.time() - run.folder.stat().st_mtime > _DAY:  # else it may be about to start
+            yield CleanupCandidate(run, "never started", [run.folder], _disk_usage(run.folder))
+        return
     checkpoints = run.folder / "checkpoints"
     finished = [checkpoints] if run.done_marker.exists() and checkpoints.exists() else []
     left = [path for path in run.folder.rglob(f"*{files.TEMPORARY_PREFIX}*") if not set(finished) & set(path.parents)]
@@ -126,6 +130,22 @@ def _unused_in_store(site: Site, before: float) -> Iterator[CleanupCandidate]:
         yield CleanupCandidate(None, "lengths of rows", unused, sum(map(_disk_usage, unused)))
 
 
+def _code_of_ended_jobs(site: Site, before: float) -> Iterator[CleanupCandidate]:
+    """Yield snapshots of the code (see `runs/pinning.py`), if this user has no jobs that may use them."""
+    folder, latest = site.runs / ".jobs", min(before, time.time() - _DAY)
+    found = [path for path in folder.glob("*") if path.is_dir() and path.lstat().st_mtime <= latest]
+    if not found:
+        return
+    try:
+        if Slurm().has_jobs():
+            log.info(f"the code of jobs in {folder} is kept while you have jobs that are queued or running")
+            return
+    except SlurmUnavailable as error:
+        log.info(f"the code of jobs in {folder} is kept: {error}")
+        return
+    yield CleanupCandidate(None, "code of ended jobs", found, sum(map(_disk_usage, found)))
+
+
 def _disk_usage(path: Path) -> int:
     """Return the disk usage of a file or folder in bytes."""
     total = 0
@@ -138,23 +158,17 @@ def _disk_usage(path: Path) -> int:
 
 def _confirm(found: Sequence[CleanupCandidate], site: Site, yes: bool) -> bool:
     """Show what would be deleted; ask for confirmation unless `yes`."""
-    rows = [
-        [runs.run_name(one.run, site) if one.run else "store", one.description, format_size(one.size)] for one in found
-    ]
+    rows = [[runs.run_name(one.run, site) if one.run else "–", one.description, format_size(one.size)] for one in found]
     rows.append(["together", "", format_size(sum(one.size for one in found))])
     log.print_result(log.format_table(["run", "what", "size"], rows, ["what"]))
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise UserError("not a terminal, so ftlib cannot ask for confirmation", "Add --yes to delete all this.")
-    return input("Delete all this? [y/N] ").strip().lower() in ("y", "yes")
+    return yes or log.ask("Delete all this?", "Add --yes to delete all this.")
 
 
 def _delete(candidate: CleanupCandidate, site: Site) -> int:
     """Delete files while holding the run's lease; return the number of freed bytes."""
     if candidate.run is None:
         for path in candidate.folders:
-            path.unlink(missing_ok=True)
+            _remove(path)
         return candidate.size
     try:
         with acquire_lease(candidate.run.folder):

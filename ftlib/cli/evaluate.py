@@ -16,6 +16,7 @@ from ftlib.core import log
 from ftlib.core.paths import find_site
 from ftlib.data.moved import find_experiment
 from ftlib.metrics.summary import format_interval, format_value
+from ftlib.runs.run import require_evaluable
 from ftlib.tasks.registry import task_of
 
 
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> int:
     parsed = _parser().parse_intermixed_args(argv)
     site = find_site()
     experiment, run = find_experiment(parsed.run, parsed.overrides, site)
+    if not parsed.before:
+        require_evaluable(experiment, run, site)  # before torch is imported, which a login node lacks
     from ftlib.evaluation.evaluate_run import evaluate_run
 
     results = evaluate_run(experiment, run, site, parsed.split or (), parsed.data or (), parsed.before)

@@ -53,27 +53,29 @@ VERBOSITY_OPTIONS: dict[str, log.Verbosity] = {"-v": "verbose", "-q": "quiet"}
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     log.install_safe_streams()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    arguments = _configure_log(arguments)
-    arguments = _trust_named_code(arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if arguments[0] == "--version":
-        print(f"ftlib {__version__}")
-        return 0
     code = EXIT_FAILURE
     try:
-        code = _run_to_exit_code(arguments, debug)
+        code = _run_to_exit_code(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as stop:  # argparse
         code = int(stop.code or 0)
         raise
+    except BrokenPipeError:  # nobody reads the messages any more
+        pass
     finally:
+        _discard_unread_output()
         if code not in (0, EXIT_REQUEUE):
             signals.notify_failure(code)
     return code
+
+
+def _discard_unread_output() -> None:
+    """Flush the output; discard what nobody reads (`ftlib --help | head`), which Python would report at its end."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _configure_log(arguments: list[str]) -> list[str]:
@@ -94,15 +96,24 @@ def _trust_named_code(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _run_to_exit_code(arguments: list[str], debug: bool) -> int:
+def _run_to_exit_code(arguments: list[str]) -> int:
     """Run a command; its exit code, whatever became of it."""
+    debug = "--debug" in arguments
     try:
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        arguments = _trust_named_code(_configure_log(arguments))
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        if arguments[0] == "--version":
+            print(f"ftlib {__version__}")
+            return 0
         signals.install_handlers()
         permissions.limit_umask()
         prefer_expandable_segments()
         return _run(arguments[0], arguments[1:])
     except signals.Preempted as signal:
-        log.error(f"ftlib: {signals.MESSAGE.format(signal)}")
+        log.error(f"ftlib: {signals.end_message(f'ended by {signal}')}")
         return EXIT_REQUEUE
     except UserError as error:
         if debug:
@@ -113,7 +124,7 @@ def _run_to_exit_code(arguments: list[str], debug: bool) -> int:
         log.error(f"ftlib: {error}")
         return EXIT_RANK_LOST
     except KeyboardInterrupt:
-        log.error("ftlib: interrupted; run the same command again to resume")
+        log.error(f"ftlib: {signals.end_message('interrupted')}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE

@@ -22,9 +22,11 @@ def main(argv: list[str]) -> int:
         raise UserError("predict: no input", "Pass either --prompt (with --image or --context) or --file.")
     if parsed.draw and not parsed.image:
         raise UserError("predict: --draw needs --image")
+    site = find_site()
+    name = arguments.find_model_or_run(parsed.run, site)
     from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
 
-    model, settings = open_finetuned(parsed.run, parsed.max_new_tokens, find_site())
+    model, settings = open_finetuned(name, parsed.max_new_tokens, site)
     if parsed.file:
         asked = read_queries(parsed.file)
     else:

@@ -12,7 +12,6 @@ from ftlib.cli import arguments
 from ftlib.config.loader import load_experiment
 from ftlib.core import log
 from ftlib.core.paths import Site, find_site
-from ftlib.errors import UserError
 from ftlib.hub import upload
 from ftlib.hub.cache import MERGE_RECORD
 from ftlib.runs import run as runs
@@ -30,9 +29,7 @@ def main(argv: list[str]) -> int:
     site = find_site()
     if (merged := Path(parsed.run) / MERGE_RECORD).is_file():
         return _push_merged(merged.parent.absolute(), parsed, site)
-    run = runs.find_run(parsed.run, site)
-    if not run.done_marker.exists():
-        raise UserError(f"{run.folder}: not trained yet", "Run `ftlib train` first.")
+    run = runs.find_trained_run(parsed.run, site)
     config = load_experiment(run.config_file, [], site).config
     write_card(run, config)
     sent, name = (

@@ -15,7 +15,7 @@ from ftlib.cli import arguments
 from ftlib.core import log
 from ftlib.core.paths import find_site
 from ftlib.reports.exports import write_tensorboard, write_wandb
-from ftlib.reports.report import read_run_records, write_report
+from ftlib.reports.report import output_file, read_run_records, write_report
 from ftlib.runs.run import find_runs
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         "--output",
         metavar="F",
         type=Path,
-        help="default: report.html in the run folder, or in the folder of the first name",
+        help="an .html file, or a folder; default: report.html in the run folder, or in the folder of the first name",
     )
     command.add_argument(
         "--templates", metavar="DIR", type=Path, help="jinja2 templates that replace ftlib's of the same name"
@@ -38,8 +38,9 @@ def main(argv: list[str]) -> int:
     command.add_argument("--wandb", metavar="PROJECT", help="an offline Weights & Biases run in every run folder too")
     parsed = command.parse_args(argv)
     site = find_site()
+    output = output_file(parsed.output) if parsed.output else None
     records = read_run_records(find_runs(parsed.runs, site), site, not parsed.no_images)
-    log.print_result(str(write_report(records, parsed.output, parsed.templates)))
+    log.print_result(str(write_report(records, output, parsed.templates)))
     if parsed.tensorboard:
         folders = [write_tensorboard(record) for record in log.track(records, "writing event files")]
         log.info(f"view them with: tensorboard --logdir {shlex.quote(str(_common_parent(folders)))}")

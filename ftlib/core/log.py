@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from ftlib.core.redaction import redact
+from ftlib.errors import UserError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -226,6 +227,26 @@ def print_json(value: Any) -> None:
     """Print a result on stdout as JSON, which escapes in its own way."""
     text = json.dumps(value, ensure_ascii=False, indent=1)
     print_result(_NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def ask(question: str, remedy: str) -> bool:
+    """Ask a yes-or-no question on the terminal; anything but yes, also the end of the input, means no.
+
+    Args:
+        remedy: how to answer without a terminal.
+
+    Raises:
+        UserError: standard input is not a terminal.
+    """
+    if not sys.stdin.isatty():
+        raise UserError("not a terminal, so ftlib cannot ask for confirmation", remedy)
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print(file=sys.stderr)
+        return False
+    except UnicodeDecodeError:
+        return False
 
 
 @contextlib.contextmanager

@@ -24,10 +24,9 @@ from typing import Literal
 
 from ftlib.errors import EXIT_REQUEUE
 
-MESSAGE = "ended by {}; run the same command again to resume"
-
 _process = os.getpid()
 _pending: str | None = None
+_resumable = False
 _mode: Literal["exit", "raise", "note"] = "exit"
 
 
@@ -36,10 +35,23 @@ class Preempted(BaseException):
 
 
 def install_handlers() -> None:
-    """Handle USR1 and TERM from now on, and notify the host script."""
+    """Handle USR1 and TERM from now on, and notify the host script. Called once at the start of a command."""
+    global _resumable
+    _resumable = False
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, _handle_signal)
     notify_host("ready")
+
+
+def mark_resumable() -> None:
+    """Note that the same command would resume from what is saved."""
+    global _resumable
+    _resumable = True
+
+
+def end_message(reason: str) -> str:
+    """The message of a command that ends early."""
+    return f"{reason}; run the same command again to resume" if _resumable else reason
 
 
 def adopt_remote_signal(name: str) -> None:
@@ -129,5 +141,5 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
     if _mode == "raise":
         raise Preempted(_pending)
     if _mode == "exit":
-        os.write(2, f"ftlib: {MESSAGE.format(_pending)}\n".encode())
+        os.write(2, f"ftlib: {end_message(f'ended by {_pending}')}\n".encode())
         os._exit(EXIT_REQUEUE)

@@ -20,11 +20,11 @@ from ftlib.core import log
 from ftlib.core.paths import Site
 from ftlib.data.dataset import same_data
 from ftlib.errors import UserError
-from ftlib.runs.run import Run, create_run, find_run, run_for
+from ftlib.runs.run import Run, find_run, run_for, update_run
 
 
 def find_experiment(target: str | Mapping[str, Any], overrides: Overrides, site: Site) -> tuple[Experiment, Run]:
-    """A run with its config.
+    """A run with its config. The run of a config may not exist yet.
 
     Args:
         target: a config (a .yaml or .yml file, or its content), which names the run that it would train; or a run's
@@ -37,8 +37,8 @@ def find_experiment(target: str | Mapping[str, Any], overrides: Overrides, site:
     if isinstance(target, Mapping) or target.endswith((".yaml", ".yml")):
         config = target if isinstance(target, Mapping) else Path(target)
         [experiment] = match_existing_runs([load_experiment(config, overrides, site)], site)
-        return experiment, create_run(experiment, site)
-    run = find_run(target, site)
+        return experiment, update_run(experiment, site)
+    run = find_run(target, site, prefer_trained=True)
     if others := [text for text in overrides if not text.startswith("evaluation.")]:
         raise UserError(f"{others[0]}: of a run, only evaluation.… can be set", "Use its config instead of its name.")
     return load_experiment(run.config_file, overrides, site), run

@@ -23,7 +23,7 @@ from ftlib.hub.cache import find_model, model_hashes
 from ftlib.runs import events
 from ftlib.runs.model_card import write_card
 from ftlib.runs.pinning import pin_base, verify_data_unchanged
-from ftlib.runs.run import Run, recipe_notice
+from ftlib.runs.run import Run, create_run, require_evaluable
 
 Split = Literal["train", "valid", "test"]
 
@@ -54,10 +54,10 @@ def evaluate_run(
         raise UserError(f"splits: must be of {', '.join(SPLITS)}, got {wrong[0]!r}")
     own = experiment.config
     whens = ["before"] if before else ["before", "after"] if own.evaluation.before else ["after"]
-    if "after" in whens and not run.done_marker.exists():
-        remedy = "Run `ftlib train` first, or add --before for the base model."
-        remedy = "\n".join(filter(None, [remedy, recipe_notice(experiment, site)]))
-        raise UserError(f"{run.folder}: not trained yet", remedy)
+    if not before:
+        require_evaluable(experiment, run, site)
+    if not run.config_file.is_file():
+        _create_folder(experiment, run, site)
     with events.record_outcome(run, "evaluate", events.last_activity(run)):
         notify_host("run", str(run.folder))
         events.record_start(run, "evaluate")
@@ -69,6 +69,17 @@ def evaluate_run(
     if run.done_marker.exists() and log.is_main_process():
         write_card(run, own)
     return results if log.is_main_process() else []
+
+
+def _create_folder(experiment: Experiment, run: Run, site: Site) -> None:
+    """Create the folder of a run that is not trained, for the scores of its base model.
+
+    Raises:
+        UserError: data or model are missing; then nothing is created.
+    """
+    open_prepared(experiment.config, site, run)
+    find_model(experiment.config.model, site)
+    create_run(experiment, site)
 
 
 def _results(

@@ -66,7 +66,8 @@ def generate_predictions(
     """
     validate_image_columns(model.config.model, rows)
     rank, world_size = core_log.rank_and_world_size()
-    found = _read(folder)
+    if found := _read(folder):
+        signals.mark_resumable()
     batches = image_batches([row.image for row in rows], [len(prompt) for prompt in prompts], settings.batch_size)
     mine = [batch for batch in batches[rank::world_size] if any(rows[index].id not in found for index in batch)]
     log = folder / f"answers-{rank}-{os.getpid()}-{time.time_ns()}.jsonl"
@@ -76,6 +77,7 @@ def generate_predictions(
             answers = _predict_batch(model, settings, labels, encoded)
             _append(log, [{"id": rows[index].id, **answer} for index, answer in zip(batch, answers, strict=True)])
             signals.notify_host("checkpointed")
+            signals.mark_resumable()
             done += len(batch)
             update(done, "")
     if rank:

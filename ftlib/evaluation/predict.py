@@ -6,13 +6,14 @@ gets the prompt unchanged.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ftlib.config.loader import RUN_CONFIG, load_experiment
+from ftlib.config.loader import load_experiment
 from ftlib.config.schema import CHAT, Config, Data, Evaluation
 from ftlib.core import files
 from ftlib.core.paths import Site
@@ -23,7 +24,7 @@ from ftlib.data.sources.json_stream import parse_json
 from ftlib.data.visualize import draw_boxes_and_masks
 from ftlib.errors import UserError
 from ftlib.evaluation.model import EvalModel, base_model, finetuned_model
-from ftlib.hub.cache import ADAPTER_CONFIG, find_adapter_base, is_adapter, require_model
+from ftlib.hub.cache import find_adapter_base, is_adapter, is_model_folder, require_model
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.mask_codec import MaskCodec
 from ftlib.runs import run as runs
@@ -56,19 +57,12 @@ def open_finetuned(name: str, max_new_tokens: int | None, site: Site) -> tuple[E
     Raises:
         UserError: no such run, or it is not trained yet.
     """
-    if _is_model_folder(Path(name)):
+    if is_model_folder(Path(name)):
         return _open_folder(Path(name).absolute(), max_new_tokens, site)
-    run = runs.find_run(name, site)
+    run = runs.find_trained_run(name, site)
     config = load_experiment(run.config_file, [], site).config
-    if not run.done_marker.exists():
-        raise UserError(f"{run.folder}: not trained yet", "Run `ftlib train` first.")
     limit = max_new_tokens or config.evaluation.max_new_tokens
     return finetuned_model(config, run, site), config.evaluation.model_copy(update={"max_new_tokens": limit})
-
-
-def _is_model_folder(folder: Path) -> bool:
-    names = ("config.json", ADAPTER_CONFIG)
-    return not (folder / RUN_CONFIG).is_file() and any((folder / name).is_file() for name in names)
 
 
 def _open_folder(folder: Path, max_new_tokens: int | None, site: Site) -> tuple[EvalModel, Evaluation]:
@@ -175,18 +169,18 @@ def truncate_history(model: EvalModel, settings: Evaluation, query: Query) -> Qu
 
 
 def read_queries(path: Path) -> list[Query]:
-    """Read `{"prompt": …, "image": …, "context": …}` lines; an image's path is relative to the file's folder.
+    """Read `{"prompt": …, "image": …, "context": …}` lines, or a list of them; images are relative to the file.
 
     Raises:
         UserError: missing file, or invalid lines (lists the first 20).
     """
     queries: list[Query] = []
     faults: list[str] = []
-    for number, text in _lines(path):
+    for place, record in _records(path):
         try:
-            queries.append(_parse_query(parse_json(text), path.parent))
+            queries.append(_parse_query(parse_json(record) if isinstance(record, str) else record, path.parent))
         except ValueError as error:
-            faults.append(f"{path}:{number}: {error}")
+            faults.append(f"{place}: {error}")
     raise_all(faults, 'Each line must be {"prompt": …}, with optional "image" and "context".')
     if not queries:
         raise UserError(f"{path}: contains no questions")
@@ -228,14 +222,19 @@ def text_or_file(value: str) -> str:
         return value
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _records(path: Path) -> Iterator[tuple[str, str | Any]]:
+    """Yield (place, line) of JSONL, or (place, record) of a JSON list, whatever the file's name."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    if content.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # else each line is reported
+            yield from ((f"{path}: record {number}", each) for number, each in enumerate(parse_json(content), 1))
+            return
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
-            yield number, line
+            yield f"{path}:{number}", line
 
 
 def _parse_query(record: Any, folder: Path) -> Query:

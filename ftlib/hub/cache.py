@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ftlib.config.loader import RUN_CONFIG
 from ftlib.config.npz_checkpoints import is_converted
 from ftlib.config.schema import NPZ, Model
 from ftlib.core import files
@@ -101,6 +102,12 @@ def find_model(model: Model, site: Site) -> Path:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no whole model."""
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a model or an adapter, and is no run folder."""
+    names = ("config.json", ADAPTER_CONFIG)
+    return not (folder / RUN_CONFIG).is_file() and any((folder / name).is_file() for name in names)
 
 
 def find_adapter_base(folder: Path, site: Site) -> Path:

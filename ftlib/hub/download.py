@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftlib.config.schema import Model
-from ftlib.core import files, hashes, log
+from ftlib.core import files, hashes, log, signals
 from ftlib.core.lease import compute_once
 from ftlib.core.paths import Site, site_settings
 from ftlib.core.safetensors_header import read_safetensors_header
@@ -227,6 +227,7 @@ def _download_to_store(
     there = sum((folder / name).stat().st_size for name in file_names if (folder / name).is_file())
     files.require_space(site.store, size - there)
     log.info(f"{repository.kind} {repository.name}: {len(file_names)} files, {format_size(size)}")
+    signals.mark_resumable()  # files, and parts of them, are kept in the working folder
     with files.storage_errors(folder), _hub_errors(repository, site):
         if remote.folder:
             _copy(remote.folder, file_names, folder)

@@ -6,7 +6,6 @@ import contextlib
 import getpass
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from ftlib.config.schema import Config, Privacy
 from ftlib.core import files, log
 from ftlib.core.paths import Site, site_settings
 from ftlib.core.redaction import redact
-from ftlib.errors import UserError
 from ftlib.hub import cache
 from ftlib.hub.errors import hub_errors
 
@@ -128,11 +126,7 @@ def confirm(uploads: Sequence[Upload], config: Config | None, name: str, private
         texts.append(f"the prompt, in {CARD}")
     show(f"pictures of the data: {', '.join(images) or 'none'}; text of the data: {', '.join(texts) or 'none'}")
     show(f"to: {name}; if it is new, {'private' if private else 'public: everybody can see it'}")
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise UserError("not a terminal, so ftlib cannot ask for confirmation", "Add --yes to send this.")
-    return input("Send this? [y/N] ").strip().lower() in ("y", "yes")
+    return yes or log.ask("Send this?", "Add --yes to send this.")
 
 
 def push(uploads: Sequence[Upload], name: str, private: bool, message: str) -> str:

@@ -16,7 +16,7 @@ from threading import Event, Lock
 import torch
 from torch import Tensor
 
-from ftlib.core import files, log
+from ftlib.core import files, log, signals
 from ftlib.errors import UserError
 from ftlib.merging import checkpoint_io, methods
 from ftlib.merging.checkpoint_io import INDEX, Shard
@@ -248,6 +248,7 @@ def write_shards(job: MergeJob) -> list[TensorStatistics]:
     parts = _parts(job)
     missing = [part for part in parts if not part.done]
     if len(missing) < len(parts):
+        signals.mark_resumable()
         log.info(f"resuming: {len(parts) - len(missing)} of {len(parts)} shards exist")
     with checkpoint_io.thread_pool() as pool:
         global_trim = None
@@ -304,6 +305,7 @@ def _finish(part: _PendingShard) -> None:
     assert part.shard
     part.shard.close()
     files.write_json(part.statistics, [part.records[weight.name] for weight in part.weights])
+    signals.mark_resumable()
 
 
 def _write_weight(

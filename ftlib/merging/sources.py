@@ -81,7 +81,7 @@ def _locate(text: str, revision: str | None, site: Site) -> Path:
     if folder.is_absolute() and folder.is_dir():
         return folder
     if any((site.runs / text).glob("config.yaml")) or any((site.runs / text).glob("*/config.yaml")):
-        return runs.find_run(str(site.runs / text), site).folder
+        return runs.find_run(str(site.runs / text), site, prefer_trained=True).folder
     if is_local_path(text):
         raise UserError(f"{text}: no such folder, and no run with that name in {site.runs}")
     return find_model(Model(family="causal", base=text, revision=revision), site)

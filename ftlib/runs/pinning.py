@@ -152,6 +152,7 @@ def take_snapshot(home: Path, target: Path, site: Site, parts: Sequence[str] = _
         _pin_code(home, target, parts)
     permissions.require_trusted(target, "the snapshot of the code", site)
     require_unchanged(target)
+    os.utime(target)  # `ftlib clean` keeps what was used lately
 
 
 def require_unchanged(target: Path) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftlib.config import yaml12
 from ftlib.config.identity import changes_since
 from ftlib.config.loader import DATA_PATHS, PLUGINS, RUN_CONFIG, Experiment, plugin_copy
 from ftlib.core import files, jsonl, log, permissions, plugins, trust
@@ -25,6 +26,8 @@ from ftlib.errors import UserError
 _CHECKPOINT_PREFIX = "checkpoint-"
 _RUN_GLOB = "[!.]*/*/config.yaml"
 """Hidden folders contain files of jobs."""
+_SETTINGS_SHOWN = 4
+"""Number of settings by which runs of one name are told apart in messages."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,12 @@ def create_run(experiment: Experiment, site: Site, new: bool = False) -> Run:
     return run
 
 
+def update_run(experiment: Experiment, site: Site) -> Run:
+    """The run folder of an experiment: as `create_run` if it exists, else only where it would be."""
+    run = run_for(experiment, site)
+    return create_run(experiment, site) if run.config_file.is_file() else run
+
+
 def _copy_plugins(run: Run, experiment: Experiment) -> None:
     """Keep the plugins' files with the run, which goes on with them whatever is edited."""
     for plugin in experiment.config.plugins:
@@ -209,24 +218,105 @@ def prompts_folder(name: str, site: Site) -> Path:
     return site.runs / name / "prompts"
 
 
-def find_run(text: str, site: Site) -> Run:
-    """A run by its folder, its `name/identity`, or its name if that is unique among those that are to be trained.
+def find_run(text: str, site: Site, prefer_trained: bool = False) -> Run:
+    """A run by its folder, its `name/identity`, or its name if that is unique among the runs that are to be trained.
+
+    Args:
+        prefer_trained: of several runs with this name, take the only trained one, and say so.
 
     Raises:
-        UserError: no such run, or several.
+        UserError: no such run, or several; the message lists them.
     """
     found = find_runs([text], site)
     if len(found) > 1:
         found = [run for run in found if not _is_evaluated_only(run)] or found
+    if prefer_trained and len(found) > 1:
+        trained = [run for run in found if run.done_marker.exists()]
+        if len(trained) == 1:
+            log.info(f"{text}: using {run_name(trained[0], site)}, the only trained one of {len(found)} runs")
+            return trained[0]
     if len(found) > 1:
-        choices = "\n".join(f"  {run_name(run, site)}" for run in found)
-        raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{choices}")
+        raise UserError(f"{text}: several runs have this name", f"Name one of them:\n{_choices(found, site)}")
     return found[0]
+
+
+def find_trained_run(text: str, site: Site) -> Run:
+    """A trained run, found like `find_run` does.
+
+    Raises:
+        UserError: no such run, several trained ones, or it is not trained yet.
+    """
+    run = find_run(text, site, prefer_trained=True)
+    require_trained(run)
+    return run
+
+
+def require_trained(run: Run, remedy: str = "Run `ftlib train` first.") -> None:
+    """Check that a run is trained.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not run.done_marker.exists():
+        raise UserError(f"{run.folder}: not trained yet", remedy)
+
+
+def require_evaluable(experiment: Experiment, run: Run, site: Site) -> None:
+    """Check that a run is trained; the message names the alternatives of an evaluation.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not run.done_marker.exists():
+        remedy = "Run `ftlib train` first, or add --before for the base model."
+        others = [other for other in _of_name(experiment.config.name, site) if other.done_marker.exists()]
+        trained = f"Trained runs of this name:\n{_choices(others, site)}" if others else None
+        require_trained(run, "\n".join(filter(None, [remedy, recipe_notice(experiment, site), trained])))
+
+
+def _choices(found: Sequence[Run], site: Site) -> str:
+    """A line for each run: how to name it, whether it is trained, and its settings that differ from the others'."""
+    settings = [_flat(_saved_config(run)) for run in found]
+    keys = sorted({key for each in settings for key in each})
+    differing = [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
+    lines = []
+    for run, own in zip(found, settings, strict=True):
+        facts = [f"{key}={own[key]}" for key in differing if key in own]
+        shown = ", ".join(facts[:_SETTINGS_SHOWN]) + (" …" if len(facts) > _SETTINGS_SHOWN else "")
+        state = "trained" if run.done_marker.exists() else "not trained yet"
+        lines.append(f"  {run_name(run, site)}  {state}{shown and f': {shown}'}")
+    return "\n".join(lines)
+
+
+def _saved_config(run: Run) -> dict[str, Any]:
+    try:
+        return yaml12.load(run.config_file.read_text(encoding="utf-8"), str(run.config_file))[0] or {}
+    except (OSError, UserError):
+        return {}
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in fields.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _is_evaluated_only(run: Run) -> bool:
     """Whether it only holds scores of a base or merged model (`evaluate CONFIG model.base=… --before`)."""
-    return not run.done_marker.exists() and not run.data.exists() and (run.folder / "eval").is_dir()
+    if run.done_marker.exists() or run.data.exists():
+        return False
+    events = jsonl.read_jsonl_log(run.history)
+    of_training = any(
+        event["event"] in ("start", "submitted") or event.get("command") not in (None, "evaluate") for event in events
+    )
+    return not of_training and (bool(events) or (run.folder / "eval").is_dir())
+
+
+def is_unused(run: Run) -> bool:
+    """Whether its folder holds nothing but a config, as evaluations of version 0.1 left it."""
+    return not any(path.name not in (RUN_CONFIG, DATA_PATHS, PLUGINS) for path in run.folder.iterdir())
 
 
 def run_name(run: Run, site: Site) -> str:
@@ -246,6 +336,11 @@ def find_runs(texts: Sequence[str], site: Site) -> list[Run]:
     return list(dict.fromkeys(run for text in texts for run in _named(text, site)))
 
 
+def _of_name(name: str, site: Site) -> list[Run]:
+    """The runs of a config's name."""
+    return [Run(path.parent) for path in sorted((site.runs / name).glob("*/config.yaml"))]
+
+
 def _named(text: str, site: Site) -> list[Run]:
     """The runs of a name; a folder of the same name is addressed by its path, `./NAME`."""
     folder, own = Path(text), site.runs / text
@@ -257,6 +352,7 @@ def _named(text: str, site: Site) -> list[Run]:
     except OSError:
         pass  # named in another way
     runs = [own] if (own / "config.yaml").is_file() else [path.parent for path in sorted(own.glob("*/config.yaml"))]
+    runs = [path for path in runs if not is_unused(Run(path))] or runs
     if (folder / "config.yaml").is_file() and (text.startswith((".", "/")) or not runs):
         return [Run(folder.absolute())]
     if runs:

@@ -153,6 +153,14 @@ class Slurm:
         left = [int(limit) - self._count_queued(where) for limit, where in limits if limit.isdigit()]
         return max(0, min(left)) if left else None
 
+    def has_jobs(self) -> bool:
+        """Return whether this user has jobs that are queued or running.
+
+        Raises:
+            SlurmUnavailable: Slurm does not respond.
+        """
+        return self._count_queued([]) > 0
+
     def _count_queued(self, where: Sequence[str]) -> int:
         return len(self._run_program("squeue", "-h", "-r", "-u", getpass.getuser(), *where, "-o", "%i").split())
 

@@ -40,6 +40,7 @@ _SLURM_REASONS = {
 """Slurm's final state of a job → reason in plain words."""
 
 EVALUATION_FAILED = "evaluation failed"
+_NOTHING_SAVED = ", before anything was saved; run or submit it again"
 
 _ENDS_FOR_GOOD = ("failed", "gave up", "killed")
 """Events after which a process continues with its next run."""
@@ -207,7 +208,7 @@ def _state(run: Run, events: Events, now: float, number: str, job: client.JobAtt
         return "cancelled", cancelled
     if starting:
         return "running", "starting"
-    return ("queued", "waits for its turn") if waits_locally(events) else _ended_state(events, executions, job)
+    return ("queued", "waits for its turn") if waits_locally(events) else _ended_state(run, events, executions, job)
 
 
 def waits_locally(events: Events) -> bool:
@@ -240,7 +241,7 @@ def _after_training(evaluation: CommandExecution | None, cancelled: str) -> str:
 
 
 def _ended_state(
-    events: Events, executions: Sequence[CommandExecution], job: client.JobAttempt | None
+    run: Run, events: Events, executions: Sequence[CommandExecution], job: client.JobAttempt | None
 ) -> tuple[str, str]:
     """Return state and reason of a run that is not running, queued or done."""
     said = _SLURM_REASONS.get(job.state, "") if job else ""
@@ -263,10 +264,19 @@ def _ended_state(
     if last.outcome == "killed":
         return "failed", said or f"killed: {last.reason}"
     if last.outcome == "preempted":
-        return "stopped", f"{_SIGNALS.get(last.reason, last.reason)}; saved: run or submit it again to resume"
+        why = _SIGNALS.get(last.reason, last.reason)
+        saved = "; saved: run or submit it again to resume"
+        return "stopped", f"{why}{saved if _has_saved(run, last.command) else _NOTHING_SAVED}"
     if fault and job:
         return "failed", said or f"its job ended with exit code {job.exit_code}"
-    return "died", said or "disappeared without reporting; run or submit it again to resume"
+    go_on = "; run or submit it again to resume" if _has_saved(run, last.command) else _NOTHING_SAVED
+    return "died", said or f"disappeared without reporting{go_on}"
+
+
+def _has_saved(run: Run, command: str) -> bool:
+    """Whether a command would resume: from a checkpoint, or with predictions of an evaluation."""
+    kept = "eval/*/*/*.partial" if command == "evaluate" else f"checkpoints/*/*/{files.COMPLETE_MARKER}"
+    return any(run.folder.glob(kept))
 
 
 def _cancelled(events: Events, job: client.JobAttempt | None) -> str:

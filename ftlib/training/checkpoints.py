@@ -51,6 +51,7 @@ def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -
         trainer._save_rng_state(distributed.broadcast_object(""))
         distributed.barrier()
     distributed.barrier()
+    signals.mark_resumable()
 
 
 def save_trainable_parameters(model: torch.nn.Module, folder: Path, metadata: dict[str, Any]) -> None:

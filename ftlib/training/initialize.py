@@ -60,7 +60,7 @@ def _weights_folder(text: str, run: Run, site: Site) -> Path:
     if folder.is_absolute() and any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         return folder
     others = [path.parent for path in (site.runs / text).glob("*/config.yaml") if path.parent != run.folder]
-    other = Run(others[0]) if len(others) == 1 else runs.find_run(str(site.runs / text), site)
+    other = Run(others[0]) if len(others) == 1 else runs.find_run(str(site.runs / text), site, prefer_trained=True)
     if not other.done_marker.exists():
         raise UserError(f"warm_start: {other.folder}: training has not finished", "Run `ftlib train` for it first.")
     return other.folder / str(files.read_json(other.done_marker)["result"])

@@ -138,6 +138,7 @@ def _run_training(experiment: Experiment, run: Run, prepared: PreparedDataset, s
     earlier, environment = run.environments(), describe_environment()
     run.log_environment(environment)
     if point.checkpoint:
+        signals.mark_resumable()
         log.info(f"resuming from the checkpoint of step {point.step}")
         if earlier and (versions := version_changes(earlier[-1], environment)):
             log.warning(f"versions have changed, so losses may differ slightly: {versions}")

@@ -143,7 +143,7 @@ def test_who_is_asked_decides(
     ftlib: Ftlib, slurm: Path, store: Path, monkeypatch: pytest.MonkeyPatch, answer: str, stays: bool
 ) -> None:
     run = finished(store, "a")
-    monkeypatch.setattr("ftlib.cli.clean.sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda question: answer)
     assert ftlib("clean")[0] == 0
     assert (run.folder / "checkpoints").exists() is stays
@@ -184,3 +184,23 @@ def test_who_begins_to_work_meanwhile_keeps_his_run(
         monkeypatch.setattr("ftlib.slurm.status.current_holder", lambda folder, now: None)  # looked just before
         assert "skipped: " in ftlib("clean", "--yes")[2]
     assert (run.folder / "checkpoints").exists()
+
+
+def test_the_code_of_ended_jobs_goes(ftlib: Ftlib, slurm: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, past = store / "runs" / ".jobs", time.time() - 3 * 86400
+    for name in ("code-old/ftlib/a.py", "code-new/ftlib/a.py", "17/config.yaml"):
+        files.write_text(jobs / name, "x")
+    files.write_text(jobs / "image", "x")
+    (jobs / "17" / "code").symlink_to(jobs / "code-old")
+    for name in ("code-old", "17", "image"):
+        os.utime(jobs / name, (past, past))
+    (slurm / "squeue").write_text("#!/bin/sh\necho 18\n")
+    code, _, error = ftlib("clean", "--yes")
+    assert code == 0 and "is kept while you have jobs" in error and (jobs / "code-old").exists()
+    (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert "is kept: squeue" in ftlib("clean", "--yes")[2] and (jobs / "code-old").exists()
+    (slurm / "squeue").write_text("#!/bin/sh\n")
+    assert ftlib("clean", "--yes", "--older-than", "30")[2] == "nothing to free\n"
+    code, output, _ = ftlib("clean", "--yes")
+    assert code == 0 and "code of ended jobs" in output
+    assert sorted(path.name for path in jobs.iterdir()) == ["code-new", "image"]

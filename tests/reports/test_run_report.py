@@ -254,6 +254,8 @@ def test_a_run_that_diverged_in_every_attempt(run: Run, page: Page) -> None:
 def test_attempts_stand_one_behind_the_other(run: Run, page: Page) -> None:
     train(run, steps=5)
     run.log_event("diverged", attempt=0, step=5, reason="loss 101 is above 100")
+    assert "died disappeared without reporting, before anything was saved; run or submit it again" in text_of(page(run))
+    files.write_text(run.checkpoint_root() / "checkpoint-3" / files.COMPLETE_MARKER, "{}")
     assert "died disappeared without reporting; run or submit it again to resume; last logged step 5" in text_of(
         page(run)
     )

@@ -119,6 +119,9 @@ def test_states(run: Run, site: Site, events: list[dict[str, Any]], known: Job |
     tell(run, *events)
     if state == "done":
         files.write_json(run.done_marker, {"step": 40})
+    if "to resume" in reason:
+        assert ", before anything was saved; run or submit it again" in standing(run, site, known).reason
+        files.write_text(run.checkpoint_root() / "checkpoint-3" / files.COMPLETE_MARKER, "{}")
     found = standing(run, site, known)
     assert (found.state, found.reason) == (state, reason)
 

@@ -37,6 +37,7 @@ from ftlib.data.sources.records import (
     read_records,
     require_fields,
     shown_id,
+    types_note,
 )
 from ftlib.data.sources.release_files import OfficialSplit, ReleaseFiles, image_name
 from ftlib.errors import UserError
@@ -401,14 +402,16 @@ def read_instances(path: Path) -> CocoInstances:
 
 
 def read_results(path: Path, instances: CocoInstances) -> list[Detection]:
-    """Read a result file. Images without detections are allowed, an empty file is not.
+    """Read a result file. Images without detections are allowed, and so is an empty list.
 
     Areas are those of the boxes if there are any, else of the masks, as in pycocotools.
 
     Raises:
-        UserError: the file is malformed or empty, or has unknown images or categories.
+        UserError: the file is malformed, or has unknown images or categories.
     """
-    records = read_records(path, _RESULT)
+    records = read_records(path, _RESULT, may_be_empty=True)
+    if not records:
+        return []
     _resolve(path, records, instances.images, instances.categories)
     fields = [name for name in ("bbox", "segmentation") if records[0].get(name)] or ["bbox"]
 
@@ -444,7 +447,7 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
     _require_pixels(path, instances.objects, instances.images)
     _require_pixels(predictions, found, instances.images)
     notes = {}
-    if found[0].mask is not None:
+    if found and found[0].mask is not None:
         if without := instances.outlines.count(None):
             notes["mask AP"] = f"{without} of {len(instances.objects)} annotations have no segmentation"
         else:
@@ -565,7 +568,8 @@ def _resolve(path: Path, records: Sequence[dict[str, Any]], images: Collection[I
         ids = {record[field] for record in records}
         here = match_ids(ids, known)
         if unknown := ids - here.keys():
-            problems.append(f"{path}: {len(unknown)} {field}s that are not in the references: {format_ids(unknown)}")
+            told = f"{len(unknown)} {field}s that are not in the references: {format_ids(unknown)}"
+            problems.append(f"{path}: {told}{types_note(unknown, known)}")
             continue
         for record in records:
             record[field] = here[record[field]]

@@ -175,13 +175,14 @@ def read_choices(path: Path) -> dict[str, GqaChoices]:
 
 
 def read_results(path: Path) -> dict[str, str]:
-    """Read predictions: question ID → answer.
+    """Read predictions: question ID → answer. IDs that are numbers become text.
 
     Raises:
         UserError: the file is malformed, or question IDs are not unique.
     """
-    records = index_by_id(path, read_records(path, {"questionId": str, "prediction": str}), "questionId")
-    return {key: record["prediction"] for key, record in records.items()}
+    records = read_records(path, {"questionId": (str, int), "prediction": str})
+    named = [{**record, "questionId": str(record["questionId"])} for record in records]
+    return {key: record["prediction"] for key, record in index_by_id(path, named, "questionId").items()}
 
 
 def score(references: Sequence[Path], predictions: Path, choices: Path | None = None) -> MetricResult:

@@ -67,33 +67,43 @@ def _parse(text: str, path: Path, line: int | None = None) -> Any:
         raise UserError(f"{path}:{before + 1}: cannot be parsed as JSON: {error}") from None
 
 
-def read_records(path: Path, types: Types) -> list[dict[str, Any]]:
+def read_records(path: Path, types: Types, may_be_empty: bool = False) -> list[dict[str, Any]]:
     """Read a JSON list of records, or JSONL, with any file name.
 
     Args:
         types: the fields that every record must have, with their types.
+        may_be_empty: whether an empty list is valid.
 
     Raises:
         UserError: not such a list, an empty list, or records with missing or wrong fields (lists the first 20).
     """
     text = _text(path)
-    if _is_lines(text, path):
+    if not text.strip():  # a file that is still being written, rather than an empty list
+        raise UserError(f"{path}: is empty: contains no records")
+    if _is_lines(text):
         lines = enumerate(text.split("\n"), 1)
         records = [_parse(line, path, number) for number, line in lines if line.strip()]
     else:
         records = _parse(text, path)
     if not isinstance(records, list):
         raise UserError(f"{path}: must be a list of records, got {type(records).__name__}")
-    check_records(path, records, types)
+    if records or not may_be_empty:
+        check_records(path, records, types)
     return records
 
 
-def _is_lines(text: str, path: Path) -> bool:
+def _is_lines(text: str) -> bool:
     """Whether a text is JSONL: the first line is a complete object."""
-    start = text.lstrip()
-    if not start.startswith("{"):
-        return path.suffix == ".jsonl" and not start.startswith("[")
-    return path.suffix == ".jsonl" or start.partition("\n")[0].rstrip().endswith("}")
+    first, _, rest = text.lstrip().partition("\n")
+    if not first.startswith("{") or not first.rstrip().endswith("}"):
+        return False
+    if not rest.strip():
+        return True
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def check_records(
@@ -125,11 +135,18 @@ def require_fields(record: dict[str, Any], types: Types, optional: Types | None 
     there = {name: kind for name, kind in (optional or {}).items() if name in record}
     for name, kind in (types | there).items():
         if name not in record:
-            raise ValueError(f"field {name} is missing")
+            raise ValueError(f"field {name} is missing{_available(record)}")
         value = record[name]
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise ValueError(f"field {name}: {wanted} expected, found {value!r}"[:200])
+
+
+def _available(record: Mapping[str, Any]) -> str:
+    """The fields that a record has, for messages."""
+    names = [shown_id(name) for name in record]
+    shown = ", ".join(names[:IDS_SHOWN]) + (" …" if len(names) > IDS_SHOWN else "")
+    return f"; available: {shown}" if names else ""
 
 
 def index_by_id(path: Path, records: Iterable[dict[str, Any]], field: str) -> dict[Any, dict[str, Any]]:
@@ -195,9 +212,18 @@ def require_same_ids(path: Path, found: Iterable[Any], expected: Iterable[Any], 
     if missing := there - here:
         problems.append(f"{path}: {len(missing)} of {len(there)} {field}s have no answer: {format_ids(missing)}")
     if unknown := here - there:
-        problems.append(f"{path}: {len(unknown)} {field}s that are not in the references: {format_ids(unknown)}")
+        told = f"{len(unknown)} {field}s that are not in the references: {format_ids(unknown)}"
+        problems.append(f"{path}: {told}{types_note(unknown, there)}")
     if problems:
         raise UserError("\n".join(problems), "Results and references must be of the same split, one answer for each.")
+
+
+def types_note(ids: Iterable[Any], known: Iterable[Any]) -> str:
+    """The types of IDs and of the references' IDs, if they differ; for messages about unknown IDs."""
+    own, theirs = ({"number" if isinstance(one, int) else "text" for one in each} for each in (ids, known))
+    if own == theirs or not theirs:
+        return ""
+    return f" ({' and '.join(sorted(own))}; in the references {' and '.join(sorted(theirs))})"
 
 
 def shown_id(value: Any) -> str:
@@ -382,7 +408,8 @@ def _answer(record: dict[str, Any]) -> str:
 
 def _accepted(record: dict[str, Any]) -> tuple[str, ...]:
     if "references" not in record and "suffix" not in record:
-        raise ValueError("field references (a list of texts) or suffix (one text) is missing")
+        problem = "field references (a list of texts) or suffix (one text) is missing"
+        raise ValueError(f"{problem}{_available(record)}")
     name = "references" if "references" in record else "suffix"
     answers = record[name] if name == "references" else [record[name]]
     texts = [plain_text(one) for one in answers] if isinstance(answers, list) else []

@@ -236,6 +236,17 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["metric"], found["n"], found["metrics"]["AP: small"]["value"]) == ("AP", 3, None)
 
 
+def test_a_model_that_found_nothing_has_an_ap_of_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references, predictions = files(tmp_path, INSTANCES, [])
+    assert main(["score", "detect", "--references", str(references), "--predictions", str(predictions), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["value"], found["n"]) == (0, 3)
+    assert score([references], predictions).values().keys() == score([files(tmp_path)[0]], predictions).values().keys()
+    predictions.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        score([references], predictions)
+
+
 def changed(what: str, index: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
     def change(content: dict[str, Any]) -> None:
         content[what][index].update(fields)
@@ -260,7 +271,6 @@ def changed(what: str, index: int, **fields: Any) -> Callable[[dict[str, Any]], 
             "record 2: field segmentation: must be in all",
         ),
         (lambda content: content["results"][0].pop("score"), "record 1: field score is missing"),
-        (lambda content: content["results"].clear(), "contains no records"),
         (lambda content: content["results"].append(3), "record 4: not an object"),
         (changed("images", 0, id=3), "id occurs more than once: 3"),
         (changed("images", 0, width="wide"), "image 7"),

@@ -103,6 +103,17 @@ def test_results_are_read_as_written(tmp_path: Path) -> None:
     assert read_results(tmp_path / "p.json") == {"01": "zwei\n", "02": "é"}
 
 
+def test_ids_may_be_numbers(files: dict[str, Path]) -> None:
+    questions = json.loads(files["questions"].read_text().replace('"0', '"1').replace("gl1", "gl0"))
+    predictions = json.loads(files["predictions"].read_text().replace('"0', '"1'))
+    files["questions"].write_text(json.dumps(questions))
+    files["predictions"].write_text(json.dumps(predictions))
+    expected = score([files["questions"]], files["predictions"]).values()
+    numbers = [{**record, "questionId": int(record["questionId"])} for record in predictions]
+    files["predictions"].write_text(json.dumps(numbers))
+    assert score([files["questions"]], files["predictions"]).values() == pytest.approx(expected, nan_ok=True)
+
+
 def test_choices(files: dict[str, Path]) -> None:
     assert read_choices(files["choices"])["02"].plausible == ("yes", "red")
 
@@ -112,7 +123,16 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
     "unknown": ("predictions", lambda c: c.append({"questionId": "9", "prediction": ""}), "not in the references: 9"),
     "answered twice": ("predictions", lambda c: c.append(c[0]), "questionId occurs more than once: 03"),
     "no predictions": ("predictions", lambda c: c.clear(), "contains no records"),
-    "id is a number": ("predictions", lambda c: c[0].update(questionId=3), "record 1: field questionId: str expected"),
+    "id is a list": (
+        "predictions",
+        lambda c: c[0].update(questionId=[3]),
+        "record 1: field questionId: str or int expe",
+    ),
+    "id is a number": (
+        "predictions",
+        lambda c: c[0].update(questionId=3),
+        "questionIds that are not in the references",
+    ),
     "prediction missing": ("predictions", lambda c: c[0].pop("prediction"), "field prediction is missing"),
     "no questions": ("questions", lambda c: c.clear(), "must be an object with question ids as keys"),
     "question is a number": ("questions", lambda c: c.update({"04": 3}), "question 04: is not a valid object"),

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from ftlib.cli.main import main
-from ftlib.data.sources.records import format_ids, read_text_predictions, read_text_references
+from ftlib.data.sources.records import (
+    format_ids,
+    read_records,
+    read_text_predictions,
+    read_text_references,
+    require_same_ids,
+)
 from ftlib.errors import UserError
 
 
@@ -49,6 +55,39 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     )
     answers = [{"id": "2", "prediction": "猫\nhund"}, {"id": "ä", "prediction": "a"}]
     assert read_text_predictions(jsonl(tmp_path / "predictions.jsonl", answers), rows) == ["a", "猫\nhund"]
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.json", "answers.txt", "answers"])
+@pytest.mark.parametrize("form", ["lines", "list", "printed list", "lines of objects in objects"])
+def test_lines_and_lists_are_told_apart_by_content(tmp_path: Path, name: str, form: str) -> None:
+    records: list[Any] = [{"id": n, "prediction": "a"} for n in range(3)]
+    if form == "lines of objects in objects":
+        records = [{"facts": {"a": {}}, **record} for record in records]
+    path = tmp_path / name
+    if form.startswith("lines"):
+        jsonl(path, records)
+    else:
+        path.write_text(json.dumps(records, indent=2 if form == "printed list" else None))
+    rows = read_text_references(jsonl(tmp_path / "references", [{"id": n, "suffix": "a"} for n in range(3)]))
+    assert read_text_predictions(path, rows) == ["a"] * 3
+
+
+def test_a_printed_object_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"x": {},\n"answers": {"1": "a"}\n}\n')
+    with pytest.raises(UserError, match="must be a list of records, got dict"):
+        read_records(path, {})
+
+
+def test_messages_name_what_the_file_has(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "answers.jsonl", [{"id": 1, "answer": "a"}])
+    rows = read_text_references(jsonl(tmp_path / "references", [{"id": 1, "suffix": "a"}]))
+    with pytest.raises(UserError, match="record 1: field prediction is missing; available: id, answer"):
+        read_text_predictions(path, rows)
+    with pytest.raises(UserError, match=r"suffix .one text. is missing; available: id, answer"):
+        read_text_references(path)
+    with pytest.raises(UserError, match=r"1 ids that are not in the references: 7 .text; in the references number."):
+        require_same_ids(path, ["7"], [8], "id")
 
 
 BOX = [1, 2, 30, 40]
