@@ -40,7 +40,13 @@ from ftlib.merging.plan import (
 from ftlib.merging.recipe import BASE, MERGED, Recipe, model_letter
 from ftlib.merging.sources import MergeInput, find_merge_input, weight_hashes
 from ftlib.merging.statistics import TensorStatistics, by_layer, table
-from ftlib.merging.tokenizer_files import TokenizerChoice, choose_tokenizer, copy_model_files, require_rows
+from ftlib.merging.tokenizer_files import (
+    TokenizerChoice,
+    check_added_rows,
+    choose_tokenizer,
+    copy_model_files,
+    require_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,6 +98,9 @@ def _merge(recipe: Recipe, site: Site) -> Path:
     labels = [source.label for source in inputs.models]
     if recipe.form == "model":
         check_head(weights, models, labels)
+        check_added_rows(weights, models, inputs.models)
+        if len(base) < len(stored):
+            log.info(f"{inputs.base.label}: its head is tied to its embeddings; the result stores this matrix once")
     log.info(formula(recipe))
     if recipe.form == "model" and (chosen := describe_dtype(recipe, weights, models, labels)):
         log.info(chosen)

@@ -12,6 +12,7 @@ from ftlib.core import files, log
 from ftlib.errors import UserError
 from ftlib.hub.cache import LICENSE_FILES, MERGE_RECORD, TOKENIZER_FILES
 from ftlib.merging.checkpoint_io import is_vocabulary_sized
+from ftlib.merging.deltas import FinetunedModel
 from ftlib.merging.plan import PlannedTensor
 from ftlib.merging.recipe import BASE, Recipe, model_letter
 from ftlib.merging.sources import MergeInput
@@ -81,6 +82,33 @@ def require_rows(choice: TokenizerChoice, source: MergeInput, weights: Sequence[
     if (number := vocabulary.words[word]) >= min(rows):
         problem = f"{source.label}: its token {word!r} has ID {number}, but the embeddings have {min(rows)} rows"
         raise UserError(problem, "Use the base's tokenizer (--tokenizer-from base), or save it with its embeddings.")
+
+
+def check_added_rows(
+    weights: Sequence[PlannedTensor], models: Sequence[FinetunedModel], sources: Sequence[MergeInput]
+) -> None:
+    """Report embeddings with more rows than the base's if no tokenizer says for which tokens.
+
+    Raises:
+        UserError: another model has such rows, too, so rows of different tokens could be averaged.
+    """
+    larger: dict[int, tuple[PlannedTensor, int]] = {}
+    for weight in weights:
+        for number, model in enumerate(models):
+            tensor = model.whole(weight.name) if is_vocabulary_sized(weight.name) else None
+            if tensor and tensor.rows > weight.base.rows:
+                larger.setdefault(number, (weight, tensor.rows))
+    for number, (weight, rows) in larger.items():
+        source = sources[number]
+        if read_vocabulary(source.folder) is None:
+            problem = f"{source.label}: {weight.entry.name} has {rows} rows, the base's has {weight.base.rows}"
+            problem += ", and there is no tokenizer with the added tokens"
+            if len(larger) > 1:
+                remedy = (
+                    "Copy the tokenizer files of the models into their folders, so that their tokens can be compared."
+                )
+                raise UserError(f"{problem}; another model has added rows, too", remedy)
+            log.warning(f"{problem}; its rows are kept")
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ftlib.cli.merge import _load_recipe, _parser
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.merging.recipe import Recipe
-from tests.merging import bare, literal
+from tests.merging import bare, literal, mergekit_oracle
 
 Ftlib = Callable[..., tuple[int, str, str]]
 
@@ -57,6 +58,20 @@ def test_it_merges_as_mergekit_does(tmp_path: Path, store: Path, ftlib: Ftlib) -
         expected = value + literal.agreeing(trimmed, [0.7, 0.2], "weights", 1.0)
         np.testing.assert_allclose(merged[name].double().numpy(), expected, rtol=0, atol=1.3e-7)
         assert merged[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("case", mergekit_oracle.CASES)
+def test_it_merges_as_mergekit_did(tmp_path: Path, store: Path, ftlib: Ftlib, case: str) -> None:
+    """Results of mergekit 0.1.5 itself; the largest difference is one unit in the last place of float32."""
+    mergekit_oracle.write_models(tmp_path)
+    code, _, error = ftlib("merge", mergekit_oracle.write_yaml(tmp_path, case), "-o", tmp_path / "out")
+    assert code == 0, error
+    merged, found = bare.load(tmp_path / "out"), load_file(mergekit_oracle.RESULTS)
+    assert merged.keys() == mergekit_oracle.SHAPES.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, found[f"{case}/{name}"], rtol=2e-7, atol=2e-7)
+        if case == "ties":
+            assert torch.equal(tensor, found[f"{case}/{name}"])
 
 
 @pytest.mark.parametrize(

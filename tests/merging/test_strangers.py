@@ -223,7 +223,9 @@ def store_head(folder: Path, factor: float = 1.0) -> None:
     save_file({**weights, "lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_a_tied_head_that_is_stored_stays_one_matrix(tmp_path: Path, merged: Merge) -> None:
+def test_a_tied_head_that_is_stored_stays_one_matrix(
+    tmp_path: Path, merged: Merge, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = llama(tmp_path / "base", tie_word_embeddings=True)
     llama(tmp_path / "b", seed=1, tie_word_embeddings=True)
     for name in ("base", "b"):
@@ -235,6 +237,8 @@ def test_a_tied_head_that_is_stored_stays_one_matrix(tmp_path: Path, merged: Mer
     result = merged("b", "b", method="dare_ties")  # drops other entries of another name
     model, info = LlamaForCausalLM.from_pretrained(result, output_loading_info=True)
     assert not info["missing_keys"] and model.lm_head.weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in load_file(result / "model.safetensors")
+    assert "its head is tied to its embeddings; the result stores this matrix once" in capsys.readouterr().err
     store_head(tmp_path / "base", 1.5)
     with pytest.raises(UserError, match="its files contain two different"):
         merged("b")
@@ -423,6 +427,25 @@ def test_a_vocabulary_with_added_tokens(tmp_path: Path, merged: Merge) -> None:
         LlamaForCausalLM.from_pretrained(result)
     words(tmp_path / "b", ("z", 40))
     with pytest.raises(UserError, match=r"'z' has ID 40, in .*a 'x'"):
+        merged("a", "b")
+
+
+def test_added_rows_without_a_tokenizer(tmp_path: Path, merged: Merge, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of one model are kept and reported; those of two could be of different tokens."""
+    llama(tmp_path / "base")
+    for name, seed in (("a", 1), ("b", 2)):
+        model = llama(tmp_path / name, seed)
+        enlarge(model, 42)
+        model.save_pretrained(tmp_path / name)
+    llama(tmp_path / "c", seed=3)
+    result = merged("a", "c")
+    assert "has 42 rows, the base's has 40, and there is no tokenizer" in capsys.readouterr().err
+    a, both = (load_file(path / "model.safetensors") for path in (tmp_path / "a", result))
+    assert torch.equal(both["lm_head.weight"][40:], a["lm_head.weight"][40:])
+    with pytest.raises(UserError, match=r"a: .* no tokenizer with the added tokens; another model has added rows, too"):
+        merged("a", "b")
+    words(tmp_path / "a", ("x", 40), ("y", 41))
+    with pytest.raises(UserError, match=r"b: .* another model has added rows, too"):
         merged("a", "b")
 
 
