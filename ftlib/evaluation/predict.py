@@ -69,12 +69,12 @@ def _open_folder(folder: Path, max_new_tokens: int | None, site: Site) -> tuple[
     """Open a model without a run: the prompt is its chat template, or the question alone if it has none."""
     base = find_adapter_base(folder, site) if is_adapter(folder) else folder
     require_model(base)
-    settings = files.read_json(base / "config.json")
+    settings = files.read_json_object(base / "config.json")
     family = "paligemma" if settings.get("model_type") == "paligemma" else "causal"
     tokenizer = base / "tokenizer_config.json"
     templates = [
         (base / "chat_template.jinja").is_file(),
-        tokenizer.is_file() and "chat_template" in files.read_json(tokenizer),
+        tokenizer.is_file() and "chat_template" in files.read_json_object(tokenizer),
     ]
     config = Config.model_validate(
         {

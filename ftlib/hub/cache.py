@@ -116,9 +116,9 @@ def find_adapter_base(folder: Path, site: Site) -> Path:
     Raises:
         UserError: it names none, or it is not here.
     """
-    config = files.read_json(folder / ADAPTER_CONFIG)
+    config = files.read_json_object(folder / ADAPTER_CONFIG)
     name = config.get("base_model_name_or_path")
-    if not name:
+    if not isinstance(name, str) or not name:
         raise UserError(f"{folder / ADAPTER_CONFIG}: it does not name its base (base_model_name_or_path)")
     return find_model(Model(family="causal", base=name, revision=config.get("revision")), site)
 

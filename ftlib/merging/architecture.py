@@ -151,20 +151,30 @@ def adapted_weights(skeleton: PreTrainedModel, adapter: Path) -> set[str]:
     return {canonical_name(f"{name}.weight") for name in layers}
 
 
-def check_adapter_complete(skeleton: PreTrainedModel, adapter: Path, present: Set[str], base: Set[str]) -> None:
-    """Check that an adapter has all layers of its target_modules.
+def check_adapter_complete(
+    skeleton: PreTrainedModel, adapter: Path, updated: Set[str], saved: Set[str], base: Set[str]
+) -> None:
+    """Check that an adapter has all layers of its target_modules, and no others.
 
     A part of the model (such as the vision tower) without any adapted layer is only reported: some programs adapt the
     language model with names that also match the vision tower.
 
     Args:
-        present: canonical names of the weights that it changes.
+        updated: canonical names of the weights with a low-rank update.
+        saved: canonical names of the weights that it stores whole.
         base: canonical names of all weights.
 
     Raises:
-        UserError: layers are missing.
+        UserError: layers are missing, or PEFT would ignore some.
     """
-    missing = (adapted_weights(skeleton, adapter) & base) - present
+    adapted, present = adapted_weights(skeleton, adapter) & base, updated | saved
+    if ignored := sorted(updated - adapted):
+        shown = ", ".join(ignored[:3]) + (" …" if len(ignored) > 3 else "")
+        raise UserError(
+            f"{adapter}: {len(ignored)} layers of its file are not among those that its config adapts: {shown}",
+            "PEFT ignores them. Correct target_modules (or layers_to_transform and the like) in adapter_config.json.",
+        )
+    missing = adapted - present
     parts = {model_part_of(name) for name in present}
     lost = sorted(name for name in missing if model_part_of(name) in parts)
     if lost:

@@ -42,7 +42,7 @@ def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, 
         raise UserError(f"{base.label}: the base must be a whole model, but this is an adapter")
     for source in (base, model):
         if quantization := source.config.get("quantization_config"):
-            method = quantization.get("quant_method", "unknown")
+            method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
             raise UserError(f"{source.label}: its weights are quantized ({method})", "Merge unquantized weights.")
     for field in ("model_type", "architectures"):
         theirs, ours = model.config.get(field), base.config.get(field)

@@ -238,7 +238,7 @@ def open_adapter(folder: Path, base: dict[str, StoredTensor], skeleton: PreTrain
     adapter = LoraAdapter(low_rank, replaced, names, config, tied)
     _check_changes(folder, adapter, base)
     if skeleton is not None:
-        check_adapter_complete(skeleton, folder, low_rank.keys() | replaced.keys(), base.keys())
+        check_adapter_complete(skeleton, folder, low_rank.keys(), replaced.keys(), base.keys())
     for name in config.get("modules_to_save") or ():
         if not any(name in key.split(".") for key in replaced) and not tied:
             raise UserError(f"{folder}: the weights of {name} are missing, but modules_to_save lists it")
@@ -356,4 +356,6 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     patterns = config.get("alpha_pattern") or {}
     usual = config.get("lora_alpha", LoraConfig.lora_alpha)
     alpha = patterns.get(get_pattern_key(list(patterns), module), usual)
+    if type(alpha) not in (int, float):
+        raise UserError(f"adapter_config.json: lora_alpha of {module} must be a number, got {alpha!r:.60}")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -91,6 +91,10 @@ def _merge(recipe: Recipe, site: Site) -> Path:
         return _existing_output(output, inputs)
     stored = open_weights(inputs.base.folder)
     config = read_config(inputs.base.folder)
+    for source in (inputs.base, *inputs.models):
+        if source.config and read_config(source.folder) is None:
+            problem = "transformers cannot read its config.json, so only names and shapes of its weights are compared"
+            log.warning(f"{source.label}: {problem}")
     skeleton = build_skeleton(config, stored, inputs.base.label) if config else None
     base = without_tied_head(inputs.base.label, canonical_weights(inputs.base.folder), is_tied(config))
     models = [_open(source, base, skeleton) for source in inputs.models]

@@ -43,7 +43,7 @@ class MergeInput:
     def config(self) -> dict[str, Any]:
         """Return config.json; empty for a folder of weights only."""
         path = self.folder / "config.json"
-        return files.read_json(path) if self.kind == "model" and path.is_file() else {}
+        return files.read_json_object(path) if self.kind == "model" and path.is_file() else {}
 
 
 def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
@@ -64,9 +64,11 @@ def find_merge_input(text: str, revision: str | None, site: Site) -> MergeInput:
     if not (folder / "adapter_config.json").is_file():
         weight_files(folder)
         return MergeInput(text, folder, "model", trained_on, origin)
-    settings = files.read_json(folder / "adapter_config.json")
-    named = (settings.get("base_model_name_or_path"), settings.get("revision"))
-    return MergeInput(text, folder, "adapter", trained_on or (named if named[0] else None), origin)
+    settings = files.read_json_object(folder / "adapter_config.json")
+    name, own = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not all(isinstance(each, (str, type(None))) for each in (name, own)):
+        raise UserError(f"{folder / 'adapter_config.json'}: base_model_name_or_path and revision must be text or null")
+    return MergeInput(text, folder, "adapter", trained_on or ((name, own) if name else None), origin)
 
 
 def run_of(folder: Path) -> Run | None:

@@ -118,12 +118,13 @@ def _settings(folder: Path) -> dict[str, Any]:
     if (folder / "chat_template.jinja").is_file():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     end = config.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
     generation = _json(folder / _GENERATION)
     ours = {} if generation.get("_from_model_config") else generation
     vocabulary = read_vocabulary(folder)
     found = {
         "chat template": template,
-        "end of sequence": end.get("content") if isinstance(end, dict) else end,
+        "end of sequence": end if isinstance(end, str) else None,
         "generation config": {
             key: value for key, value in ours.items() if value is not None and key != "transformers_version"
         },

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ftlib.core import files
 from ftlib.core.protobuf import read_fields
@@ -34,10 +35,10 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     words = _tokenizer_json(folder / "tokenizer.json")
     kind = "words"
     if not words and (folder / "vocab.json").is_file():
-        words = dict(files.read_json(folder / "vocab.json"))
+        words = _checked(folder / "vocab.json", files.read_json_object(folder / "vocab.json"))
     if not words and (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        words = {word: number for number, word in enumerate(lines)}
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        words = {word: number for number, word in enumerate(lines)}  # a word may be a separator of str.splitlines
     for path in [] if words else sorted([*folder.glob("*.model"), *folder.glob("*.tiktoken")]):
         content = path.read_bytes()
         if content[:1] == b"\n":
@@ -51,22 +52,40 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 def _tokenizer_json(path: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
-    tokenizer = files.read_json(path)
-    words = tokenizer["model"].get("vocab", {})
-    if isinstance(words, list):  # Unigram: [token, score] by ID
-        words = {word[0]: number for number, word in enumerate(words)}
-    return {**words, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}}
+    tokenizer = files.read_json_object(path)
+    try:
+        words = tokenizer["model"].get("vocab", {})
+        if isinstance(words, list):  # Unigram: [token, score] by ID
+            words = {word[0]: number for number, word in enumerate(words)}
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+        return _checked(path, {**words, **added})
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{path}: not a tokenizer of the library tokenizers") from None
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
     """Return the added tokens of slow tokenizers, which are in separate files."""
     found: dict[str, int] = {}
-    if (folder / "added_tokens.json").is_file():
-        found |= files.read_json(folder / "added_tokens.json")
-    if (folder / "tokenizer_config.json").is_file():
-        decoder = files.read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        found |= {token["content"]: int(number) for number, token in decoder.items()}
+    if (path := folder / "added_tokens.json").is_file():
+        found |= _checked(path, files.read_json_object(path))
+    if (path := folder / "tokenizer_config.json").is_file():
+        decoder = files.read_json_object(path).get("added_tokens_decoder") or {}
+        try:
+            found |= _checked(path, {token["content"]: int(number) for number, token in decoder.items()})
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise UserError(f"{path}: field added_tokens_decoder: must have an object for each token ID") from None
     return found
+
+
+def _checked(path: Path, words: dict[Any, Any]) -> dict[str, int]:
+    """Return token → ID.
+
+    Raises:
+        UserError: an ID is not a number.
+    """
+    if odd := next((word for word, number in words.items() if type(number) is not int), None):
+        raise UserError(f"{path}: the ID of token {odd!r} must be a number, got {words[odd]!r:.60}")
+    return words
 
 
 def _sentencepieces(path: Path, content: bytes) -> Iterator[str]:

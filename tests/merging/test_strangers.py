@@ -19,6 +19,7 @@ from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.merging.merge import merge
 from ftlib.merging.recipe import Recipe
+from ftlib.merging.vocabulary import read_vocabulary
 from tests.merging import bare
 
 Merge = Callable[..., Path]
@@ -148,9 +149,73 @@ def test_an_adapter_without_some_of_its_own_layers(tmp_path: Path, merged: Merge
     edit_adapter(tmp_path / "a", lambda weights: {n: t for n, t in weights.items() if "layers.1.mlp.up_proj" not in n})
     with pytest.raises(UserError, match=r"1 layers of its target_modules are missing in its file: layers\.1\.mlp"):
         merged("a")
-    edit(tmp_path / "a" / "adapter_config.json", modules_to_save=["lm_head"], target_modules=["q_proj"])
+    adapter(tmp_path / "a", llama(tmp_path / "base"), target_modules=["q_proj"])
+    edit(tmp_path / "a" / "adapter_config.json", modules_to_save=["lm_head"])
     with pytest.raises(UserError, match="the weights of lm_head are missing"):
         merged("a")
+
+
+@pytest.mark.parametrize(
+    "field", [{"target_modules": ["q_proj"]}, {"layers_to_transform": [0]}, {"exclude_modules": ["v_proj"]}]
+)
+def test_an_adapter_with_layers_that_peft_would_ignore(tmp_path: Path, merged: Merge, field: dict[str, Any]) -> None:
+    adapter(tmp_path / "a", llama(tmp_path / "base"), target_modules=["q_proj", "v_proj"])
+    edit(tmp_path / "a" / "adapter_config.json", **field)
+    with pytest.raises(UserError, match="2 layers of its file are not among those that its config adapts"):
+        merged("a")
+
+
+ODD: dict[str, tuple[object, ...]] = {
+    "a/adapter_config.json": ([], None, "x"),
+    "m/config.json": ([], None, {"quantization_config": 3}),
+    "base/config.json": ([], 3),
+    "m/tokenizer.json": ([], {}, {"model": 3}, {"model": {"vocab": 5}}, {"model": {"vocab": {"a": "b"}}}, {"model": {},
+                         "added_tokens": [3]}),
+    "m/tokenizer_config.json": ([], {"added_tokens_decoder": {"x": 3}}, {"added_tokens_decoder": {"1": 3}}),
+    "m/added_tokens.json": ([], {"a": []}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files_are_named(tmp_path: Path, merged: Merge, name: str) -> None:
+    adapter(tmp_path / "a", llama(tmp_path / "base"), target_modules=["q_proj"])
+    llama(tmp_path / "m", seed=1)
+    words(tmp_path / "base")
+    words(tmp_path / "m")
+    for content in ODD[name]:
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(UserError, match=name.partition("/")[2] if content != {"quantization_config": 3} else "m:"):
+            merged(name.partition("/")[0].replace("base", "m"))
+
+
+def test_numbers_of_an_adapter_config_that_are_none(tmp_path: Path, merged: Merge) -> None:
+    adapter(tmp_path / "a", llama(tmp_path / "base"), target_modules=["q_proj"])
+    for field, message in (
+        ({"lora_alpha": "x"}, "lora_alpha of .*q_proj must be a number, got 'x'"),
+        ({"lora_alpha": 8, "alpha_pattern": {"q_proj": None}}, "lora_alpha of .*q_proj must be a number"),
+        ({"base_model_name_or_path": 3}, "must be text or null"),
+    ):
+        path = tmp_path / "a" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | field))
+        with pytest.raises(UserError, match=message):
+            merged("a")
+
+
+def test_a_word_that_separates_lines_keeps_the_numbers_of_a_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("a\n\x85\n\u2028\nb\n", encoding="utf-8")
+    vocabulary = read_vocabulary(tmp_path)
+    assert vocabulary and vocabulary.words == {"a": 0, "\x85": 1, "\u2028": 2, "b": 3}
+
+
+def test_a_config_that_transformers_cannot_read_is_told(
+    tmp_path: Path, merged: Merge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama(tmp_path / "base")
+    llama(tmp_path / "a", seed=1)
+    for name in ("base", "a"):
+        edit(tmp_path / name / "config.json", model_type="unheard of")
+    merged("a")
+    assert capsys.readouterr().err.count("transformers cannot read its config.json") == 2
 
 
 def test_two_adapters_in_one_file(tmp_path: Path, merged: Merge) -> None:
