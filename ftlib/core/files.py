@@ -170,6 +170,18 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="backslashreplace").decode()
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error}") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

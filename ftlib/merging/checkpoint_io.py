@@ -141,6 +141,8 @@ def weight_files(folder: Path) -> list[Path]:
         names = _shards(folder, present) or [name for name in present if not name.startswith("consolidated")] or present
     if not names:
         raise UserError(f"{folder}: contains no *.safetensors", "Only safetensors files can be merged.")
+    if dangling := [name for name in names if not (folder / name).exists()]:
+        raise UserError(f"{folder / dangling[0]}: a link to a file that does not exist", "Download the model again.")
     return [folder / name for name in names]
 
 

@@ -57,14 +57,26 @@ def plan_weights(
         names: the base's stored names.
 
     Raises:
-        UserError: the recipe has a part that the base lacks.
+        UserError: the recipe has a part that the base lacks, or the base is quantized.
     """
     parts = _parts(recipe, {model_part_of(name) for name in base})
     planned = []
     for name, stored in base.items():
+        _require_unquantized("the base", names[name], stored)
         entry = TensorEntry(names[name], _shape(name, stored, models), _dtype(recipe, name, stored, models))
         planned.append(PlannedTensor(name, entry, stored, _source(recipe, name, stored, parts, models)))
     return planned
+
+
+def _require_unquantized(label: str, name: str, tensor: StoredTensor) -> None:
+    """Reject layers of small integers, which need scales to become weights.
+
+    Raises:
+        UserError: the weight is one.
+    """
+    if tensor.dtype in (torch.int8, torch.uint8) and len(tensor.shape) > 1:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{label}: {name} has dtype {kind}: its weights are quantized", "Merge unquantized weights.")
 
 
 def _parts(recipe: Recipe, existing: set[str]) -> dict[str, str]:
@@ -171,7 +183,7 @@ def align_checkpoint(label: str, model: FullCheckpoint, base: dict[str, StoredTe
     """Return a checkpoint with exactly the base's weights; a tied head is added or removed.
 
     Raises:
-        UserError: weights are missing or unexpected, or have other shapes.
+        UserError: weights are missing, unexpected or quantized, or have other shapes.
     """
     tensors = {name: tensor for name, tensor in model.tensors.items() if name in base or not is_buffer(name)}
     tensors.update({name: stored for name, stored in base.items() if is_buffer(name) and name not in tensors})
@@ -184,6 +196,7 @@ def align_checkpoint(label: str, model: FullCheckpoint, base: dict[str, StoredTe
             )
     for name, stored in base.items():
         check_shape(label, name, tensors[name].shape, stored.shape)
+        _require_unquantized(label, name, tensors[name])
     return replace(model, tensors=tensors)
 
 

@@ -116,7 +116,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     config = _json(folder / "tokenizer_config.json")
     template = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = files.read_text(folder / "chat_template.jinja")
     end = config.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     generation = _json(folder / _GENERATION)

@@ -37,7 +37,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if not words and (folder / "vocab.json").is_file():
         words = _checked(folder / "vocab.json", files.read_json_object(folder / "vocab.json"))
     if not words and (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = files.read_text(folder / "vocab.txt").removesuffix("\n").split("\n")
         words = {word: number for number, word in enumerate(lines)}  # a word may be a separator of str.splitlines
     for path in [] if words else sorted([*folder.glob("*.model"), *folder.glob("*.tiktoken")]):
         content = path.read_bytes()

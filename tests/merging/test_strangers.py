@@ -188,6 +188,31 @@ def test_odd_files_are_named(tmp_path: Path, merged: Merge, name: str) -> None:
             merged(name.partition("/")[0].replace("base", "m"))
 
 
+def test_files_that_are_no_text_and_links_to_nothing(tmp_path: Path, merged: Merge) -> None:
+    llama(tmp_path / "base")
+    llama(tmp_path / "m", seed=1)
+    for name in ("vocab.txt", "chat_template.jinja"):
+        (tmp_path / "m" / name).write_bytes(b"\xff")
+        with pytest.raises(UserError, match=f"{name}: not UTF-8"):
+            merged("m")
+        (tmp_path / "m" / name).unlink()
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "blob")
+    (tmp_path / "m" / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="a link to a file that does not exist"):
+        merged("m")
+
+
+@pytest.mark.parametrize("owner", ["base", "m"])
+def test_layers_of_integers_are_quantized(tmp_path: Path, merged: Merge, owner: str) -> None:
+    llama(tmp_path / "base")
+    llama(tmp_path / "m", seed=1)
+    path = tmp_path / owner / "model.safetensors"
+    weights = {name: t.to(torch.int8) if "q_proj" in name else t for name, t in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(UserError, match="has dtype int8: its weights are quantized"):
+        merged("m")
+
+
 def test_numbers_of_an_adapter_config_that_are_none(tmp_path: Path, merged: Merge) -> None:
     adapter(tmp_path / "a", llama(tmp_path / "base"), target_modules=["q_proj"])
     for field, message in (
