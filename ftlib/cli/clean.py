@@ -8,7 +8,9 @@ never deleted.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import math
 import os
 import shutil
 import stat
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> int:
     command.add_argument("chosen", metavar="RUN", nargs="*", help="run folders or names; default: all")
     command.add_argument("--runs", action="store_true", help="whole runs, including results and scores")
     command.add_argument(
-        "--older-than", metavar="DAYS", type=float, default=0.0, help="only what was inactive for this long"
+        "--older-than", metavar="DAYS", type=_days, default=0.0, help="only what was inactive for this long"
     )
     command.add_argument("--yes", action="store_true", help="do not ask")
     parsed = command.parse_args(argv)
@@ -75,6 +77,13 @@ def main(argv: list[str]) -> int:
     elif _confirm(found, site, parsed.yes):
         log.info(f"{format_size(sum(_delete(candidate, site) for candidate in found))} freed")
     return 0
+
+
+def _days(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (days := float(text)) < math.inf:
+            return days
+    raise argparse.ArgumentTypeError(f"{text}: must be a number of days")
 
 
 def _last_activity(run: Run) -> float:

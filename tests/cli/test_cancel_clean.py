@@ -157,6 +157,8 @@ def test_whole_runs_by_name_or_age_never_what_waits(ftlib: Ftlib, slurm: Path, s
     for path in (old.history, old.config_file, waiting.history, waiting.config_file):
         os.utime(path, (past, past))
     assert ftlib("clean", "--runs", "--yes")[0] == 2
+    for days in ("-3", "nan", "inf", "x"):
+        assert "must be a number of days" in ftlib("clean", "--runs", "--older-than", days, "--yes")[2]
     assert new.folder.exists()
     error = ftlib("clean", "--runs", "--older-than", "30", "--yes")[2]
     assert "c/1: skipped (queued)" in error
