@@ -26,8 +26,9 @@ from ftlib.errors import UserError
 _CHECKPOINT_PREFIX = "checkpoint-"
 _RUN_GLOB = "[!.]*/*/config.yaml"
 """Hidden folders contain files of jobs."""
+_RUNS_SHOWN = 20
 _SETTINGS_SHOWN = 4
-"""Number of settings by which runs of one name are told apart in messages."""
+"""Number of runs of one name, and of settings by which they are told apart, in messages."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,8 @@ def require_evaluable(experiment: Experiment, run: Run, site: Site) -> None:
 
 def _choices(found: Sequence[Run], site: Site) -> str:
     """A line for each run: how to name it, whether it is trained, and its settings that differ from the others'."""
+    more = len(found) - _RUNS_SHOWN
+    found = found[:_RUNS_SHOWN]
     settings = [_flat(_saved_config(run)) for run in found]
     keys = sorted({key for each in settings for key in each})
     differing = [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
@@ -285,7 +288,7 @@ def _choices(found: Sequence[Run], site: Site) -> str:
         shown = ", ".join(facts[:_SETTINGS_SHOWN]) + (" …" if len(facts) > _SETTINGS_SHOWN else "")
         state = "trained" if run.done_marker.exists() else "not trained yet"
         lines.append(f"  {run_name(run, site)}  {state}{shown and f': {shown}'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"  … and {more} more; `ftlib status` lists all"] if more > 0 else [])])
 
 
 def _saved_config(run: Run) -> dict[str, Any]:
@@ -316,7 +319,10 @@ def _is_evaluated_only(run: Run) -> bool:
 
 def is_unused(run: Run) -> bool:
     """Whether its folder holds nothing but a config, as evaluations of version 0.1 left it."""
-    return not any(path.name not in (RUN_CONFIG, DATA_PATHS, PLUGINS) for path in run.folder.iterdir())
+    try:
+        return not any(path.name not in (RUN_CONFIG, DATA_PATHS, PLUGINS) for path in run.folder.iterdir())
+    except OSError:  # not readable, or just deleted
+        return False
 
 
 def run_name(run: Run, site: Site) -> str:
