@@ -86,7 +86,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Before tests are chosen by their marks."""
+    """Before tests are chosen by their marks. Files of training take longest: handed out last, one process would work
+    on them alone for minutes.
+    """
+    items.sort(key=lambda item: "training" not in item.path.parts)
     for item in items:
         if "cluster" in item.path.relative_to(REPOSITORY / "tests").parts:
             item.add_marker("cluster")
