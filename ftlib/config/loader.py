@@ -21,7 +21,19 @@ from ftlib.config import hf_fields, yaml12
 from ftlib.config.identity import canonical_fields, identity, recipes_of
 from ftlib.config.npz_checkpoints import NpzCheckpoint, find_npz_checkpoint
 from ftlib.config.paths import map_paths, stored_text
-from ftlib.config.schema import DURATION, MEMORY, MIXTURE, NAME_PATTERN, SHA256, WORD, Config, Data, PathKind, Section
+from ftlib.config.schema import (
+    DURATION,
+    LORA_INIT,
+    MEMORY,
+    MIXTURE,
+    NAME_PATTERN,
+    SHA256,
+    WORD,
+    Config,
+    Data,
+    PathKind,
+    Section,
+)
 from ftlib.core import files, plugins, registry
 from ftlib.core.paths import STORE, Site, stored_path
 from ftlib.core.redaction import holds_secret, names_secret
@@ -44,6 +56,7 @@ DATA_PATHS = "data_paths.json"
 PLUGINS = "plugins"
 """Folder in a run folder with copies of plugin files."""
 _PATTERNS = {
+    LORA_INIT: "default, pissa or pissa_niter_N",
     NAME_PATTERN: "of letters, digits, '.', '_' and '-', a letter or digit first",
     WORD: "one word",
     SHA256: "64 hexadecimal digits",

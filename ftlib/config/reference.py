@@ -92,12 +92,14 @@ def _sections(part: dict[str, Any], schema: dict[str, Any], path: str) -> Iterat
 
 
 def _inner(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the sections that a key may hold: "" or, for a list, "[]"; and the section's name."""
+    """Yield the sections that a key may hold: "" or, for a list, "[]", for a mapping ".*"; and the section's name."""
     for one in [field, *field.get("anyOf", ()), *field.get("oneOf", ())]:
         if "$ref" in one:
             yield "", one["$ref"].rpartition("/")[2]
         if "$ref" in one.get("items", {}):
             yield "[]", one["items"]["$ref"].rpartition("/")[2]
+        if isinstance(one.get("additionalProperties"), dict) and "$ref" in one["additionalProperties"]:
+            yield ".*", one["additionalProperties"]["$ref"].rpartition("/")[2]
 
 
 def _method(section: Mapping[str, Any]) -> str:

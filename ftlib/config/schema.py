@@ -30,6 +30,7 @@ MODEL_FILES = (NPZ, ".model", ".json")
 """Suffixes of files that a key accepts instead of a hub name."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.model)(?<!\.json)(?<!\.npz)")
 SHA256 = r"^[0-9a-f]{64}$"
+LORA_INIT = r"^(default|pissa|pissa_niter_[1-9][0-9]{0,2})$"
 PathKind = Literal["path", "model", "dataset", "run"]
 """A path; `model`, `dataset` (before a colon) and `run` also accept a hub name or the name of a run."""
 LOSS = "loss"
@@ -544,6 +545,10 @@ class Model(Section):
     """Whether the final logits are capped. `auto`: as in the checkpoint's config, except for PaliGemma 2, whose authors
     fine-tune it without.
     """
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in training inside the language model of PaliGemma: on the output of every attention and MLP block,
+    before it is added to the residual stream (big_vision, models/ppp/gemma.py).
+    """
     quantization: Literal["none", "int8", "nf4"] = "none"
     """Keep the linear layers of the language model in 8 bits (Dettmers et al. 2022, arXiv:2208.07339) or 4 bits (`nf4`:
     NF4 with double quantization, QLoRA, Dettmers et al. 2023, arXiv:2305.14314). Everything else stays in `dtype`,
@@ -576,6 +581,12 @@ class Model(Section):
             raise ValueError("tokenizer is only for an .npz base; other bases contain one")
         if self.tokenizer and not (HUB_NAME.fullmatch(self.tokenizer) or self.tokenizer.endswith(MODEL_FILES[1:])):
             raise ValueError("tokenizer must be a .model file, a tokenizer.json or a hub name (OWNER/NAME)")
+        return self
+
+    @model_validator(mode="after")
+    def _check_dropout(self) -> Model:
+        if self.dropout and self.family != "paligemma":
+            raise ValueError("dropout requires family: paligemma; other models have dropout in their config.json")
         return self
 
     def paths(self) -> dict[str, PathKind]:
@@ -618,6 +629,31 @@ class Lora(Section):
     """
     freeze: list[ModelPart] = ["vision"]
     """Parts of the model without adapters, even if `targets` matches them."""
+    modules_to_save: list[Literal["projector"]] = []
+    """Parts that are trained fully beside the adapters and saved with them: `[projector]`."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """LoRA+: the learning rate of the B matrices is that of the A matrices times this (Hayou et al. 2024,
+    arXiv:2402.12354).
+    """
+    init_lora_weights: Annotated[str, Field(pattern=LORA_INIT)] = "default"
+    """`default`: B is zero. `pissa`: A and B are the principal singular vectors of the weights (Meng et al. 2024,
+    arXiv:2404.02948); `pissa_niter_16`: by a faster, randomized decomposition with 16 iterations.
+    """
+
+    @property
+    def pissa(self) -> bool:
+        """Whether A and B start as the principal part of the weights."""
+        return self.init_lora_weights != "default"
+
+    @model_validator(mode="after")
+    def _check_variants(self) -> Lora:
+        if self.pissa and self.method == "dora":
+            raise ValueError("init_lora_weights: pissa requires method: lora")
+        if odd := set(self.modules_to_save) & {*self.freeze, *self.targets}:
+            part = min(odd)
+            place = "freeze" if part in self.freeze else "targets"
+            raise ValueError(f"modules_to_save: {part} is trained fully; remove it from adapter.{place}")
+        return self
 
 
 class Attention(Section):
@@ -641,6 +677,15 @@ class Full(Section):
     bfloat16, and the result is saved in bfloat16. With `false` the weights train in bfloat16, in half the memory;
     updates smaller than about 1/256 of a weight are lost to rounding.
     """
+
+
+class PartOptimization(Section):
+    """Learning rate and weight decay of a part of the model."""
+
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    """The part's learning rate is the run's (or the round's) times this, throughout the schedule."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of the part's matrices; default: `training.weight_decay`."""
 
 
 class Loss(Section):
@@ -811,6 +856,10 @@ class Config(Section):
     data: Data
     training: Annotated[dict[str, Any], WithJsonSchema(hf_fields.json_schema())] = {}
     """Fields of transformers' TrainingArguments, and `precision: auto`: bf16 on GPUs that have it, else fp16."""
+    parts: dict[ModelPart, PartOptimization] = {}
+    """Learning rate and weight decay by part of the model: `{vision: {learning_rate_factor: 0.1}, language:
+    {weight_decay: 0}}`.
+    """
     loss: Loss = Loss()
     guard: Guard = Guard()
     rounds: list[Round] = []
@@ -877,11 +926,34 @@ class Config(Section):
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
         if self.batch.auto and self.job.world_size > 1:
             raise ValueError("batch.auto supports one GPU; with several, set training.per_device_train_batch_size")
+        self._check_parts()
         if self.rounds and "learning_rate" in self.training:
             raise ValueError("each round has a learning rate; remove training.learning_rate")
         if self.rounds and self.rounds[0].until:
             raise ValueError("rounds.0.until: the first round is always trained; set `until` in a later round")
         return self
+
+    def _check_parts(self) -> None:
+        """Check `parts` and the parts in `adapter.modules_to_save`."""
+        family = registry.lookup("model", self.model.family, self.plugins)
+        adapter = self.adapter
+        saved = set(adapter.modules_to_save) if isinstance(adapter, Lora) else set()
+        if family and (odd := {*self.parts, *saved} - set(family.parts)):
+            key = "adapter.modules_to_save" if saved & odd else "parts"
+            raise ValueError(f"{key}: models of family {self.model.family} have no part {min(odd)}")
+        frozen = {"vision", "projector", "embeddings"} if isinstance(adapter, Attention) else set(adapter.freeze)
+        if isinstance(adapter, Lora):
+            frozen.add("embeddings")
+        if odd := set(self.parts) & frozen:
+            raise ValueError(f"parts.{min(odd)} has no effect: this part is not trained (see adapter)")
+        auto = "precision" in self.training or self.training.get("bf16")
+        if saved and self.model.dtype == "bfloat16" and not auto:
+            problem = "adapter.modules_to_save mixes float32 and bfloat16 weights"
+            raise ValueError(f"{problem}; set training.bf16: true (autocast)")
+        if isinstance(adapter, Lora) and adapter.pissa and self.model.quantization != "none":
+            raise ValueError("adapter.init_lora_weights: pissa changes the base's weights; set quantization: none")
+        if isinstance(adapter, Lora) and adapter.pissa and self.warm_start:
+            raise ValueError("adapter.init_lora_weights: pissa and warm_start both set the initial adapter; remove one")
 
     @property
     def generates_in_training(self) -> bool:

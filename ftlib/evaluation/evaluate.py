@@ -125,7 +125,11 @@ def _shared_folder(request: EvaluationRequest, folder: Path, settings: dict[str,
     """Return the shared folder from which `folder` is copied; without one, `folder` itself."""
     if request.shared is None:
         return folder
-    decisive = [settings, canonical_fields(request.model.config.model), request.prepared.labels]
+    decisive = [
+        settings,
+        canonical_fields(request.model.config.model, {"Model": ("dropout",)}),
+        request.prepared.labels,
+    ]
     return request.shared / files.json_sha256(decisive)[:16] / "evaluation"
 
 
@@ -439,7 +443,7 @@ def evaluation_settings(request: EvaluationRequest, split: str, threshold: Thres
     return {
         "model": request.model.name,
         "weights": request.model.weights_hash,
-        "loaded": canonical_fields(request.model.config.model, {"Model": ("base", "revision", "attention")}),
+        "loaded": canonical_fields(request.model.config.model, {"Model": ("base", "revision", "attention", "dropout")}),
         "task": request.config.task,
         **_plugin_settings(request),
         "prompt": request.config.data.prompt,

@@ -36,6 +36,7 @@ from ftlib.memory.tracing import AllocationTracker, GpuKernelEmulation
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import unchecked_implementation, use_full_attention
 from ftlib.models.custom_code import load_error_message
+from ftlib.models.dropout import add_dropout
 from ftlib.models.loss import answer_loss
 from ftlib.models.registry import family_of
 
@@ -104,6 +105,8 @@ def build_meta_model(folder: Path, config: Config) -> torch.nn.Module:
             model.config.get_text_config()._attn_implementation = "sdpa"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: no model can be built from its config.json: {load_error_message(error)}") from None
+    if config.model.dropout:
+        add_dropout(model, config.model.dropout)
     with torch.device("meta"):
         adapted = prepare_for_training(model, config.adapter, config.model.base, family)
     if config.model.quantization != "none":

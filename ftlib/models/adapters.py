@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ftlib.config.schema import Attention, Full, Lora
+from ftlib.config.schema import Attention, Full, Lora, Model
 from ftlib.errors import UserError
 from ftlib.models.encoding import model_inputs
-from ftlib.models.registry import InputProcessor, ModelFamily, model_family
+from ftlib.models.registry import InputProcessor, ModelFamily, family_of, model_family
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,6 +57,8 @@ def prepare_for_training(
         adapted = _add_lora(model, kind, adapter)
         settings = adapted.peft_config["default"]
         settings.base_model_name_or_path, settings.revision = base_name, revision  # not the folder it was read from
+        for parameter in master_weights(adapted, adapter):
+            parameter.data = parameter.data.float()
         return adapted
     if isinstance(adapter, Attention):
         _train_attention(model, kind)
@@ -81,10 +83,24 @@ def _skip_input_gradients() -> None:
 
 
 def master_weights(model: torch.nn.Module, adapter: Lora | Full | Attention) -> list[torch.nn.Parameter]:
-    """The model's own weights that train in float32, whatever `model.dtype` is."""
-    if isinstance(adapter, Lora) or (isinstance(adapter, Full) and not adapter.master_weights):
+    """The model's own weights that train in float32, whatever `model.dtype` is; with adapters, those of
+    `modules_to_save`.
+    """
+    if isinstance(adapter, Lora):
+        return [one for name, one in model.named_parameters() if ".modules_to_save." in name]
+    if isinstance(adapter, Full) and not adapter.master_weights:
         return []
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def parameter_part(model: torch.nn.Module, name: str, settings: Model) -> str:
+    """The part of the model that a parameter belongs to, adapters among them.
+
+    Args:
+        model: from `prepare_for_training`.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return family_of(settings).module_group(base, name.removeprefix("base_model.model."))
 
 
 def no_decay_parameter_names(model: torch.nn.Module) -> set[str]:
@@ -136,9 +152,22 @@ def _add_lora(model: PreTrainedModel, family: ModelFamily, adapter: Lora) -> Pef
         target_modules=_layer_pattern(
             _adapted_layers(model, family, adapter), (name for name, _ in model.named_modules())
         ),
+        modules_to_save=[_module_of_part(model, family, part) for part in adapter.modules_to_save] or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie transposed
     )
     return get_peft_model(model, config)
+
+
+def _module_of_part(model: PreTrainedModel, family: ModelFamily, part: str) -> str:
+    """The last word in the name of the module that is this part of the model: peft compares the ends of names.
+
+    Raises:
+        UserError: the model has no such module.
+    """
+    for name, module in model.named_modules():
+        if {family.module_group(model, f"{name}.{inner}") for inner, _ in module.named_parameters()} == {part}:
+            return name.rpartition(".")[2]
+    raise UserError(f"adapter.modules_to_save: no module of this model is its {part}")
 
 
 def _check_dora(model: PreTrainedModel, adapter: Lora) -> None:
@@ -184,10 +213,12 @@ def _adapted_layers(model: PreTrainedModel, family: ModelFamily, adapter: Lora) 
         if not named:
             have = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise UserError(f"adapter.targets: {target}: no such linear layer in this model", f"There are: {have}")
-        thawed = {name for name in named if layers[name] not in adapter.freeze}
+        thawed = {name for name in named if layers[name] not in (*adapter.freeze, *adapter.modules_to_save)}
         if not thawed:
             frozen = ", ".join(sorted({layers[name] for name in named}))
             problem = f"adapter.targets: {target}: nothing is left to adapt, since adapter.freeze names {frozen}"
+            if set(adapter.modules_to_save) & {layers[name] for name in named}:
+                problem = f"adapter.targets: {target}: adapter.modules_to_save trains these layers fully"
             raise UserError(problem, "Name another target, or take the part out of adapter.freeze.")
         found |= thawed
     return found

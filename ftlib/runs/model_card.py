@@ -90,7 +90,10 @@ def _describe_trained(config: Config, recipe: int) -> str:
         kind = {"lora": "LoRA", "dora": "DoRA"}[adapter.method]
         over = f" over {model.quantization} weights" if model.quantization != "none" else ""
         how = f"rank {adapter.r}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g}{', rsLoRA' * adapter.rslora}"
-        return f"{kind}{over} ({how}) on {', '.join(adapter.targets)}{_frozen(config)}."
+        how += f", LoRA+ {adapter.loraplus_lr_ratio:g}" if adapter.loraplus_lr_ratio != 1 else ""
+        how += f", init {adapter.init_lora_weights}, saved as rank {2 * adapter.r}" if adapter.pissa else ""
+        fully = f", and all weights of the {adapter.modules_to_save[0]}" if adapter.modules_to_save else ""
+        return f"{kind}{over} ({how}) on {', '.join(adapter.targets)}{fully}{_frozen(config)}."
     if isinstance(adapter, Attention):
         return f"The language model's attention weights in float32; everything else frozen in {model.dtype}."
     exact = MASTER_WEIGHTS.affects(config) and recipe >= MASTER_WEIGHTS.recipe

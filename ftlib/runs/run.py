@@ -82,6 +82,11 @@ class Run:
         return self.folder / "warm_start.json"
 
     @property
+    def initial_factors(self) -> Path:
+        """With PiSSA, the factors that training started with, until it is done; see `models/pissa.py`."""
+        return self.folder / "pissa"
+
+    @property
     def code(self) -> Path:
         """The ftlib package that the run started with; see `pinning.py`."""
         return self.folder / "code"

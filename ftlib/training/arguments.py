@@ -88,14 +88,14 @@ def build_training_arguments(config: Config, output_dir: Path, phase: TrainingPh
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: transformers rejects these settings: {error}") from None
-    _check_optimizer(built)
+    _check_optimizer(built, config)
     if built.n_gpu > 1:
         log.warning(f"using 1 of {built.n_gpu} visible GPUs; set `job: {{gpus: {built.n_gpu}}}` to use all")
         built._n_gpu = 1  # transformers would use DataParallel, which averages the losses wrongly
     return built
 
 
-def _check_optimizer(built: TrainingArguments) -> None:
+def _check_optimizer(built: TrainingArguments, config: Config) -> None:
     """Check before the model is loaded that optimizer and schedule can be created.
 
     Raises:
@@ -104,6 +104,8 @@ def _check_optimizer(built: TrainingArguments) -> None:
     name, schedule = built.optim.value, built.lr_scheduler_type.value
     if built.weight_decay and re.match("galore|apollo", name):
         raise UserError(f"training.weight_decay: transformers does not pass it to {name}", "Remove it, or set it to 0.")
+    if any(one.weight_decay for one in config.parts.values()) and re.match("galore|apollo", name):
+        raise UserError(f"parts: transformers passes no weight decay to {name}", "Remove weight_decay.")
     plain = copy.copy(built)
     plain.optim_target_modules = built.optim_target_modules and "all-linear"  # the model is not loaded yet
     layer = torch.nn.Linear(1, 1, device="meta")  # draws no random numbers

@@ -17,12 +17,15 @@ from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import validate_trainable
+from ftlib.models.dropout import add_dropout
 from ftlib.models.loading import load_adapter_weights, load_model, load_weights
 from ftlib.models.paligemma import skip_image_token_count
+from ftlib.models.pissa import apply_initial_factors, write_initial_factors
 from ftlib.models.registry import family_of
 from ftlib.runs import run as runs
 from ftlib.runs.pinning import verify_base_unchanged
 from ftlib.runs.run import Run
+from ftlib.training import distributed
 
 
 def resolve_init_weights(config: Config, run: Run, site: Site) -> Path | None:
@@ -92,26 +95,38 @@ def _check_kind(folder: Path, wants_adapter: bool) -> None:
         )
 
 
-def trainable_model(config: Config, base: Path, init_weights: Path | None) -> torch.nn.Module:
-    """Return the model with its initial weights; only trainable parameters have requires_grad.
+def trainable_model(config: Config, run: Run, base: Path, init_weights: Path | None) -> torch.nn.Module:
+    """Return the model with its initial weights; only trainable parameters have requires_grad. All ranks must call it.
 
     Args:
         base: the folder of the base model.
         init_weights: from `resolve_init_weights`.
 
     Raises:
-        UserError: the weights do not match the model, or no parameter would be trained.
+        UserError: the weights do not match the model, no parameter would be trained, or PiSSA's initial factors are
+            lost.
     """
     model, adapter = config.model, config.adapter
     whole = init_weights if init_weights and not isinstance(adapter, Lora) else base
     weights = load_model(whole, model)
     validate_trainable(weights)
     skip_image_token_count(weights)
+    if model.dropout:
+        add_dropout(weights, model.dropout)
     trainable = prepare_for_training(weights, adapter, model.base, family_of(model), model.revision)
     if init_weights and isinstance(adapter, Lora):
         load_adapter_weights(trainable, init_weights)
     if init_weights and isinstance(adapter, Attention) and model.dtype != "float32":
         _restore_float32(trainable, load_weights(init_weights, "float32", family_of(model)))
+    if isinstance(adapter, Lora) and adapter.pissa:
+        if log.is_main_process() and not files.is_complete(run.initial_factors, thorough=True):
+            if any(run.folder.glob("checkpoints/*/*")):
+                problem = f"{run.initial_factors}: the initial factors of this run are missing or damaged"
+                raise UserError(f"{problem}, so it cannot resume", "Start it again: delete the run folder.")
+            log.info(f"computing the initial factors ({adapter.init_lora_weights})")
+            write_initial_factors(trainable, adapter.init_lora_weights, run.initial_factors)
+        distributed.barrier()
+        apply_initial_factors(trainable, run.initial_factors)
     return trainable
 
 

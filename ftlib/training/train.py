@@ -21,7 +21,7 @@ import torch
 from transformers import set_seed
 
 from ftlib.config.loader import Experiment
-from ftlib.config.schema import Config, Full
+from ftlib.config.schema import Attention, Config, Full, Lora
 from ftlib.core import files, jsonl, log, signals
 from ftlib.core.environment import describe_environment, version_changes
 from ftlib.core.gpu import gpu_name, has_bfloat16, require_kernels
@@ -36,6 +36,7 @@ from ftlib.hub.offline import offline
 from ftlib.models.adapters import count_parameters, master_weights
 from ftlib.models.lengths import length_cache_path
 from ftlib.models.loading import device
+from ftlib.models.pissa import convert_saved_adapter
 from ftlib.models.registry import family_of, validate_image_columns
 from ftlib.runs import events
 from ftlib.runs import run as runs
@@ -249,7 +250,7 @@ def _trainer(context: _TrainingContext, phase: TrainingPhase) -> ResumableTraine
     training_arguments = arguments.build_training_arguments(config, context.run.folder, phase)
     set_seed(training_arguments.seed)
     with oom_as_user_error():
-        model = trainable_model(config, context.base, context.init_weights)
+        model = trainable_model(config, context.run, context.base, context.init_weights)
         trained, total = count_parameters(model)
         log.info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.3%}) on {_describe_device()}")
         trainer = ResumableTrainer(
@@ -367,11 +368,12 @@ def _on_checkpoint(context: _TrainingContext, trainer: ResumableTrainer, point: 
 def _load_result_weights(context: _TrainingContext, trainer: ResumableTrainer) -> None:
     """Load the weights that are published: the best checkpoint's with `checkpoint.best`, else the last ones.
 
-    Master weights of `full` are rounded to the model's dtype; those of `attention` are rounded when they are loaded.
+    Master weights of `full` and of `modules_to_save` are rounded to the model's dtype; those of `attention` are rounded
+    when they are loaded.
     """
     if best := distributed.broadcast_object(context.evaluator.best_checkpoint(trainer.phase.attempt)):
         load_trainable_parameters(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
-    if isinstance(context.config.adapter, Full):
+    if not isinstance(context.config.adapter, Attention):
         for parameter in master_weights(trainer.model, context.config.adapter):
             parameter.data = parameter.data.to(getattr(torch, context.config.model.dtype))
 
@@ -389,9 +391,12 @@ def _publish(context: _TrainingContext, trainer: ResumableTrainer, point: Resume
             trainer.train_dataset.processor.save(folder)
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would access the hub
+            if isinstance(context.config.adapter, Lora) and context.config.adapter.pissa:
+                convert_saved_adapter(folder, context.run.initial_factors)
         (folder / "README.md").unlink(missing_ok=True)  # written by peft
     write_card(context.run, context.config)
     files.write_json(context.run.done_marker, facts)
+    shutil.rmtree(context.run.initial_factors, ignore_errors=True)
     if context.compile_cache:
         context.compile_cache.clear()
 

@@ -39,6 +39,7 @@ from ftlib.training.compiling import ContextFactory, prepare_to_compile
 from ftlib.training.data import BucketedCollator, GlobalBatchSampler, SupervisedDataset
 from ftlib.training.divergence import DivergenceDetector, require_finite
 from ftlib.training.oom import MicroBatchSplitter
+from ftlib.training.optimizer import has_own_settings, split_groups
 from ftlib.training.resume import ResumePoint, TrainingPhase
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -121,6 +122,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(_EpochCallback(self._batches))
         self.detector = DivergenceDetector(config.guard, arguments.get_warmup_steps(self.total_steps), self.total_steps)
         self._last_step_at = time.monotonic()
+        self._logged_rate_factor = 1.0
         set_seed(arguments.seed + arguments.process_index)  # else all ranks would have the same dropout masks
 
     @property
@@ -152,6 +154,16 @@ class ResumableTrainer(Trainer):
         """Return the names of the parameters to which `training.weight_decay` applies."""
         spared = no_decay_parameter_names(model)
         return [name for name, one in model.named_parameters() if one.requires_grad and name not in spared]
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Create the optimizer, with groups of parameters for `parts` and LoRA+."""
+        made = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer()
+        if not made and has_own_settings(self.config):
+            self._logged_rate_factor = split_groups(
+                optimizer, self.model, self.config, self.get_decay_parameter_names(self.model)
+            )
+        return optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Return the divisor of the loss: the item count of the whole effective batch."""
@@ -198,6 +210,7 @@ class ResumableTrainer(Trainer):
             "attempt": self.phase.attempt,
             "round": self.phase.round,
         }
+        logs["learning_rate"] /= self._logged_rate_factor
         record = {**point, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at, **_gpu_memory()}
         self._last_step_at = now
         skipped = self.accelerator.optimizer_step_was_skipped

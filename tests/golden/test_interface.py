@@ -41,7 +41,7 @@ SECTIONS = {
     "Model": "model", "Lora": "adapter", "Full": "adapter", "Attention": "adapter", "Data": "data",
     "Part": "data.parts", "SplitRule": "data.split", "Loss": "loss", "Guard": "guard", "Round": "rounds",
     "Until": "rounds", "Batch": "batch", "Checkpoint": "checkpoint", "Best": "checkpoint.best",
-    "Evaluation": "evaluation", "Job": "job", "Privacy": "privacy",
+    "PartOptimization": "parts", "Evaluation": "evaluation", "Job": "job", "Privacy": "privacy",
 }  # fmt: skip
 """Definition of the JSON Schema → the config's section."""
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, GPTNeoXConfig, PaliGemmaConfig
 
 from ftlib.config.schema import Config, Job
-from ftlib.memory.estimate import RowShape, build_meta_model, empty_batch, estimate_step
+from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, empty_batch, estimate_step
 from ftlib.memory.tracing import AllocationTracker, GpuKernelEmulation
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import choose_implementation, use_full_attention
@@ -252,3 +252,21 @@ def real(name: str, empty: torch.Tensor, shapes: Any) -> torch.Tensor:
     if name == "position_ids":
         values = torch.arange(empty.shape[1]).expand(empty.shape)
     return values
+
+
+def test_variants_of_lora_and_dropout(tmp_path: Path) -> None:
+    """PiSSA and LoRA+ need what LoRA needs; a trained projector adds a float32 copy; dropout keeps masks."""
+    small_paligemma(56).save_pretrained(tmp_path)
+
+    def found(adapter: dict[str, Any] = LORA, **model: Any) -> MemoryEstimate:
+        chosen = config("paligemma", {**LORA, **adapter}, training={"bf16": True}, **model)
+        return estimate_step(build_meta_model(tmp_path, chosen), chosen, RowShape(40, 8), 4, checkpointing=False)
+
+    plain = found()
+    assert found({"init_lora_weights": "pissa", "loraplus_lr_ratio": 16.0}) == plain
+    projector = 96 * 128 + 128
+    full = found({"modules_to_save": ["projector"]})
+    assert (full.adapter - plain.adapter, full.optimizer - plain.optimizer) == (4 * projector, 8 * projector)
+    assert full.weights == plain.weights
+    masks = 3 * 2 * 4 * 40 * 128  # a byte for each number: layers, blocks, rows, tokens, width
+    assert found(dropout=0.1).total - plain.total >= masks

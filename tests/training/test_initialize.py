@@ -116,8 +116,8 @@ def test_an_adapter_of_another_shape_is_refused(
     made.save_pretrained(run.folder / "adapter", save_embedding_layers=False)
     other = start_of(write_config(LORA), override)[0]
     with pytest.raises(UserError, match=message):
-        trainable_model(other, shared / "model", run.folder / "adapter")
-    trainable_model(config, shared / "model", run.folder / "adapter")
+        trainable_model(other, run, shared / "model", run.folder / "adapter")
+    trainable_model(config, run, shared / "model", run.folder / "adapter")
 
 
 def test_a_bfloat16_model_goes_on_from_its_saved_weights_in_float32(
@@ -127,7 +127,7 @@ def test_a_bfloat16_model_goes_on_from_its_saved_weights_in_float32(
     config, first = trained(write_config, ftlib, FULL, *asked)
     saved = load_file(first.folder / SAVED[FULL])
     second, run, site = start_of(config, *asked, f"warm_start={first.folder}")
-    model = trainable_model(second, site.store, resolve_init_weights(second, run, site))
+    model = trainable_model(second, run, site.store, resolve_init_weights(second, run, site))
     theirs = {tensor.data_ptr(): name for name, tensor in saved.items()}
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16} and len(theirs) == len(saved)
     types = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
@@ -140,13 +140,13 @@ def test_attention_weights_come_back_in_full_precision(
     store: Path, write_config: Callable[..., Path], shared: Path, tmp_path: Path
 ) -> None:
     overrides = ("model.dtype=bfloat16", "training.bf16=true")
-    config = start_of(write_config(ATTENTION), *overrides)[0]
-    model = trainable_model(config, shared / "model", None)
+    config, run, _ = start_of(write_config(ATTENTION), *overrides)
+    model = trainable_model(config, run, shared / "model", None)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += torch.randn_like(parameter) * 1e-3
     model.save_pretrained(tmp_path / "made")
-    again = trainable_model(config, shared / "model", tmp_path / "made")
+    again = trainable_model(config, run, shared / "model", tmp_path / "made")
     for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), name

@@ -55,10 +55,22 @@ KINDS = {
     ),
     "galore": (FULL, (WARMUP, f"{WARMUP}\n  optim: galore_adamw\n  optim_target_modules: [mlp]")),
     "apollo": (FULL, (WARMUP, f"{WARMUP}\n  optim: apollo_adamw\n  optim_target_modules: [mlp]")),
+    "loraplus": (LORA.replace("r: 4", "r: 4, loraplus_lr_ratio: 16"), ("", "")),
+    "pissa": (LORA.replace("r: 4", "r: 4, init_lora_weights: pissa_niter_4"), ("", "")),
+    "projector": (LORA.replace("r: 4", "r: 4, modules_to_save: [projector]"), ("", "")),
+    "variants": (
+        LORA.replace("r: 4", "r: 4, loraplus_lr_ratio: 16, init_lora_weights: pissa, modules_to_save: [projector]"),
+        (f"{BASE}, ", f"{BASE}, dropout: 0.1, "),
+        (
+            WARMUP,
+            f"{WARMUP}\n  weight_decay: 0.1\nparts: {{projector: {{learning_rate_factor: 0.1, weight_decay: 0}}}}",
+        ),
+    ),
+    "dropout": (FULL, (f"{BASE}, ", f"{BASE}, dropout: 0.3, "), (WARMUP, f"{WARMUP}\n  gradient_checkpointing: true")),
     "int8": (LORA, (f"{BASE}, ", f"{BASE}, dtype: bfloat16, quantization: int8, ")),
 }
 """Adapter section and replacements in the config, for each method."""
-MARKS = {"full": [pytest.mark.gates], "lora": [pytest.mark.gates], "qlora": []}
+MARKS = {"full": [pytest.mark.gates], "lora": [pytest.mark.gates], "qlora": [], "variants": []}
 """Of the methods that are interrupted in every run of the tests; the others are in `make long`."""
 
 
