@@ -6,6 +6,7 @@
 # make lint   style, format, types
 # make long   tests that take long and rarely break
 # make bench  benchmarks, as ratios within one run
+# make oracle BIG_VISION=DIR   runs the code of PaliGemma's authors and writes what ftlib is compared with
 # make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
 # make gpu-wheels   packages for a GPU machine without a package registry, in .gpu-wheels/
 PYTHON ?= python3
@@ -14,12 +15,13 @@ BIN := $(VENV)/bin
 LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.version_info < (3, 11) else "py311")').txt
 comma := ,
 LOWEST := $(VENV)/lowest
+ORACLE := $(VENV)/oracle
 MARKS := not long
 # What a bare machine or an ordinary user has not: tests/needs.py.
 NEEDS := cluster or java or browser or mount or users
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test fresh rest cluster lint long bench gpu gpu-wheels fields config-docs api-docs lock clean
+.PHONY: demo test fresh rest cluster lint long bench oracle gpu gpu-wheels fields config-docs api-docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -64,6 +66,16 @@ $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: setup.cfg $(LOCK)
 # The oldest transformers that ftlib supports, beside everything else of the environment.
 $(LOWEST)/.done: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LOWEST) transformers==$(LOWEST_TRANSFORMERS)
+	@touch $@
+
+# PaliGemma's own JAX code on tiny parameters: BIG_VISION is a checkout of github.com/google-research/big_vision.
+oracle: $(ORACLE)/.done
+	@test -d "$(BIG_VISION)/big_vision" || { echo "make oracle BIG_VISION=DIR: a checkout of github.com/google-research/big_vision"; exit 1; }
+	JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= "$(ORACLE)/bin/python" tests/golden/make_big_vision.py "$(BIG_VISION)"
+
+$(ORACLE)/.done: tests/golden/big_vision/requirements.txt
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 # What the light install knows of TrainingArguments.

@@ -554,6 +554,10 @@ class Model(Section):
     NF4 with double quantization, QLoRA, Dettmers et al. 2023, arXiv:2305.14314). Everything else stays in `dtype`,
     which is also the compute dtype.
     """
+    resize: Literal["processor", "bilinear"] = "processor"
+    """How images are resized. `processor`: as the model's image processor says (bicubic in PaliGemma's folders on the
+    hub); `bilinear`: with antialiasing, as PaliGemma's authors do.
+    """
     max_length: Count | None = None
     """Maximum length of a training row in tokens, image tokens included; default: the model's maximum."""
     too_long: Literal["drop", "truncate", "stop"] = "drop"
@@ -568,7 +572,7 @@ class Model(Section):
     _plugins: tuple[Plugin, ...] = ()
 
     @model_validator(mode="after")
-    def _check_tokenizer(self) -> Model:
+    def _check_keys_of_families(self) -> Model:
         npz = self.base.endswith(NPZ)
         if npz and self.tokenizer is None:
             raise ValueError(
@@ -581,6 +585,8 @@ class Model(Section):
             raise ValueError("tokenizer is only for an .npz base; other bases contain one")
         if self.tokenizer and not (HUB_NAME.fullmatch(self.tokenizer) or self.tokenizer.endswith(MODEL_FILES[1:])):
             raise ValueError("tokenizer must be a .model file, a tokenizer.json or a hub name (OWNER/NAME)")
+        if self.resize != "processor" and self.family != "paligemma":
+            raise ValueError(f"resize: {self.resize} is only for family: paligemma")
         return self
 
     @model_validator(mode="after")

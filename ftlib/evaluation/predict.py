@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ftlib.config.loader import load_experiment
 from ftlib.config.schema import CHAT, Config, Data, Evaluation
 from ftlib.core import files
@@ -24,7 +26,7 @@ from ftlib.data.sources.json_stream import parse_json
 from ftlib.data.visualize import draw_boxes_and_masks
 from ftlib.errors import UserError
 from ftlib.evaluation.model import EvalModel, base_model, finetuned_model
-from ftlib.hub.cache import find_adapter_base, is_adapter, is_model_folder, require_model
+from ftlib.hub.cache import find_adapter_base, image_resampling, is_adapter, is_model_folder, require_model
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.mask_codec import MaskCodec
 from ftlib.runs import run as runs
@@ -76,11 +78,13 @@ def _open_folder(folder: Path, max_new_tokens: int | None, site: Site) -> tuple[
         (base / "chat_template.jinja").is_file(),
         tokenizer.is_file() and "chat_template" in files.read_json_object(tokenizer),
     ]
+    bilinear = is_adapter(folder) and image_resampling(folder) == Image.Resampling.BILINEAR  # model.resize of its run
+    resize = "bilinear" if bilinear and family == "paligemma" else "processor"
     config = Config.model_validate(
         {
             "name": folder.name,
             "task": "vqa" if family == "paligemma" else "instruct",
-            "model": {"family": family, "base": str(folder), "dtype": _dtype(settings)},
+            "model": {"family": family, "base": str(folder), "dtype": _dtype(settings), "resize": resize},
             "adapter": {"method": "lora"},
             "data": {
                 "source": "jsonl",

@@ -41,10 +41,12 @@ TOKENIZER_FILES = (
 LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "*license*")
 """What has to go along with weights that are passed on."""
 
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
 _CONFIG_FILES = (
     *("config.json", "generation_config.json", "*.safetensors.index.json", "*.bin.index.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template*"),
-    *("processor_config.json", "preprocessor_config.json"),
+    *IMAGE_PROCESSOR_FILES,
 )
 """The other files that transformers reads from a model's folder."""
 
@@ -108,6 +110,17 @@ def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a model or an adapter, and is no run folder."""
     names = ("config.json", ADAPTER_CONFIG)
     return not (folder / RUN_CONFIG).is_file() and any((folder / name).is_file() for name in names)
+
+
+def image_resampling(folder: Path) -> int | None:
+    """Pillow's number of how the image processor in a folder resizes; None if the folder has none."""
+    for name in IMAGE_PROCESSOR_FILES:
+        if (folder / name).is_file():
+            found = files.read_json(folder / name)
+            resample: int | None = found.get("image_processor", found).get("resample")
+            if resample is not None:
+                return resample
+    return None
 
 
 def find_adapter_base(folder: Path, site: Site) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ftlib.core import files, log
 from ftlib.errors import UserError
-from ftlib.hub.cache import LICENSE_FILES, MERGE_RECORD, TOKENIZER_FILES
+from ftlib.hub.cache import IMAGE_PROCESSOR_FILES, LICENSE_FILES, MERGE_RECORD, TOKENIZER_FILES, image_resampling
 from ftlib.merging.checkpoint_io import is_vocabulary_sized
 from ftlib.merging.deltas import FinetunedModel
 from ftlib.merging.plan import PlannedTensor
@@ -168,6 +168,7 @@ def copy_model_files(base: MergeInput, models: Sequence[MergeInput], choice: Tok
                 shutil.copyfile(path, folder / f"{path.stem}-{model_letter(number)}{path.suffix}")
     if chosen is not base:
         _take_token_ids(chosen, folder)
+    _take_resampling(base, models, folder)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -200,6 +201,26 @@ def _copy_missing(sources: Sequence[MergeInput], folder: Path) -> None:
             log.warning(f"the base has no tokenizer; using that of {owner.label}")
         elif (folder / "config.json").is_file():
             log.warning("no input has a tokenizer, so the result has none")
+
+
+def _take_resampling(base: MergeInput, models: Sequence[MergeInput], folder: Path) -> None:
+    """Let the result resize images as its models were trained (`model.resize`). An adapter says so if it differs from
+    its base.
+    """
+    ours = image_resampling(base.folder)
+    found = [image_resampling(model.folder) for model in models]
+    theirs = {ours if one is None else one for one in found}
+    if ours is None or theirs == {ours}:
+        return
+    if len(theirs) > 1:
+        log.warning("the models were trained with different `model.resize`; the result resizes images as its base does")
+        return
+    for path in [folder / name for name in IMAGE_PROCESSOR_FILES if (folder / name).is_file()]:
+        settings = files.read_json(path)
+        inner = settings.get("image_processor", settings)
+        if "resample" in inner:
+            inner["resample"] = next(iter(theirs))
+            files.write_json(path, settings)
 
 
 def _take_token_ids(chosen: MergeInput, folder: Path) -> None:

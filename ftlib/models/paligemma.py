@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,11 +63,14 @@ class PaliGemmaInputProcessor:
         self.eos_token_id: int = self.tokenizer.eos_token_id
 
     @classmethod
-    def load(cls, folder: Path, max_length: int | None = None) -> PaliGemmaInputProcessor:
+    def load(
+        cls, folder: Path, max_length: int | None = None, resize: Literal["processor", "bilinear"] = "processor"
+    ) -> PaliGemmaInputProcessor:
         """Read the processor of a model folder.
 
         Args:
             max_length: fewer positions than the model has; image tokens count.
+            resize: see `config.Model`.
 
         Raises:
             UserError: the folder has no PaliGemma processor.
@@ -78,6 +82,8 @@ class PaliGemmaInputProcessor:
             config = PaliGemmaConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             limits = [limit for limit in (max_length, config.text_config.max_position_embeddings) if limit]
             processor = PaliGemmaProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if resize == "bilinear":
+                processor.image_processor.resample = Image.Resampling.BILINEAR  # which is saved with a result, too
             inputs = cls(processor, min(limits, default=None))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             problem = f"{folder}: no PaliGemma processor can be read from it: {load_error_message(error)}"
@@ -174,6 +180,10 @@ class PaliGemmaInputProcessor:
         """Write the processor."""
         self.processor.save_pretrained(folder)
 
+    def save_image_processor(self, folder: Path) -> None:
+        """Write only what says how images are resized."""
+        self.processor.image_processor.save_pretrained(folder)
+
     def _prompt_ids(self, prompt: str) -> list[int]:
         """The newline is tokenized apart, as the authors do, so that it can never merge with the prompt's end."""
         return [*self._image_ids, self.tokenizer.bos_token_id, *self._text_ids(prompt.rstrip("\n")), *self._newline]
@@ -218,7 +228,7 @@ def module_group(model: torch.nn.Module, name: str) -> str:
 @register_model(name="paligemma")
 def make_family() -> ModelFamily:
     return ModelFamily(
-        lambda folder, config: PaliGemmaInputProcessor.load(folder, config.model.max_length),
+        lambda folder, config: PaliGemmaInputProcessor.load(folder, config.model.max_length, config.model.resize),
         module_group,
         local_attention=False,
         final_softcap=False,

@@ -197,6 +197,7 @@ _LOADED = {
     "dtype": "",
     "quantization": "",
     "final_softcap": "final_softcap ",
+    "resize": "resize ",
     "max_length": "max_length ",
 }
 """Settings of a model that affect its answers → prefix of their values."""

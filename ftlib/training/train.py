@@ -393,6 +393,8 @@ def _publish(context: _TrainingContext, trainer: ResumableTrainer, point: Resume
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would access the hub
             if isinstance(context.config.adapter, Lora) and context.config.adapter.pissa:
                 convert_saved_adapter(folder, context.run.initial_factors)
+            if context.config.model.resize != "processor":
+                trainer.train_dataset.processor.save_image_processor(folder)
         (folder / "README.md").unlink(missing_ok=True)  # written by peft
     write_card(context.run, context.config)
     files.write_json(context.run.done_marker, facts)

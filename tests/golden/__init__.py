@@ -6,6 +6,7 @@ pickled jobs and pinned code need (`ftlib.submission.launch.run_stage_command`, 
 - `test_interface.py`: identities of runs, the config's schema, --help, batch scripts.
 - `test_chain.py`, `test_tasks.py`: the chain on the embedded models; what is said, the files, events, losses, reports.
 - `test_score.py`: result files of every task.
+- `test_big_vision.py`: PaliGemma's numbers against its authors' own code (`make oracle`, `make_big_vision.py`).
 - `test_old_state.py`: runs, an evaluation, a merge, prepared data and a job of older code (`make_fixtures.py`).
 
 After a change that is meant, write the goldens anew and read the diff; identities may never change:
