@@ -276,6 +276,143 @@ def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int
     assert len(found) == lines and (last["reason"], last["host"]) == ("signal 9", "n7")
 
 
+AWAY = "srun: error: Unable to confirm allocation for job 7: Unable to contact slurm controller (connect failure)"
+PATIENT = STEP.replace("run_step", "sleep() {{ :; }}; run_step")
+
+
+def srun_fails(tmp_path: Path, times: int, message: str, before: str = "") -> str:
+    """A srun that counts its calls and fails this often before it runs its command."""
+    fails = f"{before} echo '{message}' >&2; return 1"
+    return (
+        f"echo >> '{tmp_path}/calls'; if (( $(wc -l < '{tmp_path}/calls') <= {times} )); then {fails}; fi; "
+        'while [[ $1 == -* ]]; do shift; done; echo "began $*"'
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AWAY,
+        "srun: error: Unable to create step for job 7: Socket timed out on send/recv operation",
+        "srun: error: Unable to create step for job 7: Zero Bytes were transmitted or received",
+        "srun: error: Unable to confirm allocation for job 7: Slurm backup controller in standby mode",
+    ],
+)
+def test_a_stage_waits_for_the_controller(tmp_path: Path, message: str) -> None:
+    script = PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 3, message), command="train")
+    done = bash(script, SLURM_JOB_ID="7")
+    assert done.returncode == 0 and "ftlib train CONFIG" in done.stdout, done.stderr
+    assert (tmp_path / "calls").read_text() == "\n" * 4
+    pauses = ["2 s", "4 s", "8 s"]
+    assert [line.split("again in ")[1] for line in done.stderr.splitlines() if "again in" in line] == pauses
+
+
+def test_a_step_that_has_begun_is_not_started_again(tmp_path: Path) -> None:
+    """It lost the controller while it ran: what it did must not be done twice."""
+    began = ': > "$job_tmp/notes/begun";'
+    script = PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 9, AWAY, began), command="train")
+    done = bash(script, SLURM_JOB_ID="7")
+    assert done.returncode == 1 and (tmp_path / "calls").read_text() == "\n"
+
+
+def test_a_refusal_of_the_controller_is_no_reason_to_wait(tmp_path: Path) -> None:
+    refused = "srun: error: Unable to create step for job 7: Requested node configuration is not available"
+    done = bash(PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 9, refused), command="train"), SLURM_JOB_ID="7")
+    assert done.returncode == 1 and (tmp_path / "calls").read_text() == "\n"
+
+
+def test_a_controller_that_stays_away_ends_the_job_as_one_to_resume(tmp_path: Path) -> None:
+    script = PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 99, AWAY), command="train")
+    done = bash(script.replace("run_step", "controller_patience=10; run_step"), SLURM_JOB_ID="7")
+    assert done.returncode == 75 and "train was not started" in done.stderr and "submit it again" in done.stderr
+    assert (tmp_path / "calls").read_text() == "\n" * 4
+
+
+def test_the_command_is_run_after_its_note(tmp_path: Path) -> None:
+    """The note that a step has begun is written by the step itself, with SIGUSR1 ignored."""
+    srun = 'while [[ $1 == -* ]]; do shift; done; ("$@")'
+    script = STEP.format(tmp=tmp_path, srun=srun, command="doctor").replace("container=(enter)", "container=(echo ran)")
+    done = bash(script)
+    assert (done.returncode, done.stdout) == (0, "ran ftlib doctor CONFIG\n"), done.stderr
+    assert (tmp_path / "notes" / "begun").exists()
+
+
+STARTS = """
+source jobs/run.sh
+job_tmp='{tmp}' pinned='{tmp}/pinned' command={command} usr1=1 term=0
+mkdir -p "$job_tmp/notes" "$pinned"
+scontrol() {{
+    if [[ $1 == requeue ]]; then echo "$2" >> '{tmp}/requeued'; return; fi
+    echo "JobState=RUNNING PreemptTime={preempted}"
+    echo "   StartTime=$(date -d '-{ago} seconds' +%FT%T) EndTime=$(date -d '+{left} seconds' +%FT%T) Deadline=N/A"
+}}
+timeout() {{ shift; "$@"; }}
+sleep() {{ :; }}
+echo "$job_tmp" > "$job_tmp/notes/run"
+SECONDS={ago}
+{notes}
+requeue "saved before the time limit"
+"""
+
+
+def start(tmp_path: Path, **own: object) -> subprocess.CompletedProcess[str]:
+    """A start that is to be requeued 50 s before its limit of 2 minutes, if not otherwise."""
+    values = {"command": "train", "preempted": "None", "ago": 70, "left": 50, "notes": ""}
+    return bash(STARTS.format(tmp=tmp_path, **{**values, **own}), SLURM_JOB_ID="7")
+
+
+def test_two_starts_that_the_limit_ends_before_anything_is_saved_end_the_job(tmp_path: Path) -> None:
+    assert start(tmp_path).returncode == 75
+    done = start(tmp_path)
+    assert done.returncode == 2 and (tmp_path / "requeued").read_text() == "7\n"
+    told = (
+        "two starts reached the time limit (00:02:00) before anything was saved: start-up takes more than 70 s, and "
+        "the job must save 50 s before the limit. Request at least --time=00:04:00 (job.time)"
+    )
+    line = done.stderr.replace("51 s", "50 s").replace("49 s", "50 s").replace("71 s", "70 s")
+    assert f"ftlib: train: {told}" in line.replace("(00:01:59)", "(00:02:00)")
+    note = json.loads((tmp_path / "history.jsonl").read_text())
+    assert (note["event"], note["exit"]) == ("failed", 2) and "before anything was saved" in note["reason"]
+
+
+def test_the_limit_that_would_do_comes_from_measured_steps(tmp_path: Path) -> None:
+    """An earlier start came to its steps: start-up 100 s, a step 30 s."""
+    pace = 'echo "$(($(date +%s) - 20)) 30" > "$job_tmp/notes/pace"; : > "$job_tmp/notes/checkpointed"; SECONDS=120'
+    assert start(tmp_path, notes=pace).returncode == 75
+    (tmp_path / "notes" / "pace").unlink()
+    (tmp_path / "notes" / "checkpointed").unlink()
+    assert start(tmp_path).returncode == 75
+    done = start(tmp_path)
+    assert done.returncode == 2 and "start-up took 100 s and a step 30 s in an earlier start" in done.stderr
+    assert "--time=00:04:00" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"preempted": "2026-11-01T00:00:00"},
+        {"ago": 100, "left": 3000},  # a USR1 that somebody has sent, long before the limit
+        {"notes": ': > "$job_tmp/notes/checkpointed"'},
+    ],
+    ids=["preempted", "signalled", "saved"],
+)
+def test_other_starts_do_not_count(tmp_path: Path, own: dict[str, object]) -> None:
+    for _ in range(15):
+        assert start(tmp_path, **own).returncode == 75
+    assert (tmp_path / "requeued").read_text() == "7\n" * 15
+
+
+def test_a_start_that_comes_to_a_later_command_is_progress(tmp_path: Path) -> None:
+    for command, code in (("prepare", 75), ("train", 75), ("evaluate", 75), ("evaluate", 2)):
+        assert start(tmp_path, command=command).returncode == code
+
+
+def test_the_last_element_of_an_array_asks_for_itself(tmp_path: Path) -> None:
+    """Slurm gives it the array's own ID, by which scontrol means all elements."""
+    done = bash("source jobs/run.sh; slurm_id", SLURM_JOB_ID="40", SLURM_ARRAY_JOB_ID="40", SLURM_ARRAY_TASK_ID="3")
+    assert done.stdout == "40_3\n"
+
+
 def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> None:
     settings = {"BASE": "some/base:1.2", "FTLIB_STORE": str(tmp_path)}
     done = bash(f"containers/build.sh --render '{tmp_path}/x.def'", **settings)
