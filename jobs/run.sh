@@ -205,6 +205,7 @@ requeue() { # REASON
 # Whether srun or scontrol failed because Slurm's controller did not answer, by its messages in FILE.
 controller_away() {
     local said='Unable to contact slurm controller|Socket timed out on send/recv|Zero Bytes were transmitted'
+    if (( ${#again[@]} > 0 )); then said+='|Unable to create step .*busy'; fi
     grep -qE "$said|[Cc]ontroller (is )?in standby mode" "$1" 2>/dev/null
 }
 
@@ -318,7 +319,7 @@ being_preempted() {
 }
 
 run_step() { # COMMAND LINE…: one ftlib command and what runs it in the container; returns only if it is done
-    local command=$1 code srun_code killed waited copy tasks=() since=$SECONDS tries=0
+    local command=$1 code srun_code killed waited copy tasks=() since=$SECONDS tries=0 again=()
     shift
     # train, evaluate and the check of several GPUs use one task per GPU; other commands are a single process.
     if [[ $command != train && $command != evaluate && $command != several ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
@@ -329,8 +330,9 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
         mkfifo "$job_tmp/stderr.pipe" || fail "$job_tmp cannot be written to"
         (trap '' TERM INT USR1 HUP; exec tee "$job_tmp/stderr" < "$job_tmp/stderr.pipe" >&2) &
         copy=$!
-        # Ignore SIGUSR1 until Python's handler is installed, so that it cannot kill the command.
-        srun "${tasks[@]}" "${step_options[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" \
+        # --mem=0: the memory of the job, whichever of Slurm's options asked for it. SIGUSR1 is ignored until Python's handler
+        # is installed, so that it cannot kill the command.
+        srun "${tasks[@]}" "${step_options[@]}" "${again[@]}" --mem=0 --kill-on-bad-exit=1 --wait=60 --job-name="$command" \
             bash -c 'trap "" USR1; : > "$1/notes/begun"; shift; exec "$@"' ftlib "$job_tmp" "${container[@]}" "$@" \
             2> "$job_tmp/stderr.pipe" &
         wait_for $!
@@ -343,6 +345,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
                 "again to resume." >&2
             exit 75
         fi
+        again=(--immediate=10) # a controller that has just started calls the nodes busy, and srun would wait for minutes
     done
     # When a task fails, Slurm ends the others by SIGTERM: their messages are not the reason, and their note of that signal
     # does not mean that the job was told to save.

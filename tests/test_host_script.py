@@ -558,7 +558,7 @@ def test_ranks_of_two_nodes_meet_at_the_first_and_each_has_the_temporary_folder(
     begin, train, end = calls.read_text().splitlines()
     everywhere = "--nodes=2 --ntasks=2 --ntasks-per-node=1 "
     assert begin.startswith(f"{everywhere}bash -c mkdir -m 700 ") and end.startswith(f"{everywhere}rm -rf /")
-    assert train.startswith("--kill-on-bad-exit=1 "), "a task for each GPU of every node"
+    assert train.startswith("--mem=0 --kill-on-bad-exit=1 "), "a task for each GPU of every node"
     folder = Path(end.split()[-1])
     assert begin.split()[-1] == str(folder) and not folder.exists()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGUSR1
 
@@ -297,3 +299,55 @@ def test_the_acceptance_run(cluster: Cluster) -> None:
     assert results["several bandwidth"]["gb_per_s"]["nodes"] == 2
     assert str(cluster.home) not in text and USER not in text and not re.search(r"/(tmp|opt|home|usr)/|\bn[12]\b", text)
     assert "checks are ok" in target.with_suffix(".html").read_text()
+
+
+@contextlib.contextmanager
+def no_controller(cluster: Cluster) -> Iterator[None]:
+    """In the body slurmctld is down. (up.sh would start it, too, but cancel all jobs.)"""
+    file = STATE / "pid" / "slurmctld"
+    pid = file.read_text().strip()
+    subprocess.run(["kill", pid], check=True)
+    try:
+        cluster.wait_until(lambda: not Path(f"/proc/{pid}/exe").exists(), "slurmctld to end", 60)
+        yield
+    finally:
+        with (STATE / "log" / "slurmctld.out").open("a") as log:
+            daemon = subprocess.Popen(
+                ["slurmctld", "-D"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        file.write_text(f"{daemon.pid}\n")
+        answers = lambda: "is UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True).stdout  # noqa: E731
+        cluster.wait_until(answers, "slurmctld to answer", 60)
+
+
+def test_the_controller_is_away_between_two_stages(cluster: Cluster) -> None:
+    """`prepare` waits for it, and nothing runs twice."""
+    runs, gate, hook = cluster.home / "away", cluster.home / "gate", cluster.home / "ftlib" / "jobs" / "gate.sh"
+    held = f"until [[ -e '{gate}' || $* != *=prepare* ]]; do sleep 0.2; done"
+    hook.write_text(f'srun() {{ {held}; exec srun "$@"; }}\n')
+    what = "jobs/ftlib.sbatch stage+prepare configs/digits.yaml"
+    job = cluster.sbatch(f"--time=10 {what}", FTLIB_RUNS=runs, FTLIB_HOOK=hook)
+    steps = ["sacct", "-nPo", "JobName,State", "-j", job]
+    shown = lambda: subprocess.run(steps, capture_output=True, text=True).stdout  # noqa: E731
+    cluster.wait_until(lambda: "stage|COMPLETED" in shown(), "the first stage", 90)
+    with no_controller(cluster):
+        gate.touch()
+        cluster.wait_until(lambda: "trying again in" in cluster.log(job), "a stage that waits", 90)
+    assert cluster.wait(job, 120) == "COMPLETED", cluster.log(job)
+    assert sorted(line for line in shown().splitlines() if line.startswith(("stage", "prepare"))) == [
+        "prepare|COMPLETED",
+        "stage|COMPLETED",
+    ]
+    assert "Unable to contact slurm controller" in cluster.log(job)
+
+
+def test_a_limit_that_is_shorter_than_the_start_up_ends_the_job(cluster: Cluster) -> None:
+    """Two starts, not eleven, and the log says which limit would do."""
+    what = "--time=1 --signal=B:USR1@57 jobs/ftlib.sbatch prepare configs/digits.yaml"
+    job = cluster.sbatch(what, FTLIB_RUNS=cluster.home / "short")
+    assert cluster.wait(job, 240) == "FAILED"
+    assert cluster.log(job).count("requeueing job") == 1
+    assert "two starts reached the time limit (00:01:00) before anything was saved" in cluster.log(job)
+    assert re.search(r"Request at least --time=00:0[2-9]:00 \(job.time\)", cluster.log(job)), cluster.log(job)
+    ends = ["sacct", "-nXPDo", "ExitCode", "-j", job]
+    assert subprocess.run(ends, capture_output=True, text=True).stdout.split()[-1] == "2:0"
