@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ftlib import doctor
 from ftlib.core.paths import read_site_env
 from ftlib.errors import UserError
+from ftlib.slurm.image import ImageLabels, read_labels
 from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted(
@@ -86,6 +91,7 @@ SITE_ENV = [
     ("FTLIB_STORE=~", "/home/me"),
     ("FTLIB_BINDS=/data:~/x::~", "/data:/home/me/x::/home/me"),
     ("FTLIB_IMAGE=/a:~/x", "/a:~/x"),
+    ("FTLIB_VENV=~/venv", "/home/me/venv"),
     ("X=~/x", "~/x"),
     ("FTLIB_STORE='~/store'", ("must be an absolute path, not '~/store'",)),
     ("FTLIB_STORE=~other/store", ("must be an absolute path, not '~other/store'",)),
@@ -419,11 +425,14 @@ def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "x.def").read_text()
     assert "{{" not in text and "%arguments" not in text
+    assert "org.ftlib.base.digest unknown" in text
     assert "From: some/base:1.2" in text and "PIP_CONFIG_FILE=/mnt/pip.conf" in text
     assert text.startswith("Bootstrap: docker\n")
     context = REPOSITORY / "build" / "context"
     assert (context / "ftlib" / "__main__.py").exists() and not (context / ".git").exists()
 
+
+PINNED_BASE = f"some/base@sha256:{'1' * 64}"
 
 BUILDER = """#!/bin/bash
 set -e
@@ -450,6 +459,7 @@ def test_the_password_of_the_package_index_is_only_bound_while_building(tmp_path
         "FTLIB_STORE": str(tmp_path / "store"),
         "FTLIB_TMP": str(tmp_path / "tmp"),
         "INDEX_URL": address,
+        "BASE": PINNED_BASE,
         "WHEELS": str(tmp_path / "wheels"),
     }
     done = bash("containers/build.sh", **settings)
@@ -522,11 +532,165 @@ def test_the_image_is_built_through_no_symbolic_link(machine: dict[str, str], tm
     (tmp_path / "images").mkdir()
     image = tmp_path / "images" / "ftlib.sif"
     plant = f"ln -s '{tmp_path}/victim' '{image}.tmp-'$$; exec containers/build.sh '{image}'"
-    done = bash(plant, **{**machine, "FTLIB_TMP": str(tmp_path)})
+    done = bash(plant, **{**machine, "FTLIB_TMP": str(tmp_path), "BASE": PINNED_BASE})
     assert done.returncode == 0, done.stderr
     assert image.read_text() == "built\n" and (tmp_path / "victim").read_text() == "mine"
     (planted,) = [path for path in image.parent.iterdir() if path != image]
     assert planted.is_symlink(), "the folder beside it is gone"
+
+
+REGISTRY = """#!/bin/bash
+printf '%s\\n' "$*" >> "$SEEN/requests"
+case $* in
+    *Bearer\\ secret-token*) printf 'HTTP/2 200\\r\\ndocker-content-digest: sha256:%s\\r\\n' "$(< "$SEEN/digest")" ;;
+    *auth.example*) echo '{"token": "secret-token"}' ;;
+    *)
+        printf 'HTTP/2 401\\r\\nWWW-Authenticate: Bearer realm="https://auth.example/token",service="registry.example"\\r\\n'
+        ;;
+esac
+"""
+LABELLER = """#!/bin/bash
+if [[ $1 == inspect ]]; then sed -n 's/^ *\\(org.ftlib[^ ]*\\) /\\1: /p' "$3"; else cp "${@: -1}" "${@: -2:1}"; fi
+"""
+
+
+def test_an_image_is_rebuilt_from_the_same_base_only(machine: dict[str, str], tmp_path: Path) -> None:
+    """The registry tells which digest a tag means; that one is built, noted in the labels, and compared."""
+    for name, text in (("curl", REGISTRY), ("apptainer", LABELLER)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    image, known = tmp_path / "an image.sif", tmp_path / "digest"
+
+    def build(*options: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        command = f"containers/build.sh {' '.join(options)} '{image}'"
+        return bash(command, **{**machine, "FTLIB_TMP": str(tmp_path), "BASE": "some/base:1.2", **settings})
+
+    known.write_text("1" * 64)
+    done = build()
+    assert done.returncode == 0, done.stderr
+    text = image.read_text()
+    assert f"From: some/base@sha256:{'1' * 64}\n" in text
+    assert f"org.ftlib.base.digest sha256:{'1' * 64}\n" in text
+    assert "https://registry-1.docker.io/v2/some/base/manifests/1.2" in (tmp_path / "requests").read_text()
+    assert build().returncode == 0, "the same base"
+    text = image.read_text()
+    known.write_text("2" * 64)
+    done = build()
+    assert done.returncode == 2 and image.read_text() == text
+    assert (
+        f"was built from sha256:{'1' * 64}, and the base image (some/base:1.2) is sha256:{'2' * 64} now" in done.stderr
+    )
+    assert f"BASE=some/base@sha256:{'1' * 64}" in done.stderr and "--new-base" in done.stderr
+    assert build(BASE=f"some/base@sha256:{'1' * 64}").returncode == 0
+    assert build("--new-base").returncode == 0 and f"sha256:{'2' * 64}" in image.read_text()
+    known.write_text("no digest")
+    assert "of unknown digest now" in build().stderr
+    local = tmp_path / "base.sif"
+    local.write_text("base")
+    assert build("--new-base", BOOTSTRAP="localimage", BASE=str(local)).returncode == 0
+    assert f"org.ftlib.base.digest sha256:{hashlib.sha256(b'base').hexdigest()}" in image.read_text()
+
+
+def test_labels_are_read(machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, image = tmp_path / "bin" / "apptainer", Path(machine["FTLIB_IMAGE"])
+    assert read_labels(str(program), image) == ImageLabels(revision="abc"), "as of an older version"
+    lines = ("base: b@sha256:1", "base.digest: sha256:1", "lock: lock-py311.txt 2", "architectures: sm_80 sm_90",
+             "packages: a==1.0 torch==2.11.0+cu130")  # fmt: skip
+    more = "\n".join(f"org.ftlib.{line}" for line in ("revision: v1", *lines))
+    program.write_text(f"#!/bin/sh\necho 'other: 1\n{more}'\n")
+    assert read_labels(str(program), image) == ImageLabels(
+        "v1",
+        "b@sha256:1",
+        "sha256:1",
+        "lock-py311.txt 2",
+        ("sm_80", "sm_90"),
+        (("a", "1.0"), ("torch", "2.11.0+cu130")),
+    )
+    for name in ("PATH", "FTLIB_STORE", "FTLIB_IMAGE"):
+        monkeypatch.setenv(name, machine[name])
+    (shown,) = doctor.image()
+    assert "digest sha256:1, lock lock-py311.txt 2, GPU architectures sm_80 sm_90, packages 2" in shown.state
+    assert shown.state.endswith("torch 2.11.0+cu130")
+    program.write_text("#!/bin/sh\necho other: 1\n")
+    assert read_labels(str(program), image) is None
+    monkeypatch.setenv("FTLIB_RUNTIME", "none")
+    monkeypatch.setenv("FTLIB_VENV", sys.prefix)
+    (shown,) = doctor.image()
+    assert shown.state == f"no container: FTLIB_VENV={sys.prefix}"
+
+
+def test_a_venv_instead_of_a_container(machine: dict[str, str], tmp_path: Path) -> None:
+    """The venv's Python runs the job's code, with the same settings; no container program is asked."""
+    (tmp_path / "bin" / "apptainer").write_text("#!/bin/sh\nexit 9\n")
+    venv = tmp_path / "a venv"
+    (venv / "bin").mkdir(parents=True)
+    python = f"""#!/bin/bash
+if [[ $1 == -c ]]; then cat "$SEEN/missing" 2> /dev/null; exit 0; fi
+if [[ $* == *ftlib.runs.pinning* ]]; then exec {shlex.quote(sys.executable)} "$@"; fi
+printf '%s\\n' "$@" > "$SEEN/arguments"; env > "$SEEN/environment"
+"""
+    (venv / "bin" / "python3").write_text(python)
+    (venv / "bin" / "python3").chmod(0o755)
+    settings = {**machine, "FTLIB_RUNTIME": "none", "FTLIB_VENV": str(venv), "HF_HOME": "/home/me/hf"}
+    del settings["HF_TOKEN_PATH"]
+    done = bash("jobs/run.sh ftlib doctor 'a b'", **settings)
+    assert done.returncode == 0, done.stderr
+    program = [str(REPOSITORY / "ftlib" / "run_module.py"), "-m", "ftlib"]
+    assert (tmp_path / "arguments").read_text().splitlines() == [*program, "doctor", "a b"]
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job doctor", SLURM_JOB_ID="12", **settings)
+    assert done.returncode == 0, done.stderr
+    environment = dict(
+        line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line
+    )
+    code = environment["PYTHONPATH"]
+    assert code.startswith(machine["FTLIB_RUNS"]) and "/code" in code, "the job's snapshot"
+    assert (tmp_path / "arguments").read_text().splitlines()[0] == f"{code}/ftlib/run_module.py"
+    assert environment["HF_HUB_OFFLINE"] == environment["PYTHONNOUSERSITE"] == "1"
+    assert environment["HF_HOME"] == f"{machine['FTLIB_STORE']}/hf"
+    assert environment["HF_TOKEN_PATH"] == "/home/me/hf/token", "the user's own, not in the store"
+    (tmp_path / "missing").write_text("torch peft\n")
+    done = bash("jobs/run.sh ftlib doctor", **settings)
+    assert done.returncode == 2 and f"{venv}/bin/python3 lacks torch peft" in done.stderr
+    (tmp_path / "missing").unlink()
+    (venv / "bin").chmod(0o777)
+    assert "FTLIB_VENV is not used" in bash("jobs/run.sh ftlib doctor", **settings).stderr
+    done = bash("jobs/run.sh ftlib doctor", **{**settings, "FTLIB_VENV": str(tmp_path)})
+    assert done.returncode == 2 and "there is no bin/python3 in it" in done.stderr
+    done = bash("jobs/run.sh ftlib doctor", **{**settings, "FTLIB_RUNTIME": "docker"})
+    assert done.returncode == 2 and "FTLIB_RUNTIME=docker must be apptainer, none or pyxis" in done.stderr
+
+
+def test_pyxis_is_srun_with_a_container(machine: dict[str, str], tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    stand_in = f"""#!/bin/bash
+printf '%s\\n' "$@" "" >> '{calls}'
+while [[ $1 == -* ]]; do shift; done
+while [[ $1 == env || $1 == PATH=* ]]; do shift; done
+if [[ $* == *ftlib.runs.pinning* ]]; then exec {shlex.quote(sys.executable)} "${{@:2}}"; fi
+"""
+    (tmp_path / "bin" / "srun").write_text(stand_in)
+    job = {"SLURM_JOB_ID": "12", "FTLIB_RUNTIME": "pyxis", "FTLIB_BINDS": "/data", "SLURM_GPUS_ON_NODE": "2"}
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job train CONFIG", **machine, **job)
+    assert done.returncode == 0, done.stderr
+    temporary = re.search(r"([^,:]+/ftlib\.\w+):", calls.read_text())
+    assert temporary
+    text = calls.read_text()
+    for name, path in (("TMP", temporary[1]), ("CLONE", str(REPOSITORY)), ("STORE", machine["FTLIB_STORE"]),
+                       ("IMAGE", machine["FTLIB_IMAGE"])):  # fmt: skip
+        text = text.replace(path, name)
+    assert text == (REPOSITORY / "tests" / "slurm" / "golden" / "pyxis-steps.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ({"SLURM_GPUS_PER_TASK": "1"}, "--gpus-per-task: every task would see its own GPU as device 0"),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "SLURM_NTASKS": "2"}, "several tasks on MIG slices"),
+    ],
+)
+def test_gpus_that_tasks_could_not_use_together(machine: dict[str, str], job: dict[str, str], told: str) -> None:
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job train", SLURM_JOB_ID="12", **machine, **job)
+    assert done.returncode == 2 and told in done.stderr
 
 
 def test_a_job_without_the_submitters_environment(machine: dict[str, str], tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import json
 import random
 import re
+import shutil
 import subprocess
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -299,6 +301,48 @@ def test_the_acceptance_run(cluster: Cluster) -> None:
     assert results["several bandwidth"]["gb_per_s"]["nodes"] == 2
     assert str(cluster.home) not in text and USER not in text and not re.search(r"/(tmp|opt|home|usr)/|\bn[12]\b", text)
     assert "checks are ok" in target.with_suffix(".html").read_text()
+
+
+@pytest.fixture(scope="module")
+def venv() -> Path:
+    """A venv that the user may run, with torch: Debian's Python and the packages of the one that runs the tests."""
+    folder = STATE / "venv"
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    assert packages.parent.name == Path(sysconfig.get_path("purelib")).parent.name, "the same version of Python"
+    (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+def test_without_a_container(cluster: Cluster, venv: Path) -> None:
+    """FTLIB_RUNTIME=none: time limit, preemption, scancel, requeueing and exit codes are those of a container."""
+    runs = cluster.home / "bare"
+    bare = {"FTLIB_RUNS": runs, "FTLIB_RUNTIME": "none", "FTLIB_VENV": venv, "FTLIB_IMAGE": "/nowhere.sif"}
+    what = "configs/digits.yaml name=long checkpoint.steps=40 training.num_train_epochs=8"
+    job = cluster.sbatch(f"--time=20 --nodelist=n1 jobs/ftlib.sbatch stage+prepare+train {what}", **bare)
+    cluster.wait_until(lambda: cluster.steps("long", runs) >= 10, "training to begin")
+    cluster.shell(f"scancel --batch --signal=USR1 {job}")
+    cluster.wait_until(lambda: "saved before the time limit; requeueing" in cluster.log(job), "the save", 60)
+    cluster.wait_until(lambda: cluster.log(job).count("resuming from the checkpoint") == 1, "it to go on")
+    at = cluster.steps("long", runs)
+    cluster.wait_until(lambda: cluster.steps("long", runs) >= at + 20, "it to train on")
+    high = cluster.sbatch("--partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap 'sleep 1'")
+    assert cluster.wait(high) == "COMPLETED"
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    run = cluster.run("long", runs)
+    ends = [event["signal"] for event in history(run) if event["event"] == "preempted"]
+    assert ends == ["SIGUSR1", "SIGTERM"] and json.loads((run / "DONE").read_text())["step"] == 296
+    wrong = cluster.sbatch("--time=5 jobs/ftlib.sbatch train configs/digits.yaml task=nonsense", **bare)
+    assert cluster.wait(wrong, 60) == "FAILED" and "Traceback" not in cluster.log(wrong)
+
+
+def test_memory_per_cpu_of_the_command_line(cluster: Cluster) -> None:
+    """The script asks for memory per node; what sbatch is told replaces that, and the steps run."""
+    done = cluster.shell("sbatch --parsable --mem-per-cpu=700M --time=5 jobs/ftlib.sbatch stage configs/digits.yaml")
+    assert done.returncode == 0, done.stderr
+    cluster.jobs.append(done.stdout.strip())
+    assert cluster.wait(cluster.jobs[-1], 120) == "COMPLETED", cluster.log(cluster.jobs[-1])
 
 
 @contextlib.contextmanager
