@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Build the image from containers/ftlib.def.
 #
-#   containers/build.sh [IMAGE]         default: $FTLIB_STORE/images/ftlib.sif
-#   containers/build.sh --render FILE   only write a definition without build arguments, for other builders
+#   containers/build.sh [--new-base] [IMAGE]     default: $FTLIB_STORE/images/ftlib.sif
+#   containers/build.sh --render FILE            only write a definition without build arguments, for other builders
 #
 # From the environment or jobs/site.env: BOOTSTRAP, BASE (base image), INDEX_URL (package index), CA_FILE (certificate of a
 # site's caching index), WHEELS (folder of wheels for building offline). Temporary files go to local disk, the cache of
 # layers to the store. INDEX_URL may hold a password: it is in pip.conf, bound to /mnt while pip runs, and neither in the
 # definition nor in the image. Other builders bind a pip.conf of their own there.
+#
+# The image's labels name the digest of the base image, the lock, the GPU architectures of torch and all packages. An image
+# is rebuilt from the same digest; --new-base accepts another one.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/jobs/lib.sh"
@@ -39,7 +42,50 @@ arguments() { # NAME=VALUE of every build argument that is set
         if [[ -n ${!name:-} ]]; then echo "$name=${!name}"; fi
     done
     echo "CONTEXT=$1"
+    echo "DIGEST=$digest"
     echo "REVISION=$(git -C "$root" describe --always --dirty=+changes 2>/dev/null || echo unknown)"
+}
+
+# Print the digest of the base image: of a file its own, of a name with a digest that, else the one that its registry names
+# now; "unknown" if it does not.
+base_digest() {
+    local base=$1 tag=latest host=registry-1.docker.io answer token name
+    local manifests='application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json'
+    manifests+=', application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json'
+    if [[ ${BOOTSTRAP:-docker} == localimage && -f $base ]]; then echo "sha256:$(sha256sum < "$base" | cut -d ' ' -f 1)"; return; fi
+    if [[ $base == *@sha256:* ]]; then echo "${base##*@}"; return; fi
+    if [[ ${BOOTSTRAP:-docker} != docker ]] || ! command -v curl > /dev/null; then echo unknown; return; fi
+    name=$base
+    if [[ ${name##*/} == *:* ]]; then tag=${name##*:}; fi
+    name=$(untagged "$name")
+    if [[ ${name%%/*} == *[.:]* && $name == */* ]]; then host=${name%%/*} name=${name#*/}; fi
+    if [[ $host == registry-1.docker.io && $name != */* ]]; then name=library/$name; fi
+    local ask=(curl -sI --max-time 20 -H "Accept: $manifests") url=https://$host/v2/$name/manifests/$tag
+    answer=$("${ask[@]}" "$url" | tr -d '\r') || true
+    if [[ ${answer,,} =~ www-authenticate:\ bearer\ ([^$'\n']*) ]]; then
+        answer=${answer#*[Bb]earer }
+        answer=${answer%%$'\n'*}
+        [[ $answer =~ realm=\"([^\"]*)\" ]] && token=${BASH_REMATCH[1]}
+        [[ $answer =~ service=\"([^\"]*)\" ]] && token+="?service=${BASH_REMATCH[1]}&scope=repository:$name:pull"
+        token=$(curl -s --max-time 20 "$token" | sed -nE 's/.*"token" *: *"([^"]*)".*/\1/p') || true
+        answer=$("${ask[@]}" -H "Authorization: Bearer $token" "$url" | tr -d '\r') || true
+    fi
+    if [[ ${answer,,} =~ docker-content-digest:\ (sha256:[0-9a-f]{64}) ]]; then echo "${BASH_REMATCH[1]}"; else echo unknown; fi
+}
+
+untagged() { # NAME[:TAG][@DIGEST]
+    local name=${1%%@*}
+    if [[ ${name##*/} == *:* ]]; then name=${name%:*}; fi
+    echo "$name"
+}
+
+# Refuse to rebuild an image from another base than before.
+require_same_base() { # IMAGE
+    local before
+    before=$("$container" inspect --labels "$1" 2>/dev/null | sed -n 's/^org\.ftlib\.base\.digest: //p') || true
+    if [[ -z $before || $before == unknown || $before == "$digest" ]]; then return; fi
+    die "$1 was built from $before, and the base image ($BASE) is ${digest/unknown/of unknown digest} now." \
+        "To keep the old base: BASE=$(untagged "$BASE")@$before; to take the new one: --new-base"
 }
 
 render() { # the definition with every {{ NAME }} filled in, and without %arguments
@@ -52,8 +98,12 @@ render() { # the definition with every {{ NAME }} filled in, and without %argume
 }
 
 main() {
-    local container image
+    local container image new_base=
     check_arguments
+    if [[ -z ${BASE:-} ]]; then BASE=$(sed -n 's/^ *BASE=//p' "$root/containers/ftlib.def"); fi
+    digest=unknown
+    if [[ $BASE == *@sha256:* ]]; then digest=${BASE##*@}; fi
+    if [[ ${1:-} == --new-base ]]; then new_base=1; shift; fi
     if [[ ${1:-} == --render ]]; then
         [[ $# == 2 ]] || die "--render needs a file name"
         gather "$root/build/context"
@@ -62,6 +112,13 @@ main() {
     fi
     container=$(find_container) || die "neither apptainer nor singularity is in PATH"
     image=${1:-${FTLIB_IMAGE:-${FTLIB_STORE:?set it in jobs/site.env, or name the image}/images/ftlib.sif}}
+    digest=$(base_digest "$BASE")
+    if [[ -e $image && -z $new_base ]]; then require_same_base "$image"; fi
+    if [[ $digest == unknown ]]; then
+        echo "build.sh: the registry does not tell the digest of $BASE; to pin it: BASE=NAME@sha256:…" >&2
+    elif [[ ${BOOTSTRAP:-docker} == docker && $BASE != *@* ]]; then
+        BASE=$(untagged "$BASE")@$digest # what was looked up
+    fi
     scratch=$(mktemp -d "${FTLIB_TMP:-/tmp}/ftlib-build.XXXXXX")
     trap 'rm -rf "$scratch" "${beside:-$scratch}"' EXIT
     gather "$scratch/context"

@@ -28,6 +28,7 @@ from ftlib.core.permissions import RECORD_FOLDERS, STICKY_FOLDERS, Sharing
 from ftlib.core.text import format_gib, format_size
 from ftlib.errors import UserError
 from ftlib.slurm.client import clean_environment
+from ftlib.slurm.image import container_program, read_labels
 from ftlib.slurm.jobspec import JobSpec
 
 # The outcome of a check, and asking programs of the system.
@@ -58,8 +59,8 @@ def inside_container() -> str | None:
 
 # Slurm, whether it would take our jobs, and the image.
 
-_REQUESTED = ("time", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "gres", "gpus_per_node", "partition",
-              "account", "qos", "constraint", "exclude")  # fmt: skip
+_REQUESTED = ("time", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "mem_per_cpu", "mem_per_gpu", "gres",
+              "gpus_per_node", "partition", "account", "qos", "constraint", "exclude")  # fmt: skip
 
 
 def slurm() -> Iterator[CheckResult]:
@@ -115,8 +116,12 @@ def image() -> Iterator[CheckResult]:
     if inside := inside_container():
         yield CheckResult("image", f"inside {inside}")
         return
-    path = Path(site_settings().get("FTLIB_IMAGE") or find_site().store / "images" / "ftlib.sif")
-    program = shutil.which("apptainer") or shutil.which("singularity")
+    settings = site_settings()
+    if settings.get("FTLIB_RUNTIME") == "none":
+        yield _runtime_without_container(settings.get("FTLIB_VENV"))
+        return
+    path = Path(settings.get("FTLIB_IMAGE") or find_site().store / "images" / "ftlib.sif")
+    program = container_program()
     build = "Build it: sbatch jobs/build.sbatch"
     if program is None:
         yield CheckResult(
@@ -124,11 +129,27 @@ def image() -> Iterator[CheckResult]:
         )
     elif not path.exists():
         yield CheckResult("image", f"{path} is not there", build)
-    elif "org.ftlib.revision" not in (labels := program_output(program, "inspect", "--labels", str(path)) or ""):
+    elif (labels := read_labels(program, path)) is None:
         yield CheckResult("image", f"{path} is no image of ftlib", build, fatal=True)
     else:
-        wanted = [line for line in labels.splitlines() if line.startswith("org.ftlib")]
-        yield CheckResult("image", f"{path}: {', '.join(wanted)}")
+        versions = dict(labels.packages)
+        told = {
+            "ftlib": labels.revision,
+            "base": labels.base,
+            "digest": labels.base_digest,
+            "lock": labels.lock,
+            "GPU architectures": " ".join(labels.architectures),
+            "packages": str(len(versions) or ""),
+            **{name: versions.get(name, "") for name in ("torch", "transformers", "peft")},
+        }
+        yield CheckResult("image", f"{path}: {', '.join(f'{name} {value}' for name, value in told.items() if value)}")
+
+
+def _runtime_without_container(venv: str | None) -> CheckResult:
+    where = f"FTLIB_VENV={venv}" if venv else "python3 in PATH after FTLIB_HOOK"
+    if venv and not os.access(Path(venv) / "bin" / "python3", os.X_OK):
+        return CheckResult("runtime", f"{where} has no bin/python3", "Create it with: python3 -m venv", fatal=True)
+    return CheckResult("runtime", f"no container: {where}")
 
 
 # GPUs: does torch see those that Slurm gave, suit driver and torch, do they compute, and in bfloat16?

@@ -65,7 +65,7 @@ site_env_value() {
     fi
     if [[ $text == *[[:cntrl:]]* ]]; then REPLY="must be one line without control characters"; return 1; fi
     REPLY=$text
-    if [[ ! $key =~ ^(FTLIB_(STORE|RUNS|IMAGE|TMP|HOOK|BINDS)|HF_HUB_CACHE|CA_FILE|WHEELS)$ ]]; then return 0; fi
+    if [[ ! $key =~ ^(FTLIB_(STORE|RUNS|IMAGE|TMP|HOOK|BINDS|VENV)|HF_HUB_CACHE|CA_FILE|WHEELS)$ ]]; then return 0; fi
     REPLY=
     while [[ -n $text ]]; do
         if [[ $key == FTLIB_BINDS ]]; then part=${text%%:*}; else part=$text; fi

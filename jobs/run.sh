@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs ftlib commands in the container and in Slurm jobs: signals, exit codes, requeueing.
+# Runs ftlib commands in the container (or another runtime, FTLIB_RUNTIME) and in Slurm jobs: signals, exit codes,
+# requeueing.
 #
 # By hand:          jobs/run.sh ftlib COMMAND …     enters the container and runs the command
 # In a batch job:   source jobs/run.sh; run_job COMMAND+COMMAND … ARGUMENTS…
@@ -17,15 +18,19 @@ source "$jobs/lib.sh"
 
 fail() { echo "ftlib: $*" >&2; exit 2; }
 
-# Read the site settings, find the image, and set the array `container`: the command line with binds and environment.
-enter_container() {
-    local program name
+# Read the site settings and prepare the runtime. Sets three arrays: `enter`, which runs a command from this script;
+# `container`, the same within a step of Slurm; `step_options`, the options of srun that it needs.
+enter_runtime() {
+    local name mounts='' bound=()
     umask g-w,o-w # others cannot write to files of this script
     read_site_env "$jobs/site.env" || exit 2
     if [[ -n ${FTLIB_HOOK:-} ]]; then
         require_trusted FTLIB_HOOK "$FTLIB_HOOK" "${FTLIB_STORE:-/}" || exit 2
         source "$FTLIB_HOOK" || fail "FTLIB_HOOK=$FTLIB_HOOK failed"
     fi
+    runtime=${FTLIB_RUNTIME:-apptainer}
+    [[ $runtime == apptainer || $runtime == none || $runtime == pyxis ]] ||
+        fail "FTLIB_RUNTIME=$runtime must be apptainer, none or pyxis"
     if [[ -z ${FTLIB_STORE:-} ]]; then
         if [[ -n ${SLURM_JOB_ID:-} ]]; then
             fail "FTLIB_STORE is not set, and inside a Slurm job there is no safe default. Set it in jobs/site.env."
@@ -43,39 +48,81 @@ enter_container() {
     # The store may be read-only, but not the runs folder.
     make_store $([[ $FTLIB_RUNS != "$FTLIB_STORE"/runs/* ]] || echo runs) && make_runs ||
         fail "FTLIB_STORE=$FTLIB_STORE or FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
-    program=$(find_container) || fail "neither apptainer nor singularity is in PATH; load it in FTLIB_HOOK"
-    [[ -r $FTLIB_IMAGE ]] || fail "image $FTLIB_IMAGE is not there. Build it: sbatch jobs/build.sbatch"
-    require_trusted "the image" "$FTLIB_IMAGE" || exit 2
-    require_pinned_image
-    "$program" inspect --labels "$FTLIB_IMAGE" 2>/dev/null | grep -q '^org\.ftlib\.revision' ||
-        fail "$FTLIB_IMAGE is no image of ftlib. Build one: sbatch jobs/build.sbatch"
+    if [[ $runtime == none ]]; then require_python; else require_image; fi
 
     job_tmp=$(mktemp -d "${FTLIB_TMP:-${SLURM_TMPDIR:-/tmp}}/ftlib.XXXXXX") || fail "no local temporary folder"
     trap 'rm -rf "$job_tmp"' EXIT
     mkdir "$job_tmp/tmp" "$job_tmp/notes"
     # Compile caches must not be shared between nodes or inherited; training stores their content between the starts of a
     # run (ftlib/training/compiling.py). Jobs do not access the hub.
-    to_container FTLIB_STORE "$FTLIB_STORE"
-    to_container FTLIB_RUNS "$FTLIB_RUNS"
+    to_runtime FTLIB_STORE "$FTLIB_STORE"
+    to_runtime FTLIB_RUNS "$FTLIB_RUNS"
     # The container does not know the names of users and groups.
-    if [[ -n ${FTLIB_GROUP:-} ]]; then to_container FTLIB_GROUP "$(store_group)"; fi
-    if [[ -n ${FTLIB_OWNER:-} ]]; then to_container FTLIB_OWNER "$(user_number "$FTLIB_OWNER")"; fi
-    to_container FTLIB_JOB_TMP "$job_tmp/notes"
-    to_container TMPDIR "$job_tmp/tmp"
-    to_container TRITON_CACHE_DIR "$job_tmp/tmp/triton"
-    to_container TORCHINDUCTOR_CACHE_DIR "$job_tmp/tmp/inductor"
-    to_container HF_HOME "$FTLIB_STORE/hf"
-    to_container HF_TOKEN_PATH "${HF_TOKEN_PATH:-${HF_HOME:-$HOME/.cache/huggingface}/token}" # private, never in the store
-    to_container PYTHONNOUSERSITE 1
-    to_container PYTHONPATH "$root" # this checkout's code takes precedence over the image's
-    to_container PYTHONUNBUFFERED 1
-    if [[ -n ${SLURM_JOB_ID:-} ]]; then to_container HF_HUB_OFFLINE 1; fi
-    container=("$program" --silent exec --nv)
+    if [[ -n ${FTLIB_GROUP:-} ]]; then to_runtime FTLIB_GROUP "$(store_group)"; fi
+    if [[ -n ${FTLIB_OWNER:-} ]]; then to_runtime FTLIB_OWNER "$(user_number "$FTLIB_OWNER")"; fi
+    to_runtime FTLIB_JOB_TMP "$job_tmp/notes"
+    to_runtime TMPDIR "$job_tmp/tmp"
+    to_runtime TRITON_CACHE_DIR "$job_tmp/tmp/triton"
+    to_runtime TORCHINDUCTOR_CACHE_DIR "$job_tmp/tmp/inductor"
+    to_runtime HF_TOKEN_PATH "${HF_TOKEN_PATH:-${HF_HOME:-$HOME/.cache/huggingface}/token}" # private, never in the store
+    to_runtime HF_HOME "$FTLIB_STORE/hf"
+    to_runtime PYTHONNOUSERSITE 1
+    use_code "$root"
+    to_runtime PYTHONUNBUFFERED 1
+    if [[ -n ${SLURM_JOB_ID:-} ]]; then to_runtime HF_HUB_OFFLINE 1; fi
     while IFS= read -r name; do
-        [[ $name != *[,:]* ]] || fail "$name: a path with a comma or a colon cannot be bound into a container"
-        container+=(--bind "$name")
+        [[ $runtime == none || $name != *[,:]* ]] || fail "$name: a path with a comma or a colon cannot be bound into a container"
+        bound+=("$name")
     done < <(printf '%s\n' "$FTLIB_STORE" "$FTLIB_RUNS" "$root" "$job_tmp"; tr : '\n' <<< "$PWD${FTLIB_BINDS:+:$FTLIB_BINDS}")
-    container+=(--pwd "$PWD" "$FTLIB_IMAGE")
+    step_options=() container=()
+    case $runtime in
+        apptainer)
+            container=("$(find_container)" --silent exec --nv)
+            for name in "${bound[@]}"; do container+=(--bind "$name"); done
+            container+=(--pwd "$PWD" "$FTLIB_IMAGE")
+            enter=("${container[@]}")
+            ;;
+        pyxis)
+            step_options=(--container-image="$FTLIB_IMAGE" --container-workdir="$PWD" --no-container-mount-home)
+            for name in "${bound[@]}"; do mounts+=,$name:$name; done
+            step_options+=(--container-mounts="${mounts#,}")
+            container=(env PATH=/opt/ftlib/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+            enter=(srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${step_options[@]}" "${container[@]}")
+            ;;
+        none) enter=() ;;
+    esac
+}
+
+require_image() {
+    local program
+    if [[ $runtime == apptainer ]]; then
+        program=$(find_container) || fail "neither apptainer nor singularity is in PATH; load it in FTLIB_HOOK"
+    fi
+    [[ -r $FTLIB_IMAGE ]] || fail "image $FTLIB_IMAGE is not there. Build it: sbatch jobs/build.sbatch"
+    require_trusted "the image" "$FTLIB_IMAGE" || exit 2
+    require_pinned_image
+    if [[ $runtime == pyxis ]]; then return; fi
+    "$program" inspect --labels "$FTLIB_IMAGE" 2>/dev/null | grep -q '^org\.ftlib\.revision' ||
+        fail "$FTLIB_IMAGE is no image of ftlib. Build one: sbatch jobs/build.sbatch"
+}
+
+# Without a container: the python3 of FTLIB_VENV, or the one that FTLIB_HOOK has put into PATH.
+require_python() {
+    local missing
+    if [[ -n ${FTLIB_VENV:-} ]]; then
+        [[ -x $FTLIB_VENV/bin/python3 ]] || fail "FTLIB_VENV=$FTLIB_VENV: there is no bin/python3 in it"
+        require_trusted FTLIB_VENV "$FTLIB_VENV" || exit 2
+        export PATH=$FTLIB_VENV/bin:$PATH
+        unset PYTHONPATH # of modules that FTLIB_HOOK has loaded: for another Python
+    fi
+    # PYTHONNOUSERSITE: packages in the home folder do not count.
+    missing=$(PYTHONNOUSERSITE=1 python3 -c 'import importlib.util, sys
+sys.path[:] = filter(None, sys.path) # not the working folder
+if sys.version_info < (3, 10): print("Python 3.10 or newer")
+print(*(name for name in ("torch", "transformers", "peft", "datasets", "submitit") if not importlib.util.find_spec(name)))' 2>&1) ||
+        fail "python3 does not start: $missing"
+    [[ -z ${missing//[[:space:]]/} ]] || fail "$(command -v python3) lacks ${missing//$'\n'/ }. Without a container," \
+        "FTLIB_VENV in jobs/site.env names a venv with ftlib's packages, or FTLIB_HOOK loads a module that has them."
 }
 
 # The user's runs folder; the group can read it with FTLIB_SHARE_RUNS=1, if the store is shared.
@@ -97,15 +144,27 @@ require_pinned_image() {
     echo "$facts" > "$known"
 }
 
-# Set both names, because the image's environment takes precedence over the host's.
-to_container() { export "APPTAINERENV_$1=$2" "SINGULARITYENV_$1=$2"; }
+# Set a variable for what runs in the runtime. For a container both names, because the image's environment takes precedence
+# over the host's.
+to_runtime() {
+    if [[ $runtime == apptainer ]]; then export "APPTAINERENV_$1=$2" "SINGULARITYENV_$1=$2"; else export "$1=$2"; fi
+}
+
+# Let commands run the code in FOLDER, which takes precedence over an installed ftlib. Sets the array `ftlib`: the program.
+use_code() {
+    ftlib=(ftlib)
+    if [[ $runtime != none ]]; then to_runtime PYTHONPATH "$1"; return; fi
+    site_pythonpath=${site_pythonpath-${PYTHONPATH:-}} # of a module
+    export PYTHONPATH=$1${site_pythonpath:+:$site_pythonpath}
+    ftlib=(python3 "$1/ftlib/run_module.py" -m ftlib) # the venv may have no ftlib of its own
+}
 
 # Pin the code and the config of the job's first start; a requeued job uses the same. See ftlib/runs/pinning.py.
 pin() { # CONFIG FOLDER…: more folders of the clone than ftlib/ and jobs/
     local code new
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
     if [[ ${SLURM_RESTART_COUNT:-0} == 0 || ! -e $pinned/code ]]; then
-        code=$("${container[@]}" python3 "$root/ftlib/run_module.py" -m ftlib.runs.pinning "$root" "${@:2}") || exit
+        code=$("${enter[@]}" python3 "$root/ftlib/run_module.py" -m ftlib.runs.pinning "$root" "${@:2}") || exit
         rm -rf "$pinned" "$pinned".tmp-*
         new=$(mktemp -d "$pinned.tmp-XXXXXX") && ln -s "$code" "$new/code" ||
             fail "$FTLIB_RUNS: cannot be written to (storage full?)"
@@ -113,39 +172,95 @@ pin() { # CONFIG FOLDER…: more folders of the clone than ftlib/ and jobs/
         mv -T "$new" "$pinned"
     fi
     require_trusted "the code of this job" "$pinned/code" || exit 2
-    to_container PYTHONPATH "$pinned/code"
+    use_code "$pinned/code"
 }
 
-requeue() {
-    local id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} answer
-    id=${id:-$SLURM_JOB_ID}
-    # Stop requeueing a job that makes no progress.
-    if [[ -e $job_tmp/notes/checkpointed ]]; then rm -f "$pinned/idle"; else echo >> "$pinned/idle"; fi
-    if [[ -e $pinned/idle && $(wc -l < "$pinned/idle") -gt 10 ]]; then
-        echo "ftlib: no progress in the last 10 starts; request more time, or save more often (checkpoint.steps)" >&2
-        exit 75
+# Print this job's ID as scontrol takes it. (The plain ID of an array's last element means the whole array.)
+slurm_id() { echo "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"; }
+
+requeue() { # REASON
+    local id answer first step since=$SECONDS tries=0
+    id=$(slurm_id)
+    if read -r first step 2>/dev/null < "$job_tmp/notes/pace"; then
+        echo "$((first - $(date +%s) + SECONDS)) $step" > "$pinned/pace" # seconds until the first step, and of a step
     fi
+    if [[ -e $job_tmp/notes/checkpointed ]]; then rm -f "$pinned/idle"; else stop_if_limit_is_too_short; fi
     if (( ${SLURM_RESTART_COUNT:-0} >= ${FTLIB_MAX_REQUEUES:-100} )); then
         echo "ftlib: requeued ${SLURM_RESTART_COUNT} times already (FTLIB_MAX_REQUEUES); submit it again to resume" >&2
         exit 75
     fi
     echo "ftlib: $1; requeueing job $id" >&2
-    if answer=$(scontrol requeue "$id" 2>&1); then
-        sleep 300 & # until Slurm ends this script; in the background, so that the trap for TERM runs at once
-        wait $!
-        exit 75
-    fi
-    echo "ftlib: Slurm does not requeue this job ($answer). Nothing is lost: submit it again to resume." >&2
+    until scontrol requeue "$id" > "$job_tmp/answer" 2>&1; do
+        if ! controller_away "$job_tmp/answer" || ! wait_for_controller "$since" $((tries++)); then
+            answer=$(< "$job_tmp/answer")
+            echo "ftlib: Slurm does not requeue this job ($answer). Nothing is lost: submit it again to resume." >&2
+            exit 75
+        fi
+    done
+    sleep 300 & # until Slurm ends this script; in the background, so that the trap for TERM runs at once
+    wait $!
     exit 75
+}
+
+# Whether srun or scontrol failed because Slurm's controller did not answer, by its messages in FILE.
+controller_away() {
+    local said='Unable to contact slurm controller|Socket timed out on send/recv|Zero Bytes were transmitted'
+    if (( ${#again[@]} > 0 )); then said+='|Unable to create step .*busy'; fi
+    grep -qE "$said|[Cc]ontroller (is )?in standby mode" "$1" 2>/dev/null
+}
+
+controller_patience=600 # seconds
+
+# Wait before the controller is asked again. Fails after $controller_patience seconds, and when the job is cancelled.
+wait_for_controller() { # $SECONDS at the first try, number of earlier tries
+    local pause=$(( $2 < 5 ? 2 << $2 : 30 ))
+    if [[ $term == 1 ]] || (( SECONDS - $1 + pause > controller_patience )); then return 1; fi
+    echo "ftlib: Slurm's controller does not answer; trying again in $pause s" >&2
+    sleep "$pause" &
+    wait $! # a signal interrupts it
+}
+
+# Print the seconds until the time limit, and the limit in seconds; nothing if there is none.
+time_limit() {
+    local shown
+    shown=$(timeout 30 scontrol show job "$(slurm_id)" 2>/dev/null)
+    [[ $shown =~ StartTime=([^[:space:]]+)\ EndTime=([0-9][^[:space:]]+) ]] || return 0
+    shown=$(date -d "${BASH_REMATCH[1]}" +%s) && echo $(($(date -d "${BASH_REMATCH[2]}" +%s) - $(date +%s))) \
+        $(($(date -d "${BASH_REMATCH[2]}" +%s) - shown))
+}
+
+clock() { printf '%02d:%02d:%02d' $(($1 / 3600)) $(($1 / 60 % 60)) $(($1 % 60)); }
+
+# End the job instead of requeueing it if this start is the second one in a row that the time limit ends in the same
+# command before it has saved anything. A preemption is no such start, nor a USR1 long before the limit.
+stop_if_limit_is_too_short() {
+    local left limit used=$SECONDS pace startup step needed told
+    if being_preempted; then return; fi
+    read -r left limit <<< "$(time_limit)"
+    if [[ -z $limit ]] || (( left > 300 && left > limit / 2 )); then return; fi
+    if [[ $(tail -n 1 "$pinned/idle" 2>/dev/null) != "$command" ]]; then : > "$pinned/idle"; fi
+    echo "$command" >> "$pinned/idle"
+    if (( $(wc -l < "$pinned/idle") < 2 )); then return; fi
+    if pace=$(cat "$pinned/pace" 2>/dev/null); then
+        read -r startup step <<< "$pace"
+        needed=$((startup + 2 * step + left)) told="start-up took $startup s and a step $step s in an earlier start"
+    fi
+    if (( ${needed:-0} <= limit )); then needed=$((2 * used + left)) told="start-up takes more than $used s"; fi
+    needed=$(clock $(((needed + 59) / 60 * 60)))
+    told="two starts reached the time limit ($(clock "$limit")) before anything was saved: $told, and the job must save"
+    told+=" $left s before the limit. Request at least --time=$needed (job.time)"
+    note failed 2 "$told"
+    echo "ftlib: $command: $told, and submit it again; it is not requeued." >&2
+    exit 2
 }
 
 # Append an event to the history of the active run.
 note() {
-    local run job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    local run
     run=$(cat "$job_tmp/notes/run" 2>/dev/null) || return 0
     if [[ -n $(tail -c 1 "$run/history.jsonl" 2>/dev/null) ]]; then echo >> "$run/history.jsonl"; fi # after an incomplete line
     printf '{"event": "%s", "time": %s, "host": "%s", "job": "%s", "command": "%s", "exit": %d, "reason": "%s"}\n' \
-        "$1" "$(date +%s)" "${SLURMD_NODENAME:-$(hostname)}" "${job:-$SLURM_JOB_ID}" "$command" "$2" "$3" >> "$run/history.jsonl"
+        "$1" "$(date +%s)" "${SLURMD_NODENAME:-$(hostname)}" "$(slurm_id)" "$command" "$2" "$3" >> "$run/history.jsonl"
 }
 
 # Wait for srun; forward USR1 when the command's handlers are installed (before, it would kill srun or Python).
@@ -199,26 +314,39 @@ first_ended() {
 # Whether a job of higher priority preempts this one. (A cancelled job is no longer RUNNING.)
 being_preempted() {
     local shown
-    shown=$(timeout 30 scontrol show job "$SLURM_JOB_ID" 2>/dev/null) || return 1
+    shown=$(timeout 30 scontrol show job "$(slurm_id)" 2>/dev/null) || return 1
     [[ $shown == *JobState=RUNNING* && $shown == *" PreemptTime="* && $shown != *" PreemptTime=None"* ]]
 }
 
 run_step() { # COMMAND LINE…: one ftlib command and what runs it in the container; returns only if it is done
-    local command=$1 code srun_code killed waited copy tasks=()
+    local command=$1 code srun_code killed waited copy tasks=() since=$SECONDS tries=0 again=()
     shift
-    rm -f "$job_tmp"/notes/* "$job_tmp"/stderr*
     # train, evaluate and the check of several GPUs use one task per GPU; other commands are a single process.
     if [[ $command != train && $command != evaluate && $command != several ]]; then tasks=(--nodes=1 --ntasks=1 --ntasks-per-node=1); fi
-    # srun's messages are copied to a file, from which the reason of a failure is read. The copying process ignores signals;
-    # the file is complete when it has ended.
-    mkfifo "$job_tmp/stderr.pipe" || fail "$job_tmp cannot be written to"
-    (trap '' TERM INT USR1 HUP; exec tee "$job_tmp/stderr" < "$job_tmp/stderr.pipe" >&2) &
-    copy=$!
-    # Ignore SIGUSR1 until Python's handler is installed, so that it cannot kill the command.
-    srun "${tasks[@]}" --kill-on-bad-exit=1 --wait=60 --job-name="$command" bash -c 'trap "" USR1; exec "$@"' ftlib \
-        "${container[@]}" "$@" 2> "$job_tmp/stderr.pipe" &
-    wait_for $!
-    while kill -0 "$copy" 2>/dev/null; do wait "$copy"; done # a trap interrupts `wait`
+    while :; do
+        rm -f "$job_tmp"/notes/* "$job_tmp"/stderr*
+        # srun's messages are copied to a file, from which the reason of a failure is read. The copying process ignores
+        # signals; the file is complete when it has ended.
+        mkfifo "$job_tmp/stderr.pipe" || fail "$job_tmp cannot be written to"
+        (trap '' TERM INT USR1 HUP; exec tee "$job_tmp/stderr" < "$job_tmp/stderr.pipe" >&2) &
+        copy=$!
+        # --mem=0: the memory of the job, whichever of Slurm's options asked for it. SIGUSR1 is ignored until Python's handler
+        # is installed, so that it cannot kill the command.
+        srun "${tasks[@]}" "${step_options[@]}" "${again[@]}" --mem=0 --kill-on-bad-exit=1 --wait=60 --job-name="$command" \
+            bash -c 'trap "" USR1; : > "$1/notes/begun"; shift; exec "$@"' ftlib "$job_tmp" "${container[@]}" "$@" \
+            2> "$job_tmp/stderr.pipe" &
+        wait_for $!
+        while kill -0 "$copy" 2>/dev/null; do wait "$copy"; done # a trap interrupts `wait`
+        # A step that has begun must not run twice.
+        if [[ $code == 0 || -e $job_tmp/notes/begun ]] || ! controller_away "$job_tmp/stderr"; then break; fi
+        if [[ $usr1 == 1 ]]; then requeue "the time limit came while Slurm's controller did not answer"; fi
+        if ! wait_for_controller "$since" $((tries++)); then
+            echo "ftlib: $command was not started, because Slurm's controller did not answer. Nothing is lost: submit it" \
+                "again to resume." >&2
+            exit 75
+        fi
+        again=(--immediate=10) # a controller that has just started calls the nodes busy, and srun would wait for minutes
+    done
     # When a task fails, Slurm ends the others by SIGTERM: their messages are not the reason, and their note of that signal
     # does not mean that the job was told to save.
     killed=$(first_ended)
@@ -271,7 +399,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
 spread_over_nodes() {
     local each=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1) first
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST") && [[ -n $first ]] || fail "scontrol does not list this job's nodes"
-    to_container MASTER_ADDR "${first%%$'\n'*}"
+    to_runtime MASTER_ADDR "${first%%$'\n'*}"
     # The name is not secret at this point: if another user has created the folder, the job fails.
     "${each[@]}" bash -c 'mkdir -m 700 "$1" 2>/dev/null || [[ -O $1 && ! -L $1 ]] && mkdir -p "$1/tmp" "$1/notes"' \
         ftlib "$job_tmp" || fail "$job_tmp cannot be made on every node"
@@ -280,10 +408,19 @@ spread_over_nodes() {
 
 enter_job() {
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
-    enter_container
-    to_container PYTHONSAFEPATH 1 # Python 3.11 and later: subprocesses of libraries import no modules from the working directory
+    if [[ -n ${SLURM_GPUS_PER_TASK:-} ]]; then
+        fail "--gpus-per-task: every task would see its own GPU as device 0, and NCCL could not use peer-to-peer between" \
+            "them. Request --gres=gpu:N (or --gpus-per-node=N) and --ntasks-per-node=N."
+    fi
+    if [[ ${CUDA_VISIBLE_DEVICES:-} == *MIG* ]] && (( ${SLURM_NTASKS:-1} > 1 )); then
+        fail "several tasks on MIG slices: NCCL does not connect them. Request one (job.gpus: 1), or whole GPUs."
+    fi
+    enter_runtime
+    # Every task sees all GPUs of its node and takes the one of its local rank, whatever the site's default is.
+    if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then step_options+=(--gpu-bind=none); fi
+    to_runtime PYTHONSAFEPATH 1 # Python 3.11 and later: subprocesses of libraries import no modules from the working directory
     if (( ${SLURM_JOB_NUM_NODES:-1} > 1 )); then spread_over_nodes; fi
-    if [[ -f /proc/$$/fd/2 ]]; then to_container FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
+    if [[ -f /proc/$$/fd/2 ]]; then to_runtime FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
 }
 
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
@@ -295,7 +432,7 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     pin "${1:-}"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi
     for command in ${commands//+/ }; do
-        run_step "$command" ftlib "$command" "$@"
+        run_step "$command" "${ftlib[@]}" "$command" "$@"
     done
     rm -rf "$pinned"
 }
@@ -306,13 +443,13 @@ run_submitted() {
     local commands=$1 command
     shift
     enter_job
-    to_container SUBMITIT_EXECUTOR slurm
+    to_runtime SUBMITIT_EXECUTOR slurm
     pinned=$FTLIB_RUNS/.jobs/$SLURM_JOB_ID
     if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then rm -rf "$pinned"; fi # left by an earlier job with this ID
     mkdir -p "$pinned" || fail "FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
     require_trusted "the snapshot of the code" "$root" && require_trusted "what was submitted" "${*: -1}" || exit 2
     for command in ${commands//+/ }; do
-        to_container FTLIB_STEP "$command"
+        to_runtime FTLIB_STEP "$command"
         run_step "$command" "$@"
     done
     rm -rf "$pinned"
@@ -320,6 +457,7 @@ run_submitted() {
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     [[ ${1:-} == ftlib || ${1:-} == python3 ]] || fail "usage: jobs/run.sh ftlib COMMAND …"
-    enter_container
-    "${container[@]}" "$@"
+    enter_runtime
+    if [[ $1 == ftlib ]]; then set -- "${ftlib[@]}" "${@:2}"; fi
+    "${enter[@]}" "$@"
 fi

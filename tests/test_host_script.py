@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ftlib import doctor
 from ftlib.core.paths import read_site_env
 from ftlib.errors import UserError
+from ftlib.slurm.image import ImageLabels, read_labels
 from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted(
@@ -86,6 +91,7 @@ SITE_ENV = [
     ("FTLIB_STORE=~", "/home/me"),
     ("FTLIB_BINDS=/data:~/x::~", "/data:/home/me/x::/home/me"),
     ("FTLIB_IMAGE=/a:~/x", "/a:~/x"),
+    ("FTLIB_VENV=~/venv", "/home/me/venv"),
     ("X=~/x", "~/x"),
     ("FTLIB_STORE='~/store'", ("must be an absolute path, not '~/store'",)),
     ("FTLIB_STORE=~other/store", ("must be an absolute path, not '~other/store'",)),
@@ -276,17 +282,157 @@ def test_a_note_begins_a_line_of_its_own(tmp_path: Path, before: str, lines: int
     assert len(found) == lines and (last["reason"], last["host"]) == ("signal 9", "n7")
 
 
+AWAY = "srun: error: Unable to confirm allocation for job 7: Unable to contact slurm controller (connect failure)"
+PATIENT = STEP.replace("run_step", "sleep() {{ :; }}; run_step")
+
+
+def srun_fails(tmp_path: Path, times: int, message: str, before: str = "") -> str:
+    """A srun that counts its calls and fails this often before it runs its command."""
+    fails = f"{before} echo '{message}' >&2; return 1"
+    return (
+        f"echo >> '{tmp_path}/calls'; if (( $(wc -l < '{tmp_path}/calls') <= {times} )); then {fails}; fi; "
+        'while [[ $1 == -* ]]; do shift; done; echo "began $*"'
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AWAY,
+        "srun: error: Unable to create step for job 7: Socket timed out on send/recv operation",
+        "srun: error: Unable to create step for job 7: Zero Bytes were transmitted or received",
+        "srun: error: Unable to confirm allocation for job 7: Slurm backup controller in standby mode",
+    ],
+)
+def test_a_stage_waits_for_the_controller(tmp_path: Path, message: str) -> None:
+    script = PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 3, message), command="train")
+    done = bash(script, SLURM_JOB_ID="7")
+    assert done.returncode == 0 and "ftlib train CONFIG" in done.stdout, done.stderr
+    assert (tmp_path / "calls").read_text() == "\n" * 4
+    pauses = ["2 s", "4 s", "8 s"]
+    assert [line.split("again in ")[1] for line in done.stderr.splitlines() if "again in" in line] == pauses
+
+
+def test_a_step_that_has_begun_is_not_started_again(tmp_path: Path) -> None:
+    """It lost the controller while it ran: what it did must not be done twice."""
+    began = ': > "$job_tmp/notes/begun";'
+    script = PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 9, AWAY, began), command="train")
+    done = bash(script, SLURM_JOB_ID="7")
+    assert done.returncode == 1 and (tmp_path / "calls").read_text() == "\n"
+
+
+def test_a_refusal_of_the_controller_is_no_reason_to_wait(tmp_path: Path) -> None:
+    refused = "srun: error: Unable to create step for job 7: Requested node configuration is not available"
+    done = bash(PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 9, refused), command="train"), SLURM_JOB_ID="7")
+    assert done.returncode == 1 and (tmp_path / "calls").read_text() == "\n"
+
+
+def test_a_controller_that_stays_away_ends_the_job_as_one_to_resume(tmp_path: Path) -> None:
+    script = PATIENT.format(tmp=tmp_path, srun=srun_fails(tmp_path, 99, AWAY), command="train")
+    done = bash(script.replace("run_step", "controller_patience=10; run_step"), SLURM_JOB_ID="7")
+    assert done.returncode == 75 and "train was not started" in done.stderr and "submit it again" in done.stderr
+    assert (tmp_path / "calls").read_text() == "\n" * 4
+
+
+def test_the_command_is_run_after_its_note(tmp_path: Path) -> None:
+    """The note that a step has begun is written by the step itself, with SIGUSR1 ignored."""
+    srun = 'while [[ $1 == -* ]]; do shift; done; ("$@")'
+    script = STEP.format(tmp=tmp_path, srun=srun, command="doctor").replace("container=(enter)", "container=(echo ran)")
+    done = bash(script)
+    assert (done.returncode, done.stdout) == (0, "ran ftlib doctor CONFIG\n"), done.stderr
+    assert (tmp_path / "notes" / "begun").exists()
+
+
+STARTS = """
+source jobs/run.sh
+job_tmp='{tmp}' pinned='{tmp}/pinned' command={command} usr1=1 term=0
+mkdir -p "$job_tmp/notes" "$pinned"
+scontrol() {{
+    if [[ $1 == requeue ]]; then echo "$2" >> '{tmp}/requeued'; return; fi
+    echo "JobState=RUNNING PreemptTime={preempted}"
+    echo "   StartTime=$(date -d '-{ago} seconds' +%FT%T) EndTime=$(date -d '+{left} seconds' +%FT%T) Deadline=N/A"
+}}
+timeout() {{ shift; "$@"; }}
+sleep() {{ :; }}
+echo "$job_tmp" > "$job_tmp/notes/run"
+SECONDS={ago}
+{notes}
+requeue "saved before the time limit"
+"""
+
+
+def start(tmp_path: Path, **own: object) -> subprocess.CompletedProcess[str]:
+    """A start that is to be requeued 50 s before its limit of 2 minutes, if not otherwise."""
+    values = {"command": "train", "preempted": "None", "ago": 70, "left": 50, "notes": ""}
+    return bash(STARTS.format(tmp=tmp_path, **{**values, **own}), SLURM_JOB_ID="7")
+
+
+def test_two_starts_that_the_limit_ends_before_anything_is_saved_end_the_job(tmp_path: Path) -> None:
+    assert start(tmp_path).returncode == 75
+    done = start(tmp_path)
+    assert done.returncode == 2 and (tmp_path / "requeued").read_text() == "7\n"
+    told = (
+        "two starts reached the time limit (00:02:00) before anything was saved: start-up takes more than 70 s, and "
+        "the job must save 50 s before the limit. Request at least --time=00:04:00 (job.time)"
+    )
+    line = done.stderr.replace("51 s", "50 s").replace("49 s", "50 s").replace("71 s", "70 s")
+    assert f"ftlib: train: {told}" in line.replace("(00:01:59)", "(00:02:00)")
+    note = json.loads((tmp_path / "history.jsonl").read_text())
+    assert (note["event"], note["exit"]) == ("failed", 2) and "before anything was saved" in note["reason"]
+
+
+def test_the_limit_that_would_do_comes_from_measured_steps(tmp_path: Path) -> None:
+    """An earlier start came to its steps: start-up 100 s, a step 30 s."""
+    pace = 'echo "$(($(date +%s) - 20)) 30" > "$job_tmp/notes/pace"; : > "$job_tmp/notes/checkpointed"; SECONDS=120'
+    assert start(tmp_path, notes=pace).returncode == 75
+    (tmp_path / "notes" / "pace").unlink()
+    (tmp_path / "notes" / "checkpointed").unlink()
+    assert start(tmp_path).returncode == 75
+    done = start(tmp_path)
+    assert done.returncode == 2 and "start-up took 100 s and a step 30 s in an earlier start" in done.stderr
+    assert "--time=00:04:00" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"preempted": "2026-11-01T00:00:00"},
+        {"ago": 100, "left": 3000},  # a USR1 that somebody has sent, long before the limit
+        {"notes": ': > "$job_tmp/notes/checkpointed"'},
+    ],
+    ids=["preempted", "signalled", "saved"],
+)
+def test_other_starts_do_not_count(tmp_path: Path, own: dict[str, object]) -> None:
+    for _ in range(15):
+        assert start(tmp_path, **own).returncode == 75
+    assert (tmp_path / "requeued").read_text() == "7\n" * 15
+
+
+def test_a_start_that_comes_to_a_later_command_is_progress(tmp_path: Path) -> None:
+    for command, code in (("prepare", 75), ("train", 75), ("evaluate", 75), ("evaluate", 2)):
+        assert start(tmp_path, command=command).returncode == code
+
+
+def test_the_last_element_of_an_array_asks_for_itself(tmp_path: Path) -> None:
+    """Slurm gives it the array's own ID, by which scontrol means all elements."""
+    done = bash("source jobs/run.sh; slurm_id", SLURM_JOB_ID="40", SLURM_ARRAY_JOB_ID="40", SLURM_ARRAY_TASK_ID="3")
+    assert done.stdout == "40_3\n"
+
+
 def test_a_definition_for_builders_without_build_arguments(tmp_path: Path) -> None:
     settings = {"BASE": "some/base:1.2", "FTLIB_STORE": str(tmp_path)}
     done = bash(f"containers/build.sh --render '{tmp_path}/x.def'", **settings)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "x.def").read_text()
     assert "{{" not in text and "%arguments" not in text
+    assert "org.ftlib.base.digest unknown" in text
     assert "From: some/base:1.2" in text and "PIP_CONFIG_FILE=/mnt/pip.conf" in text
     assert text.startswith("Bootstrap: docker\n")
     context = REPOSITORY / "build" / "context"
     assert (context / "ftlib" / "__main__.py").exists() and not (context / ".git").exists()
 
+
+PINNED_BASE = f"some/base@sha256:{'1' * 64}"
 
 BUILDER = """#!/bin/bash
 set -e
@@ -313,6 +459,7 @@ def test_the_password_of_the_package_index_is_only_bound_while_building(tmp_path
         "FTLIB_STORE": str(tmp_path / "store"),
         "FTLIB_TMP": str(tmp_path / "tmp"),
         "INDEX_URL": address,
+        "BASE": PINNED_BASE,
         "WHEELS": str(tmp_path / "wheels"),
     }
     done = bash("containers/build.sh", **settings)
@@ -385,11 +532,165 @@ def test_the_image_is_built_through_no_symbolic_link(machine: dict[str, str], tm
     (tmp_path / "images").mkdir()
     image = tmp_path / "images" / "ftlib.sif"
     plant = f"ln -s '{tmp_path}/victim' '{image}.tmp-'$$; exec containers/build.sh '{image}'"
-    done = bash(plant, **{**machine, "FTLIB_TMP": str(tmp_path)})
+    done = bash(plant, **{**machine, "FTLIB_TMP": str(tmp_path), "BASE": PINNED_BASE})
     assert done.returncode == 0, done.stderr
     assert image.read_text() == "built\n" and (tmp_path / "victim").read_text() == "mine"
     (planted,) = [path for path in image.parent.iterdir() if path != image]
     assert planted.is_symlink(), "the folder beside it is gone"
+
+
+REGISTRY = """#!/bin/bash
+printf '%s\\n' "$*" >> "$SEEN/requests"
+case $* in
+    *Bearer\\ secret-token*) printf 'HTTP/2 200\\r\\ndocker-content-digest: sha256:%s\\r\\n' "$(< "$SEEN/digest")" ;;
+    *auth.example*) echo '{"token": "secret-token"}' ;;
+    *)
+        printf 'HTTP/2 401\\r\\nWWW-Authenticate: Bearer realm="https://auth.example/token",service="registry.example"\\r\\n'
+        ;;
+esac
+"""
+LABELLER = """#!/bin/bash
+if [[ $1 == inspect ]]; then sed -n 's/^ *\\(org.ftlib[^ ]*\\) /\\1: /p' "$3"; else cp "${@: -1}" "${@: -2:1}"; fi
+"""
+
+
+def test_an_image_is_rebuilt_from_the_same_base_only(machine: dict[str, str], tmp_path: Path) -> None:
+    """The registry tells which digest a tag means; that one is built, noted in the labels, and compared."""
+    for name, text in (("curl", REGISTRY), ("apptainer", LABELLER)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    image, known = tmp_path / "an image.sif", tmp_path / "digest"
+
+    def build(*options: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        command = f"containers/build.sh {' '.join(options)} '{image}'"
+        return bash(command, **{**machine, "FTLIB_TMP": str(tmp_path), "BASE": "some/base:1.2", **settings})
+
+    known.write_text("1" * 64)
+    done = build()
+    assert done.returncode == 0, done.stderr
+    text = image.read_text()
+    assert f"From: some/base@sha256:{'1' * 64}\n" in text
+    assert f"org.ftlib.base.digest sha256:{'1' * 64}\n" in text
+    assert "https://registry-1.docker.io/v2/some/base/manifests/1.2" in (tmp_path / "requests").read_text()
+    assert build().returncode == 0, "the same base"
+    text = image.read_text()
+    known.write_text("2" * 64)
+    done = build()
+    assert done.returncode == 2 and image.read_text() == text
+    assert (
+        f"was built from sha256:{'1' * 64}, and the base image (some/base:1.2) is sha256:{'2' * 64} now" in done.stderr
+    )
+    assert f"BASE=some/base@sha256:{'1' * 64}" in done.stderr and "--new-base" in done.stderr
+    assert build(BASE=f"some/base@sha256:{'1' * 64}").returncode == 0
+    assert build("--new-base").returncode == 0 and f"sha256:{'2' * 64}" in image.read_text()
+    known.write_text("no digest")
+    assert "of unknown digest now" in build().stderr
+    local = tmp_path / "base.sif"
+    local.write_text("base")
+    assert build("--new-base", BOOTSTRAP="localimage", BASE=str(local)).returncode == 0
+    assert f"org.ftlib.base.digest sha256:{hashlib.sha256(b'base').hexdigest()}" in image.read_text()
+
+
+def test_labels_are_read(machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, image = tmp_path / "bin" / "apptainer", Path(machine["FTLIB_IMAGE"])
+    assert read_labels(str(program), image) == ImageLabels(revision="abc"), "as of an older version"
+    lines = ("base: b@sha256:1", "base.digest: sha256:1", "lock: lock-py311.txt 2", "architectures: sm_80 sm_90",
+             "packages: a==1.0 torch==2.11.0+cu130")  # fmt: skip
+    more = "\n".join(f"org.ftlib.{line}" for line in ("revision: v1", *lines))
+    program.write_text(f"#!/bin/sh\necho 'other: 1\n{more}'\n")
+    assert read_labels(str(program), image) == ImageLabels(
+        "v1",
+        "b@sha256:1",
+        "sha256:1",
+        "lock-py311.txt 2",
+        ("sm_80", "sm_90"),
+        (("a", "1.0"), ("torch", "2.11.0+cu130")),
+    )
+    for name in ("PATH", "FTLIB_STORE", "FTLIB_IMAGE"):
+        monkeypatch.setenv(name, machine[name])
+    (shown,) = doctor.image()
+    assert "digest sha256:1, lock lock-py311.txt 2, GPU architectures sm_80 sm_90, packages 2" in shown.state
+    assert shown.state.endswith("torch 2.11.0+cu130")
+    program.write_text("#!/bin/sh\necho other: 1\n")
+    assert read_labels(str(program), image) is None
+    monkeypatch.setenv("FTLIB_RUNTIME", "none")
+    monkeypatch.setenv("FTLIB_VENV", sys.prefix)
+    (shown,) = doctor.image()
+    assert shown.state == f"no container: FTLIB_VENV={sys.prefix}"
+
+
+def test_a_venv_instead_of_a_container(machine: dict[str, str], tmp_path: Path) -> None:
+    """The venv's Python runs the job's code, with the same settings; no container program is asked."""
+    (tmp_path / "bin" / "apptainer").write_text("#!/bin/sh\nexit 9\n")
+    venv = tmp_path / "a venv"
+    (venv / "bin").mkdir(parents=True)
+    python = f"""#!/bin/bash
+if [[ $1 == -c ]]; then cat "$SEEN/missing" 2> /dev/null; exit 0; fi
+if [[ $* == *ftlib.runs.pinning* ]]; then exec {shlex.quote(sys.executable)} "$@"; fi
+printf '%s\\n' "$@" > "$SEEN/arguments"; env > "$SEEN/environment"
+"""
+    (venv / "bin" / "python3").write_text(python)
+    (venv / "bin" / "python3").chmod(0o755)
+    settings = {**machine, "FTLIB_RUNTIME": "none", "FTLIB_VENV": str(venv), "HF_HOME": "/home/me/hf"}
+    del settings["HF_TOKEN_PATH"]
+    done = bash("jobs/run.sh ftlib doctor 'a b'", **settings)
+    assert done.returncode == 0, done.stderr
+    program = [str(REPOSITORY / "ftlib" / "run_module.py"), "-m", "ftlib"]
+    assert (tmp_path / "arguments").read_text().splitlines() == [*program, "doctor", "a b"]
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job doctor", SLURM_JOB_ID="12", **settings)
+    assert done.returncode == 0, done.stderr
+    environment = dict(
+        line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line
+    )
+    code = environment["PYTHONPATH"]
+    assert code.startswith(machine["FTLIB_RUNS"]) and "/code" in code, "the job's snapshot"
+    assert (tmp_path / "arguments").read_text().splitlines()[0] == f"{code}/ftlib/run_module.py"
+    assert environment["HF_HUB_OFFLINE"] == environment["PYTHONNOUSERSITE"] == "1"
+    assert environment["HF_HOME"] == f"{machine['FTLIB_STORE']}/hf"
+    assert environment["HF_TOKEN_PATH"] == "/home/me/hf/token", "the user's own, not in the store"
+    (tmp_path / "missing").write_text("torch peft\n")
+    done = bash("jobs/run.sh ftlib doctor", **settings)
+    assert done.returncode == 2 and f"{venv}/bin/python3 lacks torch peft" in done.stderr
+    (tmp_path / "missing").unlink()
+    (venv / "bin").chmod(0o777)
+    assert "FTLIB_VENV is not used" in bash("jobs/run.sh ftlib doctor", **settings).stderr
+    done = bash("jobs/run.sh ftlib doctor", **{**settings, "FTLIB_VENV": str(tmp_path)})
+    assert done.returncode == 2 and "there is no bin/python3 in it" in done.stderr
+    done = bash("jobs/run.sh ftlib doctor", **{**settings, "FTLIB_RUNTIME": "docker"})
+    assert done.returncode == 2 and "FTLIB_RUNTIME=docker must be apptainer, none or pyxis" in done.stderr
+
+
+def test_pyxis_is_srun_with_a_container(machine: dict[str, str], tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    stand_in = f"""#!/bin/bash
+printf '%s\\n' "$@" "" >> '{calls}'
+while [[ $1 == -* ]]; do shift; done
+while [[ $1 == env || $1 == PATH=* ]]; do shift; done
+if [[ $* == *ftlib.runs.pinning* ]]; then exec {shlex.quote(sys.executable)} "${{@:2}}"; fi
+"""
+    (tmp_path / "bin" / "srun").write_text(stand_in)
+    job = {"SLURM_JOB_ID": "12", "FTLIB_RUNTIME": "pyxis", "FTLIB_BINDS": "/data", "SLURM_GPUS_ON_NODE": "2"}
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job train CONFIG", **machine, **job)
+    assert done.returncode == 0, done.stderr
+    temporary = re.search(r"([^,:]+/ftlib\.\w+):", calls.read_text())
+    assert temporary
+    text = calls.read_text()
+    for name, path in (("TMP", temporary[1]), ("CLONE", str(REPOSITORY)), ("STORE", machine["FTLIB_STORE"]),
+                       ("IMAGE", machine["FTLIB_IMAGE"])):  # fmt: skip
+        text = text.replace(path, name)
+    assert text == (REPOSITORY / "tests" / "slurm" / "golden" / "pyxis-steps.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ({"SLURM_GPUS_PER_TASK": "1"}, "--gpus-per-task: every task would see its own GPU as device 0"),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "SLURM_NTASKS": "2"}, "several tasks on MIG slices"),
+    ],
+)
+def test_gpus_that_tasks_could_not_use_together(machine: dict[str, str], job: dict[str, str], told: str) -> None:
+    done = bash("source jobs/run.sh; usr1=0 term=0; run_job train", SLURM_JOB_ID="12", **machine, **job)
+    assert done.returncode == 2 and told in done.stderr
 
 
 def test_a_job_without_the_submitters_environment(machine: dict[str, str], tmp_path: Path) -> None:
@@ -421,7 +722,7 @@ def test_ranks_of_two_nodes_meet_at_the_first_and_each_has_the_temporary_folder(
     begin, train, end = calls.read_text().splitlines()
     everywhere = "--nodes=2 --ntasks=2 --ntasks-per-node=1 "
     assert begin.startswith(f"{everywhere}bash -c mkdir -m 700 ") and end.startswith(f"{everywhere}rm -rf /")
-    assert train.startswith("--kill-on-bad-exit=1 "), "a task for each GPU of every node"
+    assert train.startswith("--mem=0 --kill-on-bad-exit=1 "), "a task for each GPU of every node"
     folder = Path(end.split()[-1])
     assert begin.split()[-1] == str(folder) and not folder.exists()
 

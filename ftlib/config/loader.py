@@ -22,11 +22,14 @@ from ftlib.config.identity import canonical_fields, identity, recipes_of
 from ftlib.config.npz_checkpoints import NpzCheckpoint, find_npz_checkpoint
 from ftlib.config.paths import map_paths, stored_text
 from ftlib.config.schema import (
+    DEPENDENCY,
     DURATION,
+    GRES,
     LORA_INIT,
     MEMORY,
     MIXTURE,
     NAME_PATTERN,
+    REFUSED_SBATCH_OPTIONS,
     SHA256,
     WORD,
     Config,
@@ -61,7 +64,9 @@ _PATTERNS = {
     WORD: "one word",
     SHA256: "64 hexadecimal digits",
     MEMORY: "a size such as 48G",
-    DURATION: "a time such as 08:00:00 or 2-00:00:00",
+    DURATION: "a time such as 08:00:00 or 2-00:00:00, or a number of minutes",
+    DEPENDENCY: "as for sbatch, such as afterok:123 or afterany:123:124,singleton",
+    GRES: "as for sbatch, such as lscratch:200",
 }
 
 
@@ -360,6 +365,8 @@ def _option_errors(value: Any, path: yaml12.KeyPath) -> list[tuple[yaml12.KeyPat
     """Return errors of texts that are written to a batch script, as all of `job` is."""
     if isinstance(value, dict):
         return [fault for key, item in value.items() for fault in _option_errors(item, (*path, key))]
+    if isinstance(value, list):
+        return [fault for number, item in enumerate(value) for fault in _option_errors(item, (*path, number))]
     fault = option_error(value) if isinstance(value, str) else None
     return [(path, fault)] if fault else []
 
@@ -495,6 +502,8 @@ def _plain_message(schema: type[Section], item: Any, location: yaml12.KeyPath) -
     kind, context, value = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
         return _unknown_key_message(location, _known_keys(schema, location))
+    if location[:2] == ("job", "sbatch") and location[-1] in REFUSED_SBATCH_OPTIONS:
+        return REFUSED_SBATCH_OPTIONS[str(location[-1])]
     if item["loc"][-1:] == ("[key]",):
         return _unknown_key_message(location, re.findall(r"'([^']+)'", str(context.get("expected"))))
     if kind == "string_pattern_mismatch":

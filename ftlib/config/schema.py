@@ -486,17 +486,67 @@ def _with_locations(section: Part | Data, locations: Mapping[str, str], at: str)
 
 WORD = r"^\S+$"
 MEMORY = r"^[0-9]+[KMGT]?$"
-DURATION = r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$"
+DURATION = r"^([0-9]+-)?[0-9]{1,3}(:[0-5][0-9]){0,2}$|^[0-9]{1,7}$"
+DEPENDENCY = r"^(singleton|[a-z]+(:[0-9]+(_[0-9]+)?(\+[0-9]+)?)+)(,[a-z]+(:[0-9]+(_[0-9]+)?(\+[0-9]+)?)*)*$"
+GRES = r"^[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+){0,2}$"
+_MIG = re.compile(r"\d+g\.\d+gb")
+"""In the name of a type of GPU: a MIG slice, such as 1g.10gb or nvidia_a100_1g.10gb."""
+
+
+def _as_text(value: Any) -> Any:
+    """Accept Slurm's numbers as numbers."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_memory(value: Any) -> Any:
+    """Return a size as Slurm writes it: `16GB`, `16GiB` and `16g` become `16G`."""
+    text = _as_text(value)
+    found = re.fullmatch(r"(\d+)([kmgtKMGT])(?:i?[bB])?", text) if isinstance(text, str) else None
+    return f"{found[1]}{found[2].upper()}" if found else text
+
+
+def _as_list(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+_TEXT_OR_NUMBER: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}
 Word = Annotated[str, Field(pattern=WORD)]
-Memory = Annotated[str, Field(pattern=MEMORY)]
-Duration = Annotated[str, Field(pattern=DURATION)]
+Memory = Annotated[str, BeforeValidator(_as_memory), Field(pattern=MEMORY), WithJsonSchema(_TEXT_OR_NUMBER)]
+Duration = Annotated[str, BeforeValidator(_as_text), Field(pattern=DURATION), WithJsonSchema(_TEXT_OR_NUMBER)]
+Gres = Annotated[
+    list[Annotated[str, Field(pattern=GRES)]],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 SbatchOption = Literal[
     "begin", "bb", "comment", "contiguous", "core-spec", "cpu-freq", "deadline", "distribution",
-    "exclusive", "extra-node-info", "gpu-bind", "gpu-freq", "gres-flags", "hint", "licenses", "mem-bind", "mincpus",
+    "exclusive", "extra-node-info", "gpu-freq", "gres-flags", "hint", "licenses", "mem-bind", "mincpus",
     "network", "nice", "nodelist", "oversubscribe", "prefer", "priority", "profile", "reservation", "switches",
     "thread-spec", "threads-per-core", "tmp", "use-min-nodes", "wckey",
 ]  # fmt: skip
 """Options of sbatch (manual of 22.05 to 24.11) that change neither the command of a job nor how ftlib tracks it."""
+
+_ONE_GPU_EACH = (
+    "every task would see its own GPU as device 0, and NCCL could not use peer-to-peer between them; set job.gpus, the "
+    "GPUs of a node, each of which gets a task"
+)
+REFUSED_SBATCH_OPTIONS = {
+    **dict.fromkeys(
+        ("array", "output", "error", "open-mode", "export", "export-file", "wrap", "chdir", "requeue", "no-requeue"),
+        "ftlib sets this option itself",
+    ),
+    "signal": "ftlib sets this option itself; job.signal is its number of seconds",
+    "gpu-bind": "ftlib sets it to none, since every task takes its GPU of those of the node",
+    **dict.fromkeys(("gpus-per-task", "ntasks-per-gpu"), _ONE_GPU_EACH),
+    **dict.fromkeys(("ntasks", "ntasks-per-node"), "there is a task for each GPU; set job.gpus and job.nodes"),
+    **{
+        name.replace("_", "-"): f"set job.{name}"
+        for name in ("mem", "mem_per_cpu", "mem_per_gpu", "time", "nodes", "partition", "account", "qos", "constraint",
+                     "exclude", "mail_type", "mail_user", "dependency", "gres", "gpus")
+    },
+    **dict.fromkeys(("gpus-per-node", "cpus-per-task"), "set job.gpus or job.cpus"),
+}  # fmt: skip
+"""Option → why it cannot stand in job.sbatch."""
 
 SWEEP_SCHEMA: dict[str, Any] = {
     "description": "dotted key: [values] for every combination; list: [points]; random: {count, seed, draw}",
@@ -791,13 +841,23 @@ class Job(Section):
     cpus: Count = 4
     """CPU cores per task."""
     gpus: Annotated[int, Field(ge=0, lt=INT32_LIMIT)] = 1
-    """GPUs per node; each gets one task."""
+    """GPUs per node; each gets one task. `TYPE:NUMBER` sets `gpu_type`, too."""
     gpu_type: Word | None = None
-    """Type of GPU, by the cluster's name for it."""
-    mem: Memory = "16G"
-    """Memory per node."""
+    """Type of GPU, by the cluster's name for it. Of MIG slices (`1g.10gb`) a job can use one."""
+    gres: Gres = []
+    """Other generic resources of a node, such as `lscratch:200` or `[lscratch:200, nvme:1]`."""
+    mem: Memory | None = "16G"
+    """Memory per node: `16G`, `16GB`, megabytes as a number, 0 for all of the node; `null`: what the site gives."""
+    mem_per_cpu: Memory | None = None
+    """Memory per CPU, instead of `mem`."""
+    mem_per_gpu: Memory | None = None
+    """Memory per GPU, instead of `mem`."""
     time: Duration = "08:00:00"
-    """Time limit, in sbatch's format."""
+    """Time limit: minutes as a number, or in sbatch's format."""
+    signal: Annotated[int, Field(ge=10, le=65535)] = 120
+    """Seconds before the time limit at which a job is told to save. Increase it if saving takes longer."""
+    dependency: Annotated[str, Field(pattern=DEPENDENCY)] | None = None
+    """Jobs that must end first, as for sbatch: `afterok:123`. Slurm cancels the job if that cannot happen any more."""
     nodes: Count = 1
     """Nodes."""
     partition: Word | None = None
@@ -818,6 +878,36 @@ class Job(Section):
     """Any other option of sbatch that ftlib does not set itself, without dashes; `true` for options without a value."""
     array_parallelism: Count = 256
     """Maximum number of runs of a sweep that run at the same time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_slurm_writes_it(cls, data: Any) -> Any:
+        """Split `gpus: TYPE:NUMBER`; of the ways to request memory, one that is set replaces the default of `mem`."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(data.get("gpus"), str) and (found := re.fullmatch(r"([^:\s]+):(\d+)", data["gpus"])):
+            if data.get("gpu_type") not in (None, found[1]):
+                raise ValueError(f"gpus: {data['gpus']} and gpu_type: {data['gpu_type']} contradict each other")
+            data |= {"gpus": int(found[2]), "gpu_type": found[1]}
+        if "mem" not in data and not (data.get("mem_per_cpu") is data.get("mem_per_gpu") is None):
+            data["mem"] = None
+        return data
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Job:
+        asked = [name for name in ("mem", "mem_per_cpu", "mem_per_gpu") if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} exclude each other; set the others to null")
+        if self.mem_per_gpu and not self.gpus:
+            raise ValueError("mem_per_gpu requires gpus")
+        if self.gpus > 1 and self.gpu_type and _MIG.search(self.gpu_type):
+            raise ValueError(
+                f"gpus: a process sees one MIG slice, and NCCL connects none; {self.gpu_type} needs gpus: 1"
+            )
+        if any(each.partition(":")[0] in ("gpu", "mps", "shard") for each in self.gres):
+            raise ValueError("gres: GPUs are requested with gpus and gpu_type")
+        return self
 
     @property
     def world_size(self) -> int:

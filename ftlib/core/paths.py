@@ -24,6 +24,7 @@ _EXPANDED = ("HOME", "USER", "SCRATCH", "WORK")
 """What people write in paths and what means the same on a login node and in a job."""
 
 _PATHS = {"FTLIB_STORE", "FTLIB_RUNS", "FTLIB_IMAGE", "FTLIB_TMP", "FTLIB_HOOK", "FTLIB_BINDS"} | {
+    "FTLIB_VENV",
     "HF_HUB_CACHE",
     "CA_FILE",
     "WHEELS",

@@ -8,8 +8,9 @@ only recorded, for work that must reach a boundary first.
 
 The host script (`jobs/run.sh`) names a folder in FTLIB_JOB_TMP. Files in it report to the script that the handlers are
 installed (`ready`), which signal ended the command (`signal`), the run folder (`run`), that a checkpoint was written
-(`checkpointed`), and the exit code of the first rank that failed (`failed`); `told` reports to the other ranks that one
-of them has recorded the reason in the run's history.
+(`checkpointed`), when the first step began and how many seconds a step takes (`pace`), and the exit code of the first
+rank that failed (`failed`); `told` reports to the other ranks that one of them has recorded the reason in the run's
+history. The script itself writes `begun` when Slurm has started the command.
 """
 
 from __future__ import annotations

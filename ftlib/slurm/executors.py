@@ -126,14 +126,16 @@ def _submit_arrays(submission: Submission, submit: SubmitFunction, on_submitted:
     for start in range(0, len(submission.tasks), submission.array_size):
         tasks = submission.tasks[start : start + submission.array_size]
         waits = masters and submission.spec.array_parallelism < submission.array_size
-        dependency = f"afterany:{masters[-1]}" if waits else None
+        own = [submission.spec.dependency] if submission.spec.dependency else []
+        dependency = ",".join([*own, *([f"afterany:{masters[-1]}"] if waits else [])]) or None
         for stage in submission.stages:
             ids = submit(submission, JobArray(submission.spec, tasks, stage, dependency))
             on_submitted(range(start, start + len(tasks)), ids)
             masters.append(ids[0].partition("_")[0])
             dependency = f"{'aftercorr' if len(tasks) > 1 else 'afterok'}:{masters[-1]}"
     if submission.last:
-        spec = replace(submission.spec, name=f"{submission.spec.name}-{submission.last[0]}", gpus=0, nodes=1)
+        spec = replace(submission.spec, name=f"{submission.spec.name}-{submission.last[0]}", gpus=0, nodes=1,
+                       gres=(), mem_per_gpu=None)  # fmt: skip
         after = f"afterany:{':'.join(masters)}" if masters else None
         on_submitted((), submit(submission, JobArray(spec, [[submission.last]], submission.last[:1], after)))
 
@@ -198,6 +200,8 @@ def submit_locally(submission: Submission, on_submitted: OnSubmitted) -> None:
     """
     from submitit.local.local import LocalExecutor
 
+    if submission.spec.dependency:
+        log.warning(f"job.dependency: {submission.spec.dependency} applies to Slurm only")
     pool, each, here = usable_gpus(), submission.spec.gpus, str(Path.cwd())
     lanes = min(submission.spec.array_parallelism, len(submission.tasks), _local_workers(submission.spec, pool))
 

@@ -11,9 +11,7 @@ from ftlib.core.text import option_error, raise_error
 from ftlib.errors import UserError
 
 _FROM_SITE = ("partition", "account", "qos", "constraint")
-_GPU_OPTIONS = ("gres", "gpus-per-node")
-SECONDS_TO_SAVE = 120
-"""Seconds before the time limit at which a job gets its signal."""
+_GPU_OPTIONS = ("gres", "gpus-per-node", "gpus")
 
 
 @dataclass(frozen=True)
@@ -22,10 +20,13 @@ class JobSpec:
 
     Attributes:
         gpus: per node; one task for each, or a single task without GPUs.
-        gpu_option: sbatch option that requests GPUs at this site: gres or gpus-per-node.
+        gpu_option: sbatch option that requests GPUs at this site: gres, gpus-per-node or gpus.
+        gres: further generic resources of a node.
         cpus: per task.
-        mem: per node, in Slurm's notation.
+        mem, mem_per_cpu, mem_per_gpu: in Slurm's notation; at most one is set, and without one the site decides.
         minutes: time limit, rounded up.
+        signal: seconds before the time limit at which the job gets USR1.
+        dependency: of the job itself, as for sbatch.
         options: further options of sbatch; True for a flag.
         export: sbatch's --export, passed in the environment: it may contain a token, and scripts are readable.
         array_parallelism: maximum number of elements that run at the same time.
@@ -35,9 +36,14 @@ class JobSpec:
     gpus: int
     gpu_type: str | None
     gpu_option: str
+    gres: Sequence[str]
     cpus: int
-    mem: str
+    mem: str | None
+    mem_per_cpu: str | None
+    mem_per_gpu: str | None
     minutes: int
+    signal: int
+    dependency: str | None
     nodes: int
     partition: str | None
     account: str | None
@@ -58,7 +64,7 @@ class JobSpec:
             settings: jobs/site.env and the environment; SBATCH_PARTITION and the like are defaults for `job`.
 
         Raises:
-            UserError: FTLIB_GPU_OPTION is neither gres nor gpus-per-node, or a setting has a line break or a backslash.
+            UserError: FTLIB_GPU_OPTION is no option for GPUs, or a setting has a line break or a backslash.
         """
         job = config.job
         gpu_option = settings.get("FTLIB_GPU_OPTION", "gres")
@@ -83,9 +89,11 @@ class JobSpec:
 
         Args:
             setup: shell lines before the command.
-            dependency: as for sbatch, such as afterany:12.
+            dependency: of this array, as for sbatch, such as afterany:12.
         """
-        further: dict[str, Any] = {"signal": f"B:USR1@{SECONDS_TO_SAVE}", "requeue": True}
+        further: dict[str, Any] = {"signal": f"B:USR1@{self.signal}", "requeue": True}
+        if self.gpu_option == "gpus" and self.gpus:
+            further["gpus"] = self._with_type(self.gpus * self.nodes)
         if dependency:
             further["kill-on-invalid-dep"] = "yes"
         return {
@@ -95,7 +103,9 @@ class JobSpec:
             "ntasks_per_node": max(1, self.gpus),
             "cpus_per_task": self.cpus,
             "mem": self.mem,
-            **self._gpu_request(),
+            "mem_per_cpu": self.mem_per_cpu,
+            "mem_per_gpu": self.mem_per_gpu,
+            **self._node_resources(),
             **{name: getattr(self, name) for name in (*_FROM_SITE, "exclude", "mail_type", "mail_user")},
             "array_parallelism": self.array_parallelism,
             "dependency": dependency,
@@ -106,11 +116,16 @@ class JobSpec:
             "additional_parameters": {**dict(self.options), **further},
         }
 
-    def _gpu_request(self) -> dict[str, str]:
-        if not self.gpus:
-            return {}
-        number = ":".join([*([self.gpu_type] if self.gpu_type else []), str(self.gpus)])
-        return {"gres": f"gpu:{number}"} if self.gpu_option == "gres" else {"gpus_per_node": number}
+    def _node_resources(self) -> dict[str, str]:
+        """GPUs per node, and what else a node must have."""
+        number, gres = self._with_type(self.gpus), list(self.gres)
+        if self.gpus and self.gpu_option == "gres":
+            gres.insert(0, f"gpu:{number}")
+        per_node = {"gpus_per_node": number} if self.gpus and self.gpu_option == "gpus-per-node" else {}
+        return {**({"gres": ",".join(gres)} if gres else {}), **per_node}
+
+    def _with_type(self, gpus: int) -> str:
+        return f"{self.gpu_type}:{gpus}" if self.gpu_type else str(gpus)
 
 
 def _site_options(settings: Mapping[str, str]) -> dict[str, str | int | bool]:

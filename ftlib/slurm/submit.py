@@ -26,7 +26,7 @@ from ftlib.slurm.replace import finish_interrupted, replaced_runs
 from ftlib.slurm.sweep import SweepRun, expand_sweep
 
 _FROZEN_SETTINGS = ("FTLIB_BINDS", "FTLIB_TMP", "FTLIB_HOOK", "FTLIB_MAX_REQUEUES", "FTLIB_GROUP", "FTLIB_SHARE_RUNS",
-           "FTLIB_OWNER", "FTLIB_IMAGE_SHA256")  # fmt: skip
+           "FTLIB_OWNER", "FTLIB_IMAGE_SHA256", "FTLIB_RUNTIME", "FTLIB_VENV")  # fmt: skip
 _PER_RUN_STAGES = ("stage", "prepare", "train", "evaluate")
 
 Executor = Literal["slurm", "local", "debug"]

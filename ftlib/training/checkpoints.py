@@ -13,6 +13,7 @@ names than the module and are loaded with strict=False: such a run would silentl
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -150,10 +151,22 @@ class CheckpointCallback(TrainerCallback):
     def __init__(self, rule: Checkpoint) -> None:
         self.rule = rule
         self._saved_at = time.monotonic()
+        self._first_step = 0.0
+        self._steps = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self._first_step = self._first_step or time.time()
+        return control
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        self._steps += 1
+        if self._steps.bit_count() == 1:  # of steps 1, 2, 4, 8, …
+            seconds = math.ceil((time.time() - self._first_step) / self._steps)
+            signals.notify_host("pace", f"{int(self._first_step)} {seconds}\n")
         overdue = time.monotonic() - self._saved_at >= self.rule.minutes * 60
         signalled, late = distributed.all_reduce_max(pending_signal_number(), overdue)
         steps = [self.rule.steps, *([self.rule.best.every] if self.rule.best else [])]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
+import shutil
 import subprocess
+import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGUSR1
 
@@ -297,3 +301,97 @@ def test_the_acceptance_run(cluster: Cluster) -> None:
     assert results["several bandwidth"]["gb_per_s"]["nodes"] == 2
     assert str(cluster.home) not in text and USER not in text and not re.search(r"/(tmp|opt|home|usr)/|\bn[12]\b", text)
     assert "checks are ok" in target.with_suffix(".html").read_text()
+
+
+@pytest.fixture(scope="module")
+def venv() -> Path:
+    """A venv that the user may run, with torch: Debian's Python and the packages of the one that runs the tests."""
+    folder = STATE / "venv"
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    assert packages.parent.name == Path(sysconfig.get_path("purelib")).parent.name, "the same version of Python"
+    (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+def test_without_a_container(cluster: Cluster, venv: Path) -> None:
+    """FTLIB_RUNTIME=none: time limit, preemption, scancel, requeueing and exit codes are those of a container."""
+    runs = cluster.home / "bare"
+    bare = {"FTLIB_RUNS": runs, "FTLIB_RUNTIME": "none", "FTLIB_VENV": venv, "FTLIB_IMAGE": "/nowhere.sif"}
+    what = "configs/digits.yaml name=long checkpoint.steps=40 training.num_train_epochs=8"
+    job = cluster.sbatch(f"--time=20 --nodelist=n1 jobs/ftlib.sbatch stage+prepare+train {what}", **bare)
+    cluster.wait_until(lambda: cluster.steps("long", runs) >= 10, "training to begin")
+    cluster.shell(f"scancel --batch --signal=USR1 {job}")
+    cluster.wait_until(lambda: "saved before the time limit; requeueing" in cluster.log(job), "the save", 60)
+    cluster.wait_until(lambda: cluster.log(job).count("resuming from the checkpoint") == 1, "it to go on")
+    at = cluster.steps("long", runs)
+    cluster.wait_until(lambda: cluster.steps("long", runs) >= at + 20, "it to train on")
+    high = cluster.sbatch("--partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap 'sleep 1'")
+    assert cluster.wait(high) == "COMPLETED"
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    run = cluster.run("long", runs)
+    ends = [event["signal"] for event in history(run) if event["event"] == "preempted"]
+    assert ends == ["SIGUSR1", "SIGTERM"] and json.loads((run / "DONE").read_text())["step"] == 296
+    wrong = cluster.sbatch("--time=5 jobs/ftlib.sbatch train configs/digits.yaml task=nonsense", **bare)
+    assert cluster.wait(wrong, 60) == "FAILED" and "Traceback" not in cluster.log(wrong)
+
+
+def test_memory_per_cpu_of_the_command_line(cluster: Cluster) -> None:
+    """The script asks for memory per node; what sbatch is told replaces that, and the steps run."""
+    done = cluster.shell("sbatch --parsable --mem-per-cpu=700M --time=5 jobs/ftlib.sbatch stage configs/digits.yaml")
+    assert done.returncode == 0, done.stderr
+    cluster.jobs.append(done.stdout.strip())
+    assert cluster.wait(cluster.jobs[-1], 120) == "COMPLETED", cluster.log(cluster.jobs[-1])
+
+
+@contextlib.contextmanager
+def no_controller(cluster: Cluster) -> Iterator[None]:
+    """In the body slurmctld is down. (up.sh would start it, too, but cancel all jobs.)"""
+    file = STATE / "pid" / "slurmctld"
+    pid = file.read_text().strip()
+    subprocess.run(["kill", pid], check=True)
+    try:
+        cluster.wait_until(lambda: not Path(f"/proc/{pid}/exe").exists(), "slurmctld to end", 60)
+        yield
+    finally:
+        with (STATE / "log" / "slurmctld.out").open("a") as log:
+            daemon = subprocess.Popen(
+                ["slurmctld", "-D"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        file.write_text(f"{daemon.pid}\n")
+        answers = lambda: "is UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True).stdout  # noqa: E731
+        cluster.wait_until(answers, "slurmctld to answer", 60)
+
+
+def test_the_controller_is_away_between_two_stages(cluster: Cluster) -> None:
+    """`prepare` waits for it, and nothing runs twice."""
+    runs, gate, hook = cluster.home / "away", cluster.home / "gate", cluster.home / "ftlib" / "jobs" / "gate.sh"
+    held = f"until [[ -e '{gate}' || $* != *=prepare* ]]; do sleep 0.2; done"
+    hook.write_text(f'srun() {{ {held}; exec srun "$@"; }}\n')
+    what = "jobs/ftlib.sbatch stage+prepare configs/digits.yaml"
+    job = cluster.sbatch(f"--time=10 {what}", FTLIB_RUNS=runs, FTLIB_HOOK=hook)
+    steps = ["sacct", "-nPo", "JobName,State", "-j", job]
+    shown = lambda: subprocess.run(steps, capture_output=True, text=True).stdout  # noqa: E731
+    cluster.wait_until(lambda: "stage|COMPLETED" in shown(), "the first stage", 90)
+    with no_controller(cluster):
+        gate.touch()
+        cluster.wait_until(lambda: "trying again in" in cluster.log(job), "a stage that waits", 90)
+    assert cluster.wait(job, 120) == "COMPLETED", cluster.log(job)
+    assert sorted(line for line in shown().splitlines() if line.startswith(("stage", "prepare"))) == [
+        "prepare|COMPLETED",
+        "stage|COMPLETED",
+    ]
+    assert "Unable to contact slurm controller" in cluster.log(job)
+
+
+def test_a_limit_that_is_shorter_than_the_start_up_ends_the_job(cluster: Cluster) -> None:
+    """Two starts, not eleven, and the log says which limit would do."""
+    what = "--time=1 --signal=B:USR1@57 jobs/ftlib.sbatch prepare configs/digits.yaml"
+    job = cluster.sbatch(what, FTLIB_RUNS=cluster.home / "short")
+    assert cluster.wait(job, 240) == "FAILED"
+    assert cluster.log(job).count("requeueing job") == 1
+    assert "two starts reached the time limit (00:01:00) before anything was saved" in cluster.log(job)
+    assert re.search(r"Request at least --time=00:0[2-9]:00 \(job.time\)", cluster.log(job)), cluster.log(job)
+    ends = ["sacct", "-nXPDo", "ExitCode", "-j", job]
+    assert subprocess.run(ends, capture_output=True, text=True).stdout.split()[-1] == "2:0"

@@ -387,7 +387,7 @@ def test_settings_that_somebody_else_may_have_written(place: Path, monkeypatch: 
 ENTER = """
 jobs=$PWD/jobs root=$PWD; source jobs/run.sh
 find_container() { echo "$PROGRAM"; }
-enter_container && echo entered
+enter_runtime && echo entered
 """
 
 
