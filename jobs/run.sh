@@ -280,6 +280,7 @@ spread_over_nodes() {
 
 enter_job() {
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
+    to_container FTLIB_JOB_STARTED "$(date +%s)" # the history counts GPU-hours from here
     enter_container
     to_container PYTHONSAFEPATH 1 # Python 3.11 and later: subprocesses of libraries import no modules from the working directory
     if (( ${SLURM_JOB_NUM_NODES:-1} > 1 )); then spread_over_nodes; fi
