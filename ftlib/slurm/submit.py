@@ -16,6 +16,7 @@ from ftlib.core.environment import process_start
 from ftlib.core.paths import Site, site_settings
 from ftlib.errors import UserError
 from ftlib.runs import run as runs
+from ftlib.runs.forecast import describe_forecast
 from ftlib.runs.pinning import find_clone, snapshot_folder, take_snapshot
 from ftlib.runs.run import Run
 from ftlib.slurm import status
@@ -84,6 +85,9 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
     if not chosen:
         return SubmittedRuns()
     submission = _make_submission(chosen, site, options)
+    if options.executor == "slurm":
+        experiments = [member.experiment for member in chosen]
+        log.info(describe_forecast(experiments, source.path, site, 60.0 * submission.spec.minutes))
     if options.dry_run:
         found = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
         return SubmittedRuns(found, [], submission.folder, _preview(submission, chosen, found, site))
