@@ -47,7 +47,7 @@ _OPTIONAL = ("recipe", "rows/s", "tokens/s", "goodput")
 def _table(records: Sequence[dict[str, Any]]) -> str:
     """Return the table; columns for recipes, speeds and goodput only if a run has one."""
     rows = [_row(RunStatus(**record)) for record in records]
-    headers = [name for name in rows[0] if name not in _OPTIONAL or any(row[name] for row in rows)]
+    headers = [name for name in rows[0] if name not in _OPTIONAL or any(row[name] not in ("", "0") for row in rows)]
     cells = [[row[name] for name in headers] for row in rows]
     return log.format_table(headers, cells, ["state", "node", "reason"])
 
@@ -55,7 +55,7 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
 def _row(one: RunStatus) -> dict[str, str]:
     return {
         "run": one.run,
-        "recipe": str(one.recipe or ""),
+        "recipe": str(one.recipe),
         "state": one.state,
         "step": f"{one.step}/{one.total}" if one.total is not None else str(one.step) if one.step else "",
         "s/step": f"{one.seconds_per_step:.2f}" if one.seconds_per_step is not None else "",
