@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import site
@@ -25,6 +26,7 @@ from ftlib.core import files, permissions, trust
 from ftlib.core.gpu import REMEDY, find_mismatch
 from ftlib.core.paths import REPOSITORY, Site, find_site, site_settings
 from ftlib.core.permissions import RECORD_FOLDERS, STICKY_FOLDERS, Sharing
+from ftlib.core.redaction import redact
 from ftlib.core.text import format_gib, format_size
 from ftlib.errors import UserError
 from ftlib.slurm.client import clean_environment
@@ -150,6 +152,40 @@ def _runtime_without_container(venv: str | None) -> CheckResult:
     if venv and not os.access(Path(venv) / "bin" / "python3", os.X_OK):
         return CheckResult("runtime", f"{where} has no bin/python3", "Create it with: python3 -m venv", fatal=True)
     return CheckResult("runtime", f"no container: {where}")
+
+
+_SECRET = re.compile(r"TOKEN|KEY|PASS|SECRET|CREDENTIAL|INDEX_URL|ENDPOINT")
+_SHOWN_PACKAGES = ("ftlib", "submitit", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
+
+
+def ticket() -> str:
+    """Return facts to paste into a support ticket: versions, Slurm, partitions, image and settings, without secrets."""
+    image_path = site_settings().get("FTLIB_IMAGE") or str(find_site().store / "images" / "ftlib.sif")
+    program = shutil.which("apptainer") or shutil.which("singularity")
+    commands = {
+        "Slurm": ("sinfo", "--version"),
+        "partitions": ("scontrol", "show", "partition", "-o"),
+        "container": (program or "apptainer", "--version"),
+        "image labels": (program or "apptainer", "inspect", "--labels", image_path),
+    }
+    lines = ["```", f"Python: {platform.python_version()}, {platform.platform()}"]
+    lines.append(f"packages: {', '.join(filter(None, map(_installed, _SHOWN_PACKAGES)))}")
+    for name, line in commands.items():
+        answer = (program_output(*line) or "no answer").strip()
+        lines += (
+            [f"{name}:", *(f"  {part}" for part in answer.splitlines())] if "\n" in answer else [f"{name}: {answer}"]
+        )
+    settings = site_settings()
+    named = sorted(name for name in settings if name.startswith(("FTLIB_", "SBATCH_", "HF_", "BASE", "INDEX_", "CA_")))
+    lines += [f"{name}={'(set)' if _SECRET.search(name) else settings[name]}" for name in named]
+    return redact("\n".join([*lines, "```"]))
+
+
+def _installed(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 # GPUs: does torch see those that Slurm gave, suit driver and torch, do they compute, and in bfloat16?

@@ -408,6 +408,8 @@ spread_over_nodes() {
 
 enter_job() {
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_EXPORT_ENV=ALL
+    local started
+    started=$(date +%s)
     if [[ -n ${SLURM_GPUS_PER_TASK:-} ]]; then
         fail "--gpus-per-task: every task would see its own GPU as device 0, and NCCL could not use peer-to-peer between" \
             "them. Request --gres=gpu:N (or --gpus-per-node=N) and --ntasks-per-node=N."
@@ -416,6 +418,7 @@ enter_job() {
         fail "several tasks on MIG slices: NCCL does not connect them. Request one (job.gpus: 1), or whole GPUs."
     fi
     enter_runtime
+    to_runtime FTLIB_JOB_STARTED "$started" # the history counts GPU-hours from here
     # Every task sees all GPUs of its node and takes the one of its local rank, whatever the site's default is.
     if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then step_options+=(--gpu-bind=none); fi
     to_runtime PYTHONSAFEPATH 1 # Python 3.11 and later: subprocesses of libraries import no modules from the working directory

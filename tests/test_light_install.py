@@ -64,7 +64,7 @@ def test_a_command_that_needs_torch_says_so(light: Path, tmp_path: Path) -> None
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "pip install 'ftlib[train]'" in done.stderr
+    assert "jobs/run.sh ftlib" in done.stderr
 
 
 NEW_RUN = """
@@ -104,7 +104,7 @@ for function in (ftlib.stage, ftlib.train, ftlib.plan):
         function(config)
         raise SystemExit(f"{function.__name__} needs no torch?")
     except ftlib.UserError as error:
-        assert f"{function.__name__} needs " in error.problem and "ftlib[train]" in error.remedy, error
+        assert f"{function.__name__} needs " in error.problem and "jobs/run.sh ftlib" in error.remedy, error
 """
 
 

@@ -36,13 +36,18 @@ CHECKS = (
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib doctor [CONFIG]`"""
+    """`ftlib doctor [CONFIG [KEY=VALUE…]]`"""
     command = arguments.make_parser("doctor", __doc__)
     command.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help="also check what this config needs")
-    parsed = command.parse_args(argv)
+    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="override any field of the config")
+    command.add_argument("--ticket", action="store_true", help="print facts for a support ticket, without secrets")
+    parsed = command.parse_intermixed_args(argv)
+    if parsed.ticket:
+        log.print_result(ftlib_doctor.ticket())
+        return 0
     found = [_print(finding) for check in CHECKS for finding in check()]
     if parsed.config:
-        found += [_print(finding) for finding in _config(parsed.config)]
+        found += [_print(finding) for finding in _config(parsed.config, parsed.overrides)]
     return EXIT_FAILURE if any(finding.fatal for finding in found) else 0
 
 
@@ -54,10 +59,10 @@ def _print(finding: CheckResult) -> CheckResult:
     return finding
 
 
-def _config(path: Path) -> Iterator[CheckResult]:
+def _config(path: Path, overrides: list[str]) -> Iterator[CheckResult]:
     try:
         here = find_site()
-        config = load_experiment(path, [], here).config
+        config = load_experiment(path, overrides, here).config
         yield CheckResult("config", f"{path} is in order")
         yield from ftlib_doctor.job(config)
         yield CheckResult("model", f"{config.model.base} in {cache.find_model(config.model, here)}")

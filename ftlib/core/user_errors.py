@@ -29,7 +29,7 @@ def as_user_errors(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in HEAVY_PACKAGES:
             raise
-        remedy = "Run it in the container, or install what training needs: pip install 'ftlib[train]'"
+        remedy = f"Run it in the container: jobs/run.sh ftlib {name} … (or, in the clone: pip install -e '.[train]')"
         raise UserError(f"{name} needs {error.name}, which is not installed here", remedy) from None
     except OSError as error:
         if told := files.as_user_error(error):

@@ -17,9 +17,8 @@ from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
 from ftlib.hub.cache import MERGE_RECORD, is_local_path
 from ftlib.metrics.comparability import evaluation_fingerprint
-from ftlib.runs import events as runs_events
-from ftlib.runs.events import Usage
 from ftlib.runs.run import Run
+from ftlib.runs.usage import Usage, usage
 from ftlib.slurm.status import RunStatus
 
 BEFORE, AFTER = "before", "after"
@@ -102,7 +101,7 @@ class RunRecord:
         data: data.json; None before training has started.
         metrics, history: the rows of metrics.jsonl and history.jsonl.
         environments: environment.json; one entry for each start.
-        usage: GPU-hours, as `ftlib status --usage` counts them.
+        usage: GPU-hours and goodput, as `ftlib status --usage` counts them without accounting.
         splits: evaluated splits; the run's own dataset and the test split come first.
         images, text: whether images and texts of the data may be shown. Without text, `config` has no prompts, and
             `splits` have no metrics of single labels.
@@ -180,7 +179,7 @@ def read_run_record(run: Run, site: Site, status: RunStatus, images: bool = True
         metrics=jsonl.read_jsonl_log(run.metrics),
         history=jsonl.read_jsonl_log(run.history),
         environments=_optional_json(run.environment) or [],
-        usage=runs_events.usage(run),
+        usage=usage(run),
         splits=_read_splits(run.folder / "eval", config.data.source, text),
         images=images and config.privacy.images,
         text=text,

@@ -19,6 +19,7 @@ from ftlib.reports.gallery import answers_context
 from ftlib.reports.html import Context, render_page
 from ftlib.reports.run_record import EvaluationResult, RunRecord, SplitRecord, describe_state, interruptions, origin_of
 from ftlib.reports.tables import NO_VALUE, Table
+from ftlib.runs.usage import describe
 
 
 def render(record: RunRecord, made: float, templates: Path | None = None) -> str:
@@ -301,7 +302,7 @@ def provenance_context(record: RunRecord) -> Context:
         "config": record.config_text,
         "environment": _environment(record) if record.environments else None,
         "history": _history(record) if record.history else None,
-        "cost": f"{cost([record])}.",
+        "cost": f"{'; '.join(filter(None, (cost([record]), describe(record.usage.time))))}.",
         "commands": "\n".join(commands(record)),
     }
 

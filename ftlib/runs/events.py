@@ -7,7 +7,8 @@ Training, evaluation and submission add events of their own, such as `submitted`
 
 | event | command | details |
 |---|---|---|
-| start, evaluating | train, evaluate | job, host, GPUs, log file; of start also the recipe, if that is not 0 |
+| start, evaluating | train, evaluate | job, host, GPUs, log, start of the Slurm job; of start the recipe |
+| training | train | the phase's steps begin: their total, rows of a step, tokens of a row on average |
 | done, evaluated | the same | seconds |
 | preempted, failed | both; failed also of stage and prepare in the run's job | the reason |
 | diverged, restart | train | the reason; the same process restarts |
@@ -66,6 +67,9 @@ class CommandExecution:
         gpus: number of allocated GPUs.
         job: id of the Slurm job; "" outside Slurm.
         log: the file with its output; "" for a terminal.
+        allocated: when its Slurm job started on its nodes; None outside Slurm, and for runs of older versions.
+        training: when its first training step began; None if it did not come that far.
+        attempt, step: where training began or resumed.
     """
 
     command: str
@@ -77,29 +81,16 @@ class CommandExecution:
     ended: float | None = None
     outcome: str = ""
     reason: str = ""
-
-    def gpu_hours(self, until: float) -> float:
-        """GPUs times hours; an execution without an end counts until `until`."""
-        return self.gpus * max(0.0, (self.ended or until) - self.started) / 3600
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Number of executions of a run, and the GPU-hours of its training and its evaluations."""
-
-    attempts: int
-    train: float
-    evaluate: float
-
-    @property
-    def hours(self) -> float:
-        """GPU-hours of training and evaluations."""
-        return self.train + self.evaluate
+    allocated: float | None = None
+    training: float | None = None
+    attempt: int = 0
+    step: int = 0
 
 
 def record_start(run: Run, command: str, **details: Any) -> None:
     """Record the start of a command."""
-    run.log_event(_START_EVENTS[command], command=command, gpus=count_gpus(), log=_log_file(), **details)
+    known = {"gpus": count_gpus(), "log": _log_file(), **_allocated()}
+    run.log_event(_START_EVENTS[command], command=command, **known, **details)
 
 
 @contextlib.contextmanager
@@ -137,7 +128,13 @@ def record_outcome(run: Run, command: str, last_activity: float) -> Iterator[Non
 def _record_failure(run: Run, command: str, reason: str) -> None:
     """Record the reason, if this rank is the first one that failed."""
     if claim_first("told"):
-        run.log_event_any_rank("failed", command=command, reason=reason)
+        run.log_event_any_rank("failed", command=command, reason=reason, **_allocated())
+
+
+def _allocated() -> dict[str, float]:
+    """When this Slurm job started on its nodes, as jobs/run.sh reports it."""
+    started = os.environ.get("FTLIB_JOB_STARTED", "")
+    return {"allocated": float(started)} if started.isdigit() else {}
 
 
 @contextlib.contextmanager
@@ -174,7 +171,18 @@ def executions_in(events: list[dict[str, Any]]) -> list[CommandExecution]:
             executions.append(_started(event, "train" if kind == "start" else "evaluate"))
         elif kind in _END_EVENTS:
             _record_end(executions, event)
+        elif kind == "training":
+            _record_first_step(executions, event["time"])
     return executions
+
+
+def _record_first_step(executions: list[CommandExecution], time: float) -> None:
+    """Record when training began its steps, in the newest training; later phases change nothing."""
+    for number in reversed(range(len(executions))):
+        if executions[number].command == "train":
+            if executions[number].training is None:
+                executions[number] = replace(executions[number], training=time)
+            return
 
 
 def _started(event: dict[str, Any], command: str) -> CommandExecution:
@@ -185,6 +193,9 @@ def _started(event: dict[str, Any], command: str) -> CommandExecution:
         host=event.get("host") or "",
         job=event.get("job") or "",
         log=event.get("log") or "",
+        allocated=event.get("allocated"),
+        attempt=event.get("attempt", 0),
+        step=event.get("step", 0),
     )
 
 
@@ -223,16 +234,6 @@ def last_activity(run: Run) -> float:
         with contextlib.suppress(FileNotFoundError):
             times.append(path.stat().st_mtime)
     return max(times, default=0.0)
-
-
-def usage(run: Run) -> Usage:
-    """The cost of a run so far; an execution that died without reporting counts until the run's last activity."""
-    executions, last = read_executions(run), last_activity(run)
-    hours = dict.fromkeys(("train", "evaluate"), 0.0)
-    for execution in executions:
-        if execution.command in hours:
-            hours[execution.command] += execution.gpu_hours(last)
-    return Usage(len(executions), **hours)
 
 
 def _log_file() -> str | None:

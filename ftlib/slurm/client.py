@@ -10,8 +10,11 @@ from __future__ import annotations
 import getpass
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ftlib.runs.usage import Allocation
 
 TIMEOUT_SECONDS = 60.0
 
@@ -28,6 +31,7 @@ RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_
 
 _INHERITED = re.compile(r"SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_|PMIX?_|SUBMITIT_")
 _SACCT_FIELDS = "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw"
+_ALLOCATION_FIELDS = "JobID,State,ElapsedRaw,Start,Submit,TotalCPU,AllocTRES,TRESUsageInAve"
 _SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
 
 
@@ -109,6 +113,20 @@ class Slurm:
         if unknown:  # accounting knows a new job only some seconds after its submission
             found |= _jobs(list(self._squeue(_array_job_ids(unknown))), unknown)
         return found
+
+    def allocations(self, ids: Iterable[str]) -> list[Allocation]:
+        """Return every start of jobs on their nodes, the oldest first: with resources, CPU time, and wait in the queue.
+
+        Jobs that accounting does not know are missing.
+
+        Raises:
+            SlurmUnavailable: accounting does not respond, or there is none.
+        """
+        wanted = list(dict.fromkeys(ids))
+        if not wanted:
+            return []
+        text = self._run_program("sacct", "-nPD", "-o", _ALLOCATION_FIELDS, "-j", _array_job_ids(wanted))
+        return [one for one in _allocations(text) if one.job in wanted]
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs; jobs that have ended are ignored.
@@ -202,6 +220,64 @@ def _association(rows: Sequence[Sequence[str]], account: str | None, partition: 
     if partition and len({row[0] for row in fits}) == 1:
         fits = [row for row in fits if row[1]] or fits  # an association with a partition takes precedence
     return fits[0] if len(fits) == 1 else None
+
+
+def _allocations(text: str) -> list[Allocation]:
+    """Return the allocations in sacct's rows: each job's row is followed by those of its steps."""
+    found: list[Allocation] = []
+    watched: list[list[float]] = []
+    for line in text.splitlines():
+        name, state, elapsed, start, submit, cpu, tres, use = line.split("|")
+        if "." in name:
+            utilization = _tres(use).get("gres/gpuutil")
+            if found and name.startswith(f"{found[-1].job}.") and utilization is not None:
+                watched[-1].append(utilization)
+            continue
+        begun, sent = _timestamp(start), _timestamp(submit)
+        if begun is None:  # it has not started
+            continue
+        given, active = _tres(tres), state in RUNNING
+        one = Allocation(
+            job=name,
+            start=begun,
+            end=begun + int(elapsed or 0),
+            queued=max(0.0, begun - sent) if sent is not None else 0.0,
+            gpus=_gpus(given),
+            cpus=int(given["cpu"]) if "cpu" in given else None,
+            cpu_seconds=None if active else _cpu_seconds(cpu),
+        )
+        found.append(one)
+        watched.append([])
+    means = [sum(values) / len(values) if values else None for values in watched]
+    whole = [replace(one, gpu_utilization=mean) for one, mean in zip(found, means, strict=True)]
+    return sorted(whole, key=lambda one: one.start)
+
+
+def _tres(text: str) -> dict[str, float]:
+    """Return the numbers of a TRES list such as billing=1,cpu=8,gres/gpu:a100=2,mem=16G (tres.html of Slurm's manual);
+    sizes are left out."""
+    pairs = (part.partition("=") for part in text.split(","))
+    return {name: float(value) for name, _, value in pairs if re.fullmatch(r"\d+(\.\d+)?", value)}
+
+
+def _gpus(given: Mapping[str, float]) -> int | None:
+    """Return the number of GPUs; None where the site does not account for them (AccountingStorageTRES)."""
+    typed = [int(value) for name, value in given.items() if name.startswith("gres/gpu:")]
+    return int(given["gres/gpu"]) if "gres/gpu" in given else sum(typed) if typed else None
+
+
+def _timestamp(text: str) -> float | None:
+    """Return sacct's local time in seconds since 1970; None for Unknown and None."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+
+
+def _cpu_seconds(text: str) -> float:
+    """Return sacct's CPU time, [D-[H:]]M:S[.milliseconds] (of less than an hour M:S.mmm), in seconds."""
+    whole, _, fraction = text.partition(".")
+    return _seconds(whole) + (float(f"0.{fraction}") if fraction.isdigit() else 0.0)
 
 
 def _reason(text: str) -> str:

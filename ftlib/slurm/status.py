@@ -20,6 +20,7 @@ from ftlib.errors import EXIT_REQUEUE
 from ftlib.runs import events as runs_events
 from ftlib.runs.events import CommandExecution
 from ftlib.runs.run import Run, run_name
+from ftlib.runs.usage import usage
 from ftlib.slurm import client
 from ftlib.slurm.client import Job, Slurm, SlurmUnavailable
 
@@ -64,6 +65,8 @@ class RunStatus:
         eta: estimated seconds until the last step, while it runs.
         node, job: of the newest attempt.
         recipe: the run's recipe, see `identity.RECIPES`.
+        rows_per_second, tokens_per_second: of all GPUs together; None while unknown, and for runs of older versions.
+        goodput: share of the allocated time that was training, from the history alone; see `runs/usage.py`.
     """
 
     run: str
@@ -77,6 +80,9 @@ class RunStatus:
     node: str
     job: str
     recipe: int = 0
+    rows_per_second: float | None = None
+    tokens_per_second: float | None = None
+    goodput: float | None = None
 
 
 def own_jobs(events: Events) -> list[str]:
@@ -145,6 +151,8 @@ def run_status(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Run
     paces = [record["seconds"] for record in steps if "seconds" in record and "split" not in record]
     pace = statistics.median(paces[-_RECENT_STEPS:]) if paces else None
     total = _total(run, events)
+    rows, tokens = _speed(events, pace)
+    spent = usage(run).time
     left = pace * (total - step) if pace is not None and total is not None and state == "running" else None
     return RunStatus(
         run=run_name(run, site),
@@ -158,6 +166,9 @@ def run_status(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> Run
         node=executions[-1].host if executions else "",
         job=number,
         recipe=runs_events.recipe_of(events),
+        rows_per_second=rows,
+        tokens_per_second=rows * tokens if rows and tokens else None,
+        goodput=spent.goodput if spent.training else None,
     )
 
 
@@ -318,6 +329,12 @@ def _total(run: Run, events: Events) -> int | None:
         return int(files.read_json(run.done_marker)["step"])
     totals = [event["total"] for event in events if event["event"] == "training"]
     return totals[-1] if totals else None
+
+
+def _speed(events: Events, pace: float | None) -> tuple[float | None, float | None]:
+    """Return rows per second and tokens per row, as the newest start of training recorded them."""
+    known = next((event for event in reversed(events) if event["event"] == "training" and "rows" in event), None)
+    return (known["rows"] / pace, known["tokens"]) if known and pace else (None, None)
 
 
 # States for `ftlib submit`.

@@ -16,11 +16,13 @@ from ftlib.core.environment import process_start
 from ftlib.core.paths import Site, site_settings
 from ftlib.errors import UserError
 from ftlib.runs import run as runs
+from ftlib.runs.forecast import describe_forecast
 from ftlib.runs.pinning import find_clone, snapshot_folder, take_snapshot
 from ftlib.runs.run import Run
 from ftlib.slurm import status
 from ftlib.slurm.client import Slurm, SlurmUnavailable
 from ftlib.slurm.executors import EXECUTORS, Submission, render_scripts, setup_lines
+from ftlib.slurm.gpu_support import require_gpu_support
 from ftlib.slurm.jobspec import JobSpec
 from ftlib.slurm.replace import finish_interrupted, replaced_runs
 from ftlib.slurm.sweep import SweepRun, expand_sweep
@@ -84,6 +86,10 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
     if not chosen:
         return SubmittedRuns()
     submission = _make_submission(chosen, site, options)
+    if options.executor == "slurm":
+        require_gpu_support(chosen[0].experiment.config, site_settings(), _image(site, site_settings()))
+        experiments = [member.experiment for member in chosen]
+        log.info(describe_forecast(experiments, source.path, site, 60.0 * submission.spec.minutes))
     if options.dry_run:
         found = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
         return SubmittedRuns(found, [], submission.folder, _preview(submission, chosen, found, site))
@@ -154,10 +160,13 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOpti
     )
 
 
+def _image(site: Site, settings: dict[str, str]) -> Path:
+    return Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
+
+
 def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
     """Return the first lines of the batch scripts; the paths of store, runs and image are fixed at submission."""
-    image = Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
-    places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(image)}
+    places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(_image(site, settings))}
     frozen = {name: settings[name] for name in _FROZEN_SETTINGS if name in settings}
     return setup_lines(snapshot_folder(find_clone(), site), {**frozen, **places})
 

@@ -130,6 +130,13 @@ class SupervisedDataset(Dataset[EncodedExample]):
         """Return (tokens, answer tokens) of every row."""
         return training_lengths(self.examples, self.indices, self.templates, self.processor, self.cache)
 
+    def mean_tokens(self) -> float | None:
+        """Return the mean tokens of a row; None if the rows have not been measured."""
+        if self.cache is None or not self.cache.exists():
+            return None
+        tokens = np.load(self.cache, mmap_mode="r")[np.asarray(self.indices, dtype=np.int64)].sum(axis=1)
+        return round(float(np.minimum(tokens, self.processor.max_length or tokens.max()).mean()), 1)
+
 
 class MixtureSampler:
     """Chooses the rows of an epoch: of each dataset of a mixture, size times weight (rounded, at least one).

@@ -337,7 +337,8 @@ def _train_phase(context: _TrainingContext, trainer: ResumableTrainer, point: Re
     total = point.phase.offset + trainer.total_steps
     if log.is_main_process():
         _require_space(context, trainer, total - point.step)
-    context.run.log_event("training", total=total)
+    tokens = context.rows.mean_tokens()
+    context.run.log_event("training", total=total, rows=context.config.effective_batch_size, tokens=tokens)
     with log.progress("step", total, start=point.step) as update, signals.defer_signals():
         trainer.on_step = lambda record: _log_step(context.run, record, update)
         oom_hint = SMALLER_MODEL_HINT if context.config.batch.auto else _LESS_MEMORY_HINT

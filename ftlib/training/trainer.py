@@ -67,8 +67,8 @@ class ResumableTrainer(Trainer):
             last_point: the newest checkpoint that was written.
 
     `on_step` is called after each step with {"step", "attempt", "round", "epoch", "loss", "learning_rate", "grad_norm",
-    "seconds"}, on a GPU also "memory_gib", and "skipped": true if fp16's loss scaler skipped the step. `step` counts
-    through all rounds.
+    "seconds"}, on a GPU also "memory_gib", and "skipped": true if fp16's loss scaler skipped the step;
+    "checkpoint_seconds" if a checkpoint was written after the step before. `step` counts through all rounds.
     """
 
     loss_is_scaled_for_ga = True
@@ -123,6 +123,7 @@ class ResumableTrainer(Trainer):
         self.detector = DivergenceDetector(config.guard, arguments.get_warmup_steps(self.total_steps), self.total_steps)
         self._last_step_at = time.monotonic()
         self._logged_rate_factor = 1.0
+        self._saving: dict[str, float] = {}
         set_seed(arguments.seed + arguments.process_index)  # else all ranks would have the same dropout masks
 
     @property
@@ -211,8 +212,9 @@ class ResumableTrainer(Trainer):
             "round": self.phase.round,
         }
         logs["learning_rate"] /= self._logged_rate_factor
-        record = {**point, "epoch": self.state.epoch, **logs, "seconds": now - self._last_step_at, **_gpu_memory()}
-        self._last_step_at = now
+        times = {"seconds": now - self._last_step_at, **self._saving}
+        record = {**point, "epoch": self.state.epoch, **logs, **times, **_gpu_memory()}
+        self._last_step_at, self._saving = now, {}
         skipped = self.accelerator.optimizer_step_was_skipped
         if skipped:
             record["skipped"] = True
@@ -227,8 +229,10 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         step = self.phase.offset + self.state.global_step
         target = runs.checkpoint_folder(self.checkpoints, step)
+        started = time.monotonic()
         require_finite(self.model)
         write_checkpoint(self, target, {"round": self.phase.round, "offset": self.phase.offset})
+        self._saving = {"checkpoint_seconds": time.monotonic() - started}
         self.last_point = ResumePoint(self.phase, step, target)
         if self.on_checkpoint(self.last_point):
             self.control.should_training_stop = True

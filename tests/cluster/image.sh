@@ -21,9 +21,12 @@ settings=(HOME=/home/ftuser BOOTSTRAP=localimage BASE="$state/base.sif" FTLIB_ST
 if [[ -n ${PIP_CERT:-} ]]; then settings+=(CA_FILE="$PIP_CERT"); fi
 if [[ -d ${PIP_FIND_LINKS:-} ]]; then settings+=(WHEELS="$PIP_FIND_LINKS"); fi
 if [[ -n ${PIP_INDEX_URL:-} ]]; then settings+=(INDEX_URL="$PIP_INDEX_URL"); fi
-submit="cd '$work/source' && sbatch --wait --mem=8G jobs/build.sbatch"
+submit="cd '$work/source' && sbatch --wait --mem=8G --open-mode=append --output=logs/build.log jobs/build.sbatch"
+echo "image: building $state/ftlib.sif in a job by containers/ftlib.def (several minutes); the job's output:"
+mkdir -p "$work/source/logs" && touch "$work/source/logs/build.log" && chown -R ftuser: "$work/source/logs"
+tail -n +1 -f --pid=$$ "$work/source/logs/build.log" | sed -u 's/^/image: /' &
 if ! runuser -u ftuser -- env "${settings[@]}" bash -c "$submit" || [[ ! -e $work/store/images/ftlib.sif ]]; then
-    tail -n 40 "$work"/source/logs/*.log >&2
+    echo "image: the build failed, see its output above" >&2
     exit 1
 fi
 mv "$work/store/images/ftlib.sif" "$state/ftlib.sif"

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 
 _LIBRARIES = re.compile(r"^(Failed to load CPU gemm|.*Warning: |  warnings\.warn).*\n", re.MULTILINE)
 _PROGRESS = re.compile(r"^(\w[^:\n]*): \d+(/\d+)?(   .*)?\n", re.MULTILINE)
-_DECIMAL = re.compile(r"[-+−]?\d+\.\d+(e[-+]?\d+)?")
+_DECIMAL = re.compile(r"[-+−]?\d+\.\d+(e[-+]?\d+)?|\b\d+%")
 
 
 def places(text: str, known: Mapping[str, Path]) -> str:

@@ -174,14 +174,13 @@ def without(value: Any, *keys: str) -> Any:
 
 @pytest.mark.parametrize("name", AS_JSON)
 def test_what_commands_print_for_programs(chain: Chain, golden: Golden, name: str) -> None:
-    found = without(
-        json.loads(chain.said(chain.answers[name].out)), "seconds_per_step", "weights", "of", "sentence", "verdict"
-    )
+    timed = ("seconds_per_step", "rows_per_second", "tokens_per_second", "goodput")
+    found = without(json.loads(chain.said(chain.answers[name].out)), *timed, "weights", "of", "sentence", "verdict")
     golden.json(f"chain/{name.replace(' --', '-')}.json", found, **SCORES, **LOSSES, **NEEDS)
 
 
 def test_metrics_of_every_step(chain: Chain, golden: Golden) -> None:
-    lines = without(read_lines(chain.run("digits") / "metrics.jsonl"), "seconds")
+    lines = without(read_lines(chain.run("digits") / "metrics.jsonl"), "seconds", "checkpoint_seconds")
     golden.json("chain/metrics.json", lines, **LOSSES, value=LOSSES["loss"])
 
 

@@ -69,7 +69,7 @@ def old(tmp_path: Path, heavy: Command) -> Old:
 
 
 def losses(run: Path) -> list[dict[str, object]]:
-    return without(read_lines(run / "metrics.jsonl"), "seconds")
+    return without(read_lines(run / "metrics.jsonl"), "seconds", "checkpoint_seconds")
 
 
 @pytest.mark.parametrize("pinned", [True, False], ids=["by its own code", "by this code"])

@@ -139,3 +139,43 @@ def test_what_a_surrounding_job_imposes_is_left_out() -> None:
                  "SRUN_CPUS_PER_TASK": "2"}  # fmt: skip
     kept = {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin", "FTLIB_STORE": "/s"}
     assert clean_environment({**inherited, **kept}) == kept
+
+
+ALLOCATIONS = """\
+95|REQUEUED|45|2026-11-29T06:14:50|2026-11-29T06:14:50|00:28.262|billing=1,cpu=1,gres/gpu=1,mem=2500M,node=1|
+95.batch|FAILED|45|2026-11-29T06:14:50|2026-11-29T06:14:50|00:01.313|cpu=1,gres/gpu=1,mem=2500M|cpu=00:00:01
+95.2|FAILED|38|2026-11-29T06:14:57|2026-11-29T06:14:57|00:23.899|cpu=1,gres/gpu=1,mem=2500M|cpu=00:00:22
+95|COMPLETED|85|2026-11-29T06:17:42|2026-11-29T06:17:26|01:22.856|billing=1,cpu=1,gres/gpu=1,mem=2500M,node=1|
+96|RUNNING|9|2026-11-29T06:18:00|2026-11-29T06:17:00|00:00:00|billing=4,cpu=4,mem=8G,node=1|
+97|PENDING|0|Unknown|2026-11-29T06:18:00|00:00:00||
+"""
+"""As Slurm 22.05 printed it; the rows of other steps are left out, and 96 and 97 were added."""
+
+
+def test_allocations_are_starts_on_nodes() -> None:
+    programs = Programs(sacct=ALLOCATIONS)
+    first, second, third = Slurm(programs).allocations(["95", "96", "97"])
+    assert programs.asked == [
+        [
+            "sacct",
+            "-nPD",
+            "-o",
+            "JobID,State,ElapsedRaw,Start,Submit,TotalCPU,AllocTRES,TRESUsageInAve",
+            "-j",
+            "95,96,97",
+        ]
+    ]
+    assert [(one.job, one.seconds, one.queued, one.gpus, one.cpus) for one in (first, second, third)] == [
+        ("95", 45, 0, 1, 1), ("95", 85, 16, 1, 1), ("96", 9, 60, None, 4)]  # fmt: skip
+    assert (first.cpu_seconds, second.cpu_seconds, third.cpu_seconds) == (28.262, 82.856, None)
+    assert second.start - first.start == 172 and Slurm(programs).allocations([]) == []
+
+
+def test_what_a_site_accounts_for() -> None:
+    """Only GPUs of a type; GPU utilization, where it is collected; days of CPU time."""
+    rows = "8_1|COMPLETED|100|2026-11-29T06:00:00|None|1-02:00:01|cpu=8,gres/gpu:a100=2|\n" + "".join(
+        f"8_1.{step}|COMPLETED|50|2026-11-29T06:00:00|None|00:01|cpu=8|gres/gpumem=1G,gres/gpuutil={use}\n"
+        for step, use in enumerate((80, 60))
+    )
+    (found,) = Slurm(Programs(sacct=rows)).allocations(["8_1"])
+    assert (found.gpus, found.gpu_utilization, found.cpu_seconds, found.queued) == (2, 70, 26 * 3600 + 1, 0)

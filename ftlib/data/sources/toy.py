@@ -35,7 +35,8 @@ def load_digits() -> list[tuple[NDArray[np.uint8], str]]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError(
-            "the digits dataset comes with scikit-learn, which is not installed", "pip install 'ftlib[demo]'"
+            "the digits dataset comes with scikit-learn, which is not installed",
+            "Make it in the container: jobs/run.sh ftlib stage CONFIG. In a clone: pip install -e '.[demo]'",
         ) from None
     digits = load_digits()
     pictures = (digits.images * (255 / 16)).round().astype("uint8")
