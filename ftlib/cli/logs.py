@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import codecs
 import os
-import shlex
 import time
 from pathlib import Path
 
 from ftlib.cli import arguments
 from ftlib.core import jsonl, log
-from ftlib.core.paths import REPOSITORY, find_site
+from ftlib.core.paths import find_site
 from ftlib.errors import UserError
 from ftlib.runs import run as runs
+from ftlib.runs.log_files import in_log_folder
 from ftlib.runs.run import Run
 
 _POLL_SECONDS = 0.5
@@ -54,25 +54,10 @@ def _newest_log(run: Run) -> Path:
         )
     for path in reversed(known):
         if path.is_file():
-            return _in_log_folder(path, run)
-    if events[-1]["event"] == "submitted":
+            return in_log_folder(path, run)
+    if events[-1]["event"] in ("submitted", "report submitted"):
         raise UserError(f"{run.folder}: has not started yet", "See ftlib status for the reason.")
     raise UserError(f"{known[-1]}: the log of {run.folder} no longer exists")
-
-
-def _in_log_folder(path: Path, run: Run) -> Path:
-    """Return the resolved path of a log.
-
-    Raises:
-        UserError: it is not in a log folder, also through a link.
-    """
-    real, own = path.resolve(), run.folder.parent.name
-    known = [run.folder, *(place / "logs" for place in (Path.cwd(), REPOSITORY))]
-    above = real.parent.parent if real.parent.name == own else real.parent
-    if above.name != "logs" and not any(real.is_relative_to(folder.resolve()) for folder in known):
-        remedy = f"If you trust the history of {run.folder}, look at the file itself: tail -f {shlex.quote(str(path))}"
-        raise UserError(f"{path}: not shown: it is not in a log folder", remedy)
-    return real
 
 
 class _Screen:
