@@ -239,9 +239,10 @@ def _state(
         return "queued", "waits for its turn"
     since = _newest_submission(events)
     if since and not any(event["event"] in ("start", "evaluating") for event in since):
-        if jobs is None and since[0].get("executor") == "slurm":
+        failures = [str(event.get("reason", "")) for event in since if event["event"] in ("failed", "killed")]
+        if jobs is None and not failures and since[0].get("executor") == "slurm":
             return "not started", f"submitted as job {number}; Slurm does not answer"
-        return NEVER_BEGUN, _why_never_begun(run, since, job)
+        return NEVER_BEGUN, failures[-1] if failures else _why_never_begun(run, since, job)
     return _ended_state(events, executions, job)
 
 
@@ -273,10 +274,7 @@ def _newest_submission(events: Events) -> Events:
 
 
 def _why_never_begun(run: Run, since: Events, job: client.JobAttempt | None) -> str:
-    """Return why a run's newest job ended before training started: its own message, Slurm's reason, or its log's."""
-    failures = [str(event["reason"]) for event in since if event["event"] in ("failed", "killed") and "reason" in event]
-    if failures:
-        return failures[-1]
+    """Return why a run's newest job ended before training started: Slurm's reason, or what the end of its log says."""
     if job and job.state in _SLURM_REASONS:
         return _SLURM_REASONS[job.state]
     ended = "its job ended before training started"
@@ -345,8 +343,9 @@ def _ended_state(
         return "stopped", f"{_SIGNALS.get(last.reason, last.reason)}; saved: run or submit it again to resume"
     if fault and job:
         return "failed", said or f"its job ended with exit code {job.exit_code}"
-    again = "run or submit it again to resume"
-    return "died", said or (f"{last.reason}; {again}" if last.reason else f"disappeared without reporting; {again}")
+    if said or not last.reason:
+        return "died", said or "disappeared without reporting; run or submit it again to resume"
+    return "died", f"{last.reason}; run or submit it again to resume"
 
 
 def _cancelled(events: Events, job: client.JobAttempt | None) -> str:

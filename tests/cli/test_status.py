@@ -100,7 +100,7 @@ def test_what_keeps_a_submitted_run_from_its_training(
     for command, reason in (("prepare", "no data"), ("stage", "no model: no such folder")):
         assert ftlib(command, config)[0] == 2
         (record,) = json.loads(ftlib("status", "--json")[1])
-        assert record["state"] == "failed" and reason in record["reason"]
+        assert record["state"] == "never begun" and reason in record["reason"]
     assert ftlib("status", "--usage")[0] == 0
 
 
