@@ -6,7 +6,10 @@ Whether a run is missing is decided in status.py (`submission_states`).
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import shlex
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +39,7 @@ from ftlib.slurm.sweep import SweepRun, expand_sweep
 
 _FROZEN_SETTINGS = ("FTLIB_BINDS", "FTLIB_TMP", "FTLIB_HOOK", "FTLIB_MAX_REQUEUES", "FTLIB_GROUP", "FTLIB_SHARE_RUNS",
            "FTLIB_OWNER", "FTLIB_IMAGE_SHA256")  # fmt: skip
+_SECONDS_BETWEEN_STATES = 20.0
 _PER_RUN_STAGES = ("stage", "prepare", "train", "evaluate")
 
 Executor = Literal["slurm", "local", "debug"]
@@ -86,6 +90,11 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
         UserError: a fault in the config; Slurm does not answer or takes no more jobs; a run that is to be replaced is
             at work.
     """
+    if options.executor != "slurm" and not options.dry_run and importlib.util.find_spec("torch") is None:
+        remedy = "Without a GPU node: jobs/run.sh ftlib submit CONFIG --executor debug runs it in the container."
+        raise UserError(
+            f"--executor {options.executor}: torch is not installed here, so that nothing can train", remedy
+        )
     sweep_runs, slurm = expand_sweep(source, site), Slurm()
     with contextlib.ExitStack() as held:
         if not options.dry_run:
@@ -99,7 +108,8 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
         submission = _make_submission(chosen, site, options, slurm)
         if options.dry_run:
             found = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
-            return SubmittedRuns(found, [], submission.folder, _preview(submission, chosen, found, site))
+            preview = _preview(submission, chosen, found, site, options.executor)
+            return SubmittedRuns(found, [], submission.folder, preview)
         return _submit(submission, chosen, site, options)
 
 
@@ -187,11 +197,18 @@ def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
     return setup_lines(snapshot_folder(find_clone(), site), {**frozen, **places})
 
 
-def _preview(submission: Submission, chosen: Sequence[SweepRun], found: Sequence[Run], site: Site) -> str:
-    """The runs, then every array's batch script and the commands of its elements."""
+def _preview(
+    submission: Submission, chosen: Sequence[SweepRun], found: Sequence[Run], site: Site, executor: Executor
+) -> str:
+    """The runs, then every array's batch script and the commands of its elements; of other executors the commands."""
     lines = [
         f"# {runs.run_name(run, site)}: {member.label}".rstrip(": ") for run, member in zip(found, chosen, strict=True)
     ]
+    if executor != "slurm":
+        each = [command for task in submission.tasks for command in task]
+        return "\n".join(
+            [*lines, *(shlex.join(["ftlib", *command]) for command in [*each, submission.last or []] if command)]
+        )
     for number, (script, array) in enumerate(render_scripts(submission), 1):
         lines.append(
             f"##### ARRAY{number}: sbatch of this script, {len(array.tasks)} x {'+'.join(array.stage)}\n{script}"
@@ -201,6 +218,30 @@ def _preview(submission: Submission, chosen: Sequence[SweepRun], found: Sequence
             lines += [f"# {index}: ftlib {' '.join(command)}" for command in commands]
         lines.append("")
     return "\n".join(lines)
+
+
+def wait_for_runs(source: RawConfig, site: Site) -> bool:
+    """Wait until no run of a config is queued or running.
+
+    Returns:
+        Whether all of them are trained and evaluated.
+    """
+    sweep_runs, told = expand_sweep(source, site), ""
+    pairs = [(runs.run_for(member.experiment, site), member.experiment.config) for member in sweep_runs]
+    while True:
+        try:
+            states = status.submission_states(pairs, site, lambda ids: Slurm().jobs(ids, own=True))
+        except SlurmUnavailable as error:
+            log.warning(f"{error}; still waiting")
+            states = [status.ACTIVE]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        if status.ACTIVE not in states:
+            log.info(f"ended: {counts}")
+            return set(states) == {status.FINISHED}
+        if counts != told:
+            log.info(f"waiting: {counts}")
+        told = counts
+        time.sleep(_SECONDS_BETWEEN_STATES)
 
 
 def _submit(submission: Submission, chosen: Sequence[SweepRun], site: Site, options: SubmitOptions) -> SubmittedRuns:

@@ -23,6 +23,7 @@ from ftlib.errors import UserError
 from ftlib.runs import pinning
 from ftlib.runs.run import Run
 from ftlib.slurm import executors, intents
+from ftlib.slurm import submit as slurm_submit
 from tests.conftest import REPOSITORY
 from tests.slurm.fake_slurm import FakeSlurm, queued
 
@@ -316,6 +317,7 @@ def test_what_is_replaced_stays_until_something_takes_its_place(submit: Submit, 
 KILLED_WHILE_REPLACING = """
 import os, signal, sys
 from ftlib.slurm import executors, intents
+from ftlib.slurm import submit as slurm_submit
 from ftlib.runs.run import Run
 plain, taken = Run.log_event, []
 def note(self, event, **details):
@@ -605,3 +607,37 @@ def test_parallelism_holds_for_all_arrays_of_a_sweep(
     assert submit(seeds, f"job.array_parallelism={parallel}")[0] == 0
     found = [re.search(r"--dependency=afterany:(\d+)", script) for script in slurm.scripts()]
     assert [each[1] if each else "" for each in found] == after
+
+
+@pytest.mark.parametrize(("line", "code"), [("COMPLETED|0:0", 0), ("FAILED|1:0", 1)])
+def test_wait_tells_by_its_exit_code_whether_all_runs_finished(
+    submit: Submit, slurm: FakeSlurm, store: Path, monkeypatch: pytest.MonkeyPatch, line: str, code: int
+) -> None:
+    """One job ends, and is seen to have ended, while `submit` waits."""
+    monkeypatch.setattr("ftlib.slurm.submit._SECONDS_BETWEEN_STATES", 0.0)
+    states = iter(["PENDING|0:0", "RUNNING|0:0", line])
+    plain = slurm_submit.Slurm.jobs
+
+    def jobs(self: slurm_submit.Slurm, ids: list[str], own: bool = False) -> object:
+        state = next(states, line)
+        slurm.answers(sacct=f"71|{state}|None|n1|5\n")
+        if state == "COMPLETED|0:0":
+            finish(runs(store)[0])
+            files.write_json(runs(store)[0].done_marker, {"step": 1})
+        return plain(self, ids, own)
+
+    monkeypatch.setattr(slurm_submit.Slurm, "jobs", jobs)
+    done, out, err = submit("--wait")
+    assert (done, out) == (code, "71\n") and "waiting: 1 queued or running" in err and "ended: 1 " in err
+
+
+def test_a_dry_run_of_another_executor_prints_its_commands(submit: Submit, slurm: FakeSlurm) -> None:
+    out = submit("--executor", "local", "--dry-run", "--then", "report")[1]
+    assert "sbatch" not in out and out.count("ftlib train ") == 1 and out.endswith("ftlib report tiny\n")
+
+
+def test_without_torch_nothing_is_started_here(submit: Submit, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = submit("--executor", "local")
+    assert code == 2 and "torch is not installed here" in err and "jobs/run.sh ftlib submit" in err
+    assert not list(store.glob("runs/*/tiny"))
