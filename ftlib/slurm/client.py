@@ -38,6 +38,17 @@ _SQUEUE_FORMAT = "%i|%T|%r|%N|%M|%a|%P|%q|%j"
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|is not in PATH")
 
 
+_AWAY = re.compile(
+    "timed out|Unable to contact slurm controller|Zero Bytes were transmitted|[Cc]ommunication|connection failure"
+    "|Connection (?:refused|reset)|Transport endpoint|Message (?:receive|send) failure|Unexpected message"
+)
+
+
+def is_away(answer: str) -> bool:
+    """Whether an error means that the controller did not answer; it may have done what it was asked for."""
+    return bool(_AWAY.search(answer))
+
+
 class SlurmUnavailable(Exception):
     """Slurm is not installed, does not respond in time, or returns an error.
 
@@ -93,6 +104,15 @@ class Job:
     def is_active(self) -> bool:
         """Whether it is pending or running."""
         return self.last_attempt.state in WAITING or self.last_attempt.state in RUNNING
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """CPUs, memory in MiB and GPUs of a node."""
+
+    cpus: int
+    memory: float
+    gpus: int
 
 
 @dataclass(frozen=True)
@@ -204,6 +224,22 @@ class Slurm:
         """
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._answer("scontrol", "show", "config"), re.MULTILINE)
         return max(1, int(found[1])) if found else 1001
+
+    def partitions(self) -> tuple[dict[str, dict[str, str]], dict[str, list[NodeKind]]]:
+        """Return the settings of each partition, named as by scontrol, and the kinds of its nodes; empty if unknown."""
+        shown, listed = self._ask(("scontrol", "show", "partition", "-o"), ("sinfo", "-h", "-e", "-o", "%P|%c|%m|%G"))
+        partitions: dict[str, dict[str, str]] = {}
+        nodes: dict[str, list[NodeKind]] = {}
+        if not isinstance(shown, SlurmUnavailable):
+            for line in shown.splitlines():
+                if facts := dict(re.findall(r"(\w+)=(\S*)", line) if line.startswith("PartitionName=") else ()):
+                    partitions[facts["PartitionName"]] = facts
+        if not isinstance(listed, SlurmUnavailable):
+            for line in listed.splitlines():
+                if found := re.fullmatch(r"([^|]+?)\*?\|(\d+)\+?\|(\d+)\+?\|(.*)", line):
+                    gpus = sum(int(number) for number in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", found[4]))
+                    nodes.setdefault(found[1], []).append(NodeKind(int(found[2]), float(found[3]), gpus))
+        return partitions, nodes
 
     def remaining_submit_quota(self, account: str | None, partition: str | None, qos: str | None) -> int | None:
         """Return how many more jobs this user may submit now; None if there is no limit or it is unknown.

@@ -33,7 +33,7 @@ from ftlib.run_module import module_command
 from ftlib.runs.pinning import require_unchanged
 from ftlib.runs.run import Run
 from ftlib.slurm import intents
-from ftlib.slurm.client import Slurm, SlurmUnavailable, clean_environment
+from ftlib.slurm.client import Slurm, SlurmUnavailable, clean_environment, is_away
 from ftlib.slurm.jobspec import JobSpec
 
 if TYPE_CHECKING:
@@ -43,12 +43,6 @@ if TYPE_CHECKING:
 _YEAR_MINUTES = 365 * 24 * 60
 _SBATCH_SECONDS = 300
 """sbatch itself tries again for some minutes while the controller is busy or away."""
-
-_ANSWER_LOST = re.compile(
-    "timed out|Unable to contact slurm controller|Zero Bytes were transmitted|[Cc]ommunication|connection failure"
-    "|Connection (?:refused|reset)|Transport endpoint|Message (?:receive|send) failure|Unexpected message"
-)
-"""Errors of sbatch after which Slurm may have the job all the same."""
 
 _RUN_MODULE = '"$root/ftlib/run_module.py"'
 """Path in the snapshot, as used by jobs/run.sh; submitit appends `-u -m …`."""
@@ -233,7 +227,7 @@ def _sbatch(submission: Submission, array: JobArray, intent: intents.Intent) -> 
     answer = (done.stderr.strip() or done.stdout.strip()) if done else f"no answer within {_SBATCH_SECONDS} s"
     if done and done.returncode == 0 and (found := re.search(r"job (\d+)", done.stdout)):
         return found[1]
-    if done and done.returncode > 0 and not _ANSWER_LOST.search(answer):
+    if done and done.returncode > 0 and not is_away(answer):
         intents.withdraw(intent)
         remedy = "Change the config's job: section, or SBATCH_ACCOUNT, SBATCH_PARTITION and the like in jobs/site.env."
         raise UserError(f"sbatch rejects this job: {answer}", remedy)

@@ -410,11 +410,12 @@ def submission_states(
     Raises:
         SlurmUnavailable: from `ask`.
     """
-    pairs = [(run, _finished(run, config)) for run, config in chosen]
-    ids = [job for run, finished in pairs if not finished for job in open_jobs(run)]
+    pairs = [(run, config, _finished(run, config)) for run, config in chosen]
+    ids = [job for run, _, finished in pairs if not finished for job in open_jobs(run)]
     jobs, now = ask(ids) if ids else {}, storage_time(site.runs)
-    return [
-        FINISHED if finished else _submission_state(run, run_status(run, site, now, jobs)) for run, finished in pairs
+    return [  # a run may have finished while Slurm was asked
+        FINISHED if finished or _finished(run, config) else _submission_state(run, run_status(run, site, now, jobs))
+        for run, config, finished in pairs
     ]
 
 

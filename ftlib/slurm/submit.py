@@ -23,7 +23,7 @@ from ftlib.errors import UserError
 from ftlib.runs import run as runs
 from ftlib.runs.pinning import find_clone, snapshot_folder, take_snapshot
 from ftlib.runs.run import Run
-from ftlib.slurm import intents, status
+from ftlib.slurm import intents, requirements, status
 from ftlib.slurm.client import Slurm, SlurmUnavailable
 from ftlib.slurm.executors import (
     Submission,
@@ -110,6 +110,9 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
             found = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
             preview = _preview(submission, chosen, found, site, options.executor)
             return SubmittedRuns(found, [], submission.folder, preview)
+        if options.executor == "slurm":
+            requirements.require_startable([member.experiment for member in chosen], site, site_settings())
+            requirements.check_request(submission.spec, slurm)
         return _submit(submission, chosen, site, options)
 
 
@@ -191,7 +194,7 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOpti
 
 def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
     """Return the first lines of the batch scripts; the paths of store, runs and image are fixed at submission."""
-    image = Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
+    image = requirements.image_path(site, settings).resolve()
     places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(image)}
     frozen = {name: settings[name] for name in _FROZEN_SETTINGS if name in settings}
     return setup_lines(snapshot_folder(find_clone(), site), {**frozen, **places})

@@ -22,12 +22,13 @@ from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.runs import pinning
 from ftlib.runs.run import Run
-from ftlib.slurm import executors, intents
+from ftlib.slurm import executors, intents, requirements
 from ftlib.slurm import submit as slurm_submit
 from tests.conftest import REPOSITORY
 from tests.slurm.fake_slurm import FakeSlurm, queued
 
 Submit = Callable[..., tuple[int, str, str]]
+REQUIRE_STARTABLE = requirements.require_startable
 FOUR = ("sweep.seed=[0, 1]", "sweep.data.prompt=['a {prefix}', 'b {prefix}']")
 
 
@@ -36,6 +37,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{fake.folder}:{os.environ['PATH']}")
     monkeypatch.setattr(intents, "SECONDS_BETWEEN_LOOKUPS", 0.0)
+    monkeypatch.setattr(requirements, "require_startable", lambda *_: None)  # no image, no data; see below
     return fake
 
 
@@ -316,7 +318,7 @@ def test_what_is_replaced_stays_until_something_takes_its_place(submit: Submit, 
 
 KILLED_WHILE_REPLACING = """
 import os, signal, sys
-from ftlib.slurm import executors, intents
+from ftlib.slurm import executors, intents, requirements
 from ftlib.slurm import submit as slurm_submit
 from ftlib.runs.run import Run
 plain, taken = Run.log_event, []
@@ -641,3 +643,54 @@ def test_without_torch_nothing_is_started_here(submit: Submit, store: Path, monk
     code, _, err = submit("--executor", "local")
     assert code == 2 and "torch is not installed here" in err and "jobs/run.sh ftlib submit" in err
     assert not list(store.glob("runs/*/tiny"))
+
+
+PARTITION = "PartitionName=low AllowAccounts=lab AllowQos=ALL Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 "
+PARTITION += "MaxMemPerNode=UNLIMITED State=UP TotalNodes=2\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((), ""),
+        (("job.account=lab", "job.time=1-00:00:00", "job.mem=12000M", "job.cpus=4", "job.nodes=2"), ""),
+        (("job.time=1-00:01:00",), "job.time: 1441 minutes; partition low allows 1-00:00:00"),
+        (("job.nodes=3",), "job.nodes: 3; partition low has TotalNodes=2"),
+        (("job.account=other",), "job.account: other; partition low allows only lab"),
+        (("job.mem=13G",), "job.mem: 13312 MiB on a node; nodes of partition low have at most 12000 MiB"),
+        (("job.cpus=9",), "job.cpus (times job.gpus): 9 on a node"),
+        (("job.gpus=3",), "job.gpus: 3 on a node"),
+        (("job.cpus=8", "job.mem=12000M"), "no node of partition low has 8 CPUs, 12000 MiB and 0 GPUs together"),
+        (("job.partition=high",), "there is no partition high; there are low"),
+        (("job.partition=high,low",), ""),
+    ],
+)
+def test_a_request_that_its_partition_rules_out_is_refused(
+    submit: Submit, slurm: FakeSlurm, store: Path, settings: tuple[str, ...], said: str
+) -> None:
+    slurm.answers(scontrol=PARTITION, sinfo="low*|4|12000|gpu:a100:2(S:0)\nlow*|8|6000|(null)\n")
+    code, _, err = submit("job.mem=1G", "job.time='60'", *settings)
+    assert (code, len(slurm.scripts())) == ((2, 0) if said else (0, 1)) and said in err, err
+    assert len(slurm.asked("sbatch")) == (not said), "asked once"
+    assert bool(list(store.glob("runs/*/tiny"))) is not bool(said)
+
+
+def test_what_a_test_of_the_request_says_is_a_warning(submit: Submit, slurm: FakeSlurm) -> None:
+    (slurm.folder / "test-only").write_text("allocation failure: all nodes are down\n")
+    code, _, err = submit(*FOUR)
+    assert code == 0 and "sbatch --test-only: allocation failure: all nodes are down" in err
+    assert len(slurm.asked("sbatch")) == 1
+
+
+def test_jobs_that_cannot_start_are_refused(
+    submit: Submit, slurm: FakeSlurm, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "require_startable", REQUIRE_STARTABLE)
+    code, _, err = submit("model.base=google/none", "warm_start=other")
+    assert code == 2 and not slurm.scripts() and not list(store.glob("runs/*/tiny"))
+    for said in ("ftlib.sif is not there", "google/none is not in the store", "data: no such folder", "other"):
+        assert said in err, err
+    (store / "images").mkdir(parents=True, exist_ok=True)
+    (store / "images" / "ftlib.sif").touch()
+    (store / "data").mkdir()
+    assert submit()[1] == "71\n", "a model of ftlib is made by the job"
