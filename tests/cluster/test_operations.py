@@ -41,7 +41,7 @@ def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
     (job,) = cluster.submit(wrong, FTLIB_RUNS=runs)
     assert cluster.wait(job) == "FAILED"
     found = status(cluster, "mistaken", runs)
-    assert found["state"] == "failed" and "nowhere" in found["reason"]
+    assert found["state"] == "never begun" and "nowhere" in found["reason"]
 
 
 def test_two_users_share_a_store_whatever_their_umask(cluster: Cluster) -> None:

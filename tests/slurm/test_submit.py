@@ -55,6 +55,14 @@ def runs(store: Path) -> list[Run]:
     return sorted(found, key=lambda run: jsonl.read_jsonl_log(run.history)[0]["job"])
 
 
+def make_startable(store: Path) -> None:
+    """What another process, in which nothing is patched, looks for before it submits."""
+    for folder in ("images", "data"):
+        (store / folder).mkdir(parents=True, exist_ok=True)
+    (store / "images" / "ftlib.sif").touch()
+    (store / "data" / "data.jsonl").touch()
+
+
 def finish(run: Run) -> None:
     run.done_marker.write_text("{}")
     for split in ("valid", "test"):
@@ -346,6 +354,7 @@ def test_a_replacement_that_was_killed_is_undone_where_nothing_has_begun(
     for run in before:
         finish(run)
         files.write_json(run.done_marker, {"step": 1})
+    make_startable(store)
     command = [sys.executable, "-c", KILLED_WHILE_REPLACING, where, "submit", config_file, *FOUR, "--replace"]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     (aside,) = store.glob("runs/*/.replaced-*")
@@ -533,6 +542,7 @@ def test_a_submit_that_was_killed_leaves_no_second_job(
 ) -> None:
     """Killed while sbatch was at work; the job is cancelled by the name of its run."""
     (slurm.folder / "lost").write_text("killed")
+    make_startable(store)
     command = [sys.executable, "-m", "ftlib", "submit", config_file]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
@@ -579,6 +589,7 @@ def test_two_submits_at_the_same_time_send_one_job(
     slow = (slurm.folder / "sbatch").read_text().replace("#!/bin/bash\n", "#!/bin/bash\nsleep 1\n", 1)
     (slurm.folder / "sbatch").write_text(slow)
     slurm.answers(sacct="71|PENDING|0:0|None||0\n")
+    make_startable(store)
     command = [sys.executable, "-m", "ftlib", "submit", config_file]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -690,7 +701,5 @@ def test_jobs_that_cannot_start_are_refused(
     assert code == 2 and not slurm.scripts() and not list(store.glob("runs/*/tiny"))
     for said in ("ftlib.sif is not there", "google/none is not in the store", "data: no such folder", "other"):
         assert said in err, err
-    (store / "images").mkdir(parents=True, exist_ok=True)
-    (store / "images" / "ftlib.sif").touch()
-    (store / "data").mkdir()
+    make_startable(store)
     assert submit()[1] == "71\n", "a model of ftlib is made by the job"
