@@ -29,7 +29,8 @@ from ftlib.core.permissions import RECORD_FOLDERS, STICKY_FOLDERS, Sharing
 from ftlib.core.redaction import redact
 from ftlib.core.text import format_gib, format_size
 from ftlib.errors import UserError
-from ftlib.slurm.client import clean_environment
+from ftlib.slurm import requirements
+from ftlib.slurm.client import Slurm, clean_environment, is_away
 from ftlib.slurm.image import container_program, read_labels
 from ftlib.slurm.jobspec import JobSpec
 
@@ -61,9 +62,6 @@ def inside_container() -> str | None:
 
 # Slurm, whether it would take our jobs, and the image.
 
-_REQUESTED = ("time", "nodes", "ntasks_per_node", "cpus_per_task", "mem", "mem_per_cpu", "mem_per_gpu", "gres",
-              "gpus_per_node", "partition", "account", "qos", "constraint", "exclude")  # fmt: skip
-
 
 def slurm() -> Iterator[CheckResult]:
     """Does it answer, and would it take a job with this site's account and partition?"""
@@ -92,23 +90,20 @@ def job(config: Config) -> Iterator[CheckResult]:
     if not shutil.which("sbatch") or "SLURM_JOB_ID" in os.environ:
         return
     settings = site_settings()
-    parameters = JobSpec.of(config, settings).parameters([], None)
-    wanted = {name.replace("_", "-"): parameters[name] for name in _REQUESTED if parameters.get(name)}
-    wanted |= parameters["additional_parameters"]
-    options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in wanted.items()]
-    yield _try_job("config's job", options, clean_environment(settings))
+    spec = JobSpec.of(config, settings)
+    try:
+        requirements.check_limits(spec, Slurm())
+    except UserError as error:
+        yield CheckResult("config's job", error.problem, "Change it: Slurm would never start this job.", fatal=True)
+    yield _try_job("config's job", requirements.request_options(spec), clean_environment(settings))
 
 
 def _try_job(check: str, options: Sequence[str], environment: Mapping[str, str]) -> CheckResult:
-    """sbatch --test-only looks at partition, account, limits and nodes, and submits nothing."""
-    command = ["sbatch", "--test-only", *options, "--wrap", "true"]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return CheckResult(check, "sbatch does not answer", "Ask your site whether slurmctld is down.", fatal=True)
-    words = " ".join(done.stderr.replace("sbatch: ", "").split())
-    if done.returncode == 0:
-        return CheckResult(check, words or "would be taken")
+    taken, words = requirements.try_request(options, environment)
+    if taken is None or is_away(words):
+        return CheckResult(check, words, "Wait until slurmctld responds; if it stays away, ask your site.", fatal=True)
+    if taken:
+        return CheckResult(check, words)
     remedy = "Set SBATCH_ACCOUNT, SBATCH_PARTITION and the like in jobs/site.env, or the config's job: section."
     return CheckResult(check, f"Slurm refuses it: {words}", remedy, fatal=True)
 
@@ -122,7 +117,7 @@ def image() -> Iterator[CheckResult]:
     if settings.get("FTLIB_RUNTIME") == "none":
         yield _runtime_without_container(settings.get("FTLIB_VENV"))
         return
-    path = Path(settings.get("FTLIB_IMAGE") or find_site().store / "images" / "ftlib.sif")
+    path = requirements.image_path(find_site(), settings)
     program = container_program()
     build = "Build it: sbatch jobs/build.sbatch"
     if program is None:
@@ -477,7 +472,7 @@ def runs() -> Iterator[CheckResult]:
 def executed() -> Iterator[CheckResult]:
     """Could anybody else have written what is executed?"""
     site, settings = find_site(), site_settings()
-    image = Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser()
+    image = requirements.image_path(site, settings)
     looked_at = {
         "jobs/site.env": REPOSITORY / "jobs" / "site.env",
         "FTLIB_HOOK": Path(settings["FTLIB_HOOK"]) if settings.get("FTLIB_HOOK") else None,

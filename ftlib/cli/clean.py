@@ -29,6 +29,7 @@ from ftlib.errors import UserError
 from ftlib.runs import events
 from ftlib.runs import run as runs
 from ftlib.runs.run import Run
+from ftlib.slurm import intents
 from ftlib.slurm import status as slurm_status
 from ftlib.slurm.client import Job, Slurm, SlurmUnavailable
 from ftlib.slurm.replace import finish_interrupted
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> int:
     if parsed.runs and not (parsed.chosen or parsed.older_than):
         raise UserError("clean --runs would delete every run", "Give runs, or --older-than DAYS.")
     site = find_site()
+    _settle(site)
     finish_interrupted(site)
     before = time.time() - parsed.older_than * _DAY
     old = [run for run in runs.find_runs(parsed.chosen, site) if _last_activity(run) <= before]
@@ -84,6 +86,18 @@ def _days(text: str) -> float:
         if 0 <= (days := float(text)) < math.inf:
             return days
     raise argparse.ArgumentTypeError(f"{text}: must be a number of days")
+
+
+def _settle(site: Site) -> None:
+    """Find out which runs an interrupted `submit` has sent; `finish_interrupted` restores the others.
+
+    Raises:
+        UserError: Slurm does not respond.
+    """
+    try:
+        intents.settle_interrupted(site, Slurm())
+    except SlurmUnavailable as error:
+        raise UserError(f"cannot check an interrupted submission: {error}", error.remedy) from None
 
 
 def _last_activity(run: Run) -> float:

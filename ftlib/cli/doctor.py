@@ -17,6 +17,7 @@ from ftlib.data import dataset
 from ftlib.doctor import CheckResult
 from ftlib.errors import EXIT_FAILURE, UserError
 from ftlib.hub import cache
+from ftlib.slurm import requirements
 
 CHECKS = (
     ftlib_doctor.python,
@@ -62,9 +63,12 @@ def _print(finding: CheckResult) -> CheckResult:
 def _config(path: Path, overrides: list[str]) -> Iterator[CheckResult]:
     try:
         here = find_site()
-        config = load_experiment(path, overrides, here).config
+        experiment = load_experiment(path, overrides, here)
+        config = experiment.config
         yield CheckResult("config", f"{path} is in order")
         yield from ftlib_doctor.job(config)
+        requirements.require_data(experiment, here)
+        requirements.require_warm_start(experiment, here)
         yield CheckResult("model", f"{config.model.base} in {cache.find_model(config.model, here)}")
         if config.data.source_plugins:
             yield CheckResult("dataset", "not looked for: its source is a plugin's, and doctor runs no plugin")

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import codecs
 import os
-import shlex
 import time
 from pathlib import Path
 
 from ftlib.cli import arguments
 from ftlib.core import jsonl, log
-from ftlib.core.paths import REPOSITORY, find_site
+from ftlib.core.paths import Site, find_site
 from ftlib.errors import UserError
 from ftlib.runs import run as runs
+from ftlib.runs.log_files import in_log_folder
 from ftlib.runs.run import Run
+from ftlib.slurm.status import NEVER_BEGUN, run_statuses
 
 _POLL_SECONDS = 0.5
+_QUIET_SECONDS = 5.0
+"""Without new output for this long, it is checked whether the run has ended."""
+_SECONDS_BETWEEN_CHECKS = 30.0
+_ENDED = ("done", "failed", "diverged", "stopped", "cancelled", "died", NEVER_BEGUN)
 _BLOCK = 1 << 16
 
 
@@ -27,15 +32,16 @@ def main(argv: list[str]) -> int:
     """`ftlib logs RUN [-f] [-n LINES]`"""
     command = arguments.make_parser("logs", __doc__)
     command.add_argument("run", metavar="RUN", help="run folder or its name")
-    command.add_argument("-f", "--follow", action="store_true", help="print new output until Ctrl-C")
+    command.add_argument("-f", "--follow", action="store_true", help="print new output until the run has ended")
     command.add_argument("-n", "--lines", metavar="N", type=int, default=50, help="number of last lines; default: 50")
     parsed = command.parse_args(argv)
-    run = runs.find_run(parsed.run, find_site())
+    site = find_site()
+    run = runs.find_run(parsed.run, site)
     path = _newest_log(run)
     screen = _Screen()
     position = _print_tail(path, parsed.lines, screen)
     if parsed.follow:
-        _follow(run, path, position, screen)
+        _follow(run, site, path, position, screen)
     return 0
 
 
@@ -54,25 +60,10 @@ def _newest_log(run: Run) -> Path:
         )
     for path in reversed(known):
         if path.is_file():
-            return _in_log_folder(path, run)
-    if events[-1]["event"] == "submitted":
+            return in_log_folder(path, run)
+    if events[-1]["event"] in ("submitted", "report submitted"):
         raise UserError(f"{run.folder}: has not started yet", "See ftlib status for the reason.")
     raise UserError(f"{known[-1]}: the log of {run.folder} no longer exists")
-
-
-def _in_log_folder(path: Path, run: Run) -> Path:
-    """Return the resolved path of a log.
-
-    Raises:
-        UserError: it is not in a log folder, also through a link.
-    """
-    real, own = path.resolve(), run.folder.parent.name
-    known = [run.folder, *(place / "logs" for place in (Path.cwd(), REPOSITORY))]
-    above = real.parent.parent if real.parent.name == own else real.parent
-    if above.name != "logs" and not any(real.is_relative_to(folder.resolve()) for folder in known):
-        remedy = f"If you trust the history of {run.folder}, look at the file itself: tail -f {shlex.quote(str(path))}"
-        raise UserError(f"{path}: not shown: it is not in a log folder", remedy)
-    return real
 
 
 class _Screen:
@@ -98,16 +89,25 @@ def _print_tail(path: Path, lines: int, screen: _Screen) -> int:
     return end
 
 
-def _follow(run: Run, path: Path, position: int, screen: _Screen) -> None:
-    """Print new output; a resubmitted run continues in another file."""
+def _follow(run: Run, site: Site, path: Path, position: int, screen: _Screen) -> None:
+    """Print new output until the run has ended; a resubmitted run continues in another file."""
+    next_check = time.monotonic() + _QUIET_SECONDS
     while True:
         with path.open("rb") as file:
             file.seek(position)
             added = file.read()
         position += len(added)
         screen.write(added)
-        if not added:
-            time.sleep(_POLL_SECONDS)
-            newest = _newest_log(run)
-            if newest != path:
-                path, position = newest, 0
+        if added:
+            next_check = time.monotonic() + _QUIET_SECONDS
+            continue
+        if time.monotonic() > next_check:
+            (found,) = run_statuses([run], site)
+            if found.state in _ENDED and path.stat().st_size == position:
+                log.info(f"{found.run}: {found.state}{f': {found.reason}' if found.reason else ''}")
+                return
+            next_check = time.monotonic() + _SECONDS_BETWEEN_CHECKS
+        time.sleep(_POLL_SECONDS)
+        newest = _newest_log(run)
+        if newest != path:
+            path, position = newest, 0

@@ -12,22 +12,26 @@ import argparse
 from ftlib.cli import arguments
 from ftlib.core import log
 from ftlib.core.paths import find_site
+from ftlib.errors import EXIT_FAILURE
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib submit CONFIG [KEY=VALUE…] [--executor …] [--then …] [--retry|--replace] [--dry-run]`"""
+    """`ftlib submit CONFIG [KEY=VALUE…] [--executor …] [--then …] [--retry|--replace] [--dry-run] [--wait]`"""
     parsed = _parser().parse_intermixed_args(argv)
     from ftlib.config.loader import read_raw_config
-    from ftlib.slurm.submit import SubmitOptions, submit
+    from ftlib.slurm.submit import SubmitOptions, submit, wait_for_runs
 
     options = SubmitOptions(parsed.executor, parsed.then, parsed.retry, parsed.replace, parsed.dry_run)
-    done = submit(read_raw_config(parsed.config, parsed.overrides), find_site(), options)
+    source, site = read_raw_config(parsed.config, parsed.overrides), find_site()
+    done = submit(source, site, options)
     if parsed.dry_run and done.runs:
         log.print_result(done.preview)
     elif done.runs:
         jobs = ", ".join(done.jobs)
         log.info(f"{len(done.runs)} submitted as {parsed.executor} job {jobs}; output in {done.folder}")
         log.print_result("\n".join(done.jobs))
+    if parsed.wait and not parsed.dry_run:
+        return 0 if wait_for_runs(source, site) else EXIT_FAILURE
     return 0
 
 
@@ -45,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--retry", action="store_true", help="also failed runs; they resume")
     again.add_argument("--replace", action="store_true", help="delete existing runs and start again")
     command.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    command.add_argument(
+        "--wait", action="store_true", help="wait for all runs of the config; exit code 0 if all have finished, else 1"
+    )
     arguments.add_config_arguments(command)
     return command
 

@@ -15,6 +15,7 @@ Training, evaluation and submission add events of their own, such as `submitted`
 | gave up | train | it diverged more often than guard.restarts allows |
 | killed | both, by jobs/run.sh | signal, or out of memory |
 | lost | both, at the next start | the previous start disappeared without reporting its end |
+| submitted, report submitted | `ftlib submit` | the job of the run; the job that reports on it and on others |
 | cancelled | `ftlib cancel` | by whom |
 """
 
@@ -51,7 +52,7 @@ _END_EVENTS = {
 }
 """Event at the end of a command → outcome."""
 
-_EXTERNAL_EVENTS = ("submitted", "cancelled", "lost")
+_EXTERNAL_EVENTS = ("submitted", "report submitted", "cancelled", "lost")
 """Events that do not come from the run's own processes."""
 
 

@@ -8,6 +8,7 @@ run (running, failed, …) is derived in slurm/status.py.
 from __future__ import annotations
 
 import shutil
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -354,17 +355,23 @@ def _of_name(name: str, site: Site) -> list[Run]:
 
 def _named(text: str, site: Site) -> list[Run]:
     """The runs of a name; a folder of the same name is addressed by its path, `./NAME`."""
-    folder, own = Path(text), site.runs / text
+    folder, own, by_path = Path(text), site.runs / text, text.startswith((".", "/"))
+    unreadable = "{}: you may not read this folder"
+    remedy = "Its owner can share it: FTLIB_SHARE_RUNS=1 in jobs/site.env, and the chmod that `ftlib doctor` tells."
     try:
-        (folder / RUN_CONFIG).stat()
+        runs = [own] if (own / "config.yaml").is_file() else [path.parent for path in sorted(own.glob("*/config.yaml"))]
     except PermissionError:
-        remedy = "Its owner can share it: FTLIB_SHARE_RUNS=1 in jobs/site.env, and the chmod that `ftlib doctor` tells."
-        raise UserError(f"{text}: you may not read this folder", remedy) from None
-    except OSError:
-        pass  # named in another way
-    runs = [own] if (own / "config.yaml").is_file() else [path.parent for path in sorted(own.glob("*/config.yaml"))]
+        raise UserError(unreadable.format(own), remedy) from None
     runs = [path for path in runs if not is_unused(Run(path))] or runs
-    if (folder / "config.yaml").is_file() and (text.startswith((".", "/")) or not runs):
+    try:
+        is_run = stat.S_ISREG((folder / RUN_CONFIG).stat().st_mode)
+    except PermissionError:
+        if by_path or not runs:
+            raise UserError(unreadable.format(text), remedy) from None
+        is_run = False
+    except OSError:  # named in another way
+        is_run = False
+    if is_run and (by_path or not runs):
         return [Run(folder.absolute())]
     if runs:
         return [Run(path) for path in runs]

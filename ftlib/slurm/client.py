@@ -1,8 +1,8 @@
 """Slurm client: job states, limits, cancellation. Takes job IDs and returns plain records.
 
 Every query is one call for all jobs, has a time-out, and has three results: found, not found (the ID is missing from
-the result) and `SlurmUnavailable`. The commands and their output formats are those of sacct(1), squeue(1),
-scontrol(1), sacctmgr(1) and scancel(1) of Slurm 22.05.
+the result) and `SlurmUnavailable`. Queries that need several programs start them at the same time. The commands and
+their output formats are those of sacct(1), squeue(1), scontrol(1), sacctmgr(1) and scancel(1) of Slurm 22.05.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, replace
 
+from ftlib.core import log
 from ftlib.runs.usage import Allocation
 
 TIMEOUT_SECONDS = 60.0
+_SECONDS_UNTIL_PROGRESS = 2.0
+_DAY = 86400.0
 
 Runner = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 """Runs a program and returns its output.
@@ -32,11 +36,35 @@ RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_
 _INHERITED = re.compile(r"SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_|PMIX?_|SUBMITIT_")
 _SACCT_FIELDS = "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw"
 _ALLOCATION_FIELDS = "JobID,State,ElapsedRaw,Start,Submit,TotalCPU,AllocTRES,TRESUsageInAve"
-_SQUEUE_FORMAT = "%i|%T|%r|%N|%M"
+_SQUEUE_FORMAT = "%i|%T|%r|%N|%M|%a|%P|%q|%j"
+_NO_ACCOUNTING = re.compile(r"accounting storage is disabled|is not in PATH")
+
+
+_AWAY = re.compile(
+    "timed out|Unable to contact slurm controller|Zero Bytes were transmitted|[Cc]ommunication|connection failure"
+    "|Connection (?:refused|reset)|Transport endpoint|Message (?:receive|send) failure|Unexpected message"
+)
+
+
+def is_away(answer: str) -> bool:
+    """Whether an error means that the controller did not answer; it may have done what it was asked for."""
+    return bool(_AWAY.search(answer))
 
 
 class SlurmUnavailable(Exception):
-    """Slurm is not installed, does not respond in time, or returns an error."""
+    """Slurm is not installed, does not respond in time, or returns an error.
+
+    Attributes:
+        remedy: what the user can do.
+    """
+
+    def __init__(self, problem: str, installed: bool = True) -> None:
+        super().__init__(problem)
+        self.remedy = (
+            "Wait until it responds, then run the same command again; if it stays away, ask your site."
+            if installed
+            else "On a machine without Slurm: --executor local. On a cluster, load Slurm's module."
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +108,27 @@ class Job:
         return self.last_attempt.state in WAITING or self.last_attempt.state in RUNNING
 
 
+@dataclass(frozen=True)
+class NodeKind:
+    """CPUs, memory in MiB and GPUs of a node."""
+
+    cpus: int
+    memory: float
+    gpus: int
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A row of squeue: a job or an element of an array."""
+
+    job: str
+    attempt: JobAttempt
+    account: str
+    partition: str
+    qos: str
+    name: str
+
+
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without variables of a surrounding job and the user's SBATCH_* settings."""
     return {name: value for name, value in environment.items() if not _INHERITED.match(name)}
@@ -91,27 +140,74 @@ def run_program(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 class Slurm:
-    """A Slurm client; tests replace `run` by a function that returns the commands' output."""
+    """A Slurm client; tests replace `run` by a function that returns the commands' output.
+
+    The user's own queue is asked for once, and remembered.
+    """
 
     def __init__(self, run: Runner = run_program) -> None:
         self._run = run
+        self._own_queue: list[_Queued] | None = None
 
-    def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
+    def jobs(self, ids: Iterable[str], own: bool = False) -> dict[str, Job]:
         """Return jobs by ID, such as 12 or 12_3; jobs that Slurm does not know are missing.
 
+        Args:
+            own: they are this user's jobs; squeue then lists the user's queue, which later queries read, too.
+
         Raises:
-            SlurmUnavailable: Slurm does not respond.
+            SlurmUnavailable: squeue does not respond, and sacct does not know every job.
         """
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return {}
-        try:
-            found = _jobs(list(self._sacct(_array_job_ids(wanted))), wanted)
-        except SlurmUnavailable:  # no accounting, or its database is down
-            found = {}
-        unknown = [name for name in wanted if name not in found]
-        if unknown:  # accounting knows a new job only some seconds after its submission
-            found |= _jobs(list(self._squeue(_array_job_ids(unknown))), unknown)
+        listed = _array_job_ids(wanted)
+        accounting: str | SlurmUnavailable
+        queue: list[_Queued] | SlurmUnavailable
+        sacct = ("sacct", "-nPXD", "-o", _SACCT_FIELDS, "-j", listed)
+        if own and self._own_queue is not None:
+            accounting, queue = self._ask(sacct)[0], self._own_queue
+        else:
+            accounting, text = self._ask(sacct, _squeue_command(own, listed))
+            queue = text if isinstance(text, SlurmUnavailable) else _queued(text)
+            if own and not isinstance(queue, SlurmUnavailable):
+                self._own_queue = queue
+        recorded = {} if isinstance(accounting, SlurmUnavailable) else _jobs(list(_accounted(accounting)), wanted)
+        if isinstance(queue, SlurmUnavailable):
+            if set(recorded) != set(wanted):
+                also = f"; {accounting}" if isinstance(accounting, SlurmUnavailable) else ""
+                raise SlurmUnavailable(f"{queue}{also}")
+            log.warning(f"{queue}: the states of jobs are those of Slurm's accounting")
+            return recorded
+        if isinstance(accounting, SlurmUnavailable) and not _NO_ACCOUNTING.search(str(accounting)):
+            log.warning(f"{accounting}: what became of jobs that ended some minutes ago is not known")
+        waiting = _jobs([(row.job, row.attempt) for row in queue], wanted)
+        return recorded | {
+            name: _with_queue(recorded[name], job) if name in recorded else job for name, job in waiting.items()
+        }
+
+    def find_by_name(self, names: Sequence[str], since: float) -> dict[str, str]:
+        """Return the user's jobs of some names, waiting, running or ended: name → ID, of an array without index.
+
+        Args:
+            since: seconds since 1970; older jobs need not be found.
+
+        Raises:
+            SlurmUnavailable: squeue does not respond, and sacct does not know every name.
+        """
+        day = time.strftime("%Y-%m-%d", time.localtime(since - _DAY))
+        asked = ("sacct", "-nPX", "-S", day, "-o", "JobID,JobName", "--name", ",".join(names))
+        accounting, queue = self._ask(asked, _squeue_command(own=True))
+        found: dict[str, str] = {}
+        if not isinstance(accounting, SlurmUnavailable):
+            for line in accounting.splitlines():
+                job, name = line.split("|", 1)
+                found[name] = job.partition("_")[0]
+        if not isinstance(queue, SlurmUnavailable):
+            found |= {row.name: row.job.partition("_")[0] for row in _queued(queue)}
+        found = {name: found[name] for name in names if name in found}
+        if isinstance(queue, SlurmUnavailable) and len(found) < len(names):
+            raise queue
         return found
 
     def allocations(self, ids: Iterable[str]) -> list[Allocation]:
@@ -125,7 +221,7 @@ class Slurm:
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return []
-        text = self._run_program("sacct", "-nPD", "-o", _ALLOCATION_FIELDS, "-j", _array_job_ids(wanted))
+        text = self._answer("sacct", "-nPD", "-o", _ALLOCATION_FIELDS, "-j", _array_job_ids(wanted))
         return [one for one in _allocations(text) if one.job in wanted]
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -134,7 +230,7 @@ class Slurm:
         Raises:
             SlurmUnavailable: Slurm does not respond, or returns an error.
         """
-        self._run_program("scancel", *ids)
+        self._answer("scancel", *ids)
 
     def max_array_size(self) -> int:
         """Return the maximum number of elements of an array; 1 if arrays are disabled.
@@ -142,8 +238,24 @@ class Slurm:
         Raises:
             SlurmUnavailable: no answer.
         """
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._run_program("scontrol", "show", "config"), re.MULTILINE)
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._answer("scontrol", "show", "config"), re.MULTILINE)
         return max(1, int(found[1])) if found else 1001
+
+    def partitions(self) -> tuple[dict[str, dict[str, str]], dict[str, list[NodeKind]]]:
+        """Return the settings of each partition, named as by scontrol, and the kinds of its nodes; empty if unknown."""
+        shown, listed = self._ask(("scontrol", "show", "partition", "-o"), ("sinfo", "-h", "-e", "-o", "%P|%c|%m|%G"))
+        partitions: dict[str, dict[str, str]] = {}
+        nodes: dict[str, list[NodeKind]] = {}
+        if not isinstance(shown, SlurmUnavailable):
+            for line in shown.splitlines():
+                if facts := dict(re.findall(r"(\w+)=(\S*)", line) if line.startswith("PartitionName=") else ()):
+                    partitions[facts["PartitionName"]] = facts
+        if not isinstance(listed, SlurmUnavailable):
+            for line in listed.splitlines():
+                if found := re.fullmatch(r"([^|]+?)\*?\|(\d+)\+?\|(\d+)\+?\|(.*)", line):
+                    gpus = sum(int(number) for number in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", found[4]))
+                    nodes.setdefault(found[1], []).append(NodeKind(int(found[2]), float(found[3]), gpus))
+        return partitions, nodes
 
     def remaining_submit_quota(self, account: str | None, partition: str | None, qos: str | None) -> int | None:
         """Return how many more jobs this user may submit now; None if there is no limit or it is unknown.
@@ -154,21 +266,24 @@ class Slurm:
         Raises:
             SlurmUnavailable: squeue does not respond. Without accounting there are no limits.
         """
-        user = f"user={getpass.getuser()}"
         fields = "format=account,partition,defaultqos,maxsubmitjobs"
-        try:
-            own = self._run_program("sacctmgr", "-nP", "show", "assoc", user, fields)
-            every = self._run_program("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitpu")
-        except SlurmUnavailable:
+        own, every = self._ask(
+            ("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", fields),
+            ("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitpu"),
+        )
+        if isinstance(own, SlurmUnavailable) or isinstance(every, SlurmUnavailable):
             return None
         found = _association([line.split("|") for line in own.splitlines()], account, partition)
         if not found:
             return None
         of_qos = dict(line.split("|", 1) for line in every.splitlines())
         own_account, own_partition, default, limit = found
-        where = ["-A", own_account, *(["-p", own_partition] if own_partition else [])]
-        limits = [(limit, where), (of_qos.get(qos or default, ""), ["-q", qos or default])]
-        left = [int(limit) - self._count_queued(where) for limit, where in limits if limit.isdigit()]
+        used_qos = qos or default
+        left = []
+        if limit.isdigit():
+            left.append(int(limit) - self._count_queued(account=own_account, partition=own_partition))
+        if (of_this_qos := of_qos.get(used_qos, "")).isdigit():
+            left.append(int(of_this_qos) - self._count_queued(qos=used_qos))
         return max(0, min(left)) if left else None
 
     def has_jobs(self) -> bool:
@@ -177,41 +292,86 @@ class Slurm:
         Raises:
             SlurmUnavailable: Slurm does not respond.
         """
-        return self._count_queued([]) > 0
+        return self._count_queued() > 0
 
-    def _count_queued(self, where: Sequence[str]) -> int:
-        return len(self._run_program("squeue", "-h", "-r", "-u", getpass.getuser(), *where, "-o", "%i").split())
+    def _count_queued(self, account: str = "", partition: str = "", qos: str = "") -> int:
+        """Count the user's waiting and running jobs; an empty argument fits all."""
+        if self._own_queue is None:
+            self._own_queue = _queued(self._answer(*_squeue_command(own=True)))
+        return sum(
+            row.attempt.state in (*WAITING, *RUNNING)
+            and account.lower() in ("", row.account.lower())
+            and partition in ("", *row.partition.split(","))
+            and qos in ("", row.qos)
+            for row in self._own_queue
+        )
 
-    def _sacct(self, job_ids: str) -> Iterator[tuple[str, JobAttempt]]:
-        """Yield jobs from sacct; -D includes attempts before a requeue."""
-        for line in self._run_program("sacct", "-nPXD", "-o", _SACCT_FIELDS, "-j", job_ids).splitlines():
-            name, state, code, reason, node, seconds = line.split("|")
-            node = "" if node == "None assigned" else node
-            known = None if state in WAITING or state in RUNNING else int(code.partition(":")[0])
-            word, _, by = state.partition(" by ")
-            yield name, JobAttempt(word, known, _reason(reason), node, int(seconds or 0), by)
+    def _answer(self, *command: str) -> str:
+        """Return what one program prints.
 
-    def _squeue(self, job_ids: str) -> Iterator[tuple[str, JobAttempt]]:
-        try:
-            text = self._run_program("squeue", "-h", "-r", "-t", "all", "-o", _SQUEUE_FORMAT, "-j", job_ids)
-        except SlurmUnavailable as error:
-            if "Invalid job id" in str(error):
-                return
-            raise
-        for line in text.splitlines():
-            name, state, reason, node, elapsed = line.split("|")
-            yield name, JobAttempt(state, None, _reason(reason), node, _seconds(elapsed))
+        Raises:
+            SlurmUnavailable: it is not there, does not respond, or fails.
+        """
+        (answer,) = self._ask(command)
+        if isinstance(answer, SlurmUnavailable):
+            raise answer
+        return answer
 
-    def _run_program(self, *command: str) -> str:
+    def _ask(self, *commands: Sequence[str]) -> list[str | SlurmUnavailable]:
+        """Run programs at the same time; one that takes long is named while the user waits for it."""
+        with futures.ThreadPoolExecutor(len(commands)) as pool:
+            asked = [pool.submit(self._run_program, command) for command in commands]
+            if futures.wait(asked, _SECONDS_UNTIL_PROGRESS).not_done:
+                names = [command[0] for command, each in zip(commands, asked, strict=True) if not each.done()]
+                log.info(f"waiting for {' and '.join(dict.fromkeys(names))} (Slurm), {TIMEOUT_SECONDS:.0f} s at most")
+            return [each.result() for each in asked]
+
+    def _run_program(self, command: Sequence[str]) -> str | SlurmUnavailable:
         try:
             done = self._run(command)
         except subprocess.TimeoutExpired:
-            raise SlurmUnavailable(f"{command[0]} does not answer within {TIMEOUT_SECONDS:.0f} s") from None
+            return SlurmUnavailable(f"{command[0]} does not answer within {TIMEOUT_SECONDS:.0f} s")
         except OSError:
-            raise SlurmUnavailable(f"{command[0]} is not in PATH") from None
+            return SlurmUnavailable(f"{command[0]} is not in PATH", installed=False)
+        if done.returncode and command[0] == "squeue" and "Invalid job id" in done.stderr:
+            return ""
         if done.returncode:
-            raise SlurmUnavailable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+            return SlurmUnavailable(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
         return done.stdout
+
+
+def _squeue_command(own: bool, job_ids: str = "") -> tuple[str, ...]:
+    where = ("-u", getpass.getuser()) if own else ("-j", job_ids)
+    return ("squeue", "-h", "-r", "-t", "all", "-o", _SQUEUE_FORMAT, *where)
+
+
+def _queued(text: str) -> list[_Queued]:
+    rows = []
+    for line in text.splitlines():
+        job, state, reason, node, elapsed, account, partition, qos, name = line.split("|", 8)
+        attempt = JobAttempt(state, None, _reason(reason), node, _seconds(elapsed))
+        rows.append(_Queued(job, attempt, account, partition, qos, name))
+    return rows
+
+
+def _accounted(text: str) -> Iterator[tuple[str, JobAttempt]]:
+    """Yield jobs from sacct's answer; -D includes attempts before a requeue."""
+    for line in text.splitlines():
+        name, state, code, reason, node, seconds = line.split("|")
+        node = "" if node == "None assigned" else node
+        known = None if state in WAITING or state in RUNNING else int(code.partition(":")[0])
+        word, _, by = state.partition(" by ")
+        yield name, JobAttempt(word, known, _reason(reason), node, int(seconds or 0), by)
+
+
+def _with_queue(recorded: Job, queued: Job) -> Job:
+    """Return a job of sacct with its state in squeue, which knows of changes, and of reasons for waiting, first."""
+    now, last = queued.last_attempt, recorded.last_attempt
+    if not queued.is_active or (now.state == "COMPLETING" and not recorded.is_active):
+        return recorded
+    if recorded.is_active:
+        return Job((*recorded.attempts[:-1], replace(now, node=now.node or last.node)))
+    return Job((*recorded.attempts, now))
 
 
 def _association(rows: Sequence[Sequence[str]], account: str | None, partition: str | None) -> Sequence[str] | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import ftlib
 from ftlib import run_module
-from ftlib.core import jsonl, log
+from ftlib.core import files, jsonl, log
 from ftlib.core.environment import process_start
 from ftlib.core.gpu import usable_gpus
+from ftlib.core.paths import Site
 from ftlib.core.text import one_line_error, option_error, raise_error
 from ftlib.core.wait import wait_until
 from ftlib.errors import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER, UserError
 from ftlib.run_module import module_command
 from ftlib.runs.pinning import require_unchanged
 from ftlib.runs.run import Run
-from ftlib.slurm.client import clean_environment
+from ftlib.slurm import intents
+from ftlib.slurm.client import Slurm, SlurmUnavailable, clean_environment, is_away
 from ftlib.slurm.jobspec import JobSpec
 
 if TYPE_CHECKING:
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
 
 
 _YEAR_MINUTES = 365 * 24 * 60
+_SBATCH_SECONDS = 300
+"""sbatch itself tries again for some minutes while the controller is busy or away."""
+
 _RUN_MODULE = '"$root/ftlib/run_module.py"'
 """Path in the snapshot, as used by jobs/run.sh; submitit appends `-u -m …`."""
 
@@ -66,12 +73,17 @@ class Submission:
 
 @dataclass(frozen=True)
 class JobArray:
-    """One call of sbatch."""
+    """One call of sbatch.
+
+    Attributes:
+        numbers: indices of the tasks in the submission; empty for `last`.
+    """
 
     spec: JobSpec
     tasks: Sequence[Commands]
     stage: Sequence[str]
     dependency: str | None
+    numbers: Sequence[int]
 
 
 SubmitFunction = Callable[[Submission, JobArray], list[str]]
@@ -95,13 +107,39 @@ def run_stage_command(commands: Commands) -> None:
     os.execv(sys.executable, module_command("ftlib", *arguments))
 
 
-def submit_to_slurm(submission: Submission, on_submitted: OnSubmitted) -> None:
-    """Submit arrays with submitit.
+def submit_to_slurm(submission: Submission, runs: Sequence[Run], site: Site) -> list[str]:
+    """Submit arrays whose elements submitit runs, and record the jobs in the histories of the runs.
+
+    Returns:
+        The job IDs; an array has a single one.
 
     Raises:
-        UserError: there is no Slurm, or it rejects a job; earlier ones stay submitted.
+        UserError: there is no Slurm, it rejects a job, or its answer is lost; earlier jobs stay submitted.
     """
-    _submit_arrays(submission, _sbatch, on_submitted)
+    masters: list[str] = []
+    before: list[str | None] = [None] * len(runs)
+
+    def send(submission: Submission, array: JobArray) -> list[str]:
+        own = [runs[number] for number in array.numbers]
+        after = [before[number] for number in array.numbers]
+        name, report = array.spec.name, not array.numbers
+        intent = intents.new_intent(site, name, submission.folder, own or runs, after, report)
+        job = _sbatch(submission, array, intent)
+        masters.append(job)
+        intents.confirm(intent, job)
+        return intent.job_ids(job)
+
+    def note(numbers: Sequence[int], jobs: Sequence[str]) -> None:
+        for number, job in zip(numbers, jobs, strict=False):
+            before[number] = job
+
+    try:
+        _submit_arrays(submission, send, note)
+    except BaseException:
+        if masters:
+            log.warning(f"submitted before the error: slurm job {', '.join(masters)}")
+        raise
+    return masters
 
 
 def render_scripts(submission: Submission) -> list[tuple[str, JobArray]]:
@@ -120,24 +158,29 @@ def render_scripts(submission: Submission) -> list[tuple[str, JobArray]]:
 def _submit_arrays(submission: Submission, submit: SubmitFunction, on_submitted: OnSubmitted) -> None:
     """Submit the arrays. An evaluation depends only on its own training (aftercorr), so a failed run blocks no other.
 
-    An array depends on the previous one if that is full, so that `array_parallelism` applies to all of them.
+    `array_parallelism` applies to all arrays together: as many full ones as fit into it run at the same time, and each
+    further one depends on the one that began that many arrays before.
     """
     masters: list[str] = []
+    lasts: list[str] = []
+    at_once = max(1, submission.spec.array_parallelism // submission.array_size)
     for start in range(0, len(submission.tasks), submission.array_size):
         tasks = submission.tasks[start : start + submission.array_size]
-        waits = masters and submission.spec.array_parallelism < submission.array_size
+        numbers = range(start, start + len(tasks))
         own = [submission.spec.dependency] if submission.spec.dependency else []
-        dependency = ",".join([*own, *([f"afterany:{masters[-1]}"] if waits else [])]) or None
+        earlier = [f"afterany:{lasts[-at_once]}"] if len(lasts) >= at_once else []
+        dependency = ",".join([*own, *earlier]) or None
         for stage in submission.stages:
-            ids = submit(submission, JobArray(submission.spec, tasks, stage, dependency))
-            on_submitted(range(start, start + len(tasks)), ids)
+            ids = submit(submission, JobArray(submission.spec, tasks, stage, dependency, numbers))
+            on_submitted(numbers, ids)
             masters.append(ids[0].partition("_")[0])
             dependency = f"{'aftercorr' if len(tasks) > 1 else 'afterok'}:{masters[-1]}"
+        lasts.append(masters[-1])
     if submission.last:
         spec = replace(submission.spec, name=f"{submission.spec.name}-{submission.last[0]}", gpus=0, nodes=1,
                        gres=(), mem_per_gpu=None)  # fmt: skip
         after = f"afterany:{':'.join(masters)}" if masters else None
-        on_submitted((), submit(submission, JobArray(spec, [[submission.last]], submission.last[:1], after)))
+        on_submitted((), submit(submission, JobArray(spec, [[submission.last]], submission.last[:1], after, ())))
 
 
 def _configure_executor(executor: SlurmExecutor, submission: Submission, array: JobArray) -> SlurmExecutor:
@@ -163,34 +206,63 @@ def _script(submission: Submission, array: JobArray) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def _sbatch(submission: Submission, array: JobArray) -> list[str]:
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.slurm.slurm import SlurmExecutor
+def _sbatch(submission: Submission, array: JobArray, intent: intents.Intent) -> str:
+    """Call sbatch and return the job's ID. What the job reads is written before, and the intent last.
+
+    Raises:
+        UserError: Slurm rejects the job, its answer is lost, or there is no space.
+    """
+    from submitit.core.utils import DelayedSubmission
 
     try:
-        executor = _configure_executor(SlurmExecutor(submission.folder), submission, array)
-    except RuntimeError:
-        raise UserError("Slurm is not in PATH", "Use --executor local on a machine without Slurm.") from None
+        with files.storage_errors(submission.folder):
+            for index, commands in enumerate(array.tasks):
+                command = DelayedSubmission(run_stage_command, commands)
+                command.set_timeout(array.spec.minutes, 0)
+                command.dump(intent.pickle(index))
+            named = replace(array, spec=replace(array.spec, name=intent.name))
+            files.write_text(intent.script, _script(submission, named))
+        intents.write_intent(intent)
+        done = _run_sbatch(intent.script, array.spec)
+    except UserError:
+        intents.withdraw(intent)
+        raise
+    answer = (done.stderr.strip() or done.stdout.strip()) if done else f"no answer within {_SBATCH_SECONDS} s"
+    if done and done.returncode == 0 and (found := re.search(r"job (\d+)", done.stdout)):
+        return found[1]
+    if done and done.returncode > 0 and not is_away(answer):
+        intents.withdraw(intent)
+        remedy = "Change the config's job: section, or SBATCH_ACCOUNT, SBATCH_PARTITION and the like in jobs/site.env."
+        raise UserError(f"sbatch rejects this job: {answer}", remedy)
+    log.warning(f"sbatch's answer is lost ({answer}); looking for the job {intent.name}")
     try:
-        with _clean_environment(array.spec):
-            jobs = executor.map_array(run_stage_command, array.tasks)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"sbatch rejects this job: {str(error).strip()}") from None
-    return [str(job.job_id) for job in jobs]
+        job = intents.look_up([intent], Slurm()).get(intent.name)
+    except SlurmUnavailable as error:
+        remedy = "When Slurm responds, run the same command again: it looks for this job first, and sends it only once."
+        raise UserError(f"whether Slurm has the job {intent.name} is not known: {error}", remedy) from None
+    if job is None:
+        intents.withdraw(intent)
+        problem = f"sbatch: {answer}; Slurm does not have the job"
+        raise UserError(problem, "Nothing was sent. Run the same command again when Slurm responds.")
+    return job
 
 
-@contextlib.contextmanager
-def _clean_environment(spec: JobSpec) -> Iterator[None]:
-    kept = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(clean_environment(kept))
+def _run_sbatch(script: Path, spec: JobSpec) -> subprocess.CompletedProcess[str] | None:
+    """Run sbatch; None if it does not end in time.
+
+    Raises:
+        UserError: it is not there.
+    """
+    environment = clean_environment(os.environ)
     if spec.export is not None:
-        os.environ["SBATCH_EXPORT"] = spec.export
+        environment["SBATCH_EXPORT"] = spec.export
+    command = ["sbatch", str(script)]
     try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SBATCH_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    except FileNotFoundError:
+        raise UserError("sbatch is not in PATH", SlurmUnavailable("", installed=False).remedy) from None
 
 
 def submit_locally(submission: Submission, on_submitted: OnSubmitted) -> None:
@@ -270,13 +342,6 @@ def run_in_process(submission: Submission, on_submitted: OnSubmitted) -> None:
     on_submitted(range(len(submission.tasks)), [str(job.job_id)] * len(submission.tasks))
 
 
-EXECUTORS: dict[str, Callable[[Submission, OnSubmitted], None]] = {
-    "slurm": submit_to_slurm,
-    "local": submit_locally,
-    "debug": run_in_process,
-}
-
-
 def setup_lines(code: Path, frozen: dict[str, str]) -> list[str]:
     """Return the first lines of a Slurm job, as in jobs/*.sbatch: traps, frozen settings, jobs/run.sh.
 
@@ -337,8 +402,17 @@ def _run_task(commands: Commands) -> int:
             log.warning(f"{' '.join(command)}: cancelled")
             return 0
         if code := _run(command):
+            _record_kill(command, code)
             return code
     return 0
+
+
+def _record_kill(command: Sequence[str], code: int) -> None:
+    """Record that a process died of a signal, as jobs/run.sh does in a Slurm job: it could not do so itself."""
+    run = Run(Path(command[-1]).parent)
+    if code < 0 and command[0] in ("train", "evaluate") and run.history.exists():
+        reason = f"killed: {signal.Signals(-code).name}"
+        run.log_event("lost", command=command[0], ended=round(time.time(), 3), reason=reason)
 
 
 def _was_cancelled(config_file: str) -> bool:

@@ -5,6 +5,7 @@ Nothing is written except a probe file beside the runs, which shows the storage'
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from ftlib.core.paths import Site
 from ftlib.errors import EXIT_REQUEUE
 from ftlib.runs import events as runs_events
 from ftlib.runs.events import CommandExecution
+from ftlib.runs.log_files import last_error
 from ftlib.runs.run import Run, run_name
 from ftlib.runs.usage import usage
-from ftlib.slurm import client
+from ftlib.slurm import client, intents
 from ftlib.slurm.client import Job, Slurm, SlurmUnavailable
+from ftlib.slurm.pending import pending_remedy
 
 _TAIL_BYTES = 1 << 13
 _RECENT_STEPS = 20
@@ -42,6 +45,8 @@ _SLURM_REASONS = {
 
 EVALUATION_FAILED = "evaluation failed"
 _NOTHING_SAVED = ", before anything was saved; run or submit it again"
+NEVER_BEGUN = "never begun"
+"""State of a run whose newest job ended before training started."""
 
 _ENDS_FOR_GOOD = ("failed", "gave up", "killed")
 """Events after which a process continues with its next run."""
@@ -58,7 +63,8 @@ class RunStatus:
 
     Attributes:
         run: the run's name in commands.
-        state: done, running, evaluating, queued, cancelled, failed, diverged, stopped, died or not started.
+        state: done, running, evaluating, queued, cancelled, failed, diverged, stopped, died, never begun or not
+            started.
         reason: in plain words; may be "".
         step, total: training steps; total is None while unknown.
         seconds_per_step: median of the last steps.
@@ -97,15 +103,24 @@ def own_jobs(events: Events) -> list[str]:
     ]
 
 
-def open_jobs(run: Run) -> list[str]:
-    """Return the jobs whose state in Slurm determines the run's status; empty if all of them have succeeded."""
-    events = jsonl.read_jsonl_log(run.history)
-    finished = run.done_marker.exists() and events and events[-1]["event"] in ("done", "evaluated")
+def open_jobs(run: Run, added: Sequence[dict[str, Any]] = ()) -> list[str]:
+    """Return the jobs whose state in Slurm determines the run's status; empty if all of them have succeeded.
+
+    Args:
+        added: events that the history does not have yet, see `intents.found_events`.
+    """
+    events = [*jsonl.read_jsonl_log(run.history), *added]
+    finished = run.done_marker.exists() and events and _own_events(events)[-1]["event"] in ("done", "evaluated")
     return (
         []
         if finished and not _unstarted_jobs(events, runs_events.executions_in(events))
         else runs_events.slurm_jobs_of(events)
     )
+
+
+def _own_events(events: Events) -> Events:
+    """Return the events of the run's own jobs; at least one, if there are any."""
+    return [event for event in events if event["event"] != "report submitted"] or events
 
 
 def _submitted(events: Events) -> list[str]:
@@ -126,26 +141,31 @@ def _may_resume(executions: Sequence[CommandExecution], number: str) -> bool:
 
 def run_statuses(chosen: Sequence[Run], site: Site) -> list[RunStatus]:
     """Return the status of runs, in order; if Slurm does not respond, from the run folders alone, with a message."""
-    now = storage_time(site.runs)
+    now, slurm = storage_time(site.runs), Slurm()
+    jobs: dict[str, Job] | None = None
+    added: dict[Run, Events] = {}
     try:
-        jobs = Slurm().jobs([job for run in chosen for job in open_jobs(run)])
+        added = intents.found_events(site, slurm)
+        jobs = slurm.jobs([job for run in chosen for job in open_jobs(run, added.get(run, ()))])
     except SlurmUnavailable as error:
         log.warning(f"Slurm is not available ({error}); showing the state in the run folders")
-        jobs = {}
-    return [run_status(run, site, now, jobs) for run in chosen]
+    return [run_status(run, site, now, jobs, added.get(run, ())) for run in chosen]
 
 
-def run_status(run: Run, site: Site, now: float, jobs: Mapping[str, Job]) -> RunStatus:
+def run_status(
+    run: Run, site: Site, now: float, jobs: Mapping[str, Job] | None, added: Sequence[dict[str, Any]] = ()
+) -> RunStatus:
     """Return the status of a run.
 
     Args:
         now: by the storage's clock.
-        jobs: the runs' jobs in Slurm; jobs that it no longer knows are missing.
+        jobs: the runs' jobs in Slurm; jobs that it no longer knows are missing. None if Slurm does not respond.
+        added: events that the history does not have yet, see `intents.found_events`.
     """
-    events = jsonl.read_jsonl_log(run.history)
+    events = [*jsonl.read_jsonl_log(run.history), *added]
     executions = runs_events.executions_in(events)
-    number, job = _newest_job(events, executions, jobs)
-    state, reason = _state(run, events, now, number, job)
+    number, job = _newest_job(events, executions, jobs or {})
+    state, reason = _state(run, events, now, number, job, jobs)
     steps = _last_records(run.metrics)
     step = steps[-1]["step"] if steps else 0
     paces = [record["seconds"] for record in steps if "seconds" in record and "split" not in record]
@@ -193,10 +213,17 @@ def _dependency_failed(job: client.JobAttempt) -> bool:
     return job.state == "CANCELLED" and not job.node and (not job.by or job.reason.startswith("Dependency"))
 
 
-def _state(run: Run, events: Events, now: float, number: str, job: client.JobAttempt | None) -> tuple[str, str]:
+def _state(
+    run: Run,
+    events: Events,
+    now: float,
+    number: str,
+    job: client.JobAttempt | None,
+    jobs: Mapping[str, Job] | None,
+) -> tuple[str, str]:
     executions = runs_events.executions_in(events)
     evaluation = executions[-1] if executions and executions[-1].command == "evaluate" else None
-    if current_holder(run.folder, now):
+    if _is_held(run, events, now, jobs or {}):
         return "running", _interruptions(events, executions)
     running = job is not None and job.state in client.RUNNING
     if evaluation and evaluation.ended is None:
@@ -206,7 +233,8 @@ def _state(run: Run, events: Events, now: float, number: str, job: client.JobAtt
         if running if known else now - runs_events.last_activity(run) < _EVALUATION_HEARTBEAT_SECONDS:
             return "evaluating", ""
     if job and job.state in client.WAITING:
-        why = f"waits for {job.reason}" if job.reason else ""
+        remedy = pending_remedy(job.reason)
+        why = f"waits for {job.reason}{f': {remedy}' if remedy else ''}" if job.reason else ""
         return "queued", "; ".join(filter(None, [_interruptions(events, executions), why]))
     cancelled = _cancelled(events, job)
     starting = running and not cancelled and _may_resume(executions, number)
@@ -219,18 +247,69 @@ def _state(run: Run, events: Events, now: float, number: str, job: client.JobAtt
         return "cancelled", cancelled
     if starting:
         return "running", "starting"
-    return ("queued", "waits for its turn") if waits_locally(events) else _ended_state(run, events, executions, job)
+    if waits_locally(events):
+        return "queued", "waits for its turn"
+    since = _newest_submission(events)
+    if since and not any(event["event"] in ("start", "evaluating") for event in since):
+        failures = [str(event.get("reason", "")) for event in since if event["event"] in ("failed", "killed")]
+        if jobs is None and not failures and since[0].get("executor") == "slurm":
+            return "not started", f"submitted as job {number}; Slurm does not answer"
+        return NEVER_BEGUN, failures[-1] if failures else _why_never_begun(run, since, job)
+    return _ended_state(run, events, executions, job)
+
+
+def _is_held(run: Run, events: Events, now: float, jobs: Mapping[str, Job]) -> bool:
+    """Whether a process works on the run. The heartbeat of one that was killed on another node stays fresh for a
+    minute, but its job has ended then, or jobs/run.sh has recorded its death.
+    """
+    owner = current_holder(run.folder, now)
+    if owner is None:
+        return False
+    job = owner["job"]
+    if job is not None and job in jobs and jobs[job].last_attempt.state not in client.RUNNING:
+        return False
+    killed = [event["time"] for event in events if event["event"] == "killed" and event.get("job") == job is not None]
+    with contextlib.suppress(FileNotFoundError):
+        return not killed or run.owner.stat().st_mtime > killed[-1]
+    return False
+
+
+def _newest_submission(events: Events) -> Events:
+    """Return the events since the newest submission, which may be of several jobs that wait for one another."""
+    places = [place for place, event in enumerate(events) if event["event"] == "submitted"]
+    if not places:
+        return []
+    first = places.pop()
+    while places and events[first].get("after") == events[places[-1]]["job"]:
+        first = places.pop()
+    return events[first:]
+
+
+def _why_never_begun(run: Run, since: Events, job: client.JobAttempt | None) -> str:
+    """Return why a run's newest job ended before training started: Slurm's reason, or what the end of its log says."""
+    if job and job.state in _SLURM_REASONS:
+        return _SLURM_REASONS[job.state]
+    ended = "its job ended before training started"
+    path = Path(str(since[0].get("log") or ""))
+    if line := last_error(path, run):
+        return f"{ended}: {line}"
+    return ended if path.is_file() or not since[0].get("log") else f"{ended} and wrote no log ({path})"
 
 
 def waits_locally(events: Events) -> bool:
     """Whether a local worker, which several runs share, will start or resume this run."""
     turns = [number for number, event in enumerate(events) if event["event"] in ("submitted", "cancelled")]
     since = events[turns[-1] :] if turns else [{}]
-    last, ended = since[0], any(event["event"] in _ENDS_FOR_GOOD for event in since[1:])
+    last, ended = since[0], any(_ends_for_good(event) for event in since[1:])
     if last.get("executor") != "local" or last["host"] != host_name() or ended:
         return False
     started = process_start(int(last["job"]))
     return started is not None and started == last.get("started")  # else another process has this ID
+
+
+def _ends_for_good(event: dict[str, Any]) -> bool:
+    """Whether a local worker continues with its next run after an event, such as a child that was killed."""
+    return event["event"] in _ENDS_FOR_GOOD or (event["event"] == "lost" and bool(event.get("reason")))
 
 
 def _before_evaluation(job: client.JobAttempt | None, cancelled: str) -> str:
@@ -239,7 +318,7 @@ def _before_evaluation(job: client.JobAttempt | None, cancelled: str) -> str:
         return f"evaluation cancelled {cancelled}"
     if job is None:
         return "evaluation not started"
-    return f"{EVALUATION_FAILED}: {_SLURM_REASONS.get(job.state, 'its job ended before it started')}"
+    return f"evaluation {NEVER_BEGUN}: {_SLURM_REASONS.get(job.state, 'its job ended before it started')}"
 
 
 def _after_training(evaluation: CommandExecution | None, cancelled: str) -> str:
@@ -259,10 +338,8 @@ def _ended_state(
     fault = job is not None and (
         job.state == "OUT_OF_MEMORY" or (job.state == "FAILED" and job.exit_code != EXIT_REQUEUE)
     )
-    if not executions and job is None:
-        return "not started", ""
     if not executions:
-        return "failed" if fault else "died", said or "its job ended before training started"
+        return "not started", ""
     unfinished = [one for one in executions if (one.command, one.outcome) != ("evaluate", "done")]
     if not unfinished:
         return "not started", "only its base model was evaluated"
@@ -281,7 +358,7 @@ def _ended_state(
     if fault and job:
         return "failed", said or f"its job ended with exit code {job.exit_code}"
     go_on = "; run or submit it again to resume" if _has_saved(run, last.command) else _NOTHING_SAVED
-    return "died", said or f"disappeared without reporting{go_on}"
+    return "died", said or f"{last.reason or 'disappeared without reporting'}{go_on}"
 
 
 def _has_saved(run: Run, command: str) -> bool:
@@ -292,14 +369,14 @@ def _has_saved(run: Run, command: str) -> bool:
 
 def _cancelled(events: Events, job: client.JobAttempt | None) -> str:
     """Return who cancelled the run, if the newest event is a cancellation, else ""."""
-    if job and job.state.startswith("CANCELLED"):
-        return "by scancel" if job.by else "in Slurm"
     by = ""
     for event in events:
         if event["event"] == "cancelled":
             by = f"by {event['by']}"
         elif event["event"] in ("start", "evaluating", "submitted"):
             by = ""
+    if not by and job and job.state.startswith("CANCELLED"):
+        return "by scancel" if job.by else "in Slurm"
     return by
 
 
@@ -358,11 +435,12 @@ def submission_states(
     Raises:
         SlurmUnavailable: from `ask`.
     """
-    pairs = [(run, _finished(run, config)) for run, config in chosen]
-    ids = [job for run, finished in pairs if not finished for job in open_jobs(run)]
+    pairs = [(run, config, _finished(run, config)) for run, config in chosen]
+    ids = [job for run, _, finished in pairs if not finished for job in open_jobs(run)]
     jobs, now = ask(ids) if ids else {}, storage_time(site.runs)
-    return [
-        FINISHED if finished else _submission_state(run, run_status(run, site, now, jobs)) for run, finished in pairs
+    return [  # a run may have finished while Slurm was asked
+        FINISHED if finished or _finished(run, config) else _submission_state(run, run_status(run, site, now, jobs))
+        for run, config, finished in pairs
     ]
 
 

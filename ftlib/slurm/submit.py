@@ -5,6 +5,11 @@ Whether a run is missing is decided in status.py (`submission_states`).
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import shlex
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +24,16 @@ from ftlib.runs import run as runs
 from ftlib.runs.forecast import describe_forecast
 from ftlib.runs.pinning import find_clone, snapshot_folder, take_snapshot
 from ftlib.runs.run import Run
-from ftlib.slurm import status
+from ftlib.slurm import intents, requirements, status
 from ftlib.slurm.client import Slurm, SlurmUnavailable
-from ftlib.slurm.executors import EXECUTORS, Submission, render_scripts, setup_lines
+from ftlib.slurm.executors import (
+    Submission,
+    render_scripts,
+    run_in_process,
+    setup_lines,
+    submit_locally,
+    submit_to_slurm,
+)
 from ftlib.slurm.gpu_support import require_gpu_support
 from ftlib.slurm.jobspec import JobSpec
 from ftlib.slurm.replace import finish_interrupted, replaced_runs
@@ -29,6 +41,7 @@ from ftlib.slurm.sweep import SweepRun, expand_sweep
 
 _FROZEN_SETTINGS = ("FTLIB_BINDS", "FTLIB_TMP", "FTLIB_HOOK", "FTLIB_MAX_REQUEUES", "FTLIB_GROUP", "FTLIB_SHARE_RUNS",
            "FTLIB_OWNER", "FTLIB_IMAGE_SHA256", "FTLIB_RUNTIME", "FTLIB_VENV")  # fmt: skip
+_SECONDS_BETWEEN_STATES = 20.0
 _PER_RUN_STAGES = ("stage", "prepare", "train", "evaluate")
 
 Executor = Literal["slurm", "local", "debug"]
@@ -79,38 +92,62 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
         UserError: a fault in the config; Slurm does not answer or takes no more jobs; a run that is to be replaced is
             at work.
     """
-    sweep_runs = expand_sweep(source, site)
-    if not options.dry_run:
-        finish_interrupted(site)
-    chosen = _select_runs(sweep_runs, site, options)
-    if not chosen:
-        return SubmittedRuns()
-    submission = _make_submission(chosen, site, options)
-    if options.executor == "slurm":
-        require_gpu_support(chosen[0].experiment.config, site_settings(), _image(site, site_settings()))
-        experiments = [member.experiment for member in chosen]
-        log.info(describe_forecast(experiments, source.path, site, 60.0 * submission.spec.minutes))
-    if options.dry_run:
-        found = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
-        return SubmittedRuns(found, [], submission.folder, _preview(submission, chosen, found, site))
-    return _submit(submission, chosen, site, options)
+    if options.executor != "slurm" and not options.dry_run and importlib.util.find_spec("torch") is None:
+        remedy = "Without a GPU node: jobs/run.sh ftlib submit CONFIG --executor debug runs it in the container."
+        raise UserError(
+            f"--executor {options.executor}: torch is not installed here, so that nothing can train", remedy
+        )
+    sweep_runs, slurm = expand_sweep(source, site), Slurm()
+    with contextlib.ExitStack() as held:
+        if not options.dry_run:
+            if options.executor != "debug":  # which holds the runs' own leases, for as long as they train
+                held.enter_context(intents.exclusive(site))
+            _settle(site, slurm)
+            finish_interrupted(site)
+        chosen = _select_runs(sweep_runs, site, options, slurm)
+        if not chosen:
+            return SubmittedRuns()
+        submission = _make_submission(chosen, site, options, slurm)
+        if options.executor == "slurm":
+            experiments = [member.experiment for member in chosen]
+            require_gpu_support(experiments[0].config, site_settings(), requirements.image_path(site, site_settings()))
+            log.info(describe_forecast(experiments, source.path, site, 60.0 * submission.spec.minutes))
+        if options.dry_run:
+            found = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
+            preview = _preview(submission, chosen, found, site, options.executor)
+            return SubmittedRuns(found, [], submission.folder, preview)
+        if options.executor == "slurm":
+            requirements.require_startable([member.experiment for member in chosen], site, site_settings())
+            requirements.check_request(submission.spec, slurm)
+        return _submit(submission, chosen, site, options)
 
 
-def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOptions) -> list[SweepRun]:
+def _settle(site: Site, slurm: Slurm) -> None:
+    """Find out what became of interrupted submissions.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    try:
+        intents.settle(site, slurm)
+    except SlurmUnavailable as error:
+        raise UserError(f"cannot check an interrupted submission: {error}", error.remedy) from None
+
+
+def _select_runs(sweep_runs: Sequence[SweepRun], site: Site, options: SubmitOptions, slurm: Slurm) -> list[SweepRun]:
     """Return the runs to submit; reports the states of all."""
-    slurm = Slurm()
     if not options.replace:
         for notice in filter(None, (runs.recipe_notice(member.experiment, site) for member in sweep_runs)):
             log.warning(notice)
     folders = [runs.run_for(member.experiment, site) for member in sweep_runs]
     pairs = [(run, member.experiment.config) for run, member in zip(folders, sweep_runs, strict=True)]
     try:
-        states = status.submission_states(pairs, site, slurm.jobs)
+        states = status.submission_states(pairs, site, lambda ids: slurm.jobs(ids, own=True))
         spec = JobSpec.of(sweep_runs[0].experiment.config, site_settings())
         asked = options.executor == "slurm" and not options.dry_run
         room = slurm.remaining_submit_quota(spec.account, spec.partition, spec.qos) if asked else None
     except SlurmUnavailable as error:
-        raise UserError(f"cannot check earlier jobs: {error}", "Try again when Slurm responds.") from None
+        raise UserError(f"cannot check earlier jobs: {error}", error.remedy) from None
     wanted = [status.MISSING, *([status.FAILED] if options.retry or options.replace else [])]
     wanted += [status.FINISHED] if options.replace else []
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -138,15 +175,16 @@ def _within_quota(chosen: list[SweepRun], quota: int | None, each: int, last: in
     return chosen[:fit]
 
 
-def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOptions) -> Submission:
+def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOptions, slurm: Slurm) -> Submission:
     settings = site_settings()
     config = chosen[0].experiment.config
     configs = [str(runs.run_for(member.experiment, site, options.replace).config_file) for member in chosen]
     try:
-        array_size = Slurm().max_array_size() if options.executor == "slurm" else len(chosen)
+        arrays = options.executor == "slurm" and (len(chosen) > 1 or options.dry_run)
+        array_size = slurm.max_array_size() if arrays else len(chosen)
     except SlurmUnavailable as error:
         if not options.dry_run:
-            raise UserError(f"Slurm is not available: {error}", "Without Slurm: --executor local.") from None
+            raise UserError(f"Slurm is not available: {error}", error.remedy) from None
         log.warning(f"Slurm is not available ({error}); using its default array limit")
         array_size = 1001
     return Submission(
@@ -160,22 +198,26 @@ def _make_submission(chosen: Sequence[SweepRun], site: Site, options: SubmitOpti
     )
 
 
-def _image(site: Site, settings: dict[str, str]) -> Path:
-    return Path(settings.get("FTLIB_IMAGE") or site.store / "images" / "ftlib.sif").expanduser().resolve()
-
-
 def _setup_lines(site: Site, settings: dict[str, str]) -> list[str]:
     """Return the first lines of the batch scripts; the paths of store, runs and image are fixed at submission."""
-    places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(_image(site, settings))}
+    image = requirements.image_path(site, settings).resolve()
+    places = {"FTLIB_STORE": str(site.store), "FTLIB_RUNS": str(site.runs), "FTLIB_IMAGE": str(image)}
     frozen = {name: settings[name] for name in _FROZEN_SETTINGS if name in settings}
     return setup_lines(snapshot_folder(find_clone(), site), {**frozen, **places})
 
 
-def _preview(submission: Submission, chosen: Sequence[SweepRun], found: Sequence[Run], site: Site) -> str:
-    """The runs, then every array's batch script and the commands of its elements."""
+def _preview(
+    submission: Submission, chosen: Sequence[SweepRun], found: Sequence[Run], site: Site, executor: Executor
+) -> str:
+    """The runs, then every array's batch script and the commands of its elements; of other executors the commands."""
     lines = [
         f"# {runs.run_name(run, site)}: {member.label}".rstrip(": ") for run, member in zip(found, chosen, strict=True)
     ]
+    if executor != "slurm":
+        each = [command for task in submission.tasks for command in task]
+        return "\n".join(
+            [*lines, *(shlex.join(["ftlib", *command]) for command in [*each, submission.last or []] if command)]
+        )
     for number, (script, array) in enumerate(render_scripts(submission), 1):
         lines.append(
             f"##### ARRAY{number}: sbatch of this script, {len(array.tasks)} x {'+'.join(array.stage)}\n{script}"
@@ -187,16 +229,56 @@ def _preview(submission: Submission, chosen: Sequence[SweepRun], found: Sequence
     return "\n".join(lines)
 
 
+def wait_for_runs(source: RawConfig, site: Site) -> bool:
+    """Wait until no run of a config is queued or running.
+
+    Returns:
+        Whether all of them are trained and evaluated.
+    """
+    sweep_runs, told = expand_sweep(source, site), ""
+    pairs = [(runs.run_for(member.experiment, site), member.experiment.config) for member in sweep_runs]
+    while True:
+        try:
+            states = status.submission_states(pairs, site, lambda ids: Slurm().jobs(ids, own=True))
+        except SlurmUnavailable as error:
+            log.warning(f"{error}; still waiting")
+            states = [status.ACTIVE]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        if status.ACTIVE not in states:
+            log.info(f"ended: {counts}")
+            return set(states) == {status.FINISHED}
+        if counts != told:
+            log.info(f"waiting: {counts}")
+        told = counts
+        time.sleep(_SECONDS_BETWEEN_STATES)
+
+
 def _submit(submission: Submission, chosen: Sequence[SweepRun], site: Site, options: SubmitOptions) -> SubmittedRuns:
     replaced = [runs.run_for(member.experiment, site) for member in chosen] if options.replace else []
     with replaced_runs(replaced, site):
-        created = [runs.create_run(member.experiment, site, options.replace) for member in chosen]
-        if options.executor == "slurm":
-            clone = find_clone()
-            take_snapshot(clone, snapshot_folder(clone, site), site)
-        _make_job_folder(submission.folder, site)
-        jobs = _send_to_executor(submission, created, options.executor)
+        folders = [runs.run_for(member.experiment, site, options.replace) for member in chosen]
+        new = [run for run in folders if not run.folder.exists()]
+        try:
+            created = [runs.create_run(member.experiment, site, options.replace) for member in chosen]
+            if options.executor == "slurm":
+                clone = find_clone()
+                take_snapshot(clone, snapshot_folder(clone, site), site)
+            _make_job_folder(submission.folder, site)
+            jobs = _send_to_executor(submission, created, site, options.executor)
+        except UserError:
+            _remove_unsent(new, site)
+            raise
     return SubmittedRuns(created, jobs, submission.folder)
+
+
+def _remove_unsent(new: Sequence[Run], site: Site) -> None:
+    """Delete run folders that were created for jobs that Slurm does not have."""
+    sent = {folder for intent in intents.unsettled(site) for folder in intent.runs}
+    for run in new:
+        if run.folder not in sent and not run.history.exists():
+            shutil.rmtree(run.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other runs of the name
+                run.folder.parent.rmdir()
 
 
 def _make_job_folder(folder: Path, site: Site) -> None:
@@ -210,29 +292,24 @@ def _make_job_folder(folder: Path, site: Site) -> None:
     permissions.require_trusted(folder, "the folder of what is submitted", site)
 
 
-def _send_to_executor(submission: Submission, folders: Sequence[Run], executor: str) -> list[str]:
+def _send_to_executor(submission: Submission, folders: Sequence[Run], site: Site, executor: Executor) -> list[str]:
     """Submit; the history of each run records its jobs and their output files right after submission.
 
     Returns:
         The job IDs; an array has a single one.
     """
-    masters: dict[str, None] = {}
-    before: dict[int, str] = {}
+    if executor == "slurm":
+        return submit_to_slurm(submission, folders, site)
+    jobs: dict[str, None] = {}
 
-    def note(numbers: Sequence[int], jobs: Sequence[str]) -> None:
-        masters.update(dict.fromkeys(job.partition("_")[0] for job in jobs))
+    def note(numbers: Sequence[int], processes: Sequence[str]) -> None:
+        jobs.update(dict.fromkeys(processes))
         if executor == "debug":
             return
-        for number, job in zip(numbers, jobs, strict=False):
-            details = {"job": job, "executor": executor, "log": str(submission.folder / f"{job}_0_log.out")}
-            started = process_start(int(job)) if executor == "local" else None
-            folders[number].log_event("submitted", **details, after=before.get(number), started=started)
-            before[number] = job
+        for number, process in zip(numbers, processes, strict=False):
+            output = str(submission.folder / f"{process}_0_log.out")
+            started = process_start(int(process))
+            folders[number].log_event("submitted", job=process, executor=executor, log=output, started=started)
 
-    try:
-        EXECUTORS[executor](submission, note)
-    except BaseException:
-        if masters:
-            log.warning(f"submitted before the error: {executor} job {', '.join(masters)}")
-        raise
-    return list(masters)
+    (submit_locally if executor == "local" else run_in_process)(submission, note)
+    return list(jobs)

@@ -22,9 +22,9 @@ from ftlib.models.loading import load_adapter_weights, load_model, load_weights
 from ftlib.models.paligemma import skip_image_token_count
 from ftlib.models.pissa import apply_initial_factors, write_initial_factors
 from ftlib.models.registry import family_of
-from ftlib.runs import run as runs
 from ftlib.runs.pinning import verify_base_unchanged
 from ftlib.runs.run import Run
+from ftlib.runs.warm_start import warm_start_folder
 from ftlib.training import distributed
 
 
@@ -40,7 +40,7 @@ def resolve_init_weights(config: Config, run: Run, site: Site) -> Path | None:
     if before and Path(before["folder"]).is_dir():
         folder = Path(before["folder"])
     else:
-        folder = _weights_folder(config.warm_start, run, site)
+        folder = warm_start_folder(config.warm_start, run, site)
     _check_kind(folder, isinstance(config.adapter, Lora))
     if isinstance(config.adapter, Lora):
         _check_base(folder, config, site)
@@ -55,18 +55,6 @@ def resolve_init_weights(config: Config, run: Run, site: Site) -> Path | None:
     if log.is_main_process():
         files.write_json(run.warm_start, noted)
     return folder
-
-
-def _weights_folder(text: str, run: Run, site: Site) -> Path:
-    """Return the folder that `text` names: a folder of weights, or the result of another run."""
-    folder = Path(text)
-    if folder.is_absolute() and any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
-        return folder
-    others = [path.parent for path in (site.runs / text).glob("*/config.yaml") if path.parent != run.folder]
-    other = Run(others[0]) if len(others) == 1 else runs.find_run(str(site.runs / text), site, prefer_trained=True)
-    if not other.done_marker.exists():
-        raise UserError(f"warm_start: {other.folder}: training has not finished", "Run `ftlib train` for it first.")
-    return other.folder / str(files.read_json(other.done_marker)["result"])
 
 
 def _check_base(folder: Path, config: Config, site: Site) -> None:

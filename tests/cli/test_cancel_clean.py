@@ -89,6 +89,32 @@ def test_what_is_being_requeued_is_cancelled_again(ftlib: Ftlib, slurm: Path, st
     assert (slurm / "cancelled").read_text() == "7\n7\n"
 
 
+def test_when_scancel_does_not_answer_nothing_is_recorded(ftlib: Ftlib, slurm: Path, store: Path) -> None:
+    run = make(store, "a", {"event": "submitted", "executor": "slurm", "job": "7", "time": 1})
+    (slurm / "sacct.txt").write_text("7|PENDING|0:0|Priority||0\n")
+    (slurm / "scancel").write_text("#!/bin/sh\necho 'scancel: error: Unable to contact slurm controller' >&2; exit 1\n")
+    code, _, error = ftlib("cancel", "a")
+    assert code == 2 and "Unable to contact slurm controller" in error and "Wait until it responds" in error
+    assert "--executor local" not in error and len(read_lines(run.history)) == 1
+
+
+def test_the_report_is_cancelled_with_the_last_run_that_it_shows(ftlib: Ftlib, slurm: Path, store: Path) -> None:
+    report = {"event": "report submitted", "report": "9", "job": None, "time": 1}
+    for number in ("1", "2"):
+        run = Run(store / "runs" / "a" / number)
+        files.write_text(run.config_file, "")
+        submitted = {"event": "submitted", "executor": "slurm", "job": f"7_{number}", "time": 1}
+        for event in (submitted, report):
+            jsonl.append_jsonl(run.history, event)
+    rows = "7_1|PENDING|0:0|Priority||0\n7_2|RUNNING|0:0||n1|5\n9|PENDING|0:0|Dependency||0\n"
+    (slurm / "sacct.txt").write_text(rows)
+    assert ftlib("cancel", "a/1")[0] == 0 and (slurm / "cancelled").read_text() == "7_1\n"
+    (slurm / "sacct.txt").write_text(rows.replace("7_1|PENDING", "7_1|CANCELLED"))
+    code, _, error = ftlib("cancel", "a/2")
+    assert code == 0 and "cancelled job 9, which would report on these runs" in error
+    assert (slurm / "cancelled").read_text() == "7_1\n7_2 9\n"
+
+
 def test_slurm_that_does_not_answer_is_no_cancellation(ftlib: Ftlib, slurm: Path, store: Path) -> None:
     run = make(store, "a", START)
     for name in ("sacct", "squeue"):
@@ -108,7 +134,7 @@ def test_a_process_of_this_machine_is_asked_to_end(ftlib: Ftlib, slurm: Path, st
     process = subprocess.Popen([sys.executable, "-c", code, run.folder], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "mine\n"
     assert "skipped (running)" in ftlib("clean", "--runs", "a", "--yes")[2] and run.folder.exists()
-    assert ftlib("cancel", "a")[2] == "a/1: cancelled its process\n"
+    assert ftlib("cancel", "a")[2] == f"a/1: cancelled process {process.pid}\n"
     assert process.wait(timeout=20) == -signal.SIGTERM
 
 

@@ -101,7 +101,7 @@ def test_what_keeps_a_submitted_run_from_its_training(
     for command, reason in (("prepare", "no data"), ("stage", "no model: no such folder")):
         assert ftlib(command, config)[0] == 2
         (record,) = json.loads(ftlib("status", "--json")[1])
-        assert record["state"] == "failed" and reason in record["reason"]
+        assert record["state"] == "never begun" and reason in record["reason"]
     assert ftlib("status", "--usage")[0] == 0
 
 
@@ -123,6 +123,19 @@ def test_logs_follow_what_is_added_and_the_next_submission(
     assert process.stdout.readline() == "again\n"
     process.terminate()
     assert process.wait() == 75
+
+
+def test_logs_follow_a_run_until_it_has_ended(
+    ftlib: Ftlib, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ftlib.cli.logs._QUIET_SECONDS", 0.0)
+    (tmp_path / "logs").mkdir()
+    path = tmp_path / "logs" / "1.log"
+    path.write_text("the end\n")
+    failed = {"event": "failed", "reason": "no data", "time": 1, "job": None}
+    make(store, monkeypatch, "a", "1", {"event": "start", "time": 0, "log": str(path), "job": None}, failed)
+    code, out, error = ftlib("logs", "a", "-f")
+    assert (code, out) == (0, "the end\n") and "a/1: failed: no data" in error
 
 
 def test_logs_are_those_that_have_been_written(

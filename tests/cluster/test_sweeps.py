@@ -124,7 +124,8 @@ def states(job: str) -> set[str]:
 def test_a_failed_run_holds_up_no_other_in_a_chain(cluster: Cluster) -> None:
     """One of two runs has no data: its evaluation is cancelled, the other's and the report run."""
     runs = cluster.home / "sweep-chain"
-    data = '\'sweep.data.root=["${store}/datasets/digits","/nowhere"]\''
+    (cluster.home / "empty").mkdir()
+    data = f'\'sweep.data.root=["${{store}}/datasets/digits","{cluster.home}/empty"]\''
     what = f"configs/digits.yaml name=chain {SHORT} {SMALL} {data} training.num_train_epochs=1 --then evaluate,report"
     train, evaluate, report = cluster.submit(what, FTLIB_RUNS=runs)
     cluster.wait_until(lambda: cluster.state(report) not in ("", "PENDING"), "the report", 900)

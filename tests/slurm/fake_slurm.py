@@ -7,19 +7,41 @@ from pathlib import Path
 SBATCH = """\
 #!/bin/bash
 here=$(dirname "$0")
+if [[ $1 == --test-only ]]; then
+    echo "$@" >> "$here/asked-sbatch"
+    cat "$here/test-only" >&2 2> /dev/null
+    [[ ! -e $here/test-only ]]; exit
+fi
 number=$(($(ls "$here" | grep -c '^script-') + 71))
 from=$(cat "$here/refused-from" 2> /dev/null || echo 0)
 if [[ -e $here/refusal && $number -ge $from ]]; then cat "$here/refusal" >&2; exit 1; fi
 cp "$1" "$here/script-$number"
 env > "$here/environment-$number"
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$1")
+if [[ -e $here/lost ]]; then
+    last=$(sed -nE 's/^#SBATCH --array=0-([0-9]+).*/\\1/p' "$1")
+    if [[ -z $last ]]; then echo "$number|PENDING|Priority||0:00|lab|low|normal|$name" >> "$here/ghosts"; fi
+    for element in $(seq 0 ${last:--1}); do
+        echo "${number}_$element|PENDING|Priority||0:00|lab|low|normal|$name" >> "$here/ghosts"
+    done
+    if [[ $(cat "$here/lost") == killed ]]; then kill -9 $PPID; exit; fi
+    cat "$here/lost" >&2
+    exit 1
+fi
 echo "Submitted batch job $number"
 """
 ANSWER = """\
 #!/bin/bash
 here=$(dirname "$0")
 echo "$@" >> "$here/asked-$(basename "$0")"
+if [[ $(basename "$0") == squeue ]]; then cat "$here/ghosts" 2> /dev/null; fi
 cat "$here/$(basename "$0").answer" 2> /dev/null || { echo "Unable to contact slurm controller" >&2; exit 1; }
 """
+
+
+def queued(job: str, state: str = "PENDING", reason: str = "Priority", name: str = "tiny") -> str:
+    """A row of squeue's answer."""
+    return f"{job}|{state}|{reason}||0:00|lab|low|normal|{name}\n"
 
 
 class FakeSlurm:
@@ -28,7 +50,7 @@ class FakeSlurm:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("srun", "sacct", "squeue", "scontrol", "sacctmgr", "scancel", "sbatch"):
+        for name in ("srun", "sacct", "squeue", "scontrol", "sinfo", "sacctmgr", "scancel", "sbatch"):
             path = folder / name
             path.write_text(SBATCH if name == "sbatch" else ANSWER)
             path.chmod(0o755)
@@ -45,6 +67,11 @@ class FakeSlurm:
     def scripts(self) -> list[str]:
         """The scripts that sbatch got, in order."""
         return [path.read_text() for path in sorted(self.folder.glob("script-*"))]
+
+    def asked(self, program: str) -> list[str]:
+        """The arguments of each call of a program."""
+        path = self.folder / f"asked-{program}"
+        return path.read_text().splitlines() if path.exists() else []
 
     def environment(self, number: int) -> dict[str, str]:
         """What sbatch inherited."""

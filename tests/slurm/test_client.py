@@ -1,6 +1,8 @@
 """The client against literal answers of the programs, as Slurm 22.05 gave them."""
 
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -15,7 +17,11 @@ SACCT = """\
 260_1|RUNNING|0:0|JobArrayTaskLimit|n2|4
 260_[1-4,7,10-20:5%2]|PENDING|0:0|JobArrayTaskLimit|None assigned|0
 """
-SQUEUE = "260_1|RUNNING|None|n2|1-00:01:05\n260_2|PENDING|Priority||0:00\n"
+SQUEUE = """\
+260_1|RUNNING|None|n2|1-00:01:05|lab|low|normal|a
+260_2|PENDING|Priority||0:00|lab|low|normal|a|b
+"""
+FORMAT = "%i|%T|%r|%N|%M|%a|%P|%q|%j"
 
 
 class Programs:
@@ -37,9 +43,9 @@ class Programs:
 def test_one_question_for_all_jobs_and_all_their_attempts() -> None:
     programs = Programs(sacct=SACCT, squeue="")
     found = Slurm(programs).jobs(["223", "244", "260_0", "260_1", "260_3", "260_15", "260_5", "999"])
-    assert programs.asked == [
+    assert sorted(programs.asked) == [
         ["sacct", "-nPXD", "-o", "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw", "-j", "223,244,260,999"],
-        ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%M", "-j", "260,999"],
+        ["squeue", "-h", "-r", "-t", "all", "-o", FORMAT, "-j", "223,244,260,999"],
     ]
     assert [attempt.state for attempt in found["223"].attempts] == ["REQUEUED", "CANCELLED"]
     assert found["223"].last_attempt.by == "1001"
@@ -55,10 +61,68 @@ def test_one_question_for_all_jobs_and_all_their_attempts() -> None:
 
 
 def test_a_job_that_accounting_has_not_heard_of_yet_is_found_in_the_queue() -> None:
-    programs = Programs(sacct=SACCT, squeue="261_0|PENDING|Priority||0:00\n")
+    programs = Programs(sacct=SACCT, squeue="261_0|PENDING|Priority||0:00|||normal|x\n")
     found = Slurm(programs).jobs(["244", "261_0"])
     assert found["261_0"].is_active and found["244"].last_attempt.exit_code == 75
-    assert programs.asked[-1][-1] == "261"
+
+
+def test_the_queue_knows_more_than_accounting_of_a_job_that_waits_or_runs() -> None:
+    sacct = "1|PENDING|0:0|None|None assigned|0\n2|TIMEOUT|0:0|None|n1|9\n3|COMPLETED|0:0|None|n1|9\n"
+    squeue = "".join(
+        f"{row}|lab|low|normal|x\n"
+        for row in ("1|PENDING|PartitionTimeLimit||0:00", "2|RUNNING|None|n2|0:07", "3|COMPLETING|None|n1|0:09")
+    )
+    found = Slurm(Programs(sacct=sacct, squeue=squeue)).jobs(["1", "2", "3"])
+    assert found["1"].last_attempt.reason == "PartitionTimeLimit" and len(found["1"].attempts) == 1
+    assert [attempt.state for attempt in found["2"].attempts] == ["TIMEOUT", "RUNNING"]
+    assert found["3"].last_attempt.state == "COMPLETED"
+
+
+def test_the_users_queue_is_asked_for_once() -> None:
+    programs = Programs(sacct="", squeue=SQUEUE, sacctmgr="lab||normal|9\n")
+    slurm = Slurm(programs)
+    assert slurm.jobs(["260_1"], own=True)["260_1"].is_active
+    assert slurm.remaining_submit_quota(None, None, None) == 7
+    queries = [command for command in programs.asked if command[0] == "squeue"]
+    assert [command[6:8] for command in queries] == [[FORMAT, "-u"]]
+
+
+def test_a_job_is_found_by_its_name_in_the_queue_or_in_accounting() -> None:
+    sacct, squeue = "71_0|one\n71_1|one\n", "72_[0-3]|PENDING|None||0:00|lab|low|normal|two\n"
+    names = ["one", "two", "three"]
+    assert Slurm(Programs(sacct=sacct, squeue=squeue)).find_by_name(names, 0.0) == {"one": "71", "two": "72"}
+    assert Slurm(Programs(sacct=(1, "down"), squeue=squeue)).find_by_name(names, 0.0) == {"two": "72"}
+    assert Slurm(Programs(sacct=sacct, squeue=(1, "away"))).find_by_name(["one"], 0.0) == {"one": "71"}
+    with pytest.raises(SlurmUnavailable, match="squeue: away"):
+        Slurm(Programs(sacct=sacct, squeue=(1, "away"))).find_by_name(names, 0.0)
+
+
+def test_programs_are_asked_at_the_same_time_and_a_slow_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ftlib.slurm.client._SECONDS_UNTIL_PROGRESS", 0.2)
+    together = threading.Barrier(2, timeout=20)
+
+    def answer(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        together.wait()
+        if command[0] == "squeue":
+            time.sleep(0.6)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    with caplog.at_level("INFO", "ftlib"):
+        assert Slurm(answer).jobs(["1"]) == {}
+    assert caplog.messages == ["waiting for squeue (Slurm), 60 s at most"]
+
+
+def test_whose_answer_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    slow = subprocess.TimeoutExpired("x", 60)
+    found = Slurm(Programs(sacct=slow, squeue=SQUEUE)).jobs(["260_1"])
+    assert found["260_1"].is_active and "sacct does not answer within 60 s" in caplog.text
+    caplog.clear()
+    found = Slurm(Programs(sacct="260_1|RUNNING|0:0|None|n2|4\n", squeue=slow)).jobs(["260_1"])
+    assert found["260_1"].is_active and "squeue does not answer within 60 s" in caplog.text
+    with pytest.raises(SlurmUnavailable, match="squeue does not answer within 60 s; sacct does not answer"):
+        Slurm(Programs(sacct=slow, squeue=slow)).jobs(["260_1"])
 
 
 def test_a_list_that_slurm_cut_short_holds_the_rest() -> None:
@@ -113,14 +177,15 @@ def test_room_is_what_the_limits_of_these_very_jobs_leave(
     answers = {
         ("assoc", "account,partition,defaultqos,maxsubmitjobs"): "lab||normal|50\nlab|long|normal|9\nother|||\n",
         ("qos", "name,maxsubmitpu"): "normal|\ndebug|2\n",
-        ("-A", "lab"): "1\n2_0\n2_1\n3\n",
-        ("-A", "lab", "-p", "long"): "1\n2_0\n2_1\n",
-        ("-q", "debug"): "3\n",
     }
+    rows = ("1|lab|long|normal", "2_0|lab|long|normal", "2_1|lab|long|normal", "3|lab|gpu|debug", "4|none|gpu|normal")
+    jobs = [row.split("|") for row in rows]
+    queue = "".join(f"{job}|PENDING|None||0:00|{account}|{part}|{qos}|x\n" for job, account, part, qos in jobs)
+    queue += "9|COMPLETED|None||0:00|lab|gpu|debug|x\n"
 
     def answer(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-        key = (command[3], command[-1].removeprefix("format=")) if command[0] == "sacctmgr" else tuple(command[5:-2])
-        return subprocess.CompletedProcess(command, 0, answers[key], "")
+        text = queue if command[0] == "squeue" else answers[command[3], command[-1].removeprefix("format=")]
+        return subprocess.CompletedProcess(command, 0, text, "")
 
     assert Slurm(answer).remaining_submit_quota(*where) == room
     assert Slurm(Programs()).remaining_submit_quota(*where) is None

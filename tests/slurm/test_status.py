@@ -16,6 +16,7 @@ from ftlib.core.lease import storage_time
 from ftlib.core.paths import Site
 from ftlib.runs.run import Run, find_runs
 from ftlib.slurm.client import Job, JobAttempt
+from ftlib.slurm.pending import pending_remedy
 from ftlib.slurm.status import RunStatus, open_jobs, run_status
 
 
@@ -73,7 +74,18 @@ def test_a_run_that_lives(run: Run, site: Site) -> None:
         ([], None, "not started", ""),
         ([{"event": "submitted"}], job("PENDING", "Priority"), "queued", "waits for Priority"),
         ([{"event": "submitted"}], job("RUNNING"), "running", "starting"),
-        ([{"event": "submitted"}], job("FAILED"), "failed", "its job ended before training started"),
+        ([{"event": "submitted"}], job("FAILED"), "never begun", "its job ended before training started"),
+        ([{"event": "submitted"}], None, "never begun", "its job ended before training started"),
+        ([{"event": "submitted"}], job("OUT_OF_MEMORY"), "never begun", "out of memory; request more with job.mem"),
+        ([{"event": "submitted"}, {"event": "failed", "command": "prepare", "reason": "bad rows"}], job("FAILED"),
+         "never begun", "bad rows"),
+        ([{"event": "submitted"}, START, {"event": "failed", "reason": "x"}, {"event": "submitted"}], job("FAILED"),
+         "never begun", "its job ended before training started"),
+        ([START, {"event": "lost", "reason": "killed: SIGKILL"}], None,
+         "died", "killed: SIGKILL; run or submit it again to resume"),
+        ([{"event": "submitted"}], job("PENDING", "PartitionTimeLimit"), "queued",
+         f"waits for PartitionTimeLimit: {pending_remedy('PartitionTimeLimit')}"),
+        ([START, {"event": "cancelled", "by": "ann"}], job("CANCELLED", by="1000"), "cancelled", "by ann"),
         ([START, TRAINING, {"event": "done", "step": 40}], None, "done", ""),
         ([START, {"event": "failed", "reason": "out of GPU memory: x"}], None, "failed", "out of GPU memory: x"),
         ([{"event": "failed", "command": "train", "reason": "not prepared"}], None, "failed", "not prepared"),
@@ -201,7 +213,7 @@ def test_of_several_jobs_the_one_that_matters(run: Run, site: Site) -> None:
 def test_a_training_that_never_began_takes_its_evaluation_with_it(run: Run, site: Site) -> None:
     tell(run, {"event": "submitted"}, {"event": "submitted", "job": "8"})
     found = run_status(run, site, time.time(), {"7": job("FAILED"), "8": FELL})
-    assert (found.state, found.reason, found.job) == ("failed", "its job ended before training started", "7")
+    assert (found.state, found.reason, found.job) == ("never begun", "its job ended before training started", "7")
 
 
 @pytest.mark.parametrize(
@@ -210,8 +222,8 @@ def test_a_training_that_never_began_takes_its_evaluation_with_it(run: Run, site
         ({"7": job("COMPLETING"), "8": job("PENDING", "Dependency")}, "queued", "waits for Dependency"),
         ({"8": job("RUNNING")}, "evaluating", "starting"),
         ({"8": job("CANCELLED", by="1000")}, "done", "evaluation cancelled by scancel"),
-        ({"8": job("TIMEOUT")}, "done", "evaluation failed: time limit"),
-        ({"8": job("FAILED")}, "done", "evaluation failed: its job ended before it started"),
+        ({"8": job("TIMEOUT")}, "done", "evaluation never begun: time limit"),
+        ({"8": job("FAILED")}, "done", "evaluation never begun: its job ended before it started"),
         ({"7": job("COMPLETED")}, "done", "evaluation not started"),
         ({"7": job("FAILED"), "8": FELL}, "done", "evaluation not started"),
         ({}, "done", "evaluation not started"),
@@ -243,9 +255,9 @@ def test_a_run_that_waits_for_a_process_of_this_machine(run: Run, site: Site) ->
     tell(run, {**here, "job": str(os.getpid())})
     assert (standing(run, site).state, open_jobs(run)) == ("queued", [])
     tell(run, {**here, "job": str(os.getpid()), "started": "1"})  # another process had this number
-    assert standing(run, site).state == "not started"
+    assert standing(run, site).state == "never begun"
     tell(run, {**here, "job": str(2**22 + 1)})
-    assert standing(run, site).state == "not started"
+    assert standing(run, site).state == "never begun"
 
 
 def test_who_has_ended_well_is_not_asked_for(run: Run, site: Site) -> None:
@@ -255,3 +267,40 @@ def test_who_has_ended_well_is_not_asked_for(run: Run, site: Site) -> None:
     assert open_jobs(run) == []
     tell(run, {"event": "evaluating", "job": "8"})
     assert open_jobs(run) == ["7", "8"]
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("starting\nftlib: image /x is not there. Build it: sbatch jobs/build.sbatch\nsrun: error: task 0\n",
+         "image /x is not there. Build it: sbatch jobs/build.sbatch"),
+        ("one\nbash: /nowhere: No such file or directory\nend\n", "bash: /nowhere: No such file or directory"),
+        ("only this\n", "only this"),
+    ],
+)  # fmt: skip
+def test_the_log_says_why_a_run_never_began(run: Run, site: Site, log: str, reason: str) -> None:
+    path = run.folder / "7_0_log.out"
+    tell(run, {"event": "submitted", "executor": "slurm", "log": str(path), "after": None})
+    assert standing(run, site).reason.endswith(f"wrote no log ({path})")
+    path.write_text(log)
+    assert standing(run, site).reason == f"its job ended before training started: {reason}"
+    tell(run, {"event": "submitted", "executor": "slurm", "log": "/etc/passwd", "after": None})
+    assert standing(run, site).reason == "its job ended before training started", "not in a log folder"
+
+
+def test_a_job_of_which_nobody_tells_is_not_over(run: Run, site: Site) -> None:
+    tell(run, {"event": "submitted", "executor": "slurm"})
+    found = run_status(run, site, time.time(), None)
+    assert (found.state, found.reason) == ("not started", "submitted as job 7; Slurm does not answer")
+
+
+def test_a_fresh_heartbeat_of_a_job_that_has_ended_is_no_life(run: Run, site: Site) -> None:
+    tell(run, START)
+    files.write_json(run.owner, {"host": "elsewhere", "pid": 1, "started": "1", "job": "7", "token": "t"})
+    now = run.owner.stat().st_mtime + 1
+    assert run_status(run, site, now, {"7": job("RUNNING")}).state == "running"
+    assert run_status(run, site, now, {"7": job("FAILED", exit_code=137)}).state == "failed"
+    assert run_status(run, site, now, {"7": job("PENDING", "BeginTime")}).state == "queued"
+    tell(run, {"event": "killed", "command": "train", "reason": "signal 9", "time": now})
+    found = run_status(run, site, now, {})
+    assert (found.state, found.reason) == ("failed", "killed: signal 9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -21,11 +22,13 @@ from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.runs import pinning
 from ftlib.runs.run import Run
-from ftlib.slurm import executors
+from ftlib.slurm import executors, intents, requirements
+from ftlib.slurm import submit as slurm_submit
 from tests.conftest import REPOSITORY
-from tests.slurm.fake_slurm import FakeSlurm
+from tests.slurm.fake_slurm import FakeSlurm, queued
 
 Submit = Callable[..., tuple[int, str, str]]
+REQUIRE_STARTABLE = requirements.require_startable
 FOUR = ("sweep.seed=[0, 1]", "sweep.data.prompt=['a {prefix}', 'b {prefix}']")
 
 
@@ -33,6 +36,8 @@ FOUR = ("sweep.seed=[0, 1]", "sweep.data.prompt=['a {prefix}', 'b {prefix}']")
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{fake.folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(intents, "SECONDS_BETWEEN_LOOKUPS", 0.0)
+    monkeypatch.setattr(requirements, "require_startable", lambda *_: None)  # no image, no data; see below
     return fake
 
 
@@ -48,6 +53,14 @@ def runs(store: Path) -> list[Run]:
     """All runs, in the order of their jobs."""
     found = [Run(path.parent) for path in store.glob("runs/*/tiny/*/config.yaml")]
     return sorted(found, key=lambda run: jsonl.read_jsonl_log(run.history)[0]["job"])
+
+
+def make_startable(store: Path) -> None:
+    """What another process, in which nothing is patched, looks for before it submits."""
+    for folder in ("images", "data"):
+        (store / folder).mkdir(parents=True, exist_ok=True)
+    (store / "images" / "ftlib.sif").touch()
+    (store / "data" / "data.jsonl").touch()
 
 
 def finish(run: Run) -> None:
@@ -141,6 +154,7 @@ def test_only_what_is_missing_is_submitted_again(submit: Submit, slurm: FakeSlur
     submit(*FOUR)
     one, two, three, four = runs(store)
     finish(one)
+    three.log_event("start", command="train", job="71_2", gpus=0)
     slurm.answers(sacct="71_1|RUNNING|0:0|None|n1|5\n71_2|FAILED|1:0|None|n1|5\n71_3|CANCELLED by 5|0:0|None|n1|5\n")
     _, out, err = submit(*FOUR)
     assert "4 runs: 1 finished, 1 queued or running, 1 failed, 1 missing" in err
@@ -161,7 +175,10 @@ def test_only_what_is_missing_is_submitted_again(submit: Submit, slurm: FakeSlur
         ("71|FAILED|75:0|None|n1|5", [], True),
         ("71|NODE_FAIL|0:0|None|n1|5", [], True),
         ("71|TIMEOUT|0:0|None|n1|5", [], True),
-        ("71|OUT_OF_MEMORY|0:125|None|n1|5", [], False),
+        ("71|OUT_OF_MEMORY|0:125|None|n1|5", [], True),
+        ("71|OUT_OF_MEMORY|0:125|None|n1|5", ["start"], False),
+        ("71|FAILED|2:0|None|n1|5", [], True),
+        ("71|FAILED|2:0|None|n1|5", ["failed"], True),
         ("71|COMPLETED|0:0|None|n1|5", [], True),
         ("71|REQUEUED|0:0|None|n1|5\n71|PENDING|0:0|BeginTime|n1|0", [], False),
         ("", [], True),
@@ -186,9 +203,12 @@ def test_what_counts_as_missing(
     ("train", "sent"),
     [("FAILED|2:0", False), ("OUT_OF_MEMORY|0:125", False), ("TIMEOUT|0:0", True), ("FAILED|75:0", True)],
 )
-def test_a_chain_is_judged_by_what_ended_it(submit: Submit, slurm: FakeSlurm, train: str, sent: bool) -> None:
+def test_a_chain_is_judged_by_what_ended_it(
+    submit: Submit, slurm: FakeSlurm, store: Path, train: str, sent: bool
+) -> None:
     """The evaluation is cancelled by Slurm when the training that it waits for did not end well."""
     submit("--then", "evaluate")
+    runs(store)[0].log_event("start", command="train", job="71", gpus=0)
     slurm.answers(sacct=f"71|{train}|None|n1|5\n72|CANCELLED by 0|0:0|Dependency||0\n")
     assert bool(submit("--then", "evaluate")[1]) is sent
     if not sent:
@@ -306,7 +326,8 @@ def test_what_is_replaced_stays_until_something_takes_its_place(submit: Submit, 
 
 KILLED_WHILE_REPLACING = """
 import os, signal, sys
-from ftlib.slurm import executors
+from ftlib.slurm import executors, intents, requirements
+from ftlib.slurm import submit as slurm_submit
 from ftlib.runs.run import Run
 plain, taken = Run.log_event, []
 def note(self, event, **details):
@@ -317,7 +338,7 @@ def note(self, event, **details):
 if sys.argv[1] == "sending":
     Run.log_event = note
 else:
-    executors.EXECUTORS["slurm"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    executors._sbatch = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 from ftlib.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -333,6 +354,7 @@ def test_a_replacement_that_was_killed_is_undone_where_nothing_has_begun(
     for run in before:
         finish(run)
         files.write_json(run.done_marker, {"step": 1})
+    make_startable(store)
     command = [sys.executable, "-c", KILLED_WHILE_REPLACING, where, "submit", config_file, *FOUR, "--replace"]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     (aside,) = store.glob("runs/*/.replaced-*")
@@ -397,14 +419,15 @@ def test_arrays_are_cut_to_the_sites_limits(submit: Submit, slurm: FakeSlurm) ->
 
 
 def test_what_slurm_does_not_take_now_is_left_for_later(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
-    slurm.answers(sacctmgr="lab|||5\n", squeue="1\n2\n")
+    slurm.answers(sacctmgr="lab|||5\n", squeue=queued("1") + queued("2"))
     _, _, err = submit(*FOUR)
     assert "Slurm accepts 3 more jobs from you now (MaxSubmitJobs): submitting 3 of 4 runs." in err
     assert len(runs(store)) == 3
-    slurm.answers(sacct="71_[0-2]|PENDING|0:0|None||0\n", squeue="1\n2\n71_0\n71_1\n71_2\n")
+    mine = "".join(map(queued, ("71_0", "71_1", "71_2")))
+    slurm.answers(sacct="71_[0-2]|PENDING|0:0|None||0\n", squeue=queued("1") + queued("2") + mine)
     code, _, err = submit(*FOUR)
     assert code == 2 and "Slurm accepts 0 more jobs" in err
-    slurm.answers(squeue="71_0\n71_1\n71_2\n")
+    slurm.answers(squeue=mine)
     assert submit(*FOUR)[1] == "72\n"
 
 
@@ -416,7 +439,9 @@ def test_a_chain(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
     assert "--dependency=aftercorr:71\n" in evaluate and "--kill-on-invalid-dep=yes" in evaluate
     assert "--dependency=afterany:71:72\n" in report and "--gres" not in report
     for number, run in enumerate(runs(store)):
-        assert [event["job"] for event in jsonl.read_jsonl_log(run.history)] == [f"71_{number}", f"72_{number}"]
+        *jobs, report = jsonl.read_jsonl_log(run.history)
+        assert [event["job"] for event in jobs] == [f"71_{number}", f"72_{number}"]
+        assert (report["event"], report["report"]) == ("report submitted", "73")
     assert submit("--then", "train")[0] == 2
 
 
@@ -429,7 +454,8 @@ def test_a_dry_run_prints_what_is_submitted_and_does_nothing(
     assert not list(store.rglob("*")) and not list((tmp_path / "work here").iterdir())
     submit(*arguments)
     for number, script in enumerate(slurm.scripts(), 1):
-        assert script.replace("aftercorr:71", "aftercorr:ARRAY1") in out, f"script {number}"
+        plain = re.sub(r"--job-name=tiny-[0-9a-f]{6}-[0-9a-f]{8}\n", "--job-name=tiny\n", script)
+        assert plain != script and plain.replace("aftercorr:71", "aftercorr:ARRAY1") in out, f"script {number}"
     for run in runs(store):
         assert f"ftlib train {run.config_file}\n" in out
     assert f"# tiny/{runs(store)[1].folder.name}: seed=0 data.prompt=b {{prefix}}\n" in out
@@ -459,3 +485,221 @@ def test_a_snapshot_holds_the_code_of_now(tmp_path: Path, monkeypatch: pytest.Mo
     assert pinning.snapshot_folder(clone, Site(tmp_path, tmp_path / "runs")) != target
     with pytest.raises(UserError, match="is not what is installed here"):
         pinning.find_clone()
+
+
+LOST = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
+
+
+def intents_left(store: Path) -> list[Path]:
+    return [path for path in store.glob("runs/*/.submissions/*") if path.name != "owner.json"]
+
+
+def test_a_job_whose_id_was_lost_is_found_by_its_name(
+    submit: Submit, slurm: FakeSlurm, store: Path, tmp_path: Path
+) -> None:
+    (slurm.folder / "lost").write_text(LOST)
+    code, out, err = submit(*FOUR)
+    assert (code, out) == (0, "71\n") and "sbatch's answer is lost" in err
+    assert [jsonl.read_jsonl_log(run.history)[-1]["job"] for run in runs(store)] == [f"71_{n}" for n in range(4)]
+    assert not intents_left(store)
+    folder = tmp_path / "work here" / "logs" / "tiny"
+    names = [*(f"71_{n}_submitted.pkl" for n in range(4)), "71_submission.sh"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert submit(*FOUR)[1] == "" and len(slurm.scripts()) == 1
+
+
+def test_what_slurm_does_not_have_after_a_lost_answer_is_sent_again(
+    submit: Submit, slurm: FakeSlurm, store: Path, tmp_path: Path
+) -> None:
+    (slurm.folder / "refusal").write_text(LOST)
+    code, _, err = submit()
+    assert code == 2 and "Slurm does not have the job" in err and "Run the same command again" in err
+    assert len(slurm.asked("squeue")) == 2, "asked twice"
+    assert not intents_left(store) and not list(store.glob("runs/*/tiny"))
+    assert not list((tmp_path / "work here" / "logs" / "tiny").iterdir())
+    (slurm.folder / "refusal").unlink()
+    assert submit()[1] == "71\n"
+
+
+def test_while_nobody_knows_nothing_is_sent(submit: Submit, slurm: FakeSlurm, store: Path, ftlib: Submit) -> None:
+    """sbatch's answer was lost, and squeue does not answer either."""
+    (slurm.folder / "lost").write_text(LOST)
+    slurm.answers(squeue=None)
+    code, _, err = submit(*FOUR)
+    assert code == 2 and "whether Slurm has the job" in err and len(intents_left(store)) == 1
+    code, _, err = submit(*FOUR)
+    assert code == 2 and "cannot check an interrupted submission: squeue" in err and len(slurm.scripts()) == 1
+    slurm.answers(squeue="")
+    assert {one["state"] for one in json.loads(ftlib("status", "--json")[1])} == {"queued"}
+    assert len(intents_left(store)) == 1, "status writes nothing"
+    code, out, err = submit(*FOUR)
+    assert (code, out) == (0, "") and "but Slurm has it: job 71" in err and "4 queued or running" in err
+    assert len(slurm.scripts()) == 1 and not intents_left(store)
+
+
+def test_a_submit_that_was_killed_leaves_no_second_job(
+    submit: Submit, slurm: FakeSlurm, store: Path, config_file: Path, ftlib: Submit
+) -> None:
+    """Killed while sbatch was at work; the job is cancelled by the name of its run."""
+    (slurm.folder / "lost").write_text("killed")
+    make_startable(store)
+    command = [sys.executable, "-m", "ftlib", "submit", config_file]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    (slurm.folder / "lost").unlink()
+    assert json.loads(ftlib("status", "--json")[1])[0]["state"] == "queued"
+    slurm.answers(scancel="")
+    code, _, err = ftlib("cancel", "tiny")
+    assert code == 0 and "cancelled" in err and set(slurm.asked("scancel")) == {"71"}
+    (slurm.folder / "ghosts").unlink()
+    assert submit()[1] == "72\n" and not intents_left(store)
+
+
+def test_on_a_full_disk_nothing_is_sent(
+    submit: Submit, slurm: FakeSlurm, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The intent cannot be written; or the history of the run after sbatch, and then the job is found again."""
+    plain = files.write_json
+
+    def full(path: Path, value: object) -> None:
+        if path.parent.name == ".submissions" and not path.name.startswith("owner"):
+            with files.storage_errors(path):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        plain(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", full)
+        code, _, err = submit()
+        assert code == 2 and "no space left" in err and not slurm.scripts() and not list(store.glob("runs/*/tiny"))
+
+    def no_event(self: Run, event: str, **details: object) -> None:
+        raise UserError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log_event", no_event)
+        assert submit()[0] == 2 and len(slurm.scripts()) == 1 and len(intents_left(store)) == 1
+    (name,) = re.findall(r"--job-name=(\S+)", slurm.scripts()[0])
+    slurm.answers(squeue=queued("71", name=name))
+    assert submit()[1] == "" and len(slurm.scripts()) == 1
+
+
+def test_two_submits_at_the_same_time_send_one_job(
+    submit: Submit, slurm: FakeSlurm, store: Path, config_file: Path
+) -> None:
+    slow = (slurm.folder / "sbatch").read_text().replace("#!/bin/bash\n", "#!/bin/bash\nsleep 1\n", 1)
+    (slurm.folder / "sbatch").write_text(slow)
+    slurm.answers(sacct="71|PENDING|0:0|None||0\n")
+    make_startable(store)
+    command = [sys.executable, "-m", "ftlib", "submit", config_file]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = "".join(process.communicate()[1] for process in both)
+    assert len(slurm.scripts()) == 1 and "another ftlib submit or cancel is at work" in told, told
+
+
+def test_what_sbatch_refuses_leaves_no_run_folder(submit: Submit, slurm: FakeSlurm, store: Path) -> None:
+    refuse(slurm)
+    assert submit(*FOUR)[0] == 2 and not list(store.glob("runs/*/tiny"))
+    (slurm.folder / "refusal").unlink()
+    submit()
+    (run,) = runs(store)
+    run.log_event("cancelled", by="ann", job=None)
+    refuse(slurm)
+    assert submit()[0] == 2 and run.config_file.exists(), "it was there before"
+
+
+@pytest.mark.parametrize(
+    ("parallel", "after"), [(2, ["", "71", "72", "73"]), (3, ["", "71", "72", "73"]), (7, ["", "", "71", "72"])]
+)
+def test_parallelism_holds_for_all_arrays_of_a_sweep(
+    submit: Submit, slurm: FakeSlurm, parallel: int, after: list[str]
+) -> None:
+    """Of three elements each: two of them fit into seven."""
+    slurm.answers(scontrol="MaxArraySize = 3\n")
+    seeds = f"sweep.seed={list(range(10))}"
+    assert submit(seeds, f"job.array_parallelism={parallel}")[0] == 0
+    found = [re.search(r"--dependency=afterany:(\d+)", script) for script in slurm.scripts()]
+    assert [each[1] if each else "" for each in found] == after
+
+
+@pytest.mark.parametrize(("line", "code"), [("COMPLETED|0:0", 0), ("FAILED|1:0", 1)])
+def test_wait_tells_by_its_exit_code_whether_all_runs_finished(
+    submit: Submit, slurm: FakeSlurm, store: Path, monkeypatch: pytest.MonkeyPatch, line: str, code: int
+) -> None:
+    """One job ends, and is seen to have ended, while `submit` waits."""
+    monkeypatch.setattr("ftlib.slurm.submit._SECONDS_BETWEEN_STATES", 0.0)
+    states = iter(["PENDING|0:0", "RUNNING|0:0", line])
+    plain = slurm_submit.Slurm.jobs
+
+    def jobs(self: slurm_submit.Slurm, ids: list[str], own: bool = False) -> object:
+        state = next(states, line)
+        slurm.answers(sacct=f"71|{state}|None|n1|5\n")
+        if state == "COMPLETED|0:0":
+            finish(runs(store)[0])
+            files.write_json(runs(store)[0].done_marker, {"step": 1})
+        return plain(self, ids, own)
+
+    monkeypatch.setattr(slurm_submit.Slurm, "jobs", jobs)
+    done, out, err = submit("--wait")
+    assert (done, out) == (code, "71\n") and "waiting: 1 queued or running" in err and "ended: 1 " in err
+
+
+def test_a_dry_run_of_another_executor_prints_its_commands(submit: Submit, slurm: FakeSlurm) -> None:
+    out = submit("--executor", "local", "--dry-run", "--then", "report")[1]
+    assert "sbatch" not in out and out.count("ftlib train ") == 1 and out.endswith("ftlib report tiny\n")
+
+
+def test_without_torch_nothing_is_started_here(submit: Submit, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = submit("--executor", "local")
+    assert code == 2 and "torch is not installed here" in err and "jobs/run.sh ftlib submit" in err
+    assert not list(store.glob("runs/*/tiny"))
+
+
+PARTITION = "PartitionName=low AllowAccounts=lab AllowQos=ALL Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 "
+PARTITION += "MaxMemPerNode=UNLIMITED State=UP TotalNodes=2\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((), ""),
+        (("job.account=lab", "job.time=1-00:00:00", "job.mem=12000M", "job.cpus=4", "job.nodes=2"), ""),
+        (("job.time=1-00:01:00",), "job.time: 1441 minutes; partition low allows 1-00:00:00"),
+        (("job.nodes=3",), "job.nodes: 3; partition low has TotalNodes=2"),
+        (("job.account=other",), "job.account: other; partition low allows only lab"),
+        (("job.mem=13G",), "job.mem: 13312 MiB on a node; nodes of partition low have at most 12000 MiB"),
+        (("job.cpus=9",), "job.cpus (times job.gpus): 9 on a node"),
+        (("job.gpus=3",), "job.gpus: 3 on a node"),
+        (("job.cpus=8", "job.mem=12000M"), "no node of partition low has 8 CPUs, 12000 MiB and 0 GPUs together"),
+        (("job.partition=high",), "there is no partition high; there are low"),
+        (("job.partition=high,low",), ""),
+    ],
+)
+def test_a_request_that_its_partition_rules_out_is_refused(
+    submit: Submit, slurm: FakeSlurm, store: Path, settings: tuple[str, ...], said: str
+) -> None:
+    slurm.answers(scontrol=PARTITION, sinfo="low*|4|12000|gpu:a100:2(S:0)\nlow*|8|6000|(null)\n")
+    code, _, err = submit("job.mem=1G", "job.time='60'", *settings)
+    assert (code, len(slurm.scripts())) == ((2, 0) if said else (0, 1)) and said in err, err
+    assert len(slurm.asked("sbatch")) == (not said), "asked once"
+    assert bool(list(store.glob("runs/*/tiny"))) is not bool(said)
+
+
+def test_what_a_test_of_the_request_says_is_a_warning(submit: Submit, slurm: FakeSlurm) -> None:
+    (slurm.folder / "test-only").write_text("allocation failure: all nodes are down\n")
+    code, _, err = submit(*FOUR)
+    assert code == 0 and "sbatch --test-only: allocation failure: all nodes are down" in err
+    assert len(slurm.asked("sbatch")) == 1
+
+
+def test_jobs_that_cannot_start_are_refused(
+    submit: Submit, slurm: FakeSlurm, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "require_startable", REQUIRE_STARTABLE)
+    code, _, err = submit("model.base=google/none", "warm_start=other")
+    assert code == 2 and not slurm.scripts() and not list(store.glob("runs/*/tiny"))
+    for said in ("ftlib.sif is not there", "google/none is not in the store", "data: no such folder", "other"):
+        assert said in err, err
+    make_startable(store)
+    assert submit()[1] == "71\n", "a model of ftlib is made by the job"
