@@ -15,6 +15,7 @@ from ftlib.cli import arguments
 from ftlib.core import log
 from ftlib.core.paths import find_site
 from ftlib.data.moved import find_experiment
+from ftlib.metrics.comparability import describe_settings
 from ftlib.metrics.summary import format_interval, format_value
 from ftlib.tasks.registry import task_of
 
@@ -56,7 +57,8 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     rows = []
     for scores in results:
         for part, own in {"": scores, **scores.get("parts", {})}.items():
-            place = [f"{scores['data']}{part and '/'}{part}", scores["split"], scores["when"]]
+            split = scores["split"] + ("*" if "other_settings" in scores else "")
+            place = [f"{scores['data']}{part and '/'}{part}", split, scores["when"]]
             rows += [[*place, *cells] for cells in _cells(own, columns)]
     return log.format_table(headers, rows)
 
@@ -71,6 +73,11 @@ def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]
 
 def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield remarks about the scores."""
+    if others := next((scores["other_settings"] for scores in results if "other_settings" in scores), None):
+        yield (
+            f"* {describe_settings(others)}: not the settings of the run's config, so these scores are kept apart and "
+            "are not the run's headline"
+        )
     for scores in results:
         where = f"{scores['data']} {scores['split']} {scores['when']}"
         yield from (f"{where}: {remark}" for remark in scores["remarks"])

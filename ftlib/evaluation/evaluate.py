@@ -22,9 +22,9 @@ import numpy as np
 
 from ftlib.config.identity import canonical_fields
 from ftlib.config.schema import CHAT, Config
-from ftlib.core import files, log
+from ftlib.core import files, jsonl, log
 from ftlib.core.lease import compute_once
-from ftlib.core.registry import provider
+from ftlib.core.registry import TASKS, provider
 from ftlib.data.dataset import PreparedDataset
 from ftlib.data.example import Example
 from ftlib.data.prompts import PromptTemplates, context_of, render_prompt
@@ -34,7 +34,8 @@ from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
-from ftlib.metrics.summary import summary
+from ftlib.metrics.comparability import answer_settings
+from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
 from ftlib.models.mask_codec import MaskCodec
 from ftlib.tasks.base import PredictionRecord, by_dataset
@@ -68,6 +69,8 @@ def evaluate_split(
         return cached_scores(folder, settings)
 
     def compute() -> dict[str, Any] | None:
+        if _has_predictions(folder, settings):
+            return _score_again(request, folder, settings) if log.is_main_process() else None
         partial = scratch_dir(scratch / _SCRATCH_NAME, generation_settings(settings), lambda: bool(find()))
         if log.rank_and_world_size()[0] and find():
             return None  # the first process has already finished
@@ -420,7 +423,33 @@ def cached_scores(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     if not files.is_complete(folder):
         return None
     scores: dict[str, Any] = files.read_json(folder / "scores.json")
-    return scores if _without_paths(scores["settings"]) == _without_paths(settings) else None
+    return scores if _without_paths(scores["settings"]) == _without_paths(settings) and _is_current(scores) else None
+
+
+def _is_current(scores: dict[str, Any]) -> bool:
+    """Whether scores were computed by the rule and with the intervals of this version of ftlib."""
+    task = TASKS.get(scores["settings"]["task"])  # a plugin's identity is among the settings
+    rule = task.rule if task else ""
+    return scores["interval_method"] == INTERVAL_METHOD and rule in ("", scores["rule"].split(", ")[0])
+
+
+def _has_predictions(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether there is an evaluation with these settings, whose predictions can be scored again by today's rule."""
+    if not files.is_complete(folder):
+        return False
+    return _without_paths(files.read_json(folder / "scores.json")["settings"]) == _without_paths(settings)
+
+
+def _score_again(request: EvaluationRequest, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Score the predictions of an evaluation that an older version of ftlib scored by another rule."""
+    old, records = files.read_json(folder / "scores.json"), jsonl.read_jsonl_log(folder / "predictions.jsonl")
+    log.info(f"{folder}: scored by {old['rule']} before; the same predictions are scored again")
+    scores = _scores(request, records, settings, old["training_overlap"])
+    scores |= {name: old[name] for name in ("threshold", "precision_recall") if name in old}
+    if "threshold" in old:
+        scores["remarks"].append(Threshold(**old["threshold"]).describe(settings["split"]))
+    _publish(folder, records, scores, request.config)
+    return scores
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -430,11 +459,7 @@ def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 def evaluation_settings(request: EvaluationRequest, split: str, threshold: Threshold | None) -> dict[str, Any]:
     """Return all settings that the scores depend on."""
-    evaluation, answers = request.config.evaluation, canonical_fields(request.config.evaluation)
-    own = {
-        "choose": ["positive", "min_precision"],
-        "generate": ["num_beams", "max_new_tokens", "generation", "positive"],
-    }
+    evaluation = request.config.evaluation
     chat = request.model.processor.warning if request.config.data.prompt == CHAT else ""
     return {
         "model": request.model.name,
@@ -448,8 +473,7 @@ def evaluation_settings(request: EvaluationRequest, split: str, threshold: Thres
         "split": split,
         "fingerprint": request.prepared.metadata["splits"][split]["fingerprint"],
         "trained_on": files.json_sha256(sorted(row.digest for row in request.trained_on))[:16],
-        "decode": evaluation.decode,
-        **{name: answers[name] for name in own[evaluation.decode] if name in answers},
+        **answer_settings(evaluation),
         "mask_decoder": files.file_sha256(Path(evaluation.mask_decoder)) if evaluation.mask_decoder else None,
         "labels": request.prepared.labels if evaluation.decode == "choose" else None,
         "threshold": threshold.to_json() if threshold else None,

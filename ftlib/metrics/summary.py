@@ -10,7 +10,7 @@ from ftlib.core import log
 from ftlib.metrics.base import MetricResult
 from ftlib.metrics.uncertainty import FEW_GROUPS, LEVEL, RESAMPLES, Interval
 
-METHOD = (
+INTERVAL_METHOD = (
     f"level {LEVEL}: percentile bootstrap over images or documents, {RESAMPLES} resamples; "
     "a share of independent yes/no rows: Wilson"
 )
@@ -29,7 +29,7 @@ def summary(result: MetricResult, intervals: Mapping[str, Interval | None]) -> d
     return {
         "metric": result.headline,
         **metrics[result.headline],
-        "interval_method": METHOD if intervals else None,
+        "interval_method": INTERVAL_METHOD if intervals else None,
         "rule": result.rule,
         "unit": result.unit,
         "n": result.n,

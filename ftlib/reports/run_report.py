@@ -13,7 +13,7 @@ from ftlib import __version__
 from ftlib.config.identity import describe_recipe
 from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import LOSS
-from ftlib.metrics.comparability import setting_differences
+from ftlib.metrics.comparability import answer_settings, describe_settings, setting_differences
 from ftlib.reports import charts
 from ftlib.reports.gallery import answers_context
 from ftlib.reports.html import Context, render_page
@@ -69,9 +69,12 @@ def _subject(record: RunRecord) -> str:
 
 
 def headline(record: RunRecord) -> str:
-    """Return the run in one sentence: the first split's score, before → after training."""
+    """Return the run in one sentence: the first split's score, before → after training, with the config's settings."""
+    if damaged := record.damaged_result:
+        return f"{damaged.parent.name}: the scores after training are damaged"
     if not record.splits:
-        return "Not evaluated yet"
+        others = describe_settings_of(record.other_splits)
+        return f"Not evaluated with its config's settings, only with {others}" if others else "Not evaluated yet"
     first = record.splits[0]
     scores = first.latest.scores
     what, count = f"{first.split} {scores['metric']}", f"(n = {scores['n']})"
@@ -81,23 +84,29 @@ def headline(record: RunRecord) -> str:
     return f"{what} {change}{_value(scores)} {count}"
 
 
+def describe_settings_of(splits: Sequence[SplitRecord]) -> str:
+    """Return the settings of evaluations that are not those of their run's config."""
+    return "; ".join(dict.fromkeys(split.settings for split in splits))
+
+
 def scores_context(record: RunRecord) -> Context:
     """Return one row per split and model; missing evaluations with the command to run."""
-    metrics = sorted({split.latest.scores["metric"] for split in record.splits})
+    evaluated = [*record.splits, *record.other_splits]
+    metrics = sorted({split.latest.scores["metric"] for split in evaluated})
     source, several = record.config.data.source, len(metrics) > 1
     return {
         "metrics": ", ".join(metrics),
-        "rows": [row for split in record.splits for row in _rows(split, source, several)],
-        "method": _method(record.splits[0].latest.scores) if record.splits else "",
-        "details": [details for split in record.splits if (details := _details(split))],
-        "warnings": [text for split in record.splits for text in _warnings(split)],
+        "rows": [row for split in evaluated for row in _rows(split, source, several)],
+        "method": _method(evaluated[0].latest.scores) if evaluated else "",
+        "details": [details for split in evaluated if (details := _details(split))],
+        "warnings": [*_settings_remarks(record), *[text for split in evaluated for text in _warnings(split)]],
         "missing": list(_missing(record)),
     }
 
 
 def metric_tables(record: RunRecord) -> list[Table]:
     """Return every metric of every split, before and after training."""
-    return [table for split in record.splits for table in _metric_tables(split)]
+    return [table for split in (*record.splits, *record.other_splits) for table in _metric_tables(split)]
 
 
 def _metric_tables(split: SplitRecord) -> list[Table]:
@@ -118,6 +127,7 @@ def _metric_table(split: SplitRecord, kind: str, labels: dict[str, str]) -> Tabl
         [text, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name, text in labels.items()
     ]
     title = f"{f'By {kind}' if kind else 'All metrics'} on {split.dataset} {split.split}"
+    title += f" with {split.settings}" if split.settings else ""
     return Table(title, "l" + "rr" * len(whens), headers, rows, [f"n = {split.latest.scores['n']}"])
 
 
@@ -154,6 +164,7 @@ def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
 def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
     """Yield table rows: with several metrics, values have the metric's name; parts of a mixture follow the total."""
     name = split.split if split.dataset == own else f"{split.dataset} {split.split}"
+    name += f" ({split.settings})" if split.settings else ""
     for when, evaluation in split.by_when.items():
         for part, scores in {"": evaluation.scores, **evaluation.scores.get("parts", {})}.items():
             interval, invalid = scores["interval"], scores.get("invalid")
@@ -186,9 +197,21 @@ def _method(scores: dict[str, Any]) -> str:
     return f"Intervals: {scores['interval_method']}." if "interval_method" in scores else ""
 
 
+def _settings_remarks(record: RunRecord) -> Iterator[str]:
+    """Yield remarks about evaluations with other settings than the config's, and about damaged ones."""
+    if record.other_splits:
+        own = describe_settings(answer_settings(record.config.evaluation))
+        yield (
+            f"Rows with settings in parentheses are not comparable with the others, which have the config's: {own}. "
+            "Headline, answers and rankings show the config's settings only."
+        )
+    for folder in record.damaged:
+        yield f"{folder.relative_to(record.folder)}: the files are damaged and not shown; delete it and evaluate again."
+
+
 def _warnings(split: SplitRecord) -> Iterator[str]:
     """Yield remarks: warnings, the paired test, and whether the scores are comparable (same rows and settings)."""
-    where = f"{split.dataset} {split.split}"
+    where = f"{split.dataset} {split.split}" + (f" ({split.settings})" if split.settings else "")
     yield from (f"{where}: {remark}" for remark in split.latest.scores.get("remarks", []))
     if split.change:
         yield f"{where}: {split.change['sentence']}."

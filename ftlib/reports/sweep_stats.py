@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlib.config.identity import canonical_fields, identity_fields
+from ftlib.metrics.comparability import comparable_settings
 from ftlib.reports.run_record import AFTER, EvaluationResult, RunRecord
 
 SELECTION_SPLIT, REPORT_SPLIT = "valid", "test"
@@ -79,6 +80,22 @@ def rows_of(runs: Sequence[RunRecord], split: str) -> frozenset[str]:
 def evaluated_on_different_rows(groups: Iterable[Sequence[RunRecord]], split: str) -> bool:
     """Whether the compared runs were evaluated on different rows; runs without a score are ignored."""
     return len({rows for runs in groups if (rows := rows_of(runs, split))}) > 1
+
+
+TRAINED_WITH = ("fingerprint", "split", "prompt", "prompts", "max_pixels", "chat_template")
+"""Settings that belong to the data or to the trained model, which a ranking may compare."""
+
+
+def unlike_settings(groups: Iterable[Sequence[RunRecord]], split: str) -> dict[str, list[Any]]:
+    """Return the settings in which the evaluations of runs after training differ: name → its values.
+
+    The rule of the metric is one of them. Rows are compared by `evaluated_on_different_rows`.
+    """
+    found = [_own_evaluation(run, split, AFTER) for runs in groups for run in runs]
+    known = [comparable_settings(one.scores) for one in found if one and one.value is not None]
+    names = dict.fromkeys(name for settings in known for name in settings if name not in TRAINED_WITH)
+    values = {name: list({format_field(one.get(name)): one.get(name) for one in known}.values()) for name in names}
+    return {name: different for name, different in values.items() if len(different) > 1}
 
 
 def _own_evaluation(record: RunRecord, split: str, when: str) -> EvaluationResult | None:

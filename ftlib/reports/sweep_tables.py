@@ -11,6 +11,7 @@ from ftlib.reports.run_record import (
     BEFORE,
     EvaluationResult,
     RunRecord,
+    SplitRecord,
     describe_state,
     interruptions,
     merge_record,
@@ -19,6 +20,7 @@ from ftlib.reports.run_record import (
 from ftlib.reports.sweep_stats import (
     REPORT_SPLIT,
     SELECTION_SPLIT,
+    TRAINED_WITH,
     RunGroup,
     SeedStatistics,
     comparison_groups,
@@ -27,6 +29,7 @@ from ftlib.reports.sweep_stats import (
     own_score,
     rows_of,
     seed_statistics,
+    unlike_settings,
 )
 from ftlib.reports.tables import NO_VALUE, Table
 
@@ -74,8 +77,25 @@ def _leaderboard(column: str, groups: Sequence[RunGroup]) -> Table:
     return Table(title, "lrrrrrr", headers, [_row(one) for one in groups], remarks)
 
 
+def settings_remarks(groups: Sequence[Sequence[RunRecord]], splits: Sequence[str]) -> Iterator[str]:
+    """Yield remarks about compared scores whose evaluations had different settings, and about those left out."""
+    for split in splits:
+        for name, values in unlike_settings(groups, split).items():
+            shown = ", ".join("not set" if value is None else format_field(value) for value in values[:4])
+            yield (f"Not alike: the evaluations on {split} differ in {name} ({shown}), which may explain differences.")
+    left_out = sum(len(run.other_splits) for runs in groups for run in runs)
+    if left_out:
+        yield (
+            f"{left_out} evaluation{'s' * (left_out > 1)} with other settings than the run's config "
+            f"{'are' if left_out > 1 else 'is'} not in this table; see the reports of the runs."
+        )
+    if damaged := sum(len(run.damaged) for runs in groups for run in runs):
+        yield f"{damaged} damaged evaluation{'s' * (damaged > 1)} left out; see the reports of the runs."
+
+
 def _row_remarks(groups: Sequence[RunGroup]) -> Iterator[str]:
-    """Yield remarks about scores on different rows."""
+    """Yield remarks about scores on different rows or with different settings."""
+    yield from settings_remarks([group.runs for group in groups], (SELECTION_SPLIT, REPORT_SPLIT))
     for split in (SELECTION_SPLIT, REPORT_SPLIT):
         if evaluated_on_different_rows([group.runs for group in groups], split):
             yield f"These settings were evaluated on different rows of {split}, which may explain differences."
@@ -128,6 +148,7 @@ def _effect(key: str, groups: Sequence[RunGroup]) -> Table:
         scores = [score for run in members if (score := own_score(run, SELECTION_SPLIT)) is not None]
         rows.append([value, str(len(scores)), format_values(scores)])
     remarks = [f"Mean ± standard deviation on {SELECTION_SPLIT} over all runs with that value."]
+    remarks += settings_remarks(list(runs.values()), [SELECTION_SPLIT])
     if evaluated_on_different_rows(runs.values(), SELECTION_SPLIT):
         remarks.insert(
             0, f"These values were evaluated on different rows of {SELECTION_SPLIT}, which may explain differences."
@@ -163,8 +184,29 @@ def cross_table(groups: Sequence[RunGroup]) -> Table | None:
     for group in groups:
         scores = _scores(group)
         rows.append([group.name, *[format_values(scores.get(column, [])) for column in columns]])
-    remark = f"Main metric after training, {_OVER_SEEDS.split(';')[0]}."
-    return Table("Across datasets", "l" + "r" * len(columns), headers, rows, [remark])
+    remarks = [f"Main metric after training, {_OVER_SEEDS.split(';')[0]}."]
+    remarks += _unlike_columns(groups, columns)
+    return Table("Across datasets", "l" + "r" * len(columns), headers, rows, remarks)
+
+
+def _unlike_columns(groups: Sequence[RunGroup], columns: Sequence[_LeaderboardPlace]) -> Iterator[str]:
+    """Yield remarks about columns with evaluations of different settings."""
+    for column in columns:
+        found: dict[str, dict[str, None]] = {}
+        for group in groups:
+            for run in group.runs:
+                for split in run.splits:
+                    if split.after and _place(split, split.after) == column:
+                        for name, value in comparable_settings(split.after.scores).items():
+                            found.setdefault(name, {})[format_field(value)] = None
+        unlike = {name: list(values) for name, values in found.items() if len(values) > 1 and name not in TRAINED_WITH}
+        for name, values in unlike.items():
+            where = f"{column.dataset} {column.split}"
+            yield f"Not alike: the evaluations on {where} differ in {name} ({', '.join(values[:4])})."
+
+
+def _place(split: SplitRecord, after: EvaluationResult) -> _LeaderboardPlace:
+    return _LeaderboardPlace(split.dataset, split.split, after.scores["metric"], after.rows)
 
 
 def _scores(group: RunGroup) -> dict[_LeaderboardPlace, list[float]]:
@@ -173,7 +215,7 @@ def _scores(group: RunGroup) -> dict[_LeaderboardPlace, list[float]]:
     for run in group.runs:
         for split in run.splits:
             if after := split.after:
-                column = _LeaderboardPlace(split.dataset, split.split, after.scores["metric"], after.rows)
+                column = _place(split, after)
                 found.setdefault(column, []).extend([] if after.value is None else [after.value])
     return found
 

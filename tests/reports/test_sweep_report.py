@@ -208,6 +208,20 @@ def test_the_seeds_of_a_setting_on_different_rows(site: Site, tmp_path: Path, ft
     assert "(settings were evaluated on different rows)" not in text
 
 
+def test_unlike_settings_are_not_ranked_in_silence(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for seed, tokens in ((0, 16), (1, 2)):
+        run = _member(site, tmp_path, 5, 5, seed=seed, evaluation__max_new_tokens=tokens)
+        for split in ("valid", "test"):
+            rows = [row(n, "cat", "cat") for n in range(10)]
+            settings = {"fingerprint": split, "decode": "generate", "num_beams": 1, "max_new_tokens": tokens}
+            settings |= {"generation": {}, "positive": None}
+            evaluate(run, split, "after", rows, settings=settings)
+            evaluate(run, f"{split}-2", "after", rows, settings=settings | {"max_new_tokens": 9})
+    text = _report(ftlib, tmp_path)
+    assert "the evaluations on valid differ in max_new_tokens (16, 2), which may explain differences" in text
+    assert "4 evaluations with other settings than the run's config are not in this table" in text
+
+
 def test_settings_on_the_same_rows_need_no_remark(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
     assert "on different rows" not in (text := _report(ftlib, tmp_path)) and "different rows" not in text
 
