@@ -25,7 +25,7 @@ from typing import Any
 from ftlib import api
 from ftlib.cli import arguments
 from ftlib.core import log
-from ftlib.metrics.summary import format_summary
+from ftlib.metrics.summary import format_difference_interval, format_summary
 from ftlib.tasks.score_files import SCORERS
 
 
@@ -72,7 +72,6 @@ def _table(against: Path, differences: dict[str, dict[str, Any]]) -> str:
     headers = [f"{against.name} − first", "difference", "95 % interval", "p", "verdict"]
     rows = []
     for name, found in differences.items():
-        low, high = found["interval"]
-        span = f"{low:+.4f} to {high:+.4f}"
+        span = format_difference_interval(found["interval"])
         rows.append([name, f"{found['difference']:+.4f}", span, f"{found['p']:.4f}", found["verdict"]])
     return log.format_table(headers, rows)

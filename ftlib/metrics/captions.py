@@ -25,6 +25,7 @@ HEADLINE = "CIDEr-D"
 LONGEST = 4
 """Maximum length of n-grams in words."""
 
+MAX_CIDER = 10.0
 _BETA = 1.2
 _ABOVE_ZERO = 1e-15
 _BELOW_LINE = 1e-9
@@ -98,6 +99,7 @@ def add_caption_scores(sums: GroupedSums, tokens: TokenizedCaptions) -> list[flo
     sums.add_ratio("ROUGE-L", rouge_l(tokens))
     scores = cider(matches, lengths, tokens.images)
     sums.add_ratio("CIDEr-D", scores)
+    sums.limits["CIDEr-D"] = MAX_CIDER
     return scores.tolist()
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from ftlib.core import log
 from ftlib.metrics.base import MetricResult
-from ftlib.metrics.uncertainty import FEW_GROUPS, LEVEL, RESAMPLES, Interval
+from ftlib.metrics.uncertainty import FEW_GROUPS, LEVEL, Interval
 
 INTERVAL_METHOD = (
-    f"level {LEVEL}: percentile bootstrap over images or documents, {RESAMPLES} resamples; "
-    "a share of independent yes/no rows: Wilson"
+    f"level {LEVEL}: Wilson's interval with the jackknife's standard error over images or documents, and Student's "
+    "quantile; a share of independent yes/no rows: Wilson"
 )
 
 
@@ -73,6 +73,11 @@ def format_value(value: float | None, unit: str) -> str:
 def format_interval(interval: Interval | None, unit: str) -> str:
     """An interval for tables."""
     return f"{format_value(interval[0], unit)}–{format_value(interval[1], unit)}" if interval else "–"
+
+
+def format_difference_interval(interval: Interval | None) -> str:
+    """The interval of a difference, for tables and sentences."""
+    return f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "–"
 
 
 def _row(name: str, metric: Mapping[str, Any], unit: str, with_interval: bool) -> list[str]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlib.config.identity import canonical_fields, identity_fields
+from ftlib.core.metric_table import upper_limit
 from ftlib.metrics.comparability import comparable_settings
+from ftlib.metrics.student import student_quantile
 from ftlib.reports.run_record import AFTER, EvaluationResult, RunRecord
 
 SELECTION_SPLIT, REPORT_SPLIT = "valid", "test"
@@ -54,7 +56,8 @@ class RunGroup:
     def seed_statistics(self, split: str, when: str = AFTER) -> SeedStatistics | None:
         """Return statistics over the seeds with a score on the run's own dataset; None without scores."""
         scores = [score for run in self.runs if (score := own_score(run, split, when)) is not None]
-        return seed_statistics(scores) if scores else None
+        limit = upper_limit(self.runs[0].config.task, self.metric or "")
+        return seed_statistics(scores, limit) if scores else None
 
 
 def comparison_groups(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
@@ -193,36 +196,18 @@ class SeedStatistics:
     interval: tuple[float, float] | None
 
 
-def seed_statistics(values: Sequence[float]) -> SeedStatistics:
-    """Return the statistics of at least one value."""
+def seed_statistics(values: Sequence[float], limit: float | None = None) -> SeedStatistics:
+    """Return the statistics of at least one value.
+
+    Args:
+        limit: the largest possible value of a metric whose smallest is 0; the interval does not go beyond them.
+    """
     mean = statistics.fmean(values)
     if len(values) < 2:
         return SeedStatistics(len(values), mean, None, None)
     sd = statistics.stdev(values)
     reach = student_quantile(len(values) - 1) * sd / math.sqrt(len(values))
-    return SeedStatistics(len(values), mean, sd, (mean - reach, mean + reach))
-
-
-def student_quantile(freedom: int, inside: float = 0.95) -> float:
-    """Return t with P(|T| < t) = `inside` for `freedom` degrees of freedom.
-
-    The probability is a finite series in the angle atan(t / √freedom) (Abramowitz and Stegun, 26.7.3 and 26.7.4), which
-    ascends from 0 to 1; bisection finds the angle.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_probability(middle, freedom) < inside else (low, middle)
-    return math.tan(low) * math.sqrt(freedom)
-
-
-def _student_probability(angle: float, freedom: int) -> float:
-    """P(|T| < √freedom · tan(angle))."""
-    cosine, odd = math.cos(angle), freedom % 2
-    term = cosine if odd else 1.0
-    series = 0.0
-    for number in range(1 + odd, freedom, 2):
-        series += term
-        term *= cosine**2 * number / (number + 1)
-    series *= math.sin(angle)
-    return 2 / math.pi * (angle + series) if odd else series
+    low, high = mean - reach, mean + reach
+    if limit is not None and min(values) >= 0 and max(values) <= limit:
+        low, high = max(0.0, low), min(limit, high)
+    return SeedStatistics(len(values), mean, sd, (low, high))

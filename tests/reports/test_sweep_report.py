@@ -15,8 +15,9 @@ from scipy.stats import t as student
 from ftlib.config.loader import load_experiment
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
+from ftlib.metrics.student import student_quantile
 from ftlib.reports.run_record import RunRecord
-from ftlib.reports.sweep_stats import group_runs, seed_statistics, student_quantile
+from ftlib.reports.sweep_stats import group_runs, seed_statistics
 from ftlib.reports.tables import Table
 from ftlib.runs.run import Run, create_run
 from tests.reports.fake_runs import CONFIG, evaluate, finish, record_of, row, train
@@ -75,6 +76,12 @@ def test_the_interval_over_seeds_is_scipys() -> None:
     assert (found.mean, found.sd) == (pytest.approx(statistics.mean(values)), pytest.approx(statistics.stdev(values)))
     assert found.interval == (pytest.approx(low), pytest.approx(high))
     assert seed_statistics([0.4]).interval is None
+
+
+def test_the_interval_over_seeds_stays_in_the_range_of_the_metric() -> None:
+    assert seed_statistics([0.485, 0.589]).interval == pytest.approx((-0.1237, 1.1977), abs=1e-3)
+    assert seed_statistics([0.485, 0.589], 1.0).interval == (0.0, 1.0)
+    assert seed_statistics([48.5, 58.9], 100.0).interval == (0.0, 100.0)
 
 
 def test_settings_are_ranked_by_valid_alone(records: list[RunRecord]) -> None:
