@@ -62,7 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--choices", type=Path, metavar="FILE", help="gqa: valid and plausible answers by question")
     command.add_argument("--positive", metavar="LABEL", help="classify: the positive class for precision and recall")
-    command.add_argument("--tokenize", metavar="NAME", help="text: sacrebleu's tokenizer; default 13a, Japanese char")
+    command.add_argument(
+        "--tokenize",
+        metavar="NAME",
+        help="text: sacrebleu's tokenizer for BLEU; default: by the script, 13a, char or ja-mecab",
+    )
     command.add_argument("--no-intervals", action="store_true", help="only the values")
     command.add_argument("--json", action="store_true", help="print everything to stdout")
     return command

@@ -144,9 +144,10 @@ METRICS: dict[str, TaskMetrics] = {
         },
     ),
     "instruct": TaskMetrics(
-        "squad-2.0",
+        "squad-2.0+strict-1",
         {
             "exact match": _percent("equal without case, ASCII punctuation, articles", "SQuAD 2.0's evaluation script"),
+            "strict match": _percent("equal without case and final full stop; numbers by value, with their sign", ""),
             "token F1": _percent("F1 of the words in SQuAD's normal form", "SQuAD 2.0's evaluation script"),
             "BLEU": _percent("corpus BLEU; its signature is in the rule", "sacrebleu"),
         },

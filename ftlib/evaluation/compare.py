@@ -26,7 +26,7 @@ def compare_evaluations(config: Config, labels: list[str], a: Path, b: Path) -> 
     samples = []
     for folder in (a, b):
         records = jsonl.read_jsonl_log(folder / "predictions.jsonl")
-        samples.append(task_of(config).score(records, labels, config.evaluation.positive).sample)
+        samples.append(task_of(config).measure(records, labels, config.evaluation).sample)
     metric = files.read_json(b / "scores.json")["metric"]
     comparison = paired_test(samples[0], samples[1], metric)
     return {"metric": metric, **asdict(comparison), "verdict": comparison.verdict}

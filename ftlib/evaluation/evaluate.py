@@ -157,9 +157,12 @@ def validate_settings(config: Config, prepared: PreparedDataset) -> MaskCodec | 
         The mask decoder for task segment, else None.
 
     Raises:
-        UserError: a positive label that is not an answer of the dataset; no weights for masks, or wrong ones.
+        UserError: a positive label that is not an answer of the dataset; a tokenizer for a task without one; no
+            weights for masks, or wrong ones.
     """
-    positive, labels = config.evaluation.positive, prepared.labels
+    positive, labels, tokenize = config.evaluation.positive, prepared.labels, config.evaluation.tokenize
+    if tokenize != "auto" and not task_of(config).with_tokenizer:
+        raise UserError(f"evaluation.tokenize: {tokenize!r}: task {config.task} has no tokenizer to choose")
     if positive is not None and positive not in labels:
         shown = ", ".join(labels[:10])
         raise UserError(f"evaluation.positive: {positive!r} is not an answer of the dataset ({shown})")
@@ -254,7 +257,7 @@ def _scores(
 def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dict[str, Any]:
     """Return the entry of scores.json for all rows or a part; also sets the score of every record."""
     task = task_of(request.config)
-    measured = task.score(records, request.prepared.labels, request.config.evaluation.positive)
+    measured = task.measure(records, request.prepared.labels, request.config.evaluation)
     for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
         record["score"] = score
     return {
@@ -395,7 +398,7 @@ def _without_context_id(name: str) -> str:
 
 # An evaluation request, and the settings that its scores depend on.
 
-_SCORING_SETTINGS = ("threshold", "positive", "min_precision", "mask_decoder")
+_SCORING_SETTINGS = ("threshold", "positive", "min_precision", "mask_decoder", "tokenize")
 """Settings that affect scores, but not predictions."""
 
 

@@ -148,6 +148,7 @@ class MetricResult:
         tables: results that are not a single number (confusion matrix, curves), as JSON.
         notes: metric → why it was not computed.
         constants: metrics without interval, because they cannot be resampled.
+        remarks: what a reader of the numbers must know.
     """
 
     rule: str
@@ -160,6 +161,7 @@ class MetricResult:
     tables: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def values(self) -> dict[str, float]:
         """Metric name → value."""

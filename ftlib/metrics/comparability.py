@@ -15,7 +15,7 @@ _MODEL_SETTINGS = ("model", "model_plugin", "loaded", "weights", "trained_on", "
 
 _BY_DECODE = {
     "choose": ("positive", "min_precision"),
-    "generate": ("num_beams", "max_new_tokens", "generation", "positive"),
+    "generate": ("num_beams", "max_new_tokens", "generation", "positive", "tokenize"),
 }
 _ANSWER_SETTINGS = ("decode", *dict.fromkeys(name for names in _BY_DECODE.values() for name in names))
 """Settings of an evaluation that a config chooses, and that change answers or scores."""

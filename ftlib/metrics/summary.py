@@ -44,6 +44,7 @@ def summary(result: MetricResult, intervals: Mapping[str, Interval | None]) -> d
 def remarks(result: MetricResult) -> list[str]:
     """Warnings about the numbers: metrics that were not computed, too few rows."""
     said = [f"{name}: not computed: {reason}" for name, reason in result.notes.items()]
+    said += result.remarks
     groups = len(result.sample.groups)
     if groups < FEW_GROUPS:
         said.append(f"Only {groups} independent rows: these scores are rough; do not choose between models by them.")
