@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table(results: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    headers = ["data", "split", "training", "metric", "value", "95 % interval", "n", "invalid"]
+    headers = ["data", "split", "training", "metric", "value", "95 % interval", "n", "invalid", "cut off"]
     rows = []
     for scores in results:
         for part, own in {"": scores, **scores.get("parts", {})}.items():
@@ -68,7 +68,8 @@ def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]
     for name in [name for name in columns if name in scores["metrics"]]:
         found, unit = scores["metrics"][name], scores["unit"]
         shown = [format_value(found["value"], unit), format_interval(found["interval"], unit)]
-        yield [name, *shown, str(scores["n"]), str(scores["invalid"])]
+        cut = scores.get("answers", {}).get("cut_off")
+        yield [name, *shown, str(scores["n"]), str(scores["invalid"]), "–" if cut is None else str(cut)]
 
 
 def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:

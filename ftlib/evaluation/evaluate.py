@@ -34,6 +34,7 @@ from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
+from ftlib.metrics.answers import answer_remarks, count_answers
 from ftlib.metrics.comparability import answer_settings
 from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
@@ -260,8 +261,14 @@ def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dic
     measured = task.measure(records, request.prepared.labels, request.config.evaluation)
     for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
         record["score"] = score
+    found = summary(measured, confidence_intervals(measured))
+    evaluation, generated = request.config.evaluation, request.config.evaluation.decode == "generate"
+    if generated:
+        labels = request.prepared.labels if task.closed_labels else ()
+        found["answers"] = count_answers(records, labels)
+        found["remarks"] += answer_remarks(found["answers"], len(records), evaluation.max_new_tokens)
     return {
-        **summary(measured, confidence_intervals(measured)),
+        **found,
         "higher_is_better": task.higher_is_better(measured.headline),
     }
 
@@ -356,6 +363,7 @@ def _record(row: Example, config: Config, text: str, answer: Prediction) -> Pred
         **({"facts": row.facts} if row.facts else {}),
         **({"dataset": row.dataset} if row.dataset else {}),
         **({"cut": True} if answer.get("cut") else {}),
+        **({"finish_reason": answer["finish_reason"]} if "finish_reason" in answer else {}),
     }
 
 

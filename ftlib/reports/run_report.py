@@ -168,6 +168,7 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
     for when, evaluation in split.by_when.items():
         for part, scores in {"": evaluation.scores, **evaluation.scores.get("parts", {})}.items():
             interval, invalid = scores["interval"], scores.get("invalid")
+            cut = scores.get("answers", {}).get("cut_off")
             yield {
                 "name": f"{name} {part}".strip(),
                 "when": when,
@@ -177,6 +178,7 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
                 "interval": "–".join(f"{end:.3f}" for end in interval) if interval else NO_VALUE,
                 "n": scores["n"],
                 "invalid": NO_VALUE if invalid is None else invalid,
+                "cut_off": NO_VALUE if cut is None else cut,
             }
 
 

@@ -53,9 +53,14 @@ class RunGroup:
         """The run with the best score on valid; runs without a score come last."""
         return max(self.runs, key=lambda run: _sort_key(own_score(run, SELECTION_SPLIT), self.higher_is_better))
 
+    @property
+    def different_runs(self) -> list[RunRecord]:
+        """The runs without copies: of runs with the same config, seed included, the first one."""
+        return list({run.config.seed: run for run in reversed(self.runs)}.values())[::-1]
+
     def seed_statistics(self, split: str, when: str = AFTER) -> SeedStatistics | None:
         """Return statistics over the seeds with a score on the run's own dataset; None without scores."""
-        scores = [score for run in self.runs if (score := own_score(run, split, when)) is not None]
+        scores = [score for run in self.different_runs if (score := own_score(run, split, when)) is not None]
         limit = upper_limit(self.runs[0].config.task, self.metric or "")
         return seed_statistics(scores, limit) if scores else None
 

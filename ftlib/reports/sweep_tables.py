@@ -83,6 +83,10 @@ def settings_remarks(groups: Sequence[Sequence[RunRecord]], splits: Sequence[str
         for name, values in unlike_settings(groups, split).items():
             shown = ", ".join("not set" if value is None else format_field(value) for value in values[:4])
             yield (f"Not alike: the evaluations on {split} differ in {name} ({shown}), which may explain differences.")
+    for runs in groups:
+        seeds = [run.config.seed for run in runs]
+        for run in (run for number, run in enumerate(runs) if run.config.seed in seeds[:number]):
+            yield f"{run.name} has the config and the seed of another run here; as a copy it is not counted as a seed."
     left_out = sum(len(run.other_splits) for runs in groups for run in runs)
     if left_out:
         yield (
@@ -106,7 +110,7 @@ def _row_remarks(groups: Sequence[RunGroup]) -> Iterator[str]:
 def _row(group: RunGroup) -> list[str]:
     chosen, reported = group.seed_statistics(SELECTION_SPLIT), group.seed_statistics(REPORT_SPLIT)
     before = group.seed_statistics(SELECTION_SPLIT, BEFORE)
-    counted = f"{chosen.n if chosen else 0} of {len(group.runs)}"
+    counted = f"{chosen.n if chosen else 0} of {len(group.different_runs)}"
     return [group.name, counted, *_cells(chosen), *_cells(reported), f"{before.mean:.3f}" if before else NO_VALUE]
 
 

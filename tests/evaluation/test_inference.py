@@ -110,7 +110,12 @@ def test_other_settings_are_kept_apart_and_an_older_rule_is_scored_again(
     scores = json.loads((own / "scores.json").read_text())
     code, output, error = ftlib("evaluate", "tiny", "--split", "valid", "evaluation.max_new_tokens=1", "--json")
     assert code == 0 and "valid*" in error and "max_new_tokens 1: not the settings of the run's config" in error
-    assert {one["settings"]["max_new_tokens"] for one in json.loads(output)} == {1}
+    found = json.loads(output)
+    assert {one["settings"]["max_new_tokens"] for one in found} == {1}
+    (apart,) = own.parent.glob("settings-*/after")
+    reasons = [record["finish_reason"] for record in read_lines(apart / "predictions.jsonl")]
+    assert found[-1]["answers"]["cut_off"] == reasons.count("length") and set(reasons) <= {"length", "stop"}
+    assert found[0]["answers"]["cut_off"] and "were cut off at the maximum length (max_new_tokens 1)" in error
     assert json.loads((own / "scores.json").read_text()) == scores
     assert ftlib("report", "tiny", "-o", tmp_path / "page.html")[0] == 0
     page = (tmp_path / "page.html").read_text()

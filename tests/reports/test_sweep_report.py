@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,21 @@ def test_unlike_settings_are_not_ranked_in_silence(site: Site, tmp_path: Path, f
     text = _report(ftlib, tmp_path)
     assert "the evaluations on valid differ in max_new_tokens (16, 2), which may explain differences" in text
     assert "4 evaluations with other settings than the run's config are not in this table" in text
+
+
+def test_a_copy_of_a_run_is_no_other_seed(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    run = _member(site, tmp_path, 5, 5, seed=3)
+    shutil.copytree(run.folder, run.folder.with_name("0123456789ab"))
+    text = _report(ftlib, tmp_path)
+    assert "| 1 of 1 | 0.500 |" in text and "as a copy it is not counted as a seed" in text
+
+
+def test_a_tie_has_no_best(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for rate in ("1e-3", "1e-2", "1e-1"):
+        _member(site, tmp_path, 5, 5, training__learning_rate=rate)
+    text = _report(ftlib, tmp_path)
+    assert "Best on valid: no best setting, 3 of 3 are tied at accuracy 0.500" in text
+    assert "Reproduce the best run" not in (tmp_path / "p.html").read_text()
 
 
 def test_settings_on_the_same_rows_need_no_remark(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
