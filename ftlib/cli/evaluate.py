@@ -16,7 +16,7 @@ from ftlib.core import log
 from ftlib.core.paths import find_site
 from ftlib.data.moved import find_experiment
 from ftlib.metrics.comparability import describe_settings
-from ftlib.metrics.summary import format_interval, format_value
+from ftlib.metrics.formatting import format_interval, format_value
 from ftlib.tasks.registry import task_of
 
 

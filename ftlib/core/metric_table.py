@@ -162,7 +162,15 @@ def metric_info(task: str, name: str) -> MetricInfo | None:
     Args:
         task: its name in a config; None for metrics that are not in the table, such as a plugin's.
     """
-    table = METRICS.get(task)
+    return _info(METRICS.get(task), name)
+
+
+def metric_info_of_rule(rule: str, name: str) -> MetricInfo | None:
+    """The same, for the `rule` of scores.json."""
+    return _info(next((table for table in METRICS.values() if table.rule == rule.split(", ")[0]), None), name)
+
+
+def _info(table: TaskMetrics | None, name: str) -> MetricInfo | None:
     if table is None:
         return None
     known = {**table.columns, **table.others}
@@ -179,10 +187,11 @@ def upper_limit(task: str, name: str) -> float | None:
 def metric_lines(task: str) -> list[str]:
     """A line of text for each metric of a task, for --help."""
     table = METRICS[task]
-    return [f"{name}: {_described(info)}" for name, info in {**table.columns, **table.others}.items()]
+    return [f"{name}: {describe_metric(info)}" for name, info in {**table.columns, **table.others}.items()]
 
 
-def _described(info: MetricInfo) -> str:
+def describe_metric(info: MetricInfo) -> str:
+    """Rule, unit, direction and program of a metric in one line."""
     direction = "higher is better" if info.higher_is_better else "lower is better"
     return "; ".join(filter(None, [info.rule, info.unit, direction, info.program]))
 

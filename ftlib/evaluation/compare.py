@@ -9,7 +9,7 @@ from typing import Any
 from ftlib.config.schema import Config
 from ftlib.core import files, jsonl
 from ftlib.metrics.comparability import evaluation_fingerprint, setting_differences
-from ftlib.metrics.summary import format_difference_interval
+from ftlib.metrics.formatting import format_difference_interval
 from ftlib.metrics.uncertainty import paired_test
 from ftlib.tasks.registry import task_of
 

@@ -24,6 +24,7 @@ from ftlib.metrics.comparability import (
     differing_settings,
     evaluation_fingerprint,
 )
+from ftlib.metrics.formatting import unit_of
 from ftlib.runs import events as runs_events
 from ftlib.runs.events import Usage
 from ftlib.runs.run import Run
@@ -59,6 +60,11 @@ class EvaluationResult:
     def higher_is_better(self) -> bool:
         """Whether higher is better, for the main metric and the rows' scores; True for old evaluations without it."""
         return bool(self.scores.get("higher_is_better", True))
+
+    @property
+    def unit(self) -> str:
+        """The main metric's unit."""
+        return unit_of(self.scores, self.scores["metric"])
 
     @property
     def rows(self) -> str:

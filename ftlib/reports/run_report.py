@@ -13,7 +13,9 @@ from ftlib import __version__
 from ftlib.config.identity import describe_recipe
 from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import LOSS
+from ftlib.core.metric_table import describe_metric, metric_info_of_rule
 from ftlib.metrics.comparability import answer_settings, describe_settings, setting_differences
+from ftlib.metrics.formatting import format_interval, format_value, unit_of
 from ftlib.reports import charts
 from ftlib.reports.gallery import answers_context
 from ftlib.reports.html import Context, render_page
@@ -126,9 +128,15 @@ def _metric_table(split: SplitRecord, kind: str, labels: dict[str, str]) -> Tabl
     rows = [
         [text, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name, text in labels.items()
     ]
+    infos = [None if kind else metric_info_of_rule(split.latest.scores.get("rule", ""), name) for name in labels]
+    if any(infos):
+        headers.append("rule")
+        rows = [[*row, describe_metric(info) if info else ""] for row, info in zip(rows, infos, strict=True)]
     title = f"{f'By {kind}' if kind else 'All metrics'} on {split.dataset} {split.split}"
     title += f" with {split.settings}" if split.settings else ""
-    return Table(title, "l" + "rr" * len(whens), headers, rows, [f"n = {split.latest.scores['n']}"])
+    return Table(
+        title, "l" + "rr" * len(whens) + "w" * any(map(bool, infos)), headers, rows, [f"n = {split.latest.scores['n']}"]
+    )
 
 
 def _details(split: SplitRecord) -> Context | None:
@@ -142,10 +150,8 @@ def _details(split: SplitRecord) -> Context | None:
 def _metric_cells(scores: dict[str, Any], name: str) -> list[str]:
     found = scores["metrics"].get(name, {"value": None, "interval": None})
     value, interval = found["value"], found["interval"]
-    return [
-        NO_VALUE if value is None else f"{value:.3f}",
-        f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else NO_VALUE,
-    ]
+    unit = unit_of(scores, name)
+    return [format_value(value, unit, 3), format_interval(interval, unit, 3)]
 
 
 def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
@@ -175,7 +181,7 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
                 "metric": f"{scores['metric']} " if several else "",
                 "value": _value(scores),
                 "bar": _bar(scores, when),
-                "interval": "–".join(f"{end:.3f}" for end in interval) if interval else NO_VALUE,
+                "interval": format_interval(interval, unit_of(scores, scores["metric"]), 3),
                 "n": scores["n"],
                 "invalid": NO_VALUE if invalid is None else invalid,
                 "cut_off": NO_VALUE if cut is None else cut,
@@ -192,11 +198,14 @@ def _bar(scores: dict[str, Any], when: str) -> str:
 
 
 def _value(scores: dict[str, Any]) -> str:
-    return NO_VALUE if scores["value"] is None else f"{scores['value']:.3f}"
+    return format_value(scores["value"], unit_of(scores, scores["metric"]), 3)
 
 
 def _method(scores: dict[str, Any]) -> str:
-    return f"Intervals: {scores['interval_method']}." if "interval_method" in scores else ""
+    info = metric_info_of_rule(scores.get("rule", ""), scores["metric"])
+    told = [f"{scores['metric']}: {describe_metric(info)}"] if info else []
+    told += [f"Intervals: {scores['interval_method']}"] if "interval_method" in scores else []
+    return " ".join(f"{sentence}." for sentence in told)
 
 
 def _settings_remarks(record: RunRecord) -> Iterator[str]:

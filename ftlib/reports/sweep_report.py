@@ -104,13 +104,13 @@ def best_settings(board: Sequence[RunGroup]) -> list[RunGroup]:
 def _best_of(board: Sequence[RunGroup]) -> str:
     group, tied = board[0], best_settings(board)
     if len(tied) > 1:
-        chosen = format_statistics(group.seed_statistics(SELECTION_SPLIT))
+        chosen = format_statistics(group.seed_statistics(SELECTION_SPLIT), group.unit)
         return f"no best setting, {len(tied)} of {len(board)} are tied at {group.metric} {chosen}"
     found, reported = group.seed_statistics(SELECTION_SPLIT), group.seed_statistics(REPORT_SPLIT)
     if found is None:
         return ""
-    told = f"; {REPORT_SPLIT} {format_statistics(reported)}" if reported else ""
-    return f"{group.name} – {group.metric} {format_statistics(found)}{told}"
+    told = f"; {REPORT_SPLIT} {format_statistics(reported, group.unit)}" if reported else ""
+    return f"{group.name} – {group.metric} {format_statistics(found, group.unit)}{told}"
 
 
 def _curves(groups: Sequence[RunGroup]) -> Context | None:

@@ -54,6 +54,11 @@ class RunGroup:
         return max(self.runs, key=lambda run: _sort_key(own_score(run, SELECTION_SPLIT), self.higher_is_better))
 
     @property
+    def unit(self) -> str:
+        """The metric's unit; "" before any evaluation."""
+        return next((run.splits[0].latest.unit for run in self.runs if run.splits), "")
+
+    @property
     def different_runs(self) -> list[RunRecord]:
         """The runs without copies: of runs with the same config, seed included, the first one."""
         return list({run.config.seed: run for run in reversed(self.runs)}.values())[::-1]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ftlib.config.schema import Config, Model
 from ftlib.metrics.comparability import comparable_settings
+from ftlib.metrics.formatting import format_interval, format_value
 from ftlib.reports.run_record import (
     BEFORE,
     EvaluationResult,
@@ -43,6 +44,7 @@ class _LeaderboardPlace(NamedTuple):
     split: str
     metric: str
     rows: str
+    unit: str
 
 
 def leaderboards(groups: Sequence[RunGroup]) -> list[Table]:
@@ -111,26 +113,31 @@ def _row(group: RunGroup) -> list[str]:
     chosen, reported = group.seed_statistics(SELECTION_SPLIT), group.seed_statistics(REPORT_SPLIT)
     before = group.seed_statistics(SELECTION_SPLIT, BEFORE)
     counted = f"{chosen.n if chosen else 0} of {len(group.different_runs)}"
-    return [group.name, counted, *_cells(chosen), *_cells(reported), f"{before.mean:.3f}" if before else NO_VALUE]
-
-
-def _cells(found: SeedStatistics | None) -> list[str]:
     return [
-        format_statistics(found),
-        f"{found.interval[0]:.3f}–{found.interval[1]:.3f}" if found and found.interval else NO_VALUE,
+        group.name,
+        counted,
+        *_cells(chosen, group.unit),
+        *_cells(reported, group.unit),
+        format_value(before.mean if before else None, group.unit, 3),
     ]
 
 
-def format_statistics(found: SeedStatistics | None) -> str:
+def _cells(found: SeedStatistics | None, unit: str) -> list[str]:
+    return [format_statistics(found, unit), format_interval(found.interval if found else None, unit, 3)]
+
+
+def format_statistics(found: SeedStatistics | None, unit: str) -> str:
     """Return mean ± sd; the mean alone for one value, a placeholder for none."""
     if found is None:
         return NO_VALUE
-    return f"{found.mean:.3f}" if found.sd is None else f"{found.mean:.3f} ± {found.sd:.3f}"
+    if found.sd is None:
+        return format_value(found.mean, unit, 3)
+    return f"{format_value(found.mean, unit, 3).removesuffix(' %')} ± {format_value(found.sd, unit, 3)}"
 
 
-def format_values(values: Sequence[float]) -> str:
+def format_values(values: Sequence[float], unit: str) -> str:
     """Return `format_statistics` of values."""
-    return format_statistics(seed_statistics(values) if values else None)
+    return format_statistics(seed_statistics(values) if values else None, unit)
 
 
 def effects(groups: Sequence[RunGroup]) -> list[Table]:
@@ -150,7 +157,7 @@ def _effect(key: str, groups: Sequence[RunGroup]) -> Table:
     rows = []
     for value, members in runs.items():
         scores = [score for run in members if (score := own_score(run, SELECTION_SPLIT)) is not None]
-        rows.append([value, str(len(scores)), format_values(scores)])
+        rows.append([value, str(len(scores)), format_values(scores, groups[0].unit)])
     remarks = [f"Mean ± standard deviation on {SELECTION_SPLIT} over all runs with that value."]
     remarks += settings_remarks(list(runs.values()), [SELECTION_SPLIT])
     if evaluated_on_different_rows(runs.values(), SELECTION_SPLIT):
@@ -169,10 +176,7 @@ def runs_table(groups: Sequence[RunGroup]) -> Table:
 
 def _run_row(group: RunGroup, run: RunRecord) -> list[str]:
     step = f"{run.metrics[-1]['step']:,}" if run.metrics else NO_VALUE
-    scores = [
-        NO_VALUE if (score := own_score(run, split)) is None else f"{score:.3f}"
-        for split in (SELECTION_SPLIT, REPORT_SPLIT)
-    ]
+    scores = [format_value(own_score(run, split), group.unit, 3) for split in (SELECTION_SPLIT, REPORT_SPLIT)]
     told = "; ".join(filter(None, (interruptions(run), " ".join(run.status.reason.split()))))
     known = [run.name, group.name, str(run.config.seed), describe_state(run)[0], step, f"{run.usage.hours:.2f}"]
     return [*known, *scores, told]
@@ -187,7 +191,7 @@ def cross_table(groups: Sequence[RunGroup]) -> Table | None:
     rows = []
     for group in groups:
         scores = _scores(group)
-        rows.append([group.name, *[format_values(scores.get(column, [])) for column in columns]])
+        rows.append([group.name, *[format_values(scores.get(column, []), column.unit) for column in columns]])
     remarks = [f"Main metric after training, {_OVER_SEEDS.split(';')[0]}."]
     remarks += _unlike_columns(groups, columns)
     return Table("Across datasets", "l" + "r" * len(columns), headers, rows, remarks)
@@ -210,7 +214,7 @@ def _unlike_columns(groups: Sequence[RunGroup], columns: Sequence[_LeaderboardPl
 
 
 def _place(split: SplitRecord, after: EvaluationResult) -> _LeaderboardPlace:
-    return _LeaderboardPlace(split.dataset, split.split, after.scores["metric"], after.rows)
+    return _LeaderboardPlace(split.dataset, split.split, after.scores["metric"], after.rows, after.unit)
 
 
 def _scores(group: RunGroup) -> dict[_LeaderboardPlace, list[float]]:
@@ -261,6 +265,7 @@ class _ModelsPlace(NamedTuple):
 
     split: str
     metric: str
+    unit: str
     settings: tuple[tuple[str, str], ...]
 
 
@@ -277,11 +282,11 @@ def models_table(groups: Sequence[RunGroup], asked: Sequence[RunRecord]) -> Tabl
     labels: dict[_ModelsPlace, str] = {}
     for model, run, dataset, found in _evaluations(groups, asked):
         how = tuple((name, format_field(value)) for name, value in sorted(comparable_settings(found.scores).items()))
-        column = _ModelsPlace(found.folder.parent.name, found.scores["metric"], how)
+        column = _ModelsPlace(found.folder.parent.name, found.scores["metric"], found.unit, how)
         labels.setdefault(column, f"{_dataset(run.config, dataset)} {column.split}, {column.metric}")
         scores.setdefault(model, {}).setdefault(column, []).extend([] if found.value is None else [found.value])
     rows = [
-        [model.name, *[_cell(model, scores[model].get(column, [])) for column in labels], model.origin]
+        [model.name, *[_cell(model, scores[model].get(column, []), column.unit) for column in labels], model.origin]
         for model in sorted(scores)
     ]
     headers = ["model", *_unique(labels), "made by"]
@@ -327,7 +332,7 @@ def _difference(column: _ModelsPlace, labels: dict[_ModelsPlace, str]) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def _cell(model: _ModelRow, values: Sequence[float]) -> str:
+def _cell(model: _ModelRow, values: Sequence[float], unit: str) -> str:
     """Return a cell; equal scores of one base model from several runs have no ±."""
     counted = values if model.group == _TRAINED else sorted(set(values))
-    return format_values(counted)
+    return format_values(counted, unit)

@@ -69,7 +69,9 @@ def test_headline_scores_and_state(finished: Run, page: Page) -> None:
     assert finished.folder.name in made
     assert "0.301–0.987" in made  # Wilson's interval of 3 of 4, modified for one miss
     assert "0.750, 95 % interval 0.301 to 0.987" in made
-    assert re.search(r"valid before 0\.500 .*? 4 2 – valid after 0\.750 .*? 4 0 – Intervals", text_of(made))
+    assert re.search(
+        r"valid before 0\.500 .*? 4 2 – valid after 0\.750 .*? 4 0 – accuracy: share of answers", text_of(made)
+    )
 
 
 def test_sections_stand_in_order(finished: Run, page: Page) -> None:
