@@ -197,7 +197,8 @@ class SeedStatistics:
     """Mean and sample standard deviation (divisor n − 1; None for one value) of `n` runs.
 
     Attributes:
-        interval: 95 % interval of the mean by Student's t, as if the runs were drawn independently; None for one value.
+        interval: 95 % interval of the mean by Student's t, as if the runs were drawn independently; None for one value,
+            and for equal ones, which tell nothing about the width.
     """
 
     n: int
@@ -216,6 +217,8 @@ def seed_statistics(values: Sequence[float], limit: float | None = None) -> Seed
     if len(values) < 2:
         return SeedStatistics(len(values), mean, None, None)
     sd = statistics.stdev(values)
+    if not sd:
+        return SeedStatistics(len(values), mean, sd, None)
     reach = student_quantile(len(values) - 1) * sd / math.sqrt(len(values))
     low, high = mean - reach, mean + reach
     if limit is not None and min(values) >= 0 and max(values) <= limit:

@@ -77,6 +77,7 @@ def test_the_interval_over_seeds_is_scipys() -> None:
     assert (found.mean, found.sd) == (pytest.approx(statistics.mean(values)), pytest.approx(statistics.stdev(values)))
     assert found.interval == (pytest.approx(low), pytest.approx(high))
     assert seed_statistics([0.4]).interval is None
+    assert seed_statistics([0.4, 0.4]).interval is None
 
 
 def test_the_interval_over_seeds_stays_in_the_range_of_the_metric() -> None:
