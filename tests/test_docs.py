@@ -11,6 +11,7 @@ import yaml
 
 from ftlib import __version__
 from ftlib.cli.main import COMMANDS
+from ftlib.core.metric_table import markdown_table
 from tests.conftest import REPOSITORY
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
@@ -77,3 +78,7 @@ def test_files_that_the_architecture_page_names_exist() -> None:
     named = set(re.findall(r"[a-z_]+/[a-z_]+\.(?:py|sh)", page))
     assert len(named) > 30
     assert not [name for name in named if not any((REPOSITORY / top / name).is_file() for top in ("ftlib", "."))]
+
+
+def test_the_table_of_metrics_is_the_programs() -> None:
+    assert markdown_table() in (REPOSITORY / "docs" / "evaluation.md").read_text()

@@ -15,7 +15,8 @@ from ftlib.cli import arguments
 from ftlib.core import log
 from ftlib.core.paths import find_site
 from ftlib.data.moved import find_experiment
-from ftlib.metrics.summary import format_interval, format_value
+from ftlib.metrics.comparability import describe_settings
+from ftlib.metrics.formatting import format_interval, format_value
 from ftlib.runs.run import require_evaluable
 from ftlib.tasks.registry import task_of
 
@@ -55,11 +56,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _table(results: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    headers = ["data", "split", "training", "metric", "value", "95 % interval", "n", "invalid"]
+    headers = ["data", "split", "training", "metric", "value", "95 % interval", "n", "invalid", "cut off"]
     rows = []
     for scores in results:
         for part, own in {"": scores, **scores.get("parts", {})}.items():
-            place = [f"{scores['data']}{part and '/'}{part}", scores["split"], scores["when"]]
+            split = scores["split"] + ("*" if "other_settings" in scores else "")
+            place = [f"{scores['data']}{part and '/'}{part}", split, scores["when"]]
             rows += [[*place, *cells] for cells in _cells(own, columns)]
     return log.format_table(headers, rows)
 
@@ -69,11 +71,17 @@ def _cells(scores: dict[str, Any], columns: Sequence[str]) -> Iterator[list[str]
     for name in [name for name in columns if name in scores["metrics"]]:
         found, unit = scores["metrics"][name], scores["unit"]
         shown = [format_value(found["value"], unit), format_interval(found["interval"], unit)]
-        yield [name, *shown, str(scores["n"]), str(scores["invalid"])]
+        cut = scores.get("answers", {}).get("cut_off")
+        yield [name, *shown, str(scores["n"]), str(scores["invalid"]), "–" if cut is None else str(cut)]
 
 
 def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield remarks about the scores."""
+    if others := next((scores["other_settings"] for scores in results if "other_settings" in scores), None):
+        yield (
+            f"* {describe_settings(others)}: not the settings of the run's config, so these scores are kept apart and "
+            "are not the run's headline"
+        )
     for scores in results:
         where = f"{scores['data']} {scores['split']} {scores['when']}"
         yield from (f"{where}: {remark}" for remark in scores["remarks"])

@@ -14,7 +14,7 @@ from typing import Any
 from ftlib.cli import arguments
 from ftlib.core import files, log
 from ftlib.core.paths import find_site
-from ftlib.metrics.summary import format_interval, format_value
+from ftlib.metrics.formatting import format_interval, format_value
 from ftlib.runs import run as runs
 
 SPLIT = "valid"

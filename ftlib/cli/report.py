@@ -20,7 +20,7 @@ from ftlib.runs.run import find_runs
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib report RUN… [-o F] [--templates DIR] [--no-images] [--tensorboard] [--wandb PROJECT]`"""
+    """`ftlib report RUN… [-o F] [--templates DIR] [--no-images] [--latex] [--tensorboard] [--wandb PROJECT]`"""
     command = arguments.make_parser("report", __doc__)
     command.add_argument("runs", metavar="RUN", nargs="+", help="run folder, its name, or the name of several runs")
     command.add_argument(
@@ -34,13 +34,14 @@ def main(argv: list[str]) -> int:
         "--templates", metavar="DIR", type=Path, help="jinja2 templates that replace ftlib's of the same name"
     )
     command.add_argument("--no-images", action="store_true", help="no images of the data in the page")
+    command.add_argument("--latex", action="store_true", help="the table and methods paragraph of a paper too, as .tex")
     command.add_argument("--tensorboard", action="store_true", help="event files in every run folder too")
     command.add_argument("--wandb", metavar="PROJECT", help="an offline Weights & Biases run in every run folder too")
     parsed = command.parse_args(argv)
     site = find_site()
     output = output_file(parsed.output) if parsed.output else None
     records = read_run_records(find_runs(parsed.runs, site), site, not parsed.no_images)
-    log.print_result(str(write_report(records, output, parsed.templates)))
+    log.print_result(str(write_report(records, output, parsed.templates, parsed.latex)))
     if parsed.tensorboard:
         folders = [write_tensorboard(record) for record in log.track(records, "writing event files")]
         log.info(f"view them with: tensorboard --logdir {shlex.quote(str(_common_parent(folders)))}")

@@ -25,6 +25,9 @@ from typing import Any
 from ftlib import api
 from ftlib.cli import arguments
 from ftlib.core import log
+from ftlib.core.metric_table import metric_lines
+from ftlib.core.registry import TASKS
+from ftlib.metrics.formatting import format_difference_interval
 from ftlib.metrics.summary import format_summary
 from ftlib.tasks.score_files import SCORERS
 
@@ -51,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    command = arguments.make_parser("score", __doc__)
+    command = arguments.make_parser("score", f"{__doc__}\n{_metrics()}")
     command.add_argument("task", choices=list(SCORERS), help="determines file format and metrics")
     command.add_argument(
         "--references", type=Path, nargs="+", required=True, metavar="FILE", help="files of the dataset's release"
@@ -62,17 +65,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--choices", type=Path, metavar="FILE", help="gqa: valid and plausible answers by question")
     command.add_argument("--positive", metavar="LABEL", help="classify: the positive class for precision and recall")
-    command.add_argument("--tokenize", metavar="NAME", help="text: sacrebleu's tokenizer; default 13a, Japanese char")
+    command.add_argument(
+        "--tokenize",
+        metavar="NAME",
+        help="text: sacrebleu's tokenizer for BLEU; default: by the script, 13a, char or ja-mecab",
+    )
     command.add_argument("--no-intervals", action="store_true", help="only the values")
     command.add_argument("--json", action="store_true", help="print everything to stdout")
     return command
+
+
+def _metrics() -> str:
+    """The metrics of every task, for --help."""
+    told = ["Metrics: rule; unit; which direction is better; the program whose numbers they reproduce.\n"]
+    for name, entry in TASKS.items():
+        told += [f"  {entry.scored_as or name}", *[f"    {line}" for line in metric_lines(name)]]
+    return "\n".join(told)
 
 
 def _table(against: Path, differences: dict[str, dict[str, Any]]) -> str:
     headers = [f"{against.name} − first", "difference", "95 % interval", "p", "verdict"]
     rows = []
     for name, found in differences.items():
-        low, high = found["interval"]
-        span = f"{low:+.4f} to {high:+.4f}"
+        span = format_difference_interval(found["interval"])
         rows.append([name, f"{found['difference']:+.4f}", span, f"{found['p']:.4f}", found["verdict"]])
     return log.format_table(headers, rows)

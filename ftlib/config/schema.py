@@ -782,6 +782,10 @@ class Evaluation(Section):
     """
     batch_size: Count = 32
     """Rows per batch."""
+    tokenize: Literal["auto", "13a", "char", "intl", "none", "zh", "ja-mecab", "ko-mecab"] = "auto"
+    """Task instruct: sacrebleu's tokenizer for BLEU. `auto`: `13a`; for texts without spaces between words `char`, for
+    Japanese ones `ja-mecab` where it is installed.
+    """
     positive: str | None = None
     """The positive class for precision and recall. `choose` then predicts it if its probability is above a threshold,
     which is chosen on valid: the best F1, or the best recall (see `min_precision`).

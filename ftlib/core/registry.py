@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ftlib.core import plugins as core_plugins
+from ftlib.core.metric_table import METRICS
 from ftlib.core.plugins import Plugin
 from ftlib.errors import UserError
 
@@ -35,6 +36,7 @@ class TaskEntry:
         scorer: the module whose `score` reads result files for `ftlib score`; "" for none.
         scored_as: the task's name in `ftlib score`, if it is another one.
         module: that implements it; "" for a plugin's.
+        rule: name and version of its metrics' rules; "" for a plugin's.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TaskEntry:
     scorer: str = ""
     scored_as: str = ""
     module: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,35 +96,30 @@ class ModelEntry:
 Entry = TaskEntry | SourceEntry | ModelEntry
 
 
-def _higher(*names: str) -> Directions:
-    return {name: {"higher_is_better": True} for name in names}
-
-
 _SOURCES, _TASKS = "ftlib.data.sources", "ftlib.tasks"
+
+
+def _task(name: str, title: str, scorer: str, **more: Any) -> TaskEntry:
+    """The entry of a built-in task, with the metrics of `metric_table.METRICS`."""
+    table = METRICS[name]
+    directions = {metric: {"higher_is_better": info.higher_is_better} for metric, info in table.columns.items()}
+    return TaskEntry(name, title, directions, scorer=scorer, module=f"{_TASKS}.{name}", rule=table.rule, **more)
+
 
 TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
-        TaskEntry("vqa", "visual question answering", _higher("accuracy"), scorer=f"{_SOURCES}.vqav2",
-                  module=f"{_TASKS}.vqa"),
-        TaskEntry("docvqa", "questions about documents", _higher("anls", "anls_strict"), scorer=f"{_SOURCES}.docvqa",
-                  module=f"{_TASKS}.docvqa"),
-        TaskEntry("gqa", "GQA", _higher("accuracy", "binary", "open", "consistency"), scorer=f"{_SOURCES}.gqa",
-                  module=f"{_TASKS}.gqa"),
-        TaskEntry("caption", "captions", _higher("CIDEr-D", "BLEU-4", "METEOR", "ROUGE-L", "SPICE"),
-                  scorer=f"{_SOURCES}.coco_captions", module=f"{_TASKS}.caption"),
-        TaskEntry("detect", "object detection", _higher("AP", "AP50", "AP75"), scorer=f"{_SOURCES}.coco_detection",
-                  module=f"{_TASKS}.detect"),
-        TaskEntry("refer", "boxes of referring expressions", _higher("accuracy@.5"), scorer=f"{_TASKS}.refer",
-                  module=f"{_TASKS}.refer"),
-        TaskEntry("segment", "masks of referring expressions", _higher("mIoU", "cIoU", "P@.5", "P@.7", "P@.9"),
-                  scorer=f"{_TASKS}.segment", module=f"{_TASKS}.segment"),
-        TaskEntry("classify", "classification", _higher("accuracy", "precision", "recall", "F1", "macro F1"),
-                  closed_labels=True, scorer=f"{_TASKS}.classify", module=f"{_TASKS}.classify"),
-        TaskEntry("instruct", "instructions", _higher("exact match", "token F1", "BLEU"), scorer=f"{_TASKS}.instruct",
-                  scored_as="text", module=f"{_TASKS}.instruct"),
+        _task("vqa", "visual question answering", f"{_SOURCES}.vqav2"),
+        _task("docvqa", "questions about documents", f"{_SOURCES}.docvqa"),
+        _task("gqa", "GQA", f"{_SOURCES}.gqa"),
+        _task("caption", "captions", f"{_SOURCES}.coco_captions"),
+        _task("detect", "object detection", f"{_SOURCES}.coco_detection"),
+        _task("refer", "boxes of referring expressions", f"{_TASKS}.refer"),
+        _task("segment", "masks of referring expressions", f"{_TASKS}.segment"),
+        _task("classify", "classification", f"{_TASKS}.classify", closed_labels=True),
+        _task("instruct", "instructions", f"{_TASKS}.instruct", scored_as="text"),
     )
-}  # fmt: skip
+}
 
 SOURCES: dict[str, SourceEntry] = {
     entry.name: entry

@@ -9,6 +9,7 @@ from typing import Any
 from ftlib.config.schema import Config
 from ftlib.core import files, jsonl
 from ftlib.metrics.comparability import evaluation_fingerprint, setting_differences
+from ftlib.metrics.formatting import format_difference_interval
 from ftlib.metrics.uncertainty import paired_test
 from ftlib.tasks.registry import task_of
 
@@ -25,7 +26,7 @@ def compare_evaluations(config: Config, labels: list[str], a: Path, b: Path) -> 
     samples = []
     for folder in (a, b):
         records = jsonl.read_jsonl_log(folder / "predictions.jsonl")
-        samples.append(task_of(config).score(records, labels, config.evaluation.positive).sample)
+        samples.append(task_of(config).measure(records, labels, config.evaluation).sample)
     metric = files.read_json(b / "scores.json")["metric"]
     comparison = paired_test(samples[0], samples[1], metric)
     return {"metric": metric, **asdict(comparison), "verdict": comparison.verdict}
@@ -44,8 +45,8 @@ def compare_before_after(config: Config, labels: list[str], before: Path, after:
     if setting_differences(*scores) or None in [one["value"] for one in scores]:
         return None
     found = compare_evaluations(config, labels, before, after)
-    low, high = found["interval"]
-    size = f"{found['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, p = {found['p']:.4f})"
+    interval = format_difference_interval(found["interval"])
+    size = f"{found['difference']:+.4f} (95 % interval {interval}, p = {found['p']:.4f})"
     direction = "" if task_of(config).higher_is_better(found["metric"]) else " (lower is better)"
     sentence = f"training changed {found['metric']}{direction} by {size}: {found['verdict']}"
     change = {**found, "sentence": sentence, "of": [evaluation_fingerprint(one) for one in scores]}

@@ -22,9 +22,9 @@ import numpy as np
 
 from ftlib.config.identity import canonical_fields
 from ftlib.config.schema import CHAT, Config
-from ftlib.core import files, log
+from ftlib.core import files, jsonl, log
 from ftlib.core.lease import compute_once
-from ftlib.core.registry import provider
+from ftlib.core.registry import TASKS, provider
 from ftlib.data.dataset import PreparedDataset
 from ftlib.data.example import Example
 from ftlib.data.prompts import PromptTemplates, context_of, render_prompt
@@ -34,7 +34,9 @@ from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
-from ftlib.metrics.summary import summary
+from ftlib.metrics.answers import answer_remarks, count_answers
+from ftlib.metrics.comparability import answer_settings
+from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
 from ftlib.models.mask_codec import MaskCodec
 from ftlib.tasks.base import PredictionRecord, by_dataset
@@ -68,6 +70,8 @@ def evaluate_split(
         return cached_scores(folder, settings)
 
     def compute() -> dict[str, Any] | None:
+        if _has_predictions(folder, settings):
+            return _score_again(request, folder, settings) if log.is_main_process() else None
         partial = scratch_dir(scratch / _SCRATCH_NAME, generation_settings(settings), lambda: bool(find()))
         if log.rank_and_world_size()[0] and find():
             return None  # the first process has already finished
@@ -158,9 +162,12 @@ def validate_settings(config: Config, prepared: PreparedDataset) -> MaskCodec | 
         The mask decoder for task segment, else None.
 
     Raises:
-        UserError: a positive label that is not an answer of the dataset; no weights for masks, or wrong ones.
+        UserError: a positive label that is not an answer of the dataset; a tokenizer for a task without one; no
+            weights for masks, or wrong ones.
     """
-    positive, labels = config.evaluation.positive, prepared.labels
+    positive, labels, tokenize = config.evaluation.positive, prepared.labels, config.evaluation.tokenize
+    if tokenize != "auto" and not task_of(config).with_tokenizer:
+        raise UserError(f"evaluation.tokenize: {tokenize!r}: task {config.task} has no tokenizer to choose")
     if positive is not None and positive not in labels:
         shown = ", ".join(labels[:10])
         raise UserError(f"evaluation.positive: {positive!r} is not an answer of the dataset ({shown})")
@@ -255,11 +262,17 @@ def _scores(
 def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dict[str, Any]:
     """Return the entry of scores.json for all rows or a part; also sets the score of every record."""
     task = task_of(request.config)
-    measured = task.score(records, request.prepared.labels, request.config.evaluation.positive)
+    measured = task.measure(records, request.prepared.labels, request.config.evaluation)
     for record, score in zip(records, measured.rows or (), strict=measured.rows is not None):
         record["score"] = score
+    found = summary(measured, confidence_intervals(measured))
+    evaluation, generated = request.config.evaluation, request.config.evaluation.decode == "generate"
+    if generated:
+        labels = request.prepared.labels if task.closed_labels else ()
+        found["answers"] = count_answers(records, labels)
+        found["remarks"] += answer_remarks(found["answers"], len(records), evaluation.max_new_tokens)
     return {
-        **summary(measured, confidence_intervals(measured)),
+        **found,
         "higher_is_better": task.higher_is_better(measured.headline),
     }
 
@@ -354,6 +367,7 @@ def _record(row: Example, config: Config, text: str, answer: Prediction) -> Pred
         **({"facts": row.facts} if row.facts else {}),
         **({"dataset": row.dataset} if row.dataset else {}),
         **({"cut": True} if answer.get("cut") else {}),
+        **({"finish_reason": answer["finish_reason"]} if "finish_reason" in answer else {}),
     }
 
 
@@ -396,7 +410,7 @@ def _without_context_id(name: str) -> str:
 
 # An evaluation request, and the settings that its scores depend on.
 
-_SCORING_SETTINGS = ("threshold", "positive", "min_precision", "mask_decoder")
+_SCORING_SETTINGS = ("threshold", "positive", "min_precision", "mask_decoder", "tokenize")
 """Settings that affect scores, but not predictions."""
 
 
@@ -424,7 +438,33 @@ def cached_scores(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     if not files.is_complete(folder):
         return None
     scores: dict[str, Any] = files.read_json(folder / "scores.json")
-    return scores if _without_paths(scores["settings"]) == _without_paths(settings) else None
+    return scores if _without_paths(scores["settings"]) == _without_paths(settings) and _is_current(scores) else None
+
+
+def _is_current(scores: dict[str, Any]) -> bool:
+    """Whether scores were computed by the rule and with the intervals of this version of ftlib."""
+    task = TASKS.get(scores["settings"]["task"])  # a plugin's identity is among the settings
+    rule = task.rule if task else ""
+    return scores["interval_method"] == INTERVAL_METHOD and rule in ("", scores["rule"].split(", ")[0])
+
+
+def _has_predictions(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether there is an evaluation with these settings, whose predictions can be scored again by today's rule."""
+    if not files.is_complete(folder):
+        return False
+    return _without_paths(files.read_json(folder / "scores.json")["settings"]) == _without_paths(settings)
+
+
+def _score_again(request: EvaluationRequest, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Score the predictions of an evaluation that an older version of ftlib scored by another rule."""
+    old, records = files.read_json(folder / "scores.json"), jsonl.read_jsonl_log(folder / "predictions.jsonl")
+    log.info(f"{folder}: scored by {old['rule']} before; the same predictions are scored again")
+    scores = _scores(request, records, settings, old["training_overlap"])
+    scores |= {name: old[name] for name in ("threshold", "precision_recall") if name in old}
+    if "threshold" in old:
+        scores["remarks"].append(Threshold(**old["threshold"]).describe(settings["split"]))
+    _publish(folder, records, scores, request.config)
+    return scores
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -434,11 +474,7 @@ def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 def evaluation_settings(request: EvaluationRequest, split: str, threshold: Threshold | None) -> dict[str, Any]:
     """Return all settings that the scores depend on."""
-    evaluation, answers = request.config.evaluation, canonical_fields(request.config.evaluation)
-    own = {
-        "choose": ["positive", "min_precision"],
-        "generate": ["num_beams", "max_new_tokens", "generation", "positive"],
-    }
+    evaluation = request.config.evaluation
     chat = request.model.processor.warning if request.config.data.prompt == CHAT else ""
     return {
         "model": request.model.name,
@@ -452,8 +488,7 @@ def evaluation_settings(request: EvaluationRequest, split: str, threshold: Thres
         "split": split,
         "fingerprint": request.prepared.metadata["splits"][split]["fingerprint"],
         "trained_on": files.json_sha256(sorted(row.digest for row in request.trained_on))[:16],
-        "decode": evaluation.decode,
-        **{name: answers[name] for name in own[evaluation.decode] if name in answers},
+        **answer_settings(evaluation),
         "mask_decoder": files.file_sha256(Path(evaluation.mask_decoder)) if evaluation.mask_decoder else None,
         "labels": request.prepared.labels if evaluation.decode == "choose" else None,
         "threshold": threshold.to_json() if threshold else None,

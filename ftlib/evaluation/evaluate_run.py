@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftlib.config.loader import Experiment, load_experiment
-from ftlib.config.schema import CHAT, Config, Lora
-from ftlib.core import log
+from ftlib.config.schema import CHAT, Config, Evaluation, Lora
+from ftlib.core import files, log
 from ftlib.core.paths import Site
 from ftlib.core.signals import notify_host
 from ftlib.data.dataset import open_prepared
@@ -20,6 +21,7 @@ from ftlib.evaluation import model
 from ftlib.evaluation.compare import compare_before_after
 from ftlib.evaluation.evaluate import EvaluationRequest, evaluate_split, fit_threshold
 from ftlib.hub.cache import find_model, model_hashes
+from ftlib.metrics.comparability import answer_settings, differing_settings, settings_folder
 from ftlib.runs import events
 from ftlib.runs.model_card import write_card
 from ftlib.runs.pinning import pin_base, verify_data_unchanged
@@ -45,7 +47,8 @@ def evaluate_run(
 
     Returns:
         For each model, dataset and split: when (before or after training), data, split, and the content of
-        scores.json; after training also `change`, a comparison with the base model. In the first rank only.
+        scores.json; after training also `change`, a comparison with the base model; `other_settings`, if they are not
+        those of the run's config. In the first rank only.
 
     Raises:
         UserError: not trained yet, other data or another base model than the run's, or a dataset of another task.
@@ -87,12 +90,13 @@ def _results(
 ) -> Iterator[dict[str, Any]]:
     """The scores of a model on every dataset and split; those after training tell what it changed."""
     first = _own_request(own, run, site, when)
-    threshold = fit_threshold(first, run.evaluation_folder(own.data.source, "valid", when))
+    apart = _settings_folder(own, run, site)
+    threshold = fit_threshold(first, _evaluation_folder(run, own, own.data.source, "valid", when, apart))
     for name, config in _datasets(own, data, site):
         prepared = first.prepared if config.data == own.data else open_prepared(config, site)
         request = replace(first, config=config, prepared=prepared)
         for split in splits:
-            folders = {each: run.evaluation_folder(name, split, each) for each in ("before", "after")}
+            folders = {each: _evaluation_folder(run, own, name, split, each, apart) for each in ("before", "after")}
             chosen_here = config is own and split == "valid"
             scores = evaluate_split(request, split, folders[when], None if chosen_here else threshold)
             if scores is None:
@@ -102,7 +106,34 @@ def _results(
                 change = compare_before_after(config, request.prepared.labels, folders["before"], folders["after"])
             if change:
                 scores = {**scores, "change": change}
+            if apart:
+                changed = differing_settings(scores["settings"], _saved_evaluation(own, run, site))
+                scores = {**scores, "other_settings": changed}
             yield {"when": when, "data": name, "split": split, **scores}
+
+
+def _saved_evaluation(own: Config, run: Run, site: Site) -> Evaluation:
+    """Return the evaluation settings in the run's folder, which may have been overridden for this call."""
+    return load_experiment(run.config_file, [], site).config.evaluation if run.config_file.is_file() else own.evaluation
+
+
+def _settings_folder(own: Config, run: Run, site: Site) -> str:
+    """Return the folder for evaluations whose settings are not those of the run's config; "" if they are."""
+    settings = answer_settings(own.evaluation)
+    return settings_folder(settings) if settings != answer_settings(_saved_evaluation(own, run, site)) else ""
+
+
+def _evaluation_folder(run: Run, own: Config, dataset: str, split: str, when: str, apart: str) -> Path:
+    """Return the folder of an evaluation; one with other settings that is there is moved to a folder of its own."""
+    folder = run.evaluation_folder(dataset, split, when, apart)
+    if not apart and log.is_main_process() and files.is_complete(folder):
+        settings = files.read_json(folder / "scores.json")["settings"]
+        if differing_settings(settings, own.evaluation):
+            kept = run.evaluation_folder(dataset, split, when, settings_folder(settings))
+            kept.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # there is one already, or another process has moved it
+                folder.rename(kept)
+    return folder
 
 
 def _own_request(own: Config, run: Run, site: Site, when: str) -> EvaluationRequest:

@@ -121,7 +121,7 @@ def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Que
     rows = [_encode(model, query) for query in queries]
     size = settings.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [text.strip() for batch in batches for text in model.generate(batch, settings)]
+    return [text.strip() for batch in batches for text, _ in model.generate(batch, settings)]
 
 
 def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ precision) implement `ResampleableMetric` themselves.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,14 +44,18 @@ class GroupedSums:
         """
         Args:
             row_groups: the image or document of every row, shape (n,).
-            scale: 100 for metrics that the official program prints as percent.
+            scale: 100 for metrics that the official program prints as percent. It is also the largest value of a
+                metric, unless `limits` names another one.
         """
         index: dict[Hashable, int] = {}
         self._codes = np.fromiter((index.setdefault(group, len(index)) for group in row_groups), dtype=np.int64)
         self.groups: list[Hashable] = list(index)
         self.scale = scale
+        self.limits: dict[str, float] = {}
         self.ratios: dict[str, tuple[int, int]] = {}
         self._derived: list[CombineSums] = []
+        self._sizes: dict[str, float] = {}
+        self._most_rows: dict[str, float] = {}
         self._columns: list[Array] = []
         self._stacked: Array | None = None
 
@@ -71,9 +75,29 @@ class GroupedSums:
         ones = np.ones(len(self._codes)) if denominators is None else denominators
         self.ratios[name] = (self.add_column(numerators), self.add_column(ones))
 
-    def add_derived(self, combine: CombineSums) -> None:
-        """Add metrics that are a function of the column sums, shape (R, columns) → name → shape (R,)."""
+    def add_derived(self, combine: CombineSums, row_weights: Mapping[str, ArrayLike] | None = None) -> None:
+        """Add metrics that are a function of the column sums, shape (R, columns) → name → shape (R,).
+
+        Args:
+            row_weights: metric → how much each row weighs in it, shape (n,), if they are yes/no rows that do not weigh
+                the same: in a mean over classes those of rare classes weigh most.
+        """
         self._derived.append(combine)
+        for name, weights in (row_weights or {}).items():
+            by_group = np.bincount(self._codes, np.asarray(weights, dtype=np.float64), len(self.groups))
+            self._sizes[name], self._most_rows[name] = effective_size(by_group), effective_size(weights)
+
+    def size(self, name: str) -> float:
+        """On how many groups a metric rests: on fewer than there are, if these do not weigh the same (Kish 1965)."""
+        if name in self._sizes:
+            return self._sizes[name]
+        if name in self.ratios:
+            return effective_size(self.per_group[:, self.ratios[name][1]])
+        return effective_size(np.bincount(self._codes, minlength=len(self.groups)))
+
+    def most_rows(self, name: str) -> float | None:
+        """How many independent yes/no rows a metric can be worth at most; None for metrics that have no such limit."""
+        return self._most_rows.get(name)
 
     @property
     def per_group(self) -> Array:
@@ -92,6 +116,12 @@ class GroupedSums:
         for combine in self._derived:
             found |= combine(sums)
         return found
+
+
+def effective_size(weights: ArrayLike) -> float:
+    """The number of equal weights whose mean varies as much as one with these weights; 0 without any (Kish 1965)."""
+    own = np.asarray(weights, dtype=np.float64)
+    return float(own.sum() ** 2 / (own**2).sum()) if own.any() else 0.0
 
 
 def divide(numerators: Array, denominators: Array) -> Array:
@@ -118,6 +148,7 @@ class MetricResult:
         tables: results that are not a single number (confusion matrix, curves), as JSON.
         notes: metric → why it was not computed.
         constants: metrics without interval, because they cannot be resampled.
+        remarks: what a reader of the numbers must know.
     """
 
     rule: str
@@ -130,6 +161,7 @@ class MetricResult:
     tables: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def values(self) -> dict[str, float]:
         """Metric name → value."""

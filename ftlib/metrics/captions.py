@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ftlib.metrics.base import Array, GroupedSums, MetricResult
 from ftlib.metrics.meteor_spice import MetricUnavailable, add_meteor, add_spice
 from ftlib.metrics.ptb.tokenizer import tokenize
+from ftlib.metrics.scripts import is_unspaced, plain_characters
 
 Image = TypeVar("Image", bound=Hashable)
 RULE = "coco-caption/1"
@@ -25,6 +26,11 @@ HEADLINE = "CIDEr-D"
 LONGEST = 4
 """Maximum length of n-grams in words."""
 
+BY_CHARACTERS = (
+    "These captions have no spaces between words and are compared by characters: not comparable with published scores, "
+    "which use word tokenizers."
+)
+MAX_CIDER = 10.0
 _BETA = 1.2
 _ABOVE_ZERO = 1e-15
 _BELOW_LINE = 1e-9
@@ -59,9 +65,15 @@ def measure(references: Mapping[Image, Sequence[str]], predictions: Mapping[Imag
         (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), Denkowski and Lavie 2014 (METEOR 1.5), Anderson et al. 2016
         (SPICE), all in the form of Chen et al. 2015, "Microsoft COCO Captions".
     """
-    tokens = tokenize_captions(references, predictions)
+    by_characters = is_unspaced(caption for captions in references.values() for caption in captions)
+    tokens = tokenize_captions(references, predictions, plain_tokens if by_characters else tokenize)
     sums = GroupedSums(list(references))
     rows = add_caption_scores(sums, tokens)
+    if by_characters:
+        notes = dict.fromkeys(("METEOR", "SPICE"), "is for English captions only")
+        rule = f"{RULE}, by characters"
+        remarks = [BY_CHARACTERS, *_one_image(rows)]
+        return MetricResult(rule, HEADLINE, "fraction", sums, len(predictions), rows, notes=notes, remarks=remarks)
     notes = {}
     programs: dict[str, Callable[[GroupedSums, list[list[str]], list[list[list[str]]]], None]]
     programs = {"METEOR": add_meteor, "SPICE": add_spice}
@@ -71,10 +83,27 @@ def measure(references: Mapping[Image, Sequence[str]], predictions: Mapping[Imag
             run(sums, tokens.predictions, by_image)
         except MetricUnavailable as reason:
             notes[name] = str(reason)
-    return MetricResult(RULE, HEADLINE, "fraction", sums, n=len(predictions), rows=rows, notes=notes)
+    return MetricResult(
+        RULE, HEADLINE, "fraction", sums, n=len(predictions), rows=rows, notes=notes, remarks=_one_image(rows)
+    )
 
 
-def tokenize_captions(references: Mapping[Image, Sequence[str]], predictions: Mapping[Image, str]) -> TokenizedCaptions:
+def _one_image(rows: Sequence[float]) -> list[str]:
+    if len(rows) > 1:
+        return []
+    return ["CIDEr-D of a single image is always 0: it weighs n-grams by how few of the evaluated images have them."]
+
+
+def plain_tokens(captions: Sequence[str]) -> list[list[str]]:
+    """The characters of captions in scripts without spaces, see `scripts.plain_characters`."""
+    return [plain_characters(caption) for caption in captions]
+
+
+def tokenize_captions(
+    references: Mapping[Image, Sequence[str]],
+    predictions: Mapping[Image, str],
+    tokenize: Callable[[Sequence[str]], list[list[str]]] = tokenize,
+) -> TokenizedCaptions:
     """Tokenize the captions of two files, images in the references' order, as the official evaluation does."""
     counts = [len(captions) for captions in references.values()]
     return TokenizedCaptions(
@@ -98,6 +127,7 @@ def add_caption_scores(sums: GroupedSums, tokens: TokenizedCaptions) -> list[flo
     sums.add_ratio("ROUGE-L", rouge_l(tokens))
     scores = cider(matches, lengths, tokens.images)
     sums.add_ratio("CIDEr-D", scores)
+    sums.limits["CIDEr-D"] = MAX_CIDER
     return scores.tolist()
 
 

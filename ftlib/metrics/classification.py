@@ -70,7 +70,7 @@ def _add_positive(sums: GroupedSums, asked: NDArray[np.bool_], answered: NDArray
         precision = np.where(sums[:, answers] > 0, divide(sums[:, hits], sums[:, answers]), 0.0)
         return {"precision": precision, "F1": divide(2 * sums[:, hits], sums[:, answers] + sums[:, support])}
 
-    sums.add_derived(combine)
+    sums.add_derived(combine, {"precision": answered, "F1": asked | answered})
 
 
 def _add_averages(sums: GroupedSums, asked: Codes, answered: Codes, classes: int) -> None:
@@ -86,7 +86,17 @@ def _add_averages(sums: GroupedSums, asked: Codes, answered: Codes, classes: int
             found[f"weighted {name}"] = divide((scores * support).sum(axis=1), support.sum(axis=1))
         return found
 
-    sums.add_derived(combine)
+    sums.add_derived(combine, _row_weights(asked, answered, classes))
+
+
+def _row_weights(asked: Codes, answered: Codes, classes: int) -> dict[str, Array]:
+    """How much the rows weigh in each average: in a mean over classes, those of a rare class weigh most."""
+    support, answers = np.bincount(asked, minlength=classes), np.bincount(answered, minlength=classes + 1)
+    recall = 1 / support[asked]
+    counted = np.append(support > 0, False)[answered]
+    precision = np.where(counted, 1 / np.maximum(1, answers[answered]), 0.0)
+    macro = {"macro F1": recall, "macro recall": recall, "macro precision": precision}
+    return macro | {f"weighted {name}": np.ones(len(asked)) for name in ("F1", "precision", "recall")}
 
 
 def _class_scores(hits: Array, answers: Array, support: Array) -> tuple[Array, Array, Array]:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftlib.core import log
+from ftlib.core.metric_table import metric_info_of_rule
 from ftlib.metrics.base import MetricResult
-from ftlib.metrics.uncertainty import FEW_GROUPS, LEVEL, RESAMPLES, Interval
+from ftlib.metrics.formatting import format_interval, format_value, unit_of
+from ftlib.metrics.uncertainty import FEW_GROUPS, LEVEL, Interval
 
-METHOD = (
-    f"level {LEVEL}: percentile bootstrap over images or documents, {RESAMPLES} resamples; "
-    "a share of independent yes/no rows: Wilson"
+INTERVAL_METHOD = (
+    f"level {LEVEL}: Wilson's interval with the jackknife's standard error over images or documents, and Student's "
+    "quantile; a share of independent yes/no rows: Wilson"
 )
 
 
@@ -29,9 +31,9 @@ def summary(result: MetricResult, intervals: Mapping[str, Interval | None]) -> d
     return {
         "metric": result.headline,
         **metrics[result.headline],
-        "interval_method": METHOD if intervals else None,
+        "interval_method": INTERVAL_METHOD if intervals else None,
         "rule": result.rule,
-        "unit": result.unit,
+        "unit": info.unit if (info := metric_info_of_rule(result.rule, result.headline)) else result.unit,
         "n": result.n,
         "groups": len(result.sample.groups),
         "invalid": result.invalid,
@@ -44,6 +46,7 @@ def summary(result: MetricResult, intervals: Mapping[str, Interval | None]) -> d
 def remarks(result: MetricResult) -> list[str]:
     """Warnings about the numbers: metrics that were not computed, too few rows."""
     said = [f"{name}: not computed: {reason}" for name, reason in result.notes.items()]
+    said += result.remarks
     groups = len(result.sample.groups)
     if groups < FEW_GROUPS:
         said.append(f"Only {groups} independent rows: these scores are rough; do not choose between models by them.")
@@ -56,23 +59,19 @@ def format_summary(scores: Mapping[str, Any]) -> str:
     Args:
         scores: see `summary`.
     """
-    unit, metrics, with_intervals = scores["unit"], scores["metrics"], bool(scores["interval_method"])
+    metrics, with_intervals = scores["metrics"], bool(scores["interval_method"])
     names = [scores["metric"], *[name for name in metrics if name != scores["metric"]]]
-    headers = ["metric", unit, *(["95 % interval"] if with_intervals else [])]
-    rows = [_row(name, metrics[name], unit, with_intervals) for name in names]
+    headers = ["metric", "value", *(["95 % interval"] if with_intervals else []), "rule"]
+    rows = [[*_row(name, metrics[name], unit_of(scores, name), with_intervals), _rule(scores, name)] for name in names]
     counted = f"n = {scores['n']}" + (f" in {scores['groups']} groups" if scores["groups"] != scores["n"] else "")
     said = [log.format_table(headers, rows), f"{scores['rule']}, {counted}, {scores['invalid']} invalid"]
     return "\n".join([*said, *scores["remarks"]])
 
 
-def format_value(value: float | None, unit: str) -> str:
-    """A value for tables: two decimals for percentages, four for fractions."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{2 if unit == 'percent' else 4}f}"
-
-
-def format_interval(interval: Interval | None, unit: str) -> str:
-    """An interval for tables."""
-    return f"{format_value(interval[0], unit)}–{format_value(interval[1], unit)}" if interval else "–"
+def _rule(scores: Mapping[str, Any], name: str) -> str:
+    """What a metric counts; empty for the parts of a breakdown."""
+    info = None if ": " in name else metric_info_of_rule(scores["rule"], name)
+    return f"{info.rule}{'' if info.higher_is_better else '; lower is better'}" if info else ""
 
 
 def _row(name: str, metric: Mapping[str, Any], unit: str, with_interval: bool) -> list[str]:

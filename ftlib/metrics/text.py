@@ -1,22 +1,32 @@
-"""Metrics of generated text against references: SQuAD's exact match and token F1, sacrebleu's BLEU."""
+"""Metrics of generated text against references: SQuAD's exact match and token F1, a strict match, sacrebleu's BLEU.
+
+SQuAD's rule ignores signs, decimal points and the article "a": -3 matches 3, 1.5 matches 15, and "" matches "A". The
+strict match does not. Texts without spaces between words (Japanese, Chinese) are compared by characters.
+"""
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
 from ftlib.metrics.base import Array, GroupedSums, MetricResult, divide
+from ftlib.metrics.scripts import choose_tokenizer, is_unspaced, plain_characters
 
-RULE = "squad-2.0"
+RULE = "squad-2.0+strict-1"
 
 TOKENIZERS = ("13a", "char", "intl", "none", "zh", "ja-mecab", "ko-mecab")
 """sacrebleu's tokenizers that download nothing; the last two need extras (sacrebleu[ja], sacrebleu[ko])."""
 
+_AT_SPACES = ("13a", "intl", "none")
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.?|\.\d+)", re.ASCII)
 _ORDER = 4
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -26,7 +36,7 @@ def measure(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     groups: Sequence[Hashable] | None = None,
-    tokenize: str = "13a",
+    tokenize: str = "auto",
 ) -> MetricResult:
     """Score texts.
 
@@ -34,23 +44,52 @@ def measure(
         predictions: one per row.
         references: the accepted texts of every row, at least one; their number may differ from row to row.
         groups: the image of each row; default: every row is its own group.
-        tokenize: one of TOKENIZERS, for BLEU. "13a" separates words at spaces: for Japanese or Chinese text choose
-            "char", "zh" or "ja-mecab".
+        tokenize: one of TOKENIZERS, for BLEU; "auto" chooses by the script of the references.
 
     Returns:
-        exact match, token F1 and BLEU in percent; rows are the token F1s as fractions. The rule and the table `BLEU`
-        name sacrebleu's signature.
+        exact match, strict match, token F1 and BLEU in percent; rows are the token F1s as fractions. The rule and the
+        table `BLEU` name sacrebleu's signature.
     """
+    written = [one for accepted in references for one in accepted]
+    by_characters = is_unspaced(written)
+    tokens = plain_characters if by_characters else _words
+    tokenize = choose_tokenizer(written) if tokenize == "auto" else tokenize
     sums = GroupedSums(range(len(predictions)) if groups is None else groups, scale=100.0)
     pairs = list(zip(predictions, references, strict=True))
-    f1s = [max(token_f1(prediction, one) for one in accepted) for prediction, accepted in pairs]
-    sums.add_ratio("exact match", [any(normalize(p) == normalize(one) for one in accepted) for p, accepted in pairs])
+    found = [(tokens(prediction), [tokens(one) for one in accepted]) for prediction, accepted in pairs]
+    f1s = [max(_f1(own, one) for one in accepted) for own, accepted in found]
+    sums.add_ratio("exact match", [own in accepted for own, accepted in found])
+    sums.add_ratio("strict match", [strict(p) in map(strict, accepted) for p, accepted in pairs])
     sums.add_ratio("token F1", f1s)
     signature = _add_bleu(sums, predictions, references, tokenize)
-    rule = f"{RULE}, BLEU {signature}"
-    return MetricResult(
-        rule, "exact match", "percent", sums, len(pairs), f1s, tables={"BLEU": {"signature": signature}}
-    )
+    rule = ", ".join([RULE, *["by characters"] * by_characters, f"BLEU {signature}"])
+    found_bleu = MetricResult(rule, "exact match", "percent", sums, len(pairs), f1s)
+    remarks = _remarks(found_bleu.values(), tokenize, by_characters)
+    return replace(found_bleu, tables={"BLEU": {"signature": signature}}, remarks=remarks)
+
+
+def _remarks(values: dict[str, float], tokenize: str, by_characters: bool) -> list[str]:
+    said = []
+    if by_characters:
+        said.append("These texts have no spaces between words: exact match and token F1 compare characters.")
+    if by_characters and tokenize in _AT_SPACES:
+        said.append(f"BLEU: {tokenize} separates words at spaces, which these texts do not have; choose char or auto.")
+    if values["BLEU"] == 0 and values["token F1"] > 0:
+        said.append(
+            "BLEU is 0 because no four tokens in a row of an answer are in its reference; shorter answers have no four "
+            "tokens. It says nothing about short answers."
+        )
+    return said
+
+
+def strict(text: str) -> str | Decimal:
+    """The form in which the strict match compares: numbers by their value, with sign and decimal point.
+
+    Other texts without case, surrounding white space and a final full stop; punctuation and articles stay.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text).lower().split()).replace("\u2212", "-")
+    plain = plain[:-1] if plain[-1:] in (".", "\u3002") else plain
+    return Decimal(plain.replace(",", "")) if _NUMBER.fullmatch(plain) else plain
 
 
 def normalize(text: str) -> str:
@@ -60,7 +99,14 @@ def normalize(text: str) -> str:
 
 def token_f1(prediction: str, reference: str) -> float:
     """F1 of the words of two texts in normal form, 0…1 (SQuAD 2.0: if one has no words, 1 if neither has any)."""
-    found, wanted = normalize(prediction).split(), normalize(reference).split()
+    return _f1(_words(prediction), _words(reference))
+
+
+def _words(text: str) -> list[str]:
+    return normalize(text).split()
+
+
+def _f1(found: list[str], wanted: list[str]) -> float:
     if not found or not wanted:
         return float(found == wanted)
     shared = sum((Counter(found) & Counter(wanted)).values())

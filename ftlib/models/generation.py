@@ -36,6 +36,22 @@ def generate_answers(
     num_beams: int = 1,
     generation: Mapping[str, Any] | None = None,
 ) -> list[str]:
+    """Answer one batch of rows, see `generate_with_ends`.
+
+    Returns:
+        One text per row.
+    """
+    return [text for text, _ in generate_with_ends(model, processor, rows, max_new_tokens, num_beams, generation)]
+
+
+def generate_with_ends(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    rows: Sequence[EncodedExample],
+    max_new_tokens: int,
+    num_beams: int = 1,
+    generation: Mapping[str, Any] | None = None,
+) -> list[tuple[str, bool]]:
     """Answer one batch of rows; each row stops at its own `<eos>`, or where the model's positions end.
 
     Args:
@@ -45,7 +61,7 @@ def generate_answers(
         generation: other fields of GenerationConfig, and `seed` for sampling: the same rows give the same answers.
 
     Returns:
-        One text per row.
+        For each row its text, and whether the model ended it itself; else it was cut off at the maximum length.
     """
     model.eval()
     rows = truncate_prompts(processor, rows, max_new_tokens=1)
@@ -55,7 +71,8 @@ def generate_answers(
         else:
             settings = {"do_sample": False, "num_beams": num_beams, **(generation or {})}
             answers = _generate_by_transformers(model, processor, rows, settings, max_new_tokens)
-    return [processor.decode(answer) for answer in answers]
+    rooms = _max_new_tokens_per_row(processor, rows, max_new_tokens)
+    return [(processor.decode(answer), len(answer) < room) for answer, room in zip(answers, rooms, strict=True)]
 
 
 def truncate_prompts(

@@ -21,7 +21,7 @@ from ftlib.reports.sweep_stats import group_runs, trained_groups
 
 # Markdown, and CSV with one line per score.
 
-_SCORE_COLUMNS = ["dataset", "split", "training", "metric", "value", "low", "high", "n", "main"]
+_SCORE_COLUMNS = ["dataset", "split", "training", "metric", "value", "low", "high", "n", "main", "settings"]
 
 
 def markdown(records: Sequence[RunRecord]) -> str:
@@ -40,7 +40,8 @@ def markdown(records: Sequence[RunRecord]) -> str:
 def score_lines(records: Sequence[RunRecord]) -> str:
     """Return CSV (RFC 4180): a line for every metric of every evaluation, with the keys in which the runs differ.
 
-    Missing values are empty cells; `main` is 1 for the metric that ranks settings.
+    Missing values are empty cells; `main` is 1 for the metric that ranks settings; `settings` are
+    those of the evaluation that its run's config does not have.
     """
     settings = group_runs(records)
     keys = list(settings[0].values)
@@ -58,14 +59,15 @@ def score_lines(records: Sequence[RunRecord]) -> str:
 
 
 def _exports_scores(run: RunRecord) -> Iterator[list[Any]]:
-    for split in run.splits:
+    for split in (*run.splits, *run.other_splits):
         for when, evaluation in split.by_when.items():
             scores = evaluation.scores
             for name, found in scores["metrics"].items():
                 low, high = found["interval"] or ("", "")
                 value = "" if found["value"] is None else found["value"]
                 place = [split.dataset, split.split, when, name]
-                yield [*place, value, low, high, scores["n"], int(name == scores["metric"])]
+                main = int(name == scores["metric"] and not split.settings)
+                yield [*place, value, low, high, scores["n"], main, split.settings]
 
 
 # Exports to TensorBoard and Weights & Biases, from the same files as the report; each export replaces the last one.

@@ -10,6 +10,7 @@ from ftlib.core import files, log
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
 from ftlib.reports.exports import markdown, score_lines
+from ftlib.reports.latex import latex
 from ftlib.reports.run_record import RunRecord, read_run_record
 from ftlib.reports.run_report import render
 from ftlib.reports.sweep_report import render_sweep
@@ -41,13 +42,16 @@ def output_file(path: Path) -> Path:
     return path
 
 
-def write_report(records: Sequence[RunRecord], path: Path | None = None, templates: Path | None = None) -> Path:
+def write_report(
+    records: Sequence[RunRecord], path: Path | None = None, templates: Path | None = None, with_latex: bool = False
+) -> Path:
     """Write a page about a run, or one that compares several.
 
     Args:
         path: an HTML file or an existing folder; default: report.html in the run folder; of several runs, in the folder
             of the first one's name.
         templates: a folder of jinja2 templates that replace ftlib's of the same name.
+        with_latex: whether to write the table of a paper, as a .tex file.
 
     Returns:
         The page; beside it are a .md and a .csv file.
@@ -63,5 +67,7 @@ def write_report(records: Sequence[RunRecord], path: Path | None = None, templat
     page = render_sweep(records, made, templates) if len(records) > 1 else render(records[0], made, templates)
     files.write_text(path.with_suffix(".md"), log.escape_control_characters(markdown(records)))
     files.write_text(path.with_suffix(".csv"), score_lines(records))
+    if with_latex:
+        files.write_text(path.with_suffix(".tex"), log.escape_control_characters(latex(records)))
     files.write_text(path, page)
     return path

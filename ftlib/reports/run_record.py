@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import Config
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
+from ftlib.errors import UserError
 from ftlib.hub.cache import MERGE_RECORD, is_local_path
-from ftlib.metrics.comparability import evaluation_fingerprint
+from ftlib.metrics.comparability import (
+    SETTINGS_PREFIX,
+    describe_settings,
+    differing_settings,
+    evaluation_fingerprint,
+)
+from ftlib.metrics.formatting import unit_of
 from ftlib.runs.run import Run
 from ftlib.runs.usage import Usage, usage
 from ftlib.slurm.status import RunStatus
@@ -33,11 +41,13 @@ class EvaluationResult:
         when: before or after training.
         scores: content of scores.json.
         folder: folder of the predictions.
+        differs: the answer settings that are not those of the run's config: name → value; empty if all are.
     """
 
     when: str
     scores: dict[str, Any]
     folder: Path
+    differs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def value(self) -> float | None:
@@ -49,6 +59,11 @@ class EvaluationResult:
     def higher_is_better(self) -> bool:
         """Whether higher is better, for the main metric and the rows' scores; True for old evaluations without it."""
         return bool(self.scores.get("higher_is_better", True))
+
+    @property
+    def unit(self) -> str:
+        """The main metric's unit."""
+        return unit_of(self.scores, self.scores["metric"])
 
     @property
     def rows(self) -> str:
@@ -63,16 +78,18 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """The evaluations of a split of a dataset: before training, after training, or both.
+    """The evaluations of a split of a dataset with the same settings: before training, after training, or both.
 
     Attributes:
         change: comparison.json, the paired test of before against after; None if it is of older evaluations.
+        settings: the settings that are not those of the run's config, as text; "" if all are.
     """
 
     dataset: str
     split: str
     by_when: dict[str, EvaluationResult]
     change: dict[str, Any] | None = None
+    settings: str = ""
 
     @property
     def before(self) -> EvaluationResult | None:
@@ -102,7 +119,9 @@ class RunRecord:
         metrics, history: the rows of metrics.jsonl and history.jsonl.
         environments: environment.json; one entry for each start.
         usage: GPU-hours and goodput, as `ftlib status --usage` counts them without accounting.
-        splits: evaluated splits; the run's own dataset and the test split come first.
+        splits: evaluated splits, with the config's settings; the run's own dataset and the test split come first.
+        other_splits: evaluations with other settings, in the same order.
+        damaged: folders of evaluations whose files are incomplete or changed.
         images, text: whether images and texts of the data may be shown. Without text, `config` has no prompts, and
             `splits` have no metrics of single labels.
     """
@@ -120,6 +139,8 @@ class RunRecord:
     environments: list[dict[str, Any]]
     usage: Usage
     splits: list[SplitRecord]
+    other_splits: list[SplitRecord] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)
     images: bool = True
     text: bool = True
 
@@ -142,6 +163,12 @@ class RunRecord:
     def divergences(self) -> list[dict[str, Any]]:
         """Return the events of diverged attempts."""
         return [event for event in self.history if event["event"] == "diverged"]
+
+    @property
+    def damaged_result(self) -> Path | None:
+        """A damaged evaluation after training on the run's own dataset that no other score may stand in for."""
+        own = [folder for folder in self.damaged if folder.parts[-3] == self.config.data.source]
+        return next((folder for folder in own if folder.name == AFTER), None)
 
     def curve(self, key: str) -> list[tuple[float, float]]:
         """Return (step, value) of the last attempt, for steps with a finite value."""
@@ -167,6 +194,7 @@ def read_run_record(run: Run, site: Site, status: RunStatus, images: bool = True
     if not text:
         config = Config.model_validate(privacy.without_texts(config.model_dump(by_alias=True)))
         config_text = yaml12.dump(privacy.without_texts(yaml12.load(config_text, str(run.config_file))[0]))
+    splits = _read_splits(run.folder / "eval", experiment.config)
     return RunRecord(
         folder=run.folder,
         status=status,
@@ -180,7 +208,9 @@ def read_run_record(run: Run, site: Site, status: RunStatus, images: bool = True
         history=jsonl.read_jsonl_log(run.history),
         environments=_optional_json(run.environment) or [],
         usage=usage(run),
-        splits=_read_splits(run.folder / "eval", config.data.source, text),
+        splits=[split for split in splits if not split.settings],
+        other_splits=[split for split in splits if split.settings],
+        damaged=sorted(_damaged(run.folder / "eval")),
         images=images and config.privacy.images,
         text=text,
     )
@@ -190,21 +220,56 @@ def _optional_json(path: Path) -> Any:
     return files.read_json(path) if path.exists() else None
 
 
-def _read_splits(root: Path, own: str, text: bool) -> list[SplitRecord]:
-    splits = [_read_split(folder, text) for folder in root.glob("*/*")]
-    return sorted((split for split in splits if split.by_when), key=lambda split: _order(split, own))
+def _read_splits(root: Path, config: Config) -> list[SplitRecord]:
+    """Read all evaluations of a run; those with the config's settings come first in each split."""
+    splits = [split for folder in root.glob("*/*") for split in _read_split(folder, config)]
+    return sorted(splits, key=lambda split: (_order(split, config.data.source), split.settings))
 
 
-def _read_split(folder: Path, text: bool) -> SplitRecord:
-    """Read the evaluations of a split; incomplete ones are ignored."""
-    whole = [when for when in (BEFORE, AFTER) if files.is_complete(folder / when)]
-    scores = {when: files.read_json(folder / when / "scores.json") for when in whole}
-    change = _optional_json(folder / "comparison.json") if len(whole) == 2 else None
-    if change and change.get("of") != [evaluation_fingerprint(one) for one in scores.values()]:
-        change = None
-    shown = {when: one if text else privacy.scores_without_texts(one) for when, one in scores.items()}
-    by_when = {when: EvaluationResult(when, one, folder / when) for when, one in shown.items()}
-    return SplitRecord(folder.parent.name, folder.name, by_when, change)
+def _read_split(folder: Path, config: Config) -> Iterator[SplitRecord]:
+    """Yield the evaluations of a split by their settings; incomplete ones are ignored."""
+    found: dict[str, dict[str, EvaluationResult]] = {}
+    for place in (folder, *sorted(folder.glob(f"{SETTINGS_PREFIX}*"))):
+        for when in (BEFORE, AFTER):
+            if _is_usable(place / when):
+                scores = files.read_json(place / when / "scores.json")
+                differs = differing_settings(scores["settings"], config.evaluation)
+                if not config.privacy.text:
+                    scores, differs = privacy.scores_without_texts(scores), _without_labels(differs)
+                one = EvaluationResult(when, scores, place / when, differs)
+                found.setdefault(describe_settings(differs), {}).setdefault(when, one)
+    for settings, by_when in found.items():
+        ordered = {when: by_when[when] for when in (BEFORE, AFTER) if when in by_when}
+        yield SplitRecord(folder.parent.name, folder.name, ordered, _read_change(ordered), settings)
+
+
+def _without_labels(differs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: privacy.hidden_text(value) if name == "positive" and value else value for name, value in differs.items()
+    }
+
+
+def _read_change(by_when: dict[str, EvaluationResult]) -> dict[str, Any] | None:
+    """Return comparison.json, if it compares these two evaluations."""
+    if len(by_when) < 2:
+        return None
+    change: dict[str, Any] | None = _optional_json(by_when[AFTER].folder.with_name("comparison.json"))
+    own = [evaluation_fingerprint(files.read_json(one.folder / "scores.json")) for one in by_when.values()]
+    return change if change and change.get("of") == own else None
+
+
+def _damaged(root: Path) -> Iterator[Path]:
+    """Yield folders of evaluations that were finished once, but are not what was written."""
+    for place in (*root.glob("*/*"), *root.glob(f"*/*/{SETTINGS_PREFIX}*")):
+        folders = [place / when for when in (BEFORE, AFTER)]
+        yield from (folder for folder in folders if folder.is_dir() and not _is_usable(folder))
+
+
+def _is_usable(folder: Path) -> bool:
+    try:
+        return files.is_complete(folder) and bool(files.read_json(folder / "scores.json"))
+    except UserError:
+        return False
 
 
 def _order(split: SplitRecord, own: str) -> tuple[bool, str, int, str]:

@@ -13,7 +13,9 @@ from ftlib import __version__
 from ftlib.config.identity import describe_recipe
 from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import LOSS
-from ftlib.metrics.comparability import setting_differences
+from ftlib.core.metric_table import describe_metric, metric_info_of_rule
+from ftlib.metrics.comparability import answer_settings, describe_settings, setting_differences
+from ftlib.metrics.formatting import format_interval, format_value, unit_of
 from ftlib.reports import charts
 from ftlib.reports.gallery import answers_context
 from ftlib.reports.html import Context, render_page
@@ -70,9 +72,12 @@ def _subject(record: RunRecord) -> str:
 
 
 def headline(record: RunRecord) -> str:
-    """Return the run in one sentence: the first split's score, before → after training."""
+    """Return the run in one sentence: the first split's score, before → after training, with the config's settings."""
+    if damaged := record.damaged_result:
+        return f"{damaged.parent.name}: the scores after training are damaged"
     if not record.splits:
-        return "Not evaluated yet"
+        others = describe_settings_of(record.other_splits)
+        return f"Not evaluated with its config's settings, only with {others}" if others else "Not evaluated yet"
     first = record.splits[0]
     scores = first.latest.scores
     what, count = f"{first.split} {scores['metric']}", f"(n = {scores['n']})"
@@ -82,23 +87,29 @@ def headline(record: RunRecord) -> str:
     return f"{what} {change}{_value(scores)} {count}"
 
 
+def describe_settings_of(splits: Sequence[SplitRecord]) -> str:
+    """Return the settings of evaluations that are not those of their run's config."""
+    return "; ".join(dict.fromkeys(split.settings for split in splits))
+
+
 def scores_context(record: RunRecord) -> Context:
     """Return one row per split and model; missing evaluations with the command to run."""
-    metrics = sorted({split.latest.scores["metric"] for split in record.splits})
+    evaluated = [*record.splits, *record.other_splits]
+    metrics = sorted({split.latest.scores["metric"] for split in evaluated})
     source, several = record.config.data.source, len(metrics) > 1
     return {
         "metrics": ", ".join(metrics),
-        "rows": [row for split in record.splits for row in _rows(split, source, several)],
-        "method": _method(record.splits[0].latest.scores) if record.splits else "",
-        "details": [details for split in record.splits if (details := _details(split))],
-        "warnings": [text for split in record.splits for text in _warnings(split)],
+        "rows": [row for split in evaluated for row in _rows(split, source, several)],
+        "method": _method(evaluated[0].latest.scores) if evaluated else "",
+        "details": [details for split in evaluated if (details := _details(split))],
+        "warnings": [*_settings_remarks(record), *[text for split in evaluated for text in _warnings(split)]],
         "missing": list(_missing(record)),
     }
 
 
 def metric_tables(record: RunRecord) -> list[Table]:
     """Return every metric of every split, before and after training."""
-    return [table for split in record.splits for table in _metric_tables(split)]
+    return [table for split in (*record.splits, *record.other_splits) for table in _metric_tables(split)]
 
 
 def _metric_tables(split: SplitRecord) -> list[Table]:
@@ -118,8 +129,15 @@ def _metric_table(split: SplitRecord, kind: str, labels: dict[str, str]) -> Tabl
     rows = [
         [text, *[cell for one in whens for cell in _metric_cells(one.scores, name)]] for name, text in labels.items()
     ]
+    infos = [None if kind else metric_info_of_rule(split.latest.scores.get("rule", ""), name) for name in labels]
+    if any(infos):
+        headers.append("rule")
+        rows = [[*row, describe_metric(info) if info else ""] for row, info in zip(rows, infos, strict=True)]
     title = f"{f'By {kind}' if kind else 'All metrics'} on {split.dataset} {split.split}"
-    return Table(title, "l" + "rr" * len(whens), headers, rows, [f"n = {split.latest.scores['n']}"])
+    title += f" with {split.settings}" if split.settings else ""
+    return Table(
+        title, "l" + "rr" * len(whens) + "w" * any(map(bool, infos)), headers, rows, [f"n = {split.latest.scores['n']}"]
+    )
 
 
 def _details(split: SplitRecord) -> Context | None:
@@ -133,10 +151,8 @@ def _details(split: SplitRecord) -> Context | None:
 def _metric_cells(scores: dict[str, Any], name: str) -> list[str]:
     found = scores["metrics"].get(name, {"value": None, "interval": None})
     value, interval = found["value"], found["interval"]
-    return [
-        NO_VALUE if value is None else f"{value:.3f}",
-        f"{interval[0]:.3f}–{interval[1]:.3f}" if interval else NO_VALUE,
-    ]
+    unit = unit_of(scores, name)
+    return [format_value(value, unit, 3), format_interval(interval, unit, 3)]
 
 
 def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
@@ -155,18 +171,21 @@ def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
 def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
     """Yield table rows: with several metrics, values have the metric's name; parts of a mixture follow the total."""
     name = split.split if split.dataset == own else f"{split.dataset} {split.split}"
+    name += f" ({split.settings})" if split.settings else ""
     for when, evaluation in split.by_when.items():
         for part, scores in {"": evaluation.scores, **evaluation.scores.get("parts", {})}.items():
             interval, invalid = scores["interval"], scores.get("invalid")
+            cut = scores.get("answers", {}).get("cut_off")
             yield {
                 "name": f"{name} {part}".strip(),
                 "when": when,
                 "metric": f"{scores['metric']} " if several else "",
                 "value": _value(scores),
                 "bar": _bar(scores, when),
-                "interval": "–".join(f"{end:.3f}" for end in interval) if interval else NO_VALUE,
+                "interval": format_interval(interval, unit_of(scores, scores["metric"]), 3),
                 "n": scores["n"],
                 "invalid": NO_VALUE if invalid is None else invalid,
+                "cut_off": NO_VALUE if cut is None else cut,
             }
 
 
@@ -180,16 +199,31 @@ def _bar(scores: dict[str, Any], when: str) -> str:
 
 
 def _value(scores: dict[str, Any]) -> str:
-    return NO_VALUE if scores["value"] is None else f"{scores['value']:.3f}"
+    return format_value(scores["value"], unit_of(scores, scores["metric"]), 3)
 
 
 def _method(scores: dict[str, Any]) -> str:
-    return f"Intervals: {scores['interval_method']}." if "interval_method" in scores else ""
+    info = metric_info_of_rule(scores.get("rule", ""), scores["metric"])
+    told = [f"{scores['metric']}: {describe_metric(info)}"] if info else []
+    told += [f"Intervals: {scores['interval_method']}"] if "interval_method" in scores else []
+    return " ".join(f"{sentence}." for sentence in told)
+
+
+def _settings_remarks(record: RunRecord) -> Iterator[str]:
+    """Yield remarks about evaluations with other settings than the config's, and about damaged ones."""
+    if record.other_splits:
+        own = describe_settings(answer_settings(record.config.evaluation))
+        yield (
+            f"Rows with settings in parentheses are not comparable with the others, which have the config's: {own}. "
+            "Headline, answers and rankings show the config's settings only."
+        )
+    for folder in record.damaged:
+        yield f"{folder.relative_to(record.folder)}: the files are damaged and not shown; delete it and evaluate again."
 
 
 def _warnings(split: SplitRecord) -> Iterator[str]:
     """Yield remarks: warnings, the paired test, and whether the scores are comparable (same rows and settings)."""
-    where = f"{split.dataset} {split.split}"
+    where = f"{split.dataset} {split.split}" + (f" ({split.settings})" if split.settings else "")
     yield from (f"{where}: {remark}" for remark in split.latest.scores.get("remarks", []))
     if split.change:
         yield f"{where}: {split.change['sentence']}."

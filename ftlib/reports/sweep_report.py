@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,9 @@ def render_sweep(records: Sequence[RunRecord], made: float, templates: Path | No
         tables=sweep_tables(records),
         curves=_curves(groups),
         selection_split=SELECTION_SPLIT,
-        best_runs=[_best_run(board[0].best_run) for board in comparison_groups(groups)],
+        best_runs=[
+            _best_run(board[0].best_run) for board in comparison_groups(groups) if len(best_settings(board)) == 1
+        ],
         footer=f"Made {utc(made)} by ftlib {__version__}",
     )
 
@@ -79,7 +82,7 @@ def best_sentence(groups: Sequence[RunGroup]) -> str:
     """Return the best setting on valid with its score on test, for each comparison group."""
     if not groups:
         return "Comparison of models without training"
-    found = [text for board in comparison_groups(groups) if (text := _best_of(board[0]))]
+    found = [text for board in comparison_groups(groups) if (text := _best_of(board))]
     if not found:
         return f"No scores on {SELECTION_SPLIT} after training yet, so no ranking"
     unlike = any(
@@ -89,12 +92,25 @@ def best_sentence(groups: Sequence[RunGroup]) -> str:
     return f"Best on {SELECTION_SPLIT}: {' · '.join(found)}{' (settings were evaluated on different rows)' * unlike}"
 
 
-def _best_of(group: RunGroup) -> str:
-    chosen, reported = group.seed_statistics(SELECTION_SPLIT), group.seed_statistics(REPORT_SPLIT)
-    if chosen is None:
+def best_settings(board: Sequence[RunGroup]) -> list[RunGroup]:
+    """Return the settings with the best mean on valid: several in a tie, none without scores."""
+    best = board[0].seed_statistics(SELECTION_SPLIT)
+    if best is None:
+        return []
+    found = [(group, group.seed_statistics(SELECTION_SPLIT)) for group in board]
+    return [group for group, known in found if known and math.isclose(known.mean, best.mean, rel_tol=1e-12)]
+
+
+def _best_of(board: Sequence[RunGroup]) -> str:
+    group, tied = board[0], best_settings(board)
+    if len(tied) > 1:
+        chosen = format_statistics(group.seed_statistics(SELECTION_SPLIT), group.unit)
+        return f"no best setting, {len(tied)} of {len(board)} are tied at {group.metric} {chosen}"
+    found, reported = group.seed_statistics(SELECTION_SPLIT), group.seed_statistics(REPORT_SPLIT)
+    if found is None:
         return ""
-    told = f"; {REPORT_SPLIT} {format_statistics(reported)}" if reported else ""
-    return f"{group.name} – {group.metric} {format_statistics(chosen)}{told}"
+    told = f"; {REPORT_SPLIT} {format_statistics(reported, group.unit)}" if reported else ""
+    return f"{group.name} – {group.metric} {format_statistics(found, group.unit)}{told}"
 
 
 def _curves(groups: Sequence[RunGroup]) -> Context | None:

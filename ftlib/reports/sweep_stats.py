@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlib.config.identity import canonical_fields, identity_fields
+from ftlib.core.metric_table import upper_limit
+from ftlib.metrics.comparability import comparable_settings
+from ftlib.metrics.student import student_quantile
 from ftlib.reports.run_record import AFTER, EvaluationResult, RunRecord
 
 SELECTION_SPLIT, REPORT_SPLIT = "valid", "test"
@@ -50,10 +53,21 @@ class RunGroup:
         """The run with the best score on valid; runs without a score come last."""
         return max(self.runs, key=lambda run: _sort_key(own_score(run, SELECTION_SPLIT), self.higher_is_better))
 
+    @property
+    def unit(self) -> str:
+        """The metric's unit; "" before any evaluation."""
+        return next((run.splits[0].latest.unit for run in self.runs if run.splits), "")
+
+    @property
+    def different_runs(self) -> list[RunRecord]:
+        """The runs without copies: of runs with the same config, seed included, the first one."""
+        return list({run.config.seed: run for run in reversed(self.runs)}.values())[::-1]
+
     def seed_statistics(self, split: str, when: str = AFTER) -> SeedStatistics | None:
         """Return statistics over the seeds with a score on the run's own dataset; None without scores."""
-        scores = [score for run in self.runs if (score := own_score(run, split, when)) is not None]
-        return seed_statistics(scores) if scores else None
+        scores = [score for run in self.different_runs if (score := own_score(run, split, when)) is not None]
+        limit = upper_limit(self.runs[0].config.task, self.metric or "")
+        return seed_statistics(scores, limit) if scores else None
 
 
 def comparison_groups(groups: Sequence[RunGroup]) -> list[list[RunGroup]]:
@@ -79,6 +93,22 @@ def rows_of(runs: Sequence[RunRecord], split: str) -> frozenset[str]:
 def evaluated_on_different_rows(groups: Iterable[Sequence[RunRecord]], split: str) -> bool:
     """Whether the compared runs were evaluated on different rows; runs without a score are ignored."""
     return len({rows for runs in groups if (rows := rows_of(runs, split))}) > 1
+
+
+TRAINED_WITH = ("fingerprint", "split", "prompt", "prompts", "max_pixels", "chat_template")
+"""Settings that belong to the data or to the trained model, which a ranking may compare."""
+
+
+def unlike_settings(groups: Iterable[Sequence[RunRecord]], split: str) -> dict[str, list[Any]]:
+    """Return the settings in which the evaluations of runs after training differ: name → its values.
+
+    The rule of the metric is one of them. Rows are compared by `evaluated_on_different_rows`.
+    """
+    found = [_own_evaluation(run, split, AFTER) for runs in groups for run in runs]
+    known = [comparable_settings(one.scores) for one in found if one and one.value is not None]
+    names = dict.fromkeys(name for settings in known for name in settings if name not in TRAINED_WITH)
+    values = {name: list({format_field(one.get(name)): one.get(name) for one in known}.values()) for name in names}
+    return {name: different for name, different in values.items() if len(different) > 1}
 
 
 def _own_evaluation(record: RunRecord, split: str, when: str) -> EvaluationResult | None:
@@ -167,7 +197,8 @@ class SeedStatistics:
     """Mean and sample standard deviation (divisor n − 1; None for one value) of `n` runs.
 
     Attributes:
-        interval: 95 % interval of the mean by Student's t, as if the runs were drawn independently; None for one value.
+        interval: 95 % interval of the mean by Student's t, as if the runs were drawn independently; None for one value,
+            and for equal ones, which tell nothing about the width.
     """
 
     n: int
@@ -176,36 +207,20 @@ class SeedStatistics:
     interval: tuple[float, float] | None
 
 
-def seed_statistics(values: Sequence[float]) -> SeedStatistics:
-    """Return the statistics of at least one value."""
+def seed_statistics(values: Sequence[float], limit: float | None = None) -> SeedStatistics:
+    """Return the statistics of at least one value.
+
+    Args:
+        limit: the largest possible value of a metric whose smallest is 0; the interval does not go beyond them.
+    """
     mean = statistics.fmean(values)
     if len(values) < 2:
         return SeedStatistics(len(values), mean, None, None)
     sd = statistics.stdev(values)
+    if not sd:
+        return SeedStatistics(len(values), mean, sd, None)
     reach = student_quantile(len(values) - 1) * sd / math.sqrt(len(values))
-    return SeedStatistics(len(values), mean, sd, (mean - reach, mean + reach))
-
-
-def student_quantile(freedom: int, inside: float = 0.95) -> float:
-    """Return t with P(|T| < t) = `inside` for `freedom` degrees of freedom.
-
-    The probability is a finite series in the angle atan(t / √freedom) (Abramowitz and Stegun, 26.7.3 and 26.7.4), which
-    ascends from 0 to 1; bisection finds the angle.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_probability(middle, freedom) < inside else (low, middle)
-    return math.tan(low) * math.sqrt(freedom)
-
-
-def _student_probability(angle: float, freedom: int) -> float:
-    """P(|T| < √freedom · tan(angle))."""
-    cosine, odd = math.cos(angle), freedom % 2
-    term = cosine if odd else 1.0
-    series = 0.0
-    for number in range(1 + odd, freedom, 2):
-        series += term
-        term *= cosine**2 * number / (number + 1)
-    series *= math.sin(angle)
-    return 2 / math.pi * (angle + series) if odd else series
+    low, high = mean - reach, mean + reach
+    if limit is not None and min(values) >= 0 and max(values) <= limit:
+        low, high = max(0.0, low), min(limit, high)
+    return SeedStatistics(len(values), mean, sd, (low, high))

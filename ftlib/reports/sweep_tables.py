@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from ftlib.config.schema import Config, Model
 from ftlib.metrics.comparability import comparable_settings
+from ftlib.metrics.formatting import format_interval, format_value
 from ftlib.reports.run_record import (
     BEFORE,
     EvaluationResult,
     RunRecord,
+    SplitRecord,
     describe_state,
     interruptions,
     merge_record,
@@ -19,6 +21,7 @@ from ftlib.reports.run_record import (
 from ftlib.reports.sweep_stats import (
     REPORT_SPLIT,
     SELECTION_SPLIT,
+    TRAINED_WITH,
     RunGroup,
     SeedStatistics,
     comparison_groups,
@@ -27,6 +30,7 @@ from ftlib.reports.sweep_stats import (
     own_score,
     rows_of,
     seed_statistics,
+    unlike_settings,
 )
 from ftlib.reports.tables import NO_VALUE, Table
 
@@ -40,6 +44,7 @@ class _LeaderboardPlace(NamedTuple):
     split: str
     metric: str
     rows: str
+    unit: str
 
 
 def leaderboards(groups: Sequence[RunGroup]) -> list[Table]:
@@ -74,8 +79,29 @@ def _leaderboard(column: str, groups: Sequence[RunGroup]) -> Table:
     return Table(title, "lrrrrrr", headers, [_row(one) for one in groups], remarks)
 
 
+def settings_remarks(groups: Sequence[Sequence[RunRecord]], splits: Sequence[str]) -> Iterator[str]:
+    """Yield remarks about compared scores whose evaluations had different settings, and about those left out."""
+    for split in splits:
+        for name, values in unlike_settings(groups, split).items():
+            shown = ", ".join("not set" if value is None else format_field(value) for value in values[:4])
+            yield (f"Not alike: the evaluations on {split} differ in {name} ({shown}), which may explain differences.")
+    for runs in groups:
+        seeds = [run.config.seed for run in runs]
+        for run in (run for number, run in enumerate(runs) if run.config.seed in seeds[:number]):
+            yield f"{run.name} has the config and the seed of another run here; as a copy it is not counted as a seed."
+    left_out = sum(len(run.other_splits) for runs in groups for run in runs)
+    if left_out:
+        yield (
+            f"{left_out} evaluation{'s' * (left_out > 1)} with other settings than the run's config "
+            f"{'are' if left_out > 1 else 'is'} not in this table; see the reports of the runs."
+        )
+    if damaged := sum(len(run.damaged) for runs in groups for run in runs):
+        yield f"{damaged} damaged evaluation{'s' * (damaged > 1)} left out; see the reports of the runs."
+
+
 def _row_remarks(groups: Sequence[RunGroup]) -> Iterator[str]:
-    """Yield remarks about scores on different rows."""
+    """Yield remarks about scores on different rows or with different settings."""
+    yield from settings_remarks([group.runs for group in groups], (SELECTION_SPLIT, REPORT_SPLIT))
     for split in (SELECTION_SPLIT, REPORT_SPLIT):
         if evaluated_on_different_rows([group.runs for group in groups], split):
             yield f"These settings were evaluated on different rows of {split}, which may explain differences."
@@ -86,27 +112,32 @@ def _row_remarks(groups: Sequence[RunGroup]) -> Iterator[str]:
 def _row(group: RunGroup) -> list[str]:
     chosen, reported = group.seed_statistics(SELECTION_SPLIT), group.seed_statistics(REPORT_SPLIT)
     before = group.seed_statistics(SELECTION_SPLIT, BEFORE)
-    counted = f"{chosen.n if chosen else 0} of {len(group.runs)}"
-    return [group.name, counted, *_cells(chosen), *_cells(reported), f"{before.mean:.3f}" if before else NO_VALUE]
-
-
-def _cells(found: SeedStatistics | None) -> list[str]:
+    counted = f"{chosen.n if chosen else 0} of {len(group.different_runs)}"
     return [
-        format_statistics(found),
-        f"{found.interval[0]:.3f}–{found.interval[1]:.3f}" if found and found.interval else NO_VALUE,
+        group.name,
+        counted,
+        *_cells(chosen, group.unit),
+        *_cells(reported, group.unit),
+        format_value(before.mean if before else None, group.unit, 3),
     ]
 
 
-def format_statistics(found: SeedStatistics | None) -> str:
+def _cells(found: SeedStatistics | None, unit: str) -> list[str]:
+    return [format_statistics(found, unit), format_interval(found.interval if found else None, unit, 3)]
+
+
+def format_statistics(found: SeedStatistics | None, unit: str) -> str:
     """Return mean ± sd; the mean alone for one value, a placeholder for none."""
     if found is None:
         return NO_VALUE
-    return f"{found.mean:.3f}" if found.sd is None else f"{found.mean:.3f} ± {found.sd:.3f}"
+    if found.sd is None:
+        return format_value(found.mean, unit, 3)
+    return f"{format_value(found.mean, unit, 3).removesuffix(' %')} ± {format_value(found.sd, unit, 3)}"
 
 
-def format_values(values: Sequence[float]) -> str:
+def format_values(values: Sequence[float], unit: str) -> str:
     """Return `format_statistics` of values."""
-    return format_statistics(seed_statistics(values) if values else None)
+    return format_statistics(seed_statistics(values) if values else None, unit)
 
 
 def effects(groups: Sequence[RunGroup]) -> list[Table]:
@@ -126,8 +157,9 @@ def _effect(key: str, groups: Sequence[RunGroup]) -> Table:
     rows = []
     for value, members in runs.items():
         scores = [score for run in members if (score := own_score(run, SELECTION_SPLIT)) is not None]
-        rows.append([value, str(len(scores)), format_values(scores)])
+        rows.append([value, str(len(scores)), format_values(scores, groups[0].unit)])
     remarks = [f"Mean ± standard deviation on {SELECTION_SPLIT} over all runs with that value."]
+    remarks += settings_remarks(list(runs.values()), [SELECTION_SPLIT])
     if evaluated_on_different_rows(runs.values(), SELECTION_SPLIT):
         remarks.insert(
             0, f"These values were evaluated on different rows of {SELECTION_SPLIT}, which may explain differences."
@@ -144,10 +176,7 @@ def runs_table(groups: Sequence[RunGroup]) -> Table:
 
 def _run_row(group: RunGroup, run: RunRecord) -> list[str]:
     step = f"{run.metrics[-1]['step']:,}" if run.metrics else NO_VALUE
-    scores = [
-        NO_VALUE if (score := own_score(run, split)) is None else f"{score:.3f}"
-        for split in (SELECTION_SPLIT, REPORT_SPLIT)
-    ]
+    scores = [format_value(own_score(run, split), group.unit, 3) for split in (SELECTION_SPLIT, REPORT_SPLIT)]
     told = "; ".join(filter(None, (interruptions(run), " ".join(run.status.reason.split()))))
     known = [run.name, group.name, str(run.config.seed), describe_state(run)[0], step, f"{run.usage.hours:.2f}"]
     return [*known, *scores, told]
@@ -162,9 +191,30 @@ def cross_table(groups: Sequence[RunGroup]) -> Table | None:
     rows = []
     for group in groups:
         scores = _scores(group)
-        rows.append([group.name, *[format_values(scores.get(column, [])) for column in columns]])
-    remark = f"Main metric after training, {_OVER_SEEDS.split(';')[0]}."
-    return Table("Across datasets", "l" + "r" * len(columns), headers, rows, [remark])
+        rows.append([group.name, *[format_values(scores.get(column, []), column.unit) for column in columns]])
+    remarks = [f"Main metric after training, {_OVER_SEEDS.split(';')[0]}."]
+    remarks += _unlike_columns(groups, columns)
+    return Table("Across datasets", "l" + "r" * len(columns), headers, rows, remarks)
+
+
+def _unlike_columns(groups: Sequence[RunGroup], columns: Sequence[_LeaderboardPlace]) -> Iterator[str]:
+    """Yield remarks about columns with evaluations of different settings."""
+    for column in columns:
+        found: dict[str, dict[str, None]] = {}
+        for group in groups:
+            for run in group.runs:
+                for split in run.splits:
+                    if split.after and _place(split, split.after) == column:
+                        for name, value in comparable_settings(split.after.scores).items():
+                            found.setdefault(name, {})[format_field(value)] = None
+        unlike = {name: list(values) for name, values in found.items() if len(values) > 1 and name not in TRAINED_WITH}
+        for name, values in unlike.items():
+            where = f"{column.dataset} {column.split}"
+            yield f"Not alike: the evaluations on {where} differ in {name} ({', '.join(values[:4])})."
+
+
+def _place(split: SplitRecord, after: EvaluationResult) -> _LeaderboardPlace:
+    return _LeaderboardPlace(split.dataset, split.split, after.scores["metric"], after.rows, after.unit)
 
 
 def _scores(group: RunGroup) -> dict[_LeaderboardPlace, list[float]]:
@@ -173,7 +223,7 @@ def _scores(group: RunGroup) -> dict[_LeaderboardPlace, list[float]]:
     for run in group.runs:
         for split in run.splits:
             if after := split.after:
-                column = _LeaderboardPlace(split.dataset, split.split, after.scores["metric"], after.rows)
+                column = _place(split, after)
                 found.setdefault(column, []).extend([] if after.value is None else [after.value])
     return found
 
@@ -216,6 +266,7 @@ class _ModelsPlace(NamedTuple):
 
     split: str
     metric: str
+    unit: str
     settings: tuple[tuple[str, str], ...]
 
 
@@ -232,11 +283,11 @@ def models_table(groups: Sequence[RunGroup], asked: Sequence[RunRecord]) -> Tabl
     labels: dict[_ModelsPlace, str] = {}
     for model, run, dataset, found in _evaluations(groups, asked):
         how = tuple((name, format_field(value)) for name, value in sorted(comparable_settings(found.scores).items()))
-        column = _ModelsPlace(found.folder.parent.name, found.scores["metric"], how)
+        column = _ModelsPlace(found.folder.parent.name, found.scores["metric"], found.unit, how)
         labels.setdefault(column, f"{_dataset(run.config, dataset)} {column.split}, {column.metric}")
         scores.setdefault(model, {}).setdefault(column, []).extend([] if found.value is None else [found.value])
     rows = [
-        [model.name, *[_cell(model, scores[model].get(column, [])) for column in labels], model.origin]
+        [model.name, *[_cell(model, scores[model].get(column, []), column.unit) for column in labels], model.origin]
         for model in sorted(scores)
     ]
     headers = ["model", *_unique(labels), "made by"]
@@ -282,7 +333,7 @@ def _difference(column: _ModelsPlace, labels: dict[_ModelsPlace, str]) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-def _cell(model: _ModelRow, values: Sequence[float]) -> str:
+def _cell(model: _ModelRow, values: Sequence[float], unit: str) -> str:
     """Return a cell; equal scores of one base model from several runs have no ±."""
     counted = values if model.group == _TRAINED else sorted(set(values))
-    return format_values(counted)
+    return format_values(counted, unit)

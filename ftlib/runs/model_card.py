@@ -12,7 +12,7 @@ from ftlib.config.privacy import hidden_text
 from ftlib.config.schema import Attention, Config, Lora
 from ftlib.core import files, jsonl
 from ftlib.core.log import escape_control_characters
-from ftlib.metrics.summary import format_interval, format_value
+from ftlib.metrics.formatting import format_interval, format_value
 from ftlib.runs.events import recipe_of
 from ftlib.runs.run import Run
 

@@ -113,8 +113,13 @@ class Run:
         """The checkpoints of an attempt; later attempts restart with another seed after a divergence."""
         return self.folder / "checkpoints" / f"attempt-{attempt}"
 
-    def evaluation_folder(self, dataset: str, split: str, when: str) -> Path:
-        return self.folder / "eval" / dataset / split / when
+    def evaluation_folder(self, dataset: str, split: str, when: str, settings: str = "") -> Path:
+        """The folder of an evaluation.
+
+        Args:
+            settings: a folder of its own for settings other than the config's, see `comparability.settings_folder`.
+        """
+        return self.folder / "eval" / dataset / split / settings / when
 
     def log_event(self, event: str, **details: Any) -> None:
         """Append an event to the run's history, in the first rank only."""

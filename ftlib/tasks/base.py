@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ftlib.config.schema import LOSS
+from ftlib.config.schema import LOSS, Evaluation
 from ftlib.core.registry import TaskEntry
 from ftlib.data.example import Example, InvalidRecord
 from ftlib.errors import UserError
@@ -32,6 +32,7 @@ def by_dataset(records: Sequence[PredictionRecord]) -> dict[str, list[Prediction
     return found
 
 
+ScoreFunction = Callable[[Sequence[PredictionRecord], Sequence[str], "str | None"], "MetricResult"]
 _UNREGISTERED = TaskEntry("", "", {})
 
 
@@ -46,16 +47,25 @@ class Task:
         validate_target: row → why its answers cannot be trained on or scored; "" if they can.
         validate_image_size: (row, (width, height) of its image) → an error if they do not match, else "".
         keeps_whitespace: whether whitespace around answers is kept, as in code; else it is removed.
+        with_tokenizer: (`evaluation.tokenize`) → `score`, for tasks whose metrics have tokenizers to choose from.
         entry: its registry entry, with its name; set by `tasks.registry`.
     """
 
-    score: Callable[[Sequence[PredictionRecord], Sequence[str], str | None], MetricResult]
+    score: ScoreFunction
     parse_answer: Callable[[str], str] = str.strip
     submission: Callable[[Sequence[PredictionRecord]], Any] | None = None
     validate_target: Callable[[Example], str] | None = None
     validate_image_size: Callable[[Example, tuple[int, int]], str] | None = None
     keeps_whitespace: bool = False
+    with_tokenizer: Callable[[str], ScoreFunction] | None = None
     entry: TaskEntry = _UNREGISTERED
+
+    def measure(
+        self, records: Sequence[PredictionRecord], labels: Sequence[str], evaluation: Evaluation
+    ) -> MetricResult:
+        """Score records with the settings of a config's `evaluation`."""
+        score = self.with_tokenizer(evaluation.tokenize) if self.with_tokenizer else self.score
+        return score(records, labels, evaluation.positive)
 
     @property
     def name(self) -> str:

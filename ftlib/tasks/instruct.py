@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ftlib.core.registry import register_task
@@ -14,22 +14,38 @@ from ftlib.metrics.base import MetricResult
 from ftlib.tasks.base import PredictionRecord, Task, predictions_of, references_of
 
 
-def score(references: Sequence[Path], predictions: Path, tokenize: str = "13a") -> MetricResult:
+def score(references: Sequence[Path], predictions: Path, tokenize: str = "auto") -> MetricResult:
     """Exact match, token F1 and BLEU.
 
     Args:
         references: one JSONL file.
-        tokenize: BLEU's tokenizer, one of `text.TOKENIZERS`.
+        tokenize: BLEU's tokenizer, one of `text.TOKENIZERS`, or "auto": by the script of the references.
 
         Raises:
             UserError: malformed files, different ids in both, no such tokenizer or its package is not installed.
     """
     rows = read_text_references(single_file(references, "text"))
     answers = read_text_predictions(predictions, rows)
-    if tokenize not in metrics_text.TOKENIZERS:
-        raise UserError(f"{tokenize}: no such tokenizer", f"Available: {', '.join(metrics_text.TOKENIZERS)}")
+    groups = [row.group for row in rows]
+    return _measure(answers, [row.expected for row in rows], groups, tokenize, "--tokenize")
+
+
+def _measure(
+    predictions: list[str], references: Sequence[Sequence[str]], groups: Sequence[Hashable], tokenize: str, where: str
+) -> MetricResult:
+    """See `metrics.text.measure`.
+
+    Args:
+        where: the option that names the tokenizer, for messages.
+
+    Raises:
+        UserError: no such tokenizer, or its package is not installed.
+    """
+    known = ("auto", *metrics_text.TOKENIZERS)
+    if tokenize not in known:
+        raise UserError(f"{where} {tokenize}: no such tokenizer", f"Available: {', '.join(known)}")
     try:
-        return metrics_text.measure(answers, [row.expected for row in rows], [row.group for row in rows], tokenize)
+        return metrics_text.measure(predictions, references, groups, tokenize)
     except RuntimeError as error:  # raised by sacrebleu for a missing package
         if tokenize not in ("ja-mecab", "ko-mecab"):
             raise
@@ -39,24 +55,18 @@ def score(references: Sequence[Path], predictions: Path, tokenize: str = "13a") 
 
 # Tasks.
 
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-"""Thai, Lao, Burmese, Khmer, kana and Han."""
 
-
-def _instruct(records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None) -> MetricResult:
-    """Use character BLEU for scripts without spaces between words."""
-    references = references_of(records)
-    written = "".join(one for accepted in references for one in accepted)
-    unspaced = sum(bool(_UNSPACED.match(character)) for character in written)
-    tokenize = "char" if 2 * unspaced > len(written) else "13a"
-    return metrics_text.measure(
-        predictions_of(records), references, [record["image"] or record["id"] for record in records], tokenize
-    )
+def _instruct(
+    records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None, tokenize: str = "auto"
+) -> MetricResult:
+    groups = [record["image"] or record["id"] for record in records]
+    return _measure(predictions_of(records), references_of(records), groups, tokenize, "evaluation.tokenize")
 
 
 @register_task(name="instruct")
 def make_task() -> Task:
     return Task(
         score=_instruct,
+        with_tokenizer=lambda tokenize: partial(_instruct, tokenize=tokenize),
         keeps_whitespace=True,
     )

@@ -28,7 +28,7 @@ from ftlib.errors import UserError
 from ftlib.evaluation.evaluate import EvaluationRequest, evaluate_on_all_ranks, validate_settings
 from ftlib.evaluation.model import EvalModel
 from ftlib.metrics import meteor_spice
-from ftlib.metrics.summary import format_value
+from ftlib.metrics.formatting import format_value
 from ftlib.models.adapters import master_weights
 from ftlib.models.lengths import length_cache_path
 from ftlib.models.registry import family_of

@@ -66,7 +66,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let the model say what two steps of training do not teach."""
 
     def say(text: str) -> None:
-        monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [text] * len(rows))
+        monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [(text, True)] * len(rows))
 
     return say
 

@@ -90,7 +90,7 @@ def trained(store: Path, write_config: WriteConfig, ftlib: Ftlib, monkeypatch: p
     """A run whose model answers with what a terminal obeys."""
     config = write_config(LORA)
     assert ftlib("prepare", config)[0] == 0 and ftlib("train", config, "training.max_steps=1")[0] == 0
-    monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [HOSTILE for _ in rows])
+    monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [(HOSTILE, True) for _ in rows])
     return "tiny"
 
 

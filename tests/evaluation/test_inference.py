@@ -96,8 +96,38 @@ def test_answers_to_other_questions_are_not_taken_over(
     code, output, _ = ftlib("evaluate", "tiny", "evaluation.max_new_tokens=1", "--split", "train", "--json")
     assert code == 0
     assert json.loads(output)[0]["settings"]["max_new_tokens"] == 1
-    records = read_lines(evaluation(store / "runs", "train", "before") / "predictions.jsonl")
+    (before,) = evaluation(store / "runs", "train", "before").parent.glob("settings-*/before")
+    records = read_lines(before / "predictions.jsonl")
     assert len(records) == 36 and all(len(str(record["prediction"])) <= 1 for record in records)
+
+
+def test_other_settings_are_kept_apart_and_an_older_rule_is_scored_again(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, tmp_path: Path
+) -> None:
+    trained(write_config, ftlib)
+    assert ftlib("evaluate", "tiny", "--split", "valid")[0] == 0
+    own = evaluation(store / "runs", "valid", "after")
+    scores = json.loads((own / "scores.json").read_text())
+    code, output, error = ftlib("evaluate", "tiny", "--split", "valid", "evaluation.max_new_tokens=1", "--json")
+    assert code == 0 and "valid*" in error and "max_new_tokens 1: not the settings of the run's config" in error
+    found = json.loads(output)
+    assert {one["settings"]["max_new_tokens"] for one in found} == {1}
+    (apart,) = own.parent.glob("settings-*/after")
+    reasons = [record["finish_reason"] for record in read_lines(apart / "predictions.jsonl")]
+    assert found[-1]["answers"]["cut_off"] == reasons.count("length") and set(reasons) <= {"length", "stop"}
+    assert found[0]["answers"]["cut_off"] and "were cut off at the maximum length (max_new_tokens 1)" in error
+    assert json.loads((own / "scores.json").read_text()) == scores
+    assert ftlib("report", "tiny", "-o", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "valid (max_new_tokens 1)" in page and "are not comparable with the others" in page
+    for name, value in (("rule", "classification/1"), ("interval_method", "older")):
+        older = {**scores, name: value, "value": 7, "metrics": {}}
+        with files.atomic_directory(own) as folder:
+            shutil.copyfile(own / "predictions.jsonl", folder / "predictions.jsonl")
+            files.write_json(folder / "scores.json", older)
+        code, _, error = ftlib("evaluate", "tiny", "--split", "valid")
+        assert code == 0 and "the same predictions are scored again" in error and "after training" not in error
+        assert json.loads((own / "scores.json").read_text()) == scores
 
 
 def test_several_tasks_share_the_rows(

@@ -195,6 +195,9 @@ def test_facts_of_the_data(chain: Chain, golden: Golden) -> None:
     golden.json("chain/data.json", data_of(chain.run("digits")))
 
 
+ROW_FIELDS = ("id", "image", "prompt", "prediction", "references")
+
+
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_evaluation_files(chain: Chain, golden: Golden, split: str) -> None:
     folder = chain.run("digits") / "eval" / "digits" / split
@@ -203,12 +206,12 @@ def test_evaluation_files(chain: Chain, golden: Golden, split: str) -> None:
     found = without({**scores, "comparison": comparison}, "weights", "of", "sentence", "verdict")
     golden.json(f"chain/scores-{split}.json", found, **SCORES, **LOSSES)
     rows = {when: read_lines(folder / when / "predictions.jsonl") for when in ("before", "after")}
-    held = {when: without(each, "prediction", "score") for when, each in rows.items()}
+    held = {when: without(each, "prediction", "score", "finish_reason") for when, each in rows.items()}
     assert held["before"] == held["after"]
     assert {type(row["prediction"]) for row in rows["after"]} == {str}
     assert {row["score"] for row in rows["after"]} <= {0.0, 1.0}
     golden.json(f"chain/predictions-{split}.json", held["after"])
-    assert list(rows["after"][0]) == ["id", "image", "prompt", "prediction", "references", "score"]
+    assert list(rows["after"][0]) == [*ROW_FIELDS, "finish_reason", "score"]
 
 
 NOT_HELD = ("time", "host", "log", "seconds")

@@ -116,7 +116,7 @@ def evaluate_out_of_memory(config: str, runs_folder: str) -> int:
     from ftlib.cli.main import main
     from ftlib.evaluation.model import EvalModel
 
-    def answer(self: EvalModel, rows: Any, settings: Any) -> list[str]:
+    def answer(self: EvalModel, rows: Any, settings: Any) -> list[tuple[str, bool]]:
         _exhaust_memory()
         return []
 

@@ -207,3 +207,15 @@ def test_spice_is_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         meteor_spice, "_java", lambda arguments, given: pytest.fail("started") if "Xmx8G" in arguments[0] else ""
     )
     assert "stanford-corenlp-3.6.0.jar is not in" in measure({1: ["a dog"]}, {1: "a dog"}).notes["SPICE"]
+
+
+def test_captions_without_spaces_are_compared_by_characters_and_say_so() -> None:
+    told = {1: ["\u732b\u304c\u30de\u30c3\u30c8\u306e\u4e0a"], 2: ["\u72ac\u304c\u5ead\u3067\u8d70\u308b"]}
+    found = measure(told, {1: "\u732b\u304c\u30de\u30c3\u30c8", 2: told[2][0]})
+    assert found.rule == "coco-caption/1, by characters" and 0.5 < found.values()["BLEU-1"] < 1
+    assert "compared by characters" in found.remarks[0] and "English" in found.notes["METEOR"]
+
+
+def test_cider_of_one_image_is_explained() -> None:
+    found = measure({1: ["a cat on a mat"]}, {1: "a cat on a mat"})
+    assert found.values()["CIDEr-D"] == 0 and "single image" in found.remarks[0]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from ftlib.metrics.text import measure, normalize, token_f1
+from ftlib.metrics.scripts import choose_tokenizer
+from ftlib.metrics.text import measure, normalize, strict, token_f1
 from ftlib.metrics.uncertainty import confidence_intervals
 
 WORDS = ["the", "a", "Cat", "cat,", "sat", "on", "An", "mat.", "(dog)", "theatre", "don't", "3.5", "–", "猫"]
@@ -120,3 +121,62 @@ def test_signature_is_sacrebleus(counts: list[int], said: str) -> None:
     measured = measure(["word"] * len(counts), references, tokenize="char")
     assert measured.tables["BLEU"]["signature"] == str(bleu.get_signature())
     assert said in measured.rule and "tok:char" in measured.rule
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"), [("-3", "3"), ("1.5", "15"), ("1/2", "12"), ("", "A"), ("the", "A"), ("cat!", "cat")]
+)
+def test_the_strict_match_keeps_what_squad_drops(answer: str, reference: str) -> None:
+    found = measure([answer], [[reference]]).values()
+    assert (found["exact match"], found["strict match"]) == (100, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("a.", "A"),
+        ("\u22123", "-3"),
+        ("1,000", "1000"),
+        ("1.50", "1.5"),
+        (" Two  cats ", "two cats"),
+        ("+3.", "3"),
+        ("", ""),
+    ],
+)
+def test_the_strict_match_takes_other_spellings_of_the_same_answer(answer: str, reference: str) -> None:
+    assert measure([answer], [[reference]]).values()["strict match"] == 100
+    assert not isinstance(strict("1,00"), type(strict("1"))) and strict("1.2.3") == "1.2.3"
+
+
+JAPANESE = [
+    "\u732b\u304c\u30de\u30c3\u30c8\u306e\u4e0a\u306b\u3044\u307e\u3059\u3002",
+    "\u72ac\u306f\u5ead\u3067\u8d70\u3063\u3066\u3044\u308b",
+]
+
+
+def test_texts_without_spaces_are_compared_by_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    answers = [JAPANESE[0].replace("\u3002", "\uff01"), JAPANESE[1].replace("\u5ead", "\u9053")]
+    found = measure(answers, [[one] for one in JAPANESE])
+    values = found.values()
+    assert values["exact match"] == 50 and 90 < values["token F1"] < 100 and values["BLEU"] > 50
+    assert "by characters" in found.rule and "tok:char" in found.rule
+    assert "compare characters" in found.remarks[0]
+    spaced = measure(answers, [[one] for one in JAPANESE], tokenize="13a")
+    assert "13a separates words at spaces" in spaced.remarks[1] and spaced.values()["BLEU"] == 0
+
+
+def test_full_width_forms_are_the_same_characters() -> None:
+    found = measure(["\uff21\uff11\u756a"], [["A1\u756a\u30db\u30fc\u30e0"]])
+    assert found.values()["token F1"] == pytest.approx(100 * 2 * 3 / 9)
+
+
+def test_mecab_reads_japanese_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert choose_tokenizer(JAPANESE) == "ja-mecab"
+    assert choose_tokenizer(["\u732b\u5728\u57ab\u5b50\u4e0a"]) == "char"
+    assert choose_tokenizer(["a cat", "\u732b"]) == "13a"
+
+
+def test_a_bleu_of_zero_is_explained() -> None:
+    assert any("no four tokens" in remark for remark in measure(["red", "two"], [["red"], ["two"]]).remarks)

@@ -6,8 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem
+from scipy.stats import t as scipy_t
 
+from ftlib.metrics import classification
 from ftlib.metrics.base import GroupedSums, MetricResult
 from ftlib.metrics.uncertainty import confidence_intervals, paired_test, wilson
 
@@ -22,10 +24,17 @@ def means(scores: list[float], groups: list[object] | None = None) -> GroupedSum
     return totals
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 10), (7, 10), (10, 10), (359, 359), (348, 359)])
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (7, 10), (10, 10), (359, 359), (348, 359)])
 def test_wilson_equals_scipy(hits: int, n: int) -> None:
     theirs = binomtest(hits, n).proportion_ci(0.95, method="wilson")
     assert wilson(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("hits", "n", "high"), [(29, 30, 1 - 0.051293 / 30), (28, 30, 1 - 0.355362 / 30)])
+def test_few_misses_have_the_modified_limit(hits: int, n: int, high: float) -> None:
+    """Brown, Cai and DasGupta 2001, section 4.1.1; without it a share near 1 is covered in 86 % of cases."""
+    found = wilson(hits, n)
+    assert found[1] == pytest.approx(high, abs=1e-6) and found[0] == pytest.approx(1 - wilson(n - hits, n)[1])
 
 
 def test_a_share_of_single_rows_gets_an_honest_interval() -> None:
@@ -110,3 +119,58 @@ def test_a_real_difference_is_found_and_noise_is_called_noise() -> None:
 def test_other_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="not asked the same rows"):
         paired_test(means([1.0], ["a"]), means([1.0], ["b"]), "score")
+
+
+def classes(rows: int, count: int, seed: int = 0) -> MetricResult:
+    """Answers of which seven of ten are right, over classes of very different frequency."""
+    draw = np.random.default_rng(seed)
+    weights = 1 / np.arange(1, count + 1)
+    asked = draw.choice(count, rows, p=weights / weights.sum())
+    answered = np.where(draw.random(rows) < 0.7, asked, draw.choice(count, rows))
+    names = [str(code) for code in range(count)]
+    return classification.measure([names[code] for code in answered], [names[code] for code in asked], names)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(3000, 1000), (60, 5), (5, 3), (2, 2)])
+def test_an_interval_contains_its_value_and_stays_in_the_range(rows: int, count: int) -> None:
+    """A percentile bootstrap gave .7126–.7248 for a macro F1 of .7087 over 1,000 classes."""
+    found = classes(rows, count)
+    intervals = confidence_intervals(found)
+    for name, value in found.values().items():
+        interval = intervals[name]
+        assert interval is not None, name
+        assert 0 <= interval[0] <= value <= interval[1] <= 1 and interval[1] - interval[0] > 0.005, name
+
+
+def test_all_right_on_few_rows_has_a_width_for_every_metric() -> None:
+    names = ["cat", "dog", "cat", "dog", "owl"]
+    found = confidence_intervals(classification.measure(names, names, ["cat", "dog", "owl"]))
+    assert found["accuracy"] == pytest.approx((0.566, 1), abs=1e-3)
+    widths = {name: interval[1] - interval[0] for name, interval in found.items() if interval}
+    assert len(widths) == 7 and min(widths.values()) > 0.4
+
+
+def test_a_single_image_has_no_interval() -> None:
+    assert confidence_intervals(measured(means([1.0, 0.0, 1.0], ["a", "a", "a"])))["score"] is None
+    assert confidence_intervals(measured(means([1.0])))["score"] is None
+    assert paired_test(means([1.0, 0.0], ["a", "a"]), means([1.0, 1.0], ["a", "a"]), "score").interval is None
+
+
+def test_a_metric_without_limit_has_students_interval() -> None:
+    scores = [3.0, 5.0, 4.0, 8.0]
+    low, high = confidence_intervals(measured(means(scores)))["score"] or (0, 0)
+    theirs = scipy_t.interval(0.95, 3, np.mean(scores), sem(scores))
+    assert (low, high) == pytest.approx(theirs)
+
+
+def test_the_difference_of_two_systems_stays_in_the_range() -> None:
+    found = paired_test(means([0.0] * 8), means([1.0] * 8), "score")
+    assert found.interval and found.interval[0] < 1 and found.interval[1] == 1
+    same = paired_test(means([1.0] * 8), means([1.0] * 8), "score")
+    assert same.interval and same.interval[0] < 0 < same.interval[1]
+
+
+def test_many_groups_are_left_out_in_blocks() -> None:
+    scores = np.random.default_rng(0).random(5000)
+    low, high = confidence_intervals(measured(means(list(scores))))["score"] or (0, 0)
+    assert high - low == pytest.approx(2 * 1.96 * scores.std() / 5000**0.5, rel=0.08)

@@ -11,9 +11,10 @@ import pytest
 
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
+from ftlib.reports.exports import score_lines
 from ftlib.reports.gallery import evenly_spaced
 from ftlib.runs.run import Run
-from tests.reports.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, evaluate, finish, new_run, row, train
+from tests.reports.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, evaluate, finish, new_run, record_of, row, train
 
 Page = Callable[[Run], str]
 NASTY = "<script>alert('x')</script> \"quoted\" & </style><img src=x onerror=y>"
@@ -66,9 +67,11 @@ def test_headline_scores_and_state(finished: Run, page: Page) -> None:
     assert "valid accuracy 0.500 → 0.750 (n = 4)" in text_of(made)
     assert re.search(r"done\s+30 steps", text_of(made))
     assert finished.folder.name in made
-    assert "0.301–0.954" in made  # Wilson's interval of 3 of 4
-    assert "0.750, 95 % interval 0.301 to 0.954" in made
-    assert re.search(r"valid before 0\.500 .*? 4 2 valid after 0\.750 .*? 4 0 Intervals", text_of(made))
+    assert "0.301–0.987" in made  # Wilson's interval of 3 of 4, modified for one miss
+    assert "0.750, 95 % interval 0.301 to 0.987" in made
+    assert re.search(
+        r"valid before 0\.500 .*? 4 2 – valid after 0\.750 .*? 4 0 – accuracy: share of answers", text_of(made)
+    )
 
 
 def test_sections_stand_in_order(finished: Run, page: Page) -> None:
@@ -302,9 +305,43 @@ def test_what_a_run_has_cost(run: Run, page: Page, monkeypatch: pytest.MonkeyPat
     assert "3.25 GPU-hours (3.00 of training, 0.25 of evaluation)." in page(run)
 
 
-def test_torn_evaluations_do_not_count(finished: Run, page: Page) -> None:
-    (finished.evaluation_folder("jsonl", "valid", "after") / files.COMPLETE_MARKER).unlink()
-    assert "valid accuracy 0.500 before training" in page(finished)
+@pytest.mark.parametrize("damage", ["marker", "cut", "same size"])
+def test_damaged_scores_are_named_and_no_other_score_stands_in(finished: Run, page: Page, damage: str) -> None:
+    folder = finished.evaluation_folder("jsonl", "valid", "after")
+    text = (folder / "scores.json").read_text()
+    if damage == "marker":
+        (folder / files.COMPLETE_MARKER).unlink()
+    else:
+        (folder / "scores.json").write_text(text[:-9] + ("" if damage == "cut" else "x" * 9))
+    found = page(finished)
+    assert "valid: the scores after training are damaged" in found
+    assert "eval/jsonl/valid/after: the files are damaged and not shown" in found
+    assert "before training (n" not in found
+
+
+OWN = {"decode": "generate", "num_beams": 1, "max_new_tokens": 16, "generation": {}, "positive": None}
+
+
+def test_scores_of_other_settings_stand_apart(finished: Run, site: Site, page: Page) -> None:
+    settings = {"fingerprint": "feed0002", "prompt": "{prefix}", **OWN}
+    evaluate(finished, "valid", "after", AFTER_ROWS, settings=settings)
+    evaluate(finished, "test", "after", BEFORE_ROWS, settings=settings | {"max_new_tokens": 2})
+    found = page(finished)
+    assert "valid accuracy 0.500 → 0.750" in found
+    assert "test (max_new_tokens 2)" in found
+    assert "which have the config&#39;s: decode generate, num_beams 1, max_new_tokens 16" in found
+    record = record_of(finished, site)
+    assert [split.split for split in record.splits] == ["valid"]
+    assert record.other_splits[0].settings == "max_new_tokens 2"
+    lines = score_lines([record]).splitlines()
+    assert lines[0].endswith("main,settings") and sum(line.endswith(",0,max_new_tokens 2") for line in lines) == 7
+
+
+def test_without_scores_of_its_own_settings_a_run_has_no_headline(finished: Run, site: Site, page: Page) -> None:
+    for when in ("before", "after"):
+        settings = {"fingerprint": "feed0002", "prompt": "{prefix}", **OWN, "num_beams": 3}
+        evaluate(finished, "valid", when, AFTER_ROWS, settings=settings)
+    assert "Not evaluated with its config&#39;s settings, only with num_beams 3" in page(finished)
 
 
 @pytest.mark.parametrize("value", [None, 0.5])

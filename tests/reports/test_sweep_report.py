@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from scipy.stats import t as student
 from ftlib.config.loader import load_experiment
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
+from ftlib.metrics.student import student_quantile
 from ftlib.reports.run_record import RunRecord
-from ftlib.reports.sweep_stats import group_runs, seed_statistics, student_quantile
+from ftlib.reports.sweep_stats import group_runs, seed_statistics
 from ftlib.reports.tables import Table
 from ftlib.runs.run import Run, create_run
 from tests.reports.fake_runs import CONFIG, evaluate, finish, record_of, row, train
@@ -75,6 +77,13 @@ def test_the_interval_over_seeds_is_scipys() -> None:
     assert (found.mean, found.sd) == (pytest.approx(statistics.mean(values)), pytest.approx(statistics.stdev(values)))
     assert found.interval == (pytest.approx(low), pytest.approx(high))
     assert seed_statistics([0.4]).interval is None
+    assert seed_statistics([0.4, 0.4]).interval is None
+
+
+def test_the_interval_over_seeds_stays_in_the_range_of_the_metric() -> None:
+    assert seed_statistics([0.485, 0.589]).interval == pytest.approx((-0.1237, 1.1977), abs=1e-3)
+    assert seed_statistics([0.485, 0.589], 1.0).interval == (0.0, 1.0)
+    assert seed_statistics([48.5, 58.9], 100.0).interval == (0.0, 100.0)
 
 
 def test_settings_are_ranked_by_valid_alone(records: list[RunRecord]) -> None:
@@ -206,6 +215,35 @@ def test_the_seeds_of_a_setting_on_different_rows(site: Site, tmp_path: Path, ft
     text = _report(ftlib, tmp_path)
     assert "The runs of a setting were evaluated on different rows of valid, which may explain part of ±." in text
     assert "(settings were evaluated on different rows)" not in text
+
+
+def test_unlike_settings_are_not_ranked_in_silence(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for seed, tokens in ((0, 16), (1, 2)):
+        run = _member(site, tmp_path, 5, 5, seed=seed, evaluation__max_new_tokens=tokens)
+        for split in ("valid", "test"):
+            rows = [row(n, "cat", "cat") for n in range(10)]
+            settings = {"fingerprint": split, "decode": "generate", "num_beams": 1, "max_new_tokens": tokens}
+            settings |= {"generation": {}, "positive": None}
+            evaluate(run, split, "after", rows, settings=settings)
+            evaluate(run, f"{split}-2", "after", rows, settings=settings | {"max_new_tokens": 9})
+    text = _report(ftlib, tmp_path)
+    assert "the evaluations on valid differ in max_new_tokens (16, 2), which may explain differences" in text
+    assert "4 evaluations with other settings than the run's config are not in this table" in text
+
+
+def test_a_copy_of_a_run_is_no_other_seed(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    run = _member(site, tmp_path, 5, 5, seed=3)
+    shutil.copytree(run.folder, run.folder.with_name("0123456789ab"))
+    text = _report(ftlib, tmp_path)
+    assert "| 1 of 1 | 0.500 |" in text and "as a copy it is not counted as a seed" in text
+
+
+def test_a_tie_has_no_best(site: Site, tmp_path: Path, ftlib: Ftlib) -> None:
+    for rate in ("1e-3", "1e-2", "1e-1"):
+        _member(site, tmp_path, 5, 5, training__learning_rate=rate)
+    text = _report(ftlib, tmp_path)
+    assert "Best on valid: no best setting, 3 of 3 are tied at accuracy 0.500" in text
+    assert "Reproduce the best run" not in (tmp_path / "p.html").read_text()
 
 
 def test_settings_on_the_same_rows_need_no_remark(sweep: list[Run], ftlib: Ftlib, tmp_path: Path) -> None:
