@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "ask a model every question of a split and score its answers",
     "score": "score result files of a dataset's own format; no model, no GPU",
     "merge": "merge fine-tuned models or adapters into one",
+    "export": "a run's result as a whole model, without PEFT",
     "predict": "one answer to one question",
     "chat": "an interactive session with a trained run",
     "report": "one self-contained HTML page about a run, or of several",
@@ -43,7 +44,7 @@ COMMANDS = {
     "schema": "JSON Schema of the config, for editors",
 }
 
-OFFLINE = ("prepare", "prompts", "plan", "train", "evaluate", "merge", "predict", "chat")
+OFFLINE = ("prepare", "prompts", "plan", "train", "evaluate", "merge", "export", "predict", "chat")
 """They work with what is in the store. What they import must not reach the hub either, as bitsandbytes for kernels."""
 
 VERBOSITY_OPTIONS: dict[str, log.Verbosity] = {"-v": "verbose", "-q": "quiet"}
