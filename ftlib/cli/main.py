@@ -21,7 +21,7 @@ from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RANK_LOST, EXIT_RE
 from ftlib.hub.offline import offline
 
 COMMANDS = {
-    "demo": "no cluster, no downloads: real digits through the whole chain, ending in a report",
+    "demo": "no cluster: real digits, or a pretrained text model, through the whole chain to a report",
     "stage": "bring model and dataset into the shared store",
     "prepare": "check a dataset and split it into train, valid and test",
     "prompts": "rank prompts with the untrained model",
