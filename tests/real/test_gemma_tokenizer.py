@@ -8,6 +8,7 @@ alone; ids that the authors' documentation names are literal.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ class Bpe:
         """Gemma adds no blank in front (add_dummy_prefix is off) and removes none."""
         pieces = list(text.replace(" ", SPACE))
         while True:
-            known = [(self.ranks[pair], at) for at, pair in enumerate(zip(pieces, pieces[1:])) if pair in self.ranks]
+            known = [(self.ranks[pair], at) for at, pair in enumerate(pairwise(pieces)) if pair in self.ranks]
             if not known:
                 break
             at = min(known)[1]
