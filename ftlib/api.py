@@ -53,6 +53,7 @@ __all__ = [
     "UserError",
     "cancel",
     "evaluate",
+    "export",
     "load_config",
     "merge",
     "plan",
@@ -344,6 +345,32 @@ def merge(config: str | Path | Mapping[str, Any], overrides: Overrides | None = 
 
     site = find_site()
     return merge_models(load_recipe(_source(config), overrides or {}, site), site)
+
+
+@_public
+@offline()
+def export(
+    run: RunLike,
+    output: str | Path,
+    *,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+) -> Path:
+    """Write a run's result as a whole model, like `ftlib export`; transformers loads it without PEFT.
+
+    Args:
+        run: a run, or the folder of an adapter.
+        output: folder of the model, which must not exist yet.
+        dtype: of the weights; default: as the base is stored.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        UserError: no such run, not trained yet, its base is not found or has changed, or no space.
+    """
+    from ftlib.merging.export import export as export_model
+
+    return export_model(_run_text(run), Path(output), dtype, find_site())
 
 
 @_public

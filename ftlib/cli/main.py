@@ -21,7 +21,7 @@ from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RANK_LOST, EXIT_RE
 from ftlib.hub.offline import offline
 
 COMMANDS = {
-    "demo": "no cluster, no downloads: real digits through the whole chain, ending in a report",
+    "demo": "no cluster: real digits, or a pretrained text model, through the whole chain to a report",
     "stage": "bring model and dataset into the shared store",
     "prepare": "check a dataset and split it into train, valid and test",
     "prompts": "rank prompts with the untrained model",
@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "ask a model every question of a split and score its answers",
     "score": "score result files of a dataset's own format; no model, no GPU",
     "merge": "merge fine-tuned models or adapters into one",
+    "export": "a run's result as a whole model, without PEFT",
     "predict": "one answer to one question",
     "chat": "an interactive session with a trained run",
     "report": "one self-contained HTML page about a run, or of several",
@@ -43,7 +44,7 @@ COMMANDS = {
     "schema": "JSON Schema of the config, for editors",
 }
 
-OFFLINE = ("prepare", "prompts", "plan", "train", "evaluate", "merge", "predict", "chat")
+OFFLINE = ("prepare", "prompts", "plan", "train", "evaluate", "merge", "export", "predict", "chat")
 """They work with what is in the store. What they import must not reach the hub either, as bitsandbytes for kernels."""
 
 VERBOSITY_OPTIONS: dict[str, log.Verbosity] = {"-v": "verbose", "-q": "quiet"}

@@ -54,7 +54,7 @@ def check_compatible(base: MergeInput, revision: str | None, model: MergeInput, 
             "The result can have only one config. Merge models that differ only in their weights.",
         )
     check_vocabulary(base.folder, model.folder, model.label)
-    if model.trained_on:
+    if model.trained_on and model.folder != base.folder:
         _check_base(base, revision, model, site)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +71,11 @@ class _MergeInputs:
 
 
 @offline()
-def merge(recipe: Recipe, site: Site) -> Path:
+def merge(recipe: Recipe, site: Site, adjust: Callable[[Path], None] | None = None) -> Path:
     """Merge and publish; resumes a killed merge.
+
+    Args:
+        adjust: changes the config of a whole model's folder before it is published.
 
     Returns:
         The folder of the result.
@@ -81,10 +84,10 @@ def merge(recipe: Recipe, site: Site) -> Path:
         UserError: incompatible inputs, NaN, an existing output of something else, storage full, out of memory.
     """
     with oom_as_user_error(host=_FEWER_THREADS):
-        return _merge(recipe, site)
+        return _merge(recipe, site, adjust)
 
 
-def _merge(recipe: Recipe, site: Site) -> Path:
+def _merge(recipe: Recipe, site: Site, adjust: Callable[[Path], None] | None) -> Path:
     output = Path(recipe.output).expanduser().absolute()
     inputs = _find_inputs(recipe, site)
     if output.exists():
@@ -119,7 +122,7 @@ def _merge(recipe: Recipe, site: Site) -> Path:
                 _publish_adapter(recipe, inputs, weights, models, output)
             else:
                 job = MergeJob(recipe, weights, models, labels, partial)
-                _publish_model(job, inputs, output)
+                _publish_model(job, inputs, output, adjust)
             shutil.rmtree(partial, ignore_errors=True)
     return output
 
@@ -166,7 +169,7 @@ def _discard_other_shards(partial: Path, inputs: _MergeInputs) -> None:
     files.write_json(plan, inputs.identity)
 
 
-def _publish_model(job: MergeJob, inputs: _MergeInputs, output: Path) -> None:
+def _publish_model(job: MergeJob, inputs: _MergeInputs, output: Path, adjust: Callable[[Path], None] | None) -> None:
     factors = [f for model in job.models if isinstance(model, LoraAdapter) for f in model.low_rank.values()]
     held = sum(factor.left.nbytes + factor.right.nbytes for factor in factors)
     choice = choose_tokenizer(job.recipe, inputs.base, inputs.models)
@@ -184,6 +187,8 @@ def _publish_model(job: MergeJob, inputs: _MergeInputs, output: Path) -> None:
             os.link(path, folder / path.name)
         copy_model_files(inputs.base, inputs.models, choice, folder)
         _describe_weights(folder / "config.json", job.weights)
+        if adjust:
+            adjust(folder)
         _write_card(job.recipe, inputs, job.weights, layers, folder, **_remarks(job, choice), tensors=records)
     log.info(f"peak memory: {format_gib(resident_peak())}")
 
@@ -310,10 +315,13 @@ def card(
         "library_name": "peft" if recipe.form == "adapter" else "transformers",
         "tags": ["merge", recipe.method],
     }
+    title = f"Merge of {len(recipe.models)} models by `{recipe.method}`"
+    if len(recipe.models) == 1:
+        title = f"{public_name(sources[1].label)}, a whole model"
     names = ["base", *(f"{model_letter(n)}, weight {weight:g}" for n, weight in enumerate(recipe.weights))]
     lines = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n",
-        f"# Merge of {len(recipe.models)} models by `{recipe.method}`\n",
+        f"# {title}\n",
         f"{formula(recipe)}. Δ: a model's weights minus the base's; w: its weight. Computed in float32.\n",
     ]
     if parts:

@@ -82,7 +82,7 @@ def _load_weights(
     require_model(folder)
     require_kernels(torch, device().index)
     try:
-        config = _config(folder, family, final_softcap)
+        config = model_config(folder, family, final_softcap)
         implementation = models_attention.choose_implementation(config, attention)
         log.debug(f"{folder}: {family.entry.model_class} in {dtype}, attention {implementation}")
         model, info = family.model_class.from_pretrained(
@@ -211,7 +211,9 @@ def load_adapter_weights(adapted: torch.nn.Module, folder: Path) -> None:
     set_peft_model_state_dict(adapted, weights)
 
 
-def _config(folder: Path, family: ModelFamily, final_softcap: models_attention.FinalSoftcapChoice) -> PreTrainedConfig:
+def model_config(
+    folder: Path, family: ModelFamily, final_softcap: models_attention.FinalSoftcapChoice
+) -> PreTrainedConfig:
     """The model's own config, with what its family does otherwise."""
     config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not family.local_attention:

@@ -1,5 +1,7 @@
 """Embedded models: real architectures at toy size, made once where others are downloaded.
 
+`ftlib/smollm2-135m-instruct` is not a toy: it is downloaded, see `smollm2.py`.
+
 `ftlib/tiny-paligemma` is a PaliGemmaForConditionalGeneration with random weights and a PaliGemmaProcessor whose
 tokenizer knows every character (ASCII as tokens, the rest as UTF-8 bytes), `<image>`, `<loc0000>`…`<loc1023>` and
 `<seg000>`…`<seg127>`. It learns the digits from scratch in about a minute on two cores. `ftlib/tiny-paligemma-detect`
@@ -30,6 +32,7 @@ from transformers import (
 )
 
 from ftlib.errors import UserError
+from ftlib.models import smollm2
 from ftlib.models.libraries import quiet_libraries
 
 # The embedded causal model `ftlib/tiny-neox`: a GPT-NeoX with random weights and a tokenizer of characters.
@@ -185,4 +188,5 @@ EMBEDDED_MODELS: dict[str, Callable[[Path], None]] = {
     "ftlib/tiny-paligemma": partial(_make_tiny_paligemma, IMAGE_SIZE, PATCH_SIZE),
     "ftlib/tiny-paligemma-detect": partial(_make_tiny_paligemma, *DETECTION_SIZES),
     "ftlib/tiny-neox": make_tiny_neox,
+    smollm2.NAME: smollm2.make_smollm2,
 }

@@ -141,14 +141,29 @@ def _cells(scores: dict[str, Any]) -> list[str]:
 def _loading(config: Config) -> str:
     kind, model = config.model.entry.model_class, config.model
     revision = f', revision="{model.revision}"' if model.revision else ""
-    lines = [f"from transformers import {kind}", ""]
-    if isinstance(config.adapter, Lora):
-        lines[1:] = [
-            "from peft import PeftModel",
-            "",
-            f'base = {kind}.from_pretrained("{public_name(config.model.base)}"{revision})',
-        ]
-        lines.append('model = PeftModel.from_pretrained(base, "FOLDER OF THIS FILE")')
-    else:
-        lines.append(f'model = {kind}.from_pretrained("FOLDER OF THIS FILE")')
-    return "\n".join(["## Loading", "", "```python", *lines, "```"])
+    base = hub_name(model.base) or f"FOLDER OF {public_name(model.base)}"
+    processor, name = ("AutoProcessor", "processor") if model.entry.images else ("AutoTokenizer", "tokenizer")
+    transformers = f"from transformers import {', '.join(sorted([processor, kind]))}"
+    whole = [
+        transformers,
+        "",
+        f'model = {kind}.from_pretrained("FOLDER")',
+        f'{name} = {processor}.from_pretrained("FOLDER")',
+    ]
+    if not isinstance(config.adapter, Lora):
+        return "\n".join(["## Loading", "", "FOLDER is the folder of this file.", "", *_python(whole)])
+    adapted = [
+        "from peft import PeftModel",
+        transformers,
+        "",
+        f'base = {kind}.from_pretrained("{base}"{revision})',
+        'model = PeftModel.from_pretrained(base, "FOLDER")',
+        f'{name} = {processor}.from_pretrained("{base}"{revision})',
+    ]
+    exported = f"Or as a whole model, without PEFT; FOLDER is what `ftlib export {config.name} -o FOLDER` has written:"
+    lines = ["## Loading", "", "With PEFT; FOLDER is the folder of this file:", "", *_python(adapted), "", exported, ""]
+    return "\n".join([*lines, *_python(whole)])
+
+
+def _python(lines: list[str]) -> list[str]:
+    return ["```python", *lines, "```"]

