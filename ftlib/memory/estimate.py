@@ -163,9 +163,10 @@ def empty_batch(model: torch.nn.Module, rows: RowShape, micro_batch: int) -> dic
     ids = torch.empty(micro_batch, rows.tokens, dtype=torch.int64, device="meta")
     labels = torch.empty(micro_batch, rows.answer, dtype=torch.int64, device="meta")
     batch = {"input_ids": ids, "attention_mask": torch.empty_like(ids), "labels": labels}
+    batch["position_ids"] = torch.empty_like(ids)
     vision = getattr(model.config, "vision_config", None)
     if vision is None:
-        return {**batch, "position_ids": torch.empty_like(ids)}
+        return batch
     pixels = torch.empty(micro_batch, 3, vision.image_size, vision.image_size, device="meta")
     return {**batch, "token_type_ids": torch.empty_like(ids), "pixel_values": pixels}
 

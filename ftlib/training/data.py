@@ -71,11 +71,12 @@ class BucketedCollator:
     def __call__(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """Collate, pad on the left to the next length, and cut the labels to their last columns."""
         batch = self.processor.collate(rows)
-        longest = batch["input_ids"].shape[1]
+        shape = batch["input_ids"].shape
+        longest = shape[1]
         length = next(length for length in self.shapes if length >= longest)
         fillers = {"input_ids": self.processor.pad_token_id, "labels": IGNORE_INDEX}
         padded = {
-            name: pad(tensor, (length - longest, 0), value=fillers.get(name, 0)) if tensor.dim() == 2 else tensor
+            name: pad(tensor, (length - longest, 0), value=fillers.get(name, 0)) if tensor.shape == shape else tensor
             for name, tensor in batch.items()
         }
         return {**padded, "labels": padded["labels"][:, -self.shapes[length] :]}
