@@ -521,8 +521,8 @@ class Model(Section):
     """The base model."""
 
     family: Annotated[str, WithJsonSchema(_named("model"))]
-    """`paligemma` (PaliGemma 1 and 2: image and prompt → text), `causal` (causal language models such as OpenCALM,
-    GPT-NeoX, Llama) or one of a plugin.
+    """`paligemma` (PaliGemma 1 and 2: image and prompt → text), `vlm` (other vision-language models with a chat
+    template), `causal` (causal language models such as OpenCALM, GPT-NeoX, Llama) or one of a plugin.
     """
     base: Annotated[str, Field(min_length=1)]
     """Hub name, local folder, an embedded model such as `ftlib/tiny-paligemma`, or a PaliGemma checkpoint of big_vision
@@ -556,8 +556,12 @@ class Model(Section):
     too long is truncated at its start and counted.
     """
     chat_template_arguments: dict[str, Any] = {}
-    """Arguments of the model's chat template (`data.prompt: chat`) in training and evaluation, such as
+    """Arguments of the model's chat template (`data.prompt: chat`, or `family: vlm`) in training and evaluation, such as
     `{enable_thinking: false}`.
+    """
+    image_arguments: dict[str, Any] = {}
+    """Arguments of the model's image processor (`family: vlm`), such as `{max_pixels: 401408}` for Qwen-VL: how many
+    tokens an image has.
     """
 
     _plugins: tuple[Plugin, ...] = ()
@@ -850,8 +854,10 @@ class Config(Section):
             raise ValueError(f"loss.on: everything and loss.packing require model.family: {_families('packing')}")
         if family and not family.chat and self.data.prompt == CHAT:
             raise ValueError(f"data.prompt: chat requires model.family: {_families('chat')}")
-        if self.model.chat_template_arguments and self.data.prompt != CHAT:
-            raise ValueError("model.chat_template_arguments requires data.prompt: chat")
+        if self.model.chat_template_arguments and self.data.prompt != CHAT and self.model.family != "vlm":
+            raise ValueError("model.chat_template_arguments requires data.prompt: chat or model.family: vlm")
+        if self.model.image_arguments and self.model.family != "vlm":
+            raise ValueError("model.image_arguments requires model.family: vlm")
         if self.evaluation.without_context and self.task != "instruct":
             raise ValueError("evaluation.without_context requires task: instruct; rows of other tasks have no context")
         if self.loss.packing and self.loss.average == "example":
