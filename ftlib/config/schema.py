@@ -556,7 +556,7 @@ class Model(Section):
     too long is truncated at its start and counted.
     """
     chat_template_arguments: dict[str, Any] = {}
-    """Arguments of the model's chat template (`data.prompt: chat`, or `family: vlm`) in training and evaluation, such as
+    """Arguments of the model's chat template (`data.prompt: chat` or `family: vlm`) in training and evaluation, such as
     `{enable_thinking: false}`.
     """
     image_arguments: dict[str, Any] = {}
@@ -881,6 +881,8 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not auto and "bf16" not in modes:
             problem = "adapter.method: attention mixes float32 and bfloat16 weights"
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
+        if self.batch.auto and self.model.family == "vlm":
+            raise ValueError("batch.auto does not know model.family: vlm; set training.per_device_train_batch_size")
         if self.batch.auto and self.job.world_size > 1:
             raise ValueError("batch.auto supports one GPU; with several, set training.per_device_train_batch_size")
         if self.rounds and "learning_rate" in self.training:

@@ -87,6 +87,9 @@ def build_meta_model(folder: Path, config: Config) -> torch.nn.Module:
 
     require_model(folder)
     family = family_of(config.model)
+    if config.model.family == "vlm":
+        problem = "memory of model.family: vlm is not estimated: it depends on every image's size"
+        raise UserError(problem, "Set batch.auto: false, and training.per_device_train_batch_size yourself.")
     kind = family.model_class
     build = getattr(kind, "_from_config", None) or functools.partial(kind.from_config, trust_remote_code=False)
     try:

@@ -61,7 +61,17 @@ def generate_answers(
 def truncate_prompts(
     processor: InputProcessor, rows: Sequence[EncodedExample], max_new_tokens: int
 ) -> list[EncodedExample]:
-    """Rows that leave so many of the model's positions for an answer."""
+    """Rows that leave so many of the model's positions for an answer.
+
+    Raises:
+        UserError: one does not, and its beginning may hold image tokens, which cannot be cut.
+    """
+    longest = max((len(row.input_ids) for row in rows), default=0)
+    if processor.length_depends_on_image and processor.max_length and longest + max_new_tokens > processor.max_length:
+        problem = f"a prompt with its image has {longest:,} tokens, and the maximum is {processor.max_length:,}"
+        raise UserError(
+            f"{problem}: no room for an answer", "Bound the images (model.image_arguments, data.max_pixels)."
+        )
     return [truncate_left(row, processor.max_length, max_new_tokens, processor.prefix_length) for row in rows]
 
 

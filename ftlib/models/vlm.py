@@ -293,7 +293,7 @@ class VisionLanguageProcessor:
 
 def _core(model: torch.nn.Module) -> torch.nn.Module:
     """The model without its head, of an adapted model too."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     core: torch.nn.Module = base.model
     return core
 
@@ -327,7 +327,7 @@ def module_group(model: torch.nn.Module, name: str) -> str:
     if any(module is table for table in (model.get_input_embeddings(), model.get_output_embeddings())):
         return "embeddings"
     names = {id(one): path for path, one in model.named_modules()}
-    encoder = model.get_encoder("image")  # type: ignore[operator]
+    encoder = model.get_encoder("image")
     for part, owner in (("language", model.get_decoder()), ("vision", encoder)):
         if f"{name}.".startswith(f"{names[id(owner)]}."):
             return "projector" if part == "vision" and "merger" in name else part
