@@ -30,6 +30,11 @@ PROMPTS = ("what?", "which\n one", "say <image> or [IMG]")
 ANSWERS = ("a cat", "<eos>", "two  blanks")
 
 
+def require_packages(architecture: str) -> None:
+    if architecture not in WITHOUT_TORCHVISION and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("needs torchvision: make vlm")
+
+
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
     noise = np.random.default_rng(0)
@@ -38,10 +43,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="module", params=list(tiny_vlm.ALL))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    if request.param not in WITHOUT_TORCHVISION:
-        pytest.importorskip("num2words") if request.param == "smolvlm" else None
-        if importlib.util.find_spec("torchvision") is None:
-            pytest.skip("needs torchvision")
+    require_packages(request.param)
     path = tmp_path_factory.mktemp("vlm") / request.param
     tiny_vlm.save(request.param, path)
     yield path
