@@ -5,6 +5,7 @@
 # make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
 # make lint   style, format, types
 # make long   tests that take long and rarely break
+# make vlm    tests of vision-language models that need torchvision
 # make bench  benchmarks, as ratios within one run
 # make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
 # make gpu-wheels   packages for a GPU machine without a package registry, in .gpu-wheels/
@@ -19,7 +20,7 @@ MARKS := not long
 NEEDS := cluster or java or browser or mount or users
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test fresh rest cluster lint long bench gpu gpu-wheels fields config-docs api-docs lock clean
+.PHONY: demo test fresh rest cluster lint long vlm bench gpu gpu-wheels fields config-docs api-docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -44,6 +45,11 @@ lint: $(VENV)/.test
 
 long: $(VENV)/.test
 	$(BIN)/python -m pytest -m long -s
+
+# torchvision lies beside the environment: where it is installed, transformers takes other image processors.
+vlm: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0 num2words==0.5.14
+	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest tests/models/test_vlm.py tests/cli/test_vlm.py
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done

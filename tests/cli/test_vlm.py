@@ -5,6 +5,7 @@ Two architectures need no torchvision; the others run where FTLIB_TORCHVISION na
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,9 +72,11 @@ def test_the_chain_is_resumed_bit_for_bit_and_its_result_is_plain(
     predictions = read_lines(next(stopped.folder.glob("eval/*/valid/after/predictions.jsonl")))
     assert len(predictions) == 12
     picture = sorted(data.glob("images/*"))[0]
-    code, answer, error = ftlib("predict", stopped.folder, "--image", picture, "--prompt", "which digit is this?")
+    code, answer, error = ftlib(
+        "predict", stopped.folder, "--image", picture, "--prompt", "which digit is this?", "--json"
+    )
     assert code == 0, error
-    assert answer.strip() == plain_answer(base, stopped.folder / "adapter", picture).strip()
+    assert json.loads(answer)["answer"].strip() == plain_answer(base, stopped.folder / "adapter", picture).strip()
     assert ftlib("report", stopped.folder)[0] == 0
 
 
