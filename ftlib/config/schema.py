@@ -572,8 +572,8 @@ class Model(Section):
     """The base model."""
 
     family: Annotated[str, WithJsonSchema(_named("model"))]
-    """`paligemma` (PaliGemma 1 and 2: image and prompt → text), `causal` (causal language models such as OpenCALM,
-    GPT-NeoX, Llama) or one of a plugin.
+    """`paligemma` (PaliGemma 1 and 2: image and prompt → text), `vlm` (other vision-language models with a chat
+    template), `causal` (causal language models such as OpenCALM, GPT-NeoX, Llama) or one of a plugin.
     """
     base: Annotated[str, Field(min_length=1)]
     """Hub name, local folder, an embedded model such as `ftlib/tiny-paligemma`, or a PaliGemma checkpoint of big_vision
@@ -615,8 +615,12 @@ class Model(Section):
     too long is truncated at its start and counted.
     """
     chat_template_arguments: dict[str, Any] = {}
-    """Arguments of the model's chat template (`data.prompt: chat`) in training and evaluation, such as
+    """Arguments of the model's chat template (`data.prompt: chat` or `family: vlm`) in training and evaluation, such as
     `{enable_thinking: false}`.
+    """
+    image_arguments: dict[str, Any] = {}
+    """Arguments of the model's image processor (`family: vlm`), such as `{max_pixels: 401408}` for Qwen-VL: how many
+    tokens an image has.
     """
 
     _plugins: tuple[Plugin, ...] = ()
@@ -999,8 +1003,10 @@ class Config(Section):
             raise ValueError(f"loss.on: everything and loss.packing require model.family: {_families('packing')}")
         if family and not family.chat and self.data.prompt == CHAT:
             raise ValueError(f"data.prompt: chat requires model.family: {_families('chat')}")
-        if self.model.chat_template_arguments and self.data.prompt != CHAT:
-            raise ValueError("model.chat_template_arguments requires data.prompt: chat")
+        if self.model.chat_template_arguments and self.data.prompt != CHAT and self.model.family != "vlm":
+            raise ValueError("model.chat_template_arguments requires data.prompt: chat or model.family: vlm")
+        if self.model.image_arguments and self.model.family != "vlm":
+            raise ValueError("model.image_arguments requires model.family: vlm")
         if self.evaluation.without_context and self.task != "instruct":
             raise ValueError("evaluation.without_context requires task: instruct; rows of other tasks have no context")
         if self.loss.packing and self.loss.average == "example":
@@ -1024,6 +1030,8 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not auto and "bf16" not in modes:
             problem = "adapter.method: attention mixes float32 and bfloat16 weights"
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
+        if self.batch.auto and self.model.family == "vlm":
+            raise ValueError("batch.auto does not know model.family: vlm; set training.per_device_train_batch_size")
         if self.batch.auto and self.job.world_size > 1:
             raise ValueError("batch.auto supports one GPU; with several, set training.per_device_train_batch_size")
         self._check_parts()

@@ -149,6 +149,9 @@ MODELS: dict[str, ModelEntry] = {
         ModelEntry("paligemma", "PaliGemma 1 and 2", "PaliGemmaForConditionalGeneration", "image-text-to-text",
                    parts=("vision", "projector", "embeddings", "language"), images=True,
                    module="ftlib.models.paligemma"),
+        ModelEntry("vlm", "vision-language models with a chat template", "AutoModelForImageTextToText",
+                   "image-text-to-text", parts=("vision", "projector", "embeddings", "language"), images=True,
+                   chat=True, module="ftlib.models.vlm"),
         ModelEntry("causal", "causal language models", "AutoModelForCausalLM", "text-generation",
                    chat=True, packing=True, module="ftlib.models.causal_lm"),
     )

@@ -121,6 +121,19 @@ def inspect_image(path: Path, max_pixels: int | None = None) -> ImageInfo:
     return ImageInfo(files.file_sha256(path), frames, size, kind, one_color, perceptual_hash(upright))
 
 
+def image_size(path: Path, max_pixels: int | None = None) -> tuple[int, int]:
+    """(width, height) of the image that `open_image` returns, from the file's header.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with _opened(path, max_pixels) as image:
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION, 1) in _TURNED:
+            width, height = height, width
+    return _reduced_size((width, height), max_pixels) or (width, height)
+
+
 def count_frames(image: Image) -> int:
     """Return the number of animation frames; 1 for a still image.
 

@@ -88,6 +88,9 @@ def build_meta_model(folder: Path, config: Config) -> torch.nn.Module:
 
     require_model(folder)
     family = family_of(config.model)
+    if config.model.family == "vlm":
+        problem = "memory of model.family: vlm is not estimated: it depends on every image's size"
+        raise UserError(problem, "Set batch.auto: false, and training.per_device_train_batch_size yourself.")
     kind = family.model_class
     build = getattr(kind, "_from_config", None) or functools.partial(kind.from_config, trust_remote_code=False)
     try:
@@ -166,9 +169,10 @@ def empty_batch(model: torch.nn.Module, rows: RowShape, micro_batch: int) -> dic
     ids = torch.empty(micro_batch, rows.tokens, dtype=torch.int64, device="meta")
     labels = torch.empty(micro_batch, rows.answer, dtype=torch.int64, device="meta")
     batch = {"input_ids": ids, "attention_mask": torch.empty_like(ids), "labels": labels}
+    batch["position_ids"] = torch.empty_like(ids)
     vision = getattr(model.config, "vision_config", None)
     if vision is None:
-        return {**batch, "position_ids": torch.empty_like(ids)}
+        return batch
     pixels = torch.empty(micro_batch, 3, vision.image_size, vision.image_size, device="meta")
     return {**batch, "token_type_ids": torch.empty_like(ids), "pixel_values": pixels}
 

@@ -234,7 +234,7 @@ def _matching_layers(target: str, layers: dict[str, str]) -> set[str]:
         UserError: no layer has this name, and it is no regular expression.
     """
     if target in _BLOCKS:
-        return {name for name in layers if _BLOCKS[target].search(f".{name}".split(".")[-2])}
+        return {name for name in layers if _BLOCKS[target].search(f".{name}".removesuffix(".linear").split(".")[-2])}
     if target in _PARTS:
         return {name for name, part in layers.items() if part == target}
     try:

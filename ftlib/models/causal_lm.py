@@ -31,7 +31,8 @@ class CausalProcessor:
     """Turns prompts and answers into rows, and rows into batches."""
 
     prefix_bidirectional = False
-    first_position = 0
+    labels_share_prompt = True
+    length_depends_on_image = False
 
     def __init__(
         self,
@@ -101,7 +102,9 @@ class CausalProcessor:
         """An answer and its end."""
         return self._answer_ids([answer])[0]
 
-    def token_lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
+    def token_lengths(
+        self, prompts: Sequence[str], answers: Sequence[str], sizes: Sequence[tuple[int, int]] = ()
+    ) -> list[tuple[int, int]]:
         """Tokens of every prompt and of every answer with its end."""
         pairs = zip(self._prompt_ids(prompts), self._answer_ids(answers), strict=True)
         return [(len(prompt), len(answer)) for prompt, answer in pairs]
@@ -115,7 +118,7 @@ class CausalProcessor:
         """
         if not self.packing:
             batch = pad_left(rows, self.pad_token_id)
-            return {**batch, "position_ids": position_ids(batch["attention_mask"], self.first_position)}
+            return {**batch, "position_ids": position_ids(batch["attention_mask"], first=0)}
         sequences = [_concatenate(group) for group in _pack_rows(rows)]
         longest = max(len(ids) for ids, _, _ in sequences)
         columns = zip(
@@ -135,12 +138,14 @@ class CausalProcessor:
         """A batch of questions on the model's device.
 
         Returns:
-            inputs_embeds: shape (rows, longest, hidden); attention_mask: shape (rows, longest).
+            inputs_embeds: shape (rows, longest, hidden); attention_mask, position_ids: shape (rows, longest);
+            next_position: shape (rows, 1).
         """
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self.collate_generate(rows).items()}
         embedded = model.get_input_embeddings()(batch.pop("input_ids"))  # type: ignore[operator]
-        return {"inputs_embeds": embedded, **batch}
+        positions = position_ids(batch["attention_mask"], first=0)
+        return {"inputs_embeds": embedded, **batch, "position_ids": positions, "next_position": positions[:, -1:] + 1}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids → text, without special tokens."""

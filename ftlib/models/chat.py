@@ -51,25 +51,32 @@ class ChatTemplate:
         remark: what a user should know of this template's prompts; empty for nothing.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any], multimodal: str | None = None
+    ) -> None:
         """
         Args:
             arguments: for the template, such as `{"enable_thinking": False}`.
+            multimodal: a processor's template, which takes a turn's content as a list of images and texts; None: the
+                tokenizer's own, which takes texts.
 
         Raises:
             UserError: no template, arguments that it does not have, or a template that asks in one way and writes an
                 answer in another.
         """
         self._tokenizer = tokenizer
-        if not tokenizer.chat_template:
+        if not (multimodal or tokenizer.chat_template):
             raise UserError("data.prompt: chat: the model's tokenizer has no chat template", "Set data.prompt: alpaca.")
         self._arguments = dict(arguments)
-        self._text = _text_of(tokenizer, self._arguments.get("tools"))
+        self._text = multimodal or _text_of(tokenizer, self._arguments.get("tools"))
+        self._parts = {"user", "system", "assistant"} if multimodal else set()
         self._require_arguments()
         self._dated = bool(re.search(r"\bstrftime_now\b", self._text))
         if self._dated:
             self._text = _CLOCK + self._text
         self._special = _any_of(special_tokens(tokenizer))
+        if multimodal and not self._writes_answers():  # of the assistant it takes texts
+            self._parts.remove("assistant")
         asked, whole = self._render(_QUESTION, asking=True), self._render(_conversation_with_answer(_PROBE))
         before, found, self._behind = whole.rpartition(_PROBE)
         if not found:
@@ -90,16 +97,22 @@ class ChatTemplate:
         self._special, self._broken = _any_of(specials), _any_of({_break_up_token(token) for token in specials})
         self.remark = self._remark()
 
-    def prompt(self, conversation: str) -> str:
+    def prompt(self, conversation: str, images: int = 0) -> str:
         """The text that a conversation is asked with.
 
         Args:
             conversation: turns as JSON; special tokens written out in them are broken, so that they cannot end a turn.
+            images: how many stand before the first turn of the user.
 
         Raises:
             UserError: the template refuses these turns.
         """
         turns = [{**turn, "content": self._without_specials(turn["content"])} for turn in json.loads(conversation)]
+        if images:
+            first = next((turn for turn in turns if turn["role"] == "user"), None)
+            if first is None:
+                raise UserError("a conversation about an image needs a turn of the user")
+            first["content"] = [{"type": "image"}] * images + [{"type": "text", "text": first["content"]}]
         return self._render(turns, asking=True) + self._header
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
@@ -158,9 +171,21 @@ class ChatTemplate:
             raise UserError(f"the model's chat template changes or leaves out the answer {_head(answer)}", _CHAT_REMEDY)
         return text
 
-    def _render(self, turns: list[dict[str, str]], asking: bool = False) -> str:
+    def _writes_answers(self) -> bool:
+        try:
+            return _PROBE in self._render(_conversation_with_answer(_PROBE))
+        except UserError:
+            return False
+
+    def _render(self, turns: list[dict[str, Any]], asking: bool = False) -> str:
         from jinja2 import TemplateError
 
+        turns = [
+            {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+            if turn["role"] in self._parts and isinstance(turn["content"], str)
+            else turn
+            for turn in turns
+        ]
         settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": asking, "chat_template": self._text}
         try:
             return str(self._tokenizer.apply_chat_template(turns, **settings, **self._arguments))

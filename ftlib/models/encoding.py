@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor
 
 IGNORE_INDEX = -100
 """The label of a position that carries no loss, as in torch's cross entropy."""
-
-NO_IMAGE = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -22,12 +20,13 @@ class EncodedExample:
     Attributes:
         input_ids: token ids, image tokens included.
         n_labels: how many of the last ids carry labels (answer and end, as a rule); 0 when asking.
-        pixel_values: shape (3, size, size), in [-1, 1]; empty for a row of text.
+        image_inputs: the model's arguments for the row's images, such as pixel_values; empty for a row of text. Rows
+            about the same images may share the object; then the vision tower sees these images once.
     """
 
     input_ids: list[int]
     n_labels: int
-    pixel_values: Tensor = NO_IMAGE
+    image_inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def pad_left(rows: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Tensor]:
@@ -47,22 +46,43 @@ def pad_left(rows: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Ten
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def join_image_inputs(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
+    """The image arguments of a batch: joined along the first axis, in the order of the rows.
+
+    Depending on the model that axis counts images, tiles or patches. Where other axes differ (tiles of an image, its
+    height and width), zeros fill them up behind, as the processors of transformers do.
+    """
+    named: dict[str, list[Tensor]] = {}
+    for row in rows:
+        for name, tensor in row.image_inputs.items():
+            named.setdefault(name, []).append(tensor)
+    joined = {}
+    for name, tensors in named.items():
+        largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+        joined[name] = torch.cat([_fill_up(tensor, largest) for tensor in tensors])
+    return joined
+
+
+def _fill_up(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    missing = [size - have for size, have in zip(sizes, tensor.shape[1:], strict=True)]
+    if not any(missing):
+        return tensor
+    return torch.nn.functional.pad(tensor, [side for count in reversed(missing) for side in (0, count)])
+
+
 def position_ids(mask: Tensor, first: int) -> Tensor:
     """The position of every token, counted from `first` and not counting padding; shape as the mask's."""
     return mask.cumsum(dim=-1).clamp(min=1) - 1 + first
 
 
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-    """What the model is called with: everything but the labels, and positions that do not count padding.
+    """What the model is called with: everything but the labels.
 
-    PaliGemma's `token_type_ids` must go in, or its prompt becomes causal; its positions count from 1, as transformers
-    counts them. A causal model's batch brings its own. Where rows are packed, no mask goes in: transformers keeps rows
-    apart by positions that start anew, as long as no cache is made. Nobody reads a cache here, and it would hold keys
-    and values of all layers.
+    PaliGemma's `token_type_ids` must go in, or its prompt becomes causal. Where rows are packed, no mask goes in:
+    transformers keeps rows apart by positions that start anew, as long as no cache is made. Nobody reads a cache here,
+    and it would hold keys and values of all layers.
     """
     arguments: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
-    if "position_ids" not in arguments:
-        arguments["position_ids"] = position_ids(batch["attention_mask"], first=1)
     return {**arguments, "use_cache": False}
 
 

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from ftlib.errors import UserError
 from ftlib.models.attention import as_attention_mask, supports_custom_mask
-from ftlib.models.encoding import EncodedExample, position_ids, truncate_left
+from ftlib.models.encoding import EncodedExample, truncate_left
 from ftlib.models.registry import InputProcessor
 
 MAX_LABEL_TOKENS = 512
@@ -78,7 +78,17 @@ def generate_with_ends(
 def truncate_prompts(
     processor: InputProcessor, rows: Sequence[EncodedExample], max_new_tokens: int
 ) -> list[EncodedExample]:
-    """Rows that leave so many of the model's positions for an answer."""
+    """Rows that leave so many of the model's positions for an answer.
+
+    Raises:
+        UserError: one does not, and its beginning may hold image tokens, which cannot be cut.
+    """
+    longest = max((len(row.input_ids) for row in rows), default=0)
+    if processor.length_depends_on_image and processor.max_length and longest + max_new_tokens > processor.max_length:
+        problem = f"a prompt with its image has {longest:,} tokens, and the maximum is {processor.max_length:,}"
+        raise UserError(
+            f"{problem}: no room for an answer", "Bound the images (model.image_arguments, data.max_pixels)."
+        )
     return [truncate_left(row, processor.max_length, max_new_tokens, processor.prefix_length) for row in rows]
 
 
@@ -96,32 +106,31 @@ def label_loglikelihoods(
     model.eval()
     answers = [processor.encode_answer(label) for label in labels]
     with torch.inference_mode():
-        batch = processor.embed_prompts(model, truncate_prompts(processor, rows, max(map(len, answers))))
+        rows = truncate_prompts(processor, rows, max(map(len, answers)))
         chunks = list(_label_chunks(answers))
-        longest = batch["attention_mask"].shape[1] + max(sum(map(len, chunk)) for chunk in chunks)
-        single_label = not supports_custom_mask(model, longest)
+        longest = max(len(row.input_ids) for row in rows) + max(sum(map(len, chunk)) for chunk in chunks)
+        single_label = not (processor.labels_share_prompt and supports_custom_mask(model, longest))
+        if single_label:
+            chunks = [[answer] for answer in answers]
+        size = max(1, MAX_HEAD_TOKENS // max(sum(map(len, chunk)) for chunk in chunks))
         parts = []
-        for chunk in [[answer] for answer in answers] if single_label else chunks:
-            size = max(1, MAX_HEAD_TOKENS // sum(map(len, chunk)))
-            pieces = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
-            weighed = [
-                _loglikelihoods(model, processor, dict(zip(batch, piece, strict=True)), chunk, single_label)
-                for piece in pieces
-            ]
-            parts.append(torch.cat(weighed))
-    return torch.cat(parts, dim=1).cpu()
+        for start in range(0, len(rows), size):
+            batch = processor.embed_prompts(model, rows[start : start + size])
+            found = [_loglikelihoods(model, processor, batch, chunk, single_label) for chunk in chunks]
+            parts.append(torch.cat(found, dim=1))
+    return torch.cat(parts).cpu()
 
 
 def _greedy(
     model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], max_new_tokens: int
 ) -> list[list[int]]:
     batch = processor.embed_prompts(model, rows)
-    mask, ends = batch["attention_mask"], processor.stop_token_ids
+    mask, position, ends = batch["attention_mask"], batch.pop("next_position"), processor.stop_token_ids
+    axes = batch["position_ids"].shape[:-2]  # a model may count several positions for each token
     room = _max_new_tokens_per_row(processor, rows, max_new_tokens)
     answers: list[list[int]] = [[] for _ in mask]
     open_rows = list(range(len(mask)))
-    first = processor.first_position
-    output = model(**batch, position_ids=position_ids(mask, first), use_cache=True, logits_to_keep=1)
+    output = model(**batch, use_cache=True, logits_to_keep=1)
     while True:
         tokens = output.logits[:, -1].argmax(dim=-1)
         going = []
@@ -136,16 +145,18 @@ def _greedy(
         if len(going) < len(open_rows):
             kept = torch.tensor(going, device=mask.device)
             cache.batch_select_indices(kept)
-            mask, tokens, open_rows = mask[kept], tokens[kept], [open_rows[index] for index in going]
+            mask, position, tokens = mask[kept], position[kept], tokens[kept]
+            open_rows = [open_rows[index] for index in going]
         mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
         output = model(
             input_ids=tokens[:, None],
             attention_mask=mask,
-            position_ids=mask.sum(dim=-1, keepdim=True) - 1 + first,
+            position_ids=position.expand(*axes, *position.shape),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
+        position = position + 1
 
 
 def _max_new_tokens_per_row(
@@ -252,44 +263,50 @@ def _label_chunks(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
 def _loglikelihoods(
     model: torch.nn.Module,
     processor: InputProcessor,
-    batch: dict[str, Tensor],
+    batch: Mapping[str, Any],
     answers: Sequence[list[int]],
     single_label: bool = False,
 ) -> Tensor:
     """Shape (rows, answers), float32.
 
     Args:
+        batch: of `InputProcessor.embed_prompts`.
         single_label: there is one answer, so that the model's own mask will do.
     """
-    prompts, prompt_mask = batch["inputs_embeds"], batch["attention_mask"]
-    rows = len(prompt_mask)
+    prompt_mask, next_position = batch["attention_mask"], batch["next_position"]
+    rows, shape = len(prompt_mask), prompt_mask.shape
     fed = [token for answer in answers for token in answer[:-1]]  # `<eos>` is predicted, never read
-    embedded = prompts
-    if fed:
-        texts = model.get_input_embeddings()(torch.tensor(fed, device=prompts.device))  # type: ignore[operator]
-        embedded = torch.cat([prompts, texts.expand(rows, -1, -1)], dim=1)
+    ids = torch.tensor(fed, dtype=torch.int64, device=prompt_mask.device)
     owner = [number for number, answer in enumerate(answers) for _ in answer[:-1]]
-    depth = [step for answer in answers for step in range(len(answer) - 1)]
+    depth = torch.tensor([step for answer in answers for step in range(len(answer) - 1)], dtype=torch.int64).to(
+        ids.device
+    )
+    positions = batch["position_ids"]
+    behind = (next_position + depth).expand(*positions.shape[:-1], -1)
+    arguments: dict[str, Any] = {"position_ids": torch.cat([positions, behind], dim=-1)}
+    if "inputs_embeds" in batch:
+        prompts = batch["inputs_embeds"]
+        texts = model.get_input_embeddings()(ids).expand(rows, -1, -1)  # type: ignore[operator]
+        arguments["inputs_embeds"] = torch.cat([prompts, texts], dim=1) if fed else prompts
+    else:  # the answer's tokens have type 0
+        fillers = {name: ids if name == "input_ids" else torch.zeros_like(ids) for name in batch}
+        other = {name: value for name, value in batch.items() if name not in (*arguments, "next_position")}
+        for name, value in other.items():
+            by_token = isinstance(value, Tensor) and value.shape == shape
+            arguments[name] = torch.cat([value, fillers[name].expand(rows, -1)], dim=1) if by_token else value
     if single_label:
-        mask = torch.cat([prompt_mask, prompt_mask.new_ones((rows, len(fed)))], dim=1)
+        arguments["attention_mask"] = torch.cat([prompt_mask, prompt_mask.new_ones((rows, len(fed)))], dim=1)
     else:
-        mask = as_attention_mask(
-            model, _attention_mask(prompt_mask, processor.prefix_bidirectional, owner, depth), embedded.dtype
-        )
-    logits = model(
-        inputs_embeds=embedded,
-        attention_mask=mask,
-        position_ids=_packed_positions(prompt_mask, depth, processor.first_position),
-        logits_to_keep=len(fed) + 1,
-        use_cache=False,
-    ).logits
+        mask = _attention_mask(prompt_mask, processor.prefix_bidirectional, owner, depth)
+        arguments["attention_mask"] = as_attention_mask(model, mask, arguments["inputs_embeds"].dtype)
+    logits = model(**arguments, logits_to_keep=len(fed) + 1, use_cache=False).logits
     columns, targets, numbers = _targets(answers)
     chosen = torch.stack([_log_probabilities(row, columns, targets) for row in logits])
     sums = chosen.new_zeros((rows, len(answers)))
     return sums.index_add_(1, torch.tensor(numbers, device=sums.device), chosen)
 
 
-def _attention_mask(prompt_mask: Tensor, prefix_bidirectional: bool, owner: list[int], depth: list[int]) -> Tensor:
+def _attention_mask(prompt_mask: Tensor, prefix_bidirectional: bool, owner: list[int], depths: Tensor) -> Tensor:
     """What every position may look at: the prompt, and within its own label what came before.
 
     Args:
@@ -300,7 +317,6 @@ def _attention_mask(prompt_mask: Tensor, prefix_bidirectional: bool, owner: list
     """
     rows, longest = prompt_mask.shape
     owners = torch.tensor(owner, device=prompt_mask.device)
-    depths = torch.tensor(depth, device=prompt_mask.device)
     length = longest + len(owner)
     seen = torch.zeros((rows, length, length), dtype=torch.bool, device=prompt_mask.device)
     seen[:, :, :longest] = prompt_mask[:, None, :].bool()
@@ -309,12 +325,6 @@ def _attention_mask(prompt_mask: Tensor, prefix_bidirectional: bool, owner: list
     own = (owners[:, None] == owners[None, :]) & (depths[:, None] >= depths[None, :])
     seen[:, longest:, longest:] = own
     return seen
-
-
-def _packed_positions(prompt_mask: Tensor, depth: list[int], first: int) -> Tensor:
-    prompts = position_ids(prompt_mask, first)
-    depths = torch.tensor(depth, dtype=prompts.dtype, device=prompts.device)
-    return torch.cat([prompts, prompts[:, -1:] + 1 + depths], dim=1)
 
 
 def _targets(answers: Sequence[list[int]]) -> tuple[list[int], list[int], list[int]]:

@@ -23,7 +23,7 @@ from ftlib.core.registry import register_model
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.models.custom_code import load_error_message
-from ftlib.models.encoding import EncodedExample, pad_left
+from ftlib.models.encoding import EncodedExample, join_image_inputs, pad_left, position_ids
 from ftlib.models.libraries import quiet_libraries
 from ftlib.models.registry import NEVER_QUANTIZED, ModelFamily
 
@@ -40,7 +40,8 @@ class PaliGemmaInputProcessor:
     """Turns prompts, images and answers into rows, and rows into batches, as a model's own processor defines them."""
 
     prefix_bidirectional = True
-    first_position = 1
+    labels_share_prompt = True
+    length_depends_on_image = False
     warning = ""
 
     def __init__(self, processor: PaliGemmaProcessor, max_length: int | None = None) -> None:
@@ -114,18 +115,20 @@ class PaliGemmaInputProcessor:
         """A row to learn from: prompt, answer and `<eos>`; what goes beyond the limit is cut off at its end."""
         prompt_ids = self._prompt_ids(prompt)
         ids = [*prompt_ids, *self.encode_answer(answer)][: self.max_length]
-        return EncodedExample(ids, len(ids) - len(prompt_ids), self._pixels(image))
+        return EncodedExample(ids, len(ids) - len(prompt_ids), self._image_inputs(image))
 
     def encode_prompts(self, prompts: Sequence[str], image: Image.Image | None) -> list[EncodedExample]:
         """Rows to be answered about one image, each exactly a training row before its answer; they share the pixels."""
-        pixels = self._pixels(image)
-        return [EncodedExample(self._prompt_ids(prompt), 0, pixels) for prompt in prompts]
+        image_inputs = self._image_inputs(image)
+        return [EncodedExample(self._prompt_ids(prompt), 0, image_inputs) for prompt in prompts]
 
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and `<eos>`."""
         return [*self._text_ids(answer), self.eos_token_id]
 
-    def token_lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
+    def token_lengths(
+        self, prompts: Sequence[str], answers: Sequence[str], sizes: Sequence[tuple[int, int]] = ()
+    ) -> list[tuple[int, int]]:
         """Tokens of every prompt, image tokens included, and of every answer with its `<eos>`."""
         before, behind = self.prefix_length + len(self._newline), 1
         texts = [[prompt.rstrip("\n") for prompt in prompts], list(answers)]
@@ -136,40 +139,42 @@ class PaliGemmaInputProcessor:
         """Pad rows on the left and stack them.
 
         Returns:
-            input_ids, attention_mask, token_type_ids, labels: shape (rows, longest), int64; pixel_values: shape
-            (rows, 3, size, size), float32.
+            input_ids, attention_mask, token_type_ids, position_ids, labels: shape (rows, longest), int64; pixel_values:
+            shape (rows, 3, size, size), float32.
         """
-        return {**self._text_batch(rows), "pixel_values": torch.stack([row.pixel_values for row in rows])}
+        return {**self._text_batch(rows), **join_image_inputs(rows)}
 
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`collate` without labels."""
-        return {name: tensor for name, tensor in self.collate(rows).items() if name != "labels"}
+        """`collate` without labels and positions."""
+        return {name: tensor for name, tensor in self.collate(rows).items() if name not in ("labels", "position_ids")}
 
     def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """A batch of questions on the model's device; every image goes through the vision tower once.
 
-        Rows share an image if they hold the same pixel tensor, as `encode_prompts` makes them.
+        Rows share an image if they hold the same object, as `encode_prompts` makes them.
 
         Returns:
-            inputs_embeds: shape (rows, longest, hidden); attention_mask, token_type_ids: shape (rows, longest).
+            inputs_embeds: shape (rows, longest, hidden); attention_mask, token_type_ids, position_ids: shape (rows,
+            longest); next_position: shape (rows, 1).
         """
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self._text_batch(rows).items() if name != "labels"}
-        distinct = {id(row.pixel_values): row.pixel_values for row in rows}
+        distinct = {id(row.image_inputs): row for row in rows}
         indices = {key: index for index, key in enumerate(distinct)}
-        pixels = torch.stack(list(distinct.values())).to(device)
-        features = model.get_image_features(pixels).pooler_output[[indices[id(row.pixel_values)] for row in rows]]  # type: ignore[operator]
+        pixels = join_image_inputs(list(distinct.values()))["pixel_values"].to(device)
+        features = model.get_image_features(pixels).pooler_output[[indices[id(row.image_inputs)] for row in rows]]  # type: ignore[operator]
         ids = batch.pop("input_ids")
         slots = ids == self.processor.image_token_id  # which has no row in the authors' own table
         embedded = model.get_input_embeddings()(ids.masked_fill(slots, self.pad_token_id))  # type: ignore[operator]
-        return {"inputs_embeds": embedded.masked_scatter(slots.unsqueeze(-1), features.to(embedded.dtype)), **batch}
+        embedded = embedded.masked_scatter(slots.unsqueeze(-1), features.to(embedded.dtype))
+        return {"inputs_embeds": embedded, **batch, "next_position": batch["position_ids"][:, -1:] + 1}
 
     def _text_batch(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         batch = pad_left(rows, self.pad_token_id)
         types = torch.zeros_like(batch["input_ids"])
         for index, row in enumerate(rows):
             types[index, types.shape[1] - row.n_labels :] = 1
-        return {**batch, "token_type_ids": types}
+        return {**batch, "token_type_ids": types, "position_ids": position_ids(batch["attention_mask"], first=1)}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids → text, without special tokens (`<loc>` and `<seg>` are text)."""
@@ -193,13 +198,13 @@ class PaliGemmaInputProcessor:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
-    def _pixels(self, image: Image.Image | None) -> Tensor:
+    def _image_inputs(self, image: Image.Image | None) -> dict[str, Tensor]:
         """Stretch to the square and scale, always through Pillow: the same pixels with and without torchvision."""
         if image is None:
             raise UserError("PaliGemma looks at an image with every question, and there is none")
         resized = image.resize(self._size, Image.Resampling(self._resample))
         scaled = (np.asarray(resized, dtype=np.float32) / 255.0 - self._mean) / self._std
-        return torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
+        return {"pixel_values": torch.from_numpy(scaled).permute(2, 0, 1)[None].contiguous()}
 
 
 def skip_image_token_count(model: torch.nn.Module) -> None:

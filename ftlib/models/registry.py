@@ -33,7 +33,8 @@ class InputProcessor(Protocol):
         pad_token_id, eos_token_id: token ids.
         stop_token_ids: the tokens that end an answer, `eos_token_id` among them.
         prefix_bidirectional: whether a prompt attends to itself both ways, or causally.
-        first_position: what positions count from.
+        labels_share_prompt: whether the labels of `choose` may stand behind one prompt together, by a mask.
+        length_depends_on_image: whether the number of an image's tokens depends on its size.
         max_length: how many positions a row may have; None: more than any row needs.
         prefix_length: how many ids stand before every prompt's text (bos, image tokens).
         warning: what is told when training begins; empty for nothing.
@@ -42,7 +43,8 @@ class InputProcessor(Protocol):
     pad_token_id: int
     eos_token_id: int
     prefix_bidirectional: bool
-    first_position: int
+    labels_share_prompt: bool
+    length_depends_on_image: bool
     max_length: int | None
     prefix_length: int
     warning: str
@@ -59,8 +61,14 @@ class InputProcessor(Protocol):
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and its end."""
 
-    def token_lengths(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
-        """Tokens of every prompt and of every answer with its end."""
+    def token_lengths(
+        self, prompts: Sequence[str], answers: Sequence[str], sizes: Sequence[tuple[int, int]] = ()
+    ) -> list[tuple[int, int]]:
+        """Tokens of every prompt and of every answer with its end.
+
+        Args:
+            sizes: (width, height) of every row's image, where `length_depends_on_image`.
+        """
 
     def collate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """Rows to learn from, stacked: the model's arguments and labels."""
@@ -68,8 +76,13 @@ class InputProcessor(Protocol):
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """Questions as transformers' own generation takes them: input_ids, attention_mask and the family's own."""
 
-    def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """Questions on the model's device, padded on the left: inputs_embeds, attention_mask and the family's own."""
+    def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Any]:
+        """Questions on the model's device, padded on the left, as the model's first forward pass takes them.
+
+        Returns:
+            inputs_embeds or input_ids, attention_mask, position_ids: shape (…, rows, longest); next_position: of the
+            answer's first token, shape (rows, 1), no argument of the model; and the family's own arguments.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids → text."""

@@ -25,7 +25,7 @@ from ftlib.data.prompts import PromptTemplates, render_prompt
 from ftlib.data.splits import hash_text
 from ftlib.errors import UserError
 from ftlib.models.encoding import IGNORE_INDEX, EncodedExample
-from ftlib.models.lengths import cached_token_lengths
+from ftlib.models.lengths import ImageFolder, cached_token_lengths
 from ftlib.models.registry import InputProcessor
 
 # Row lengths, and batches of few shapes.
@@ -42,9 +42,10 @@ def training_lengths(
     templates: PromptTemplates,
     processor: InputProcessor,
     cache: Path | None = None,
+    images: ImageFolder | None = None,
 ) -> list[tuple[int, int]]:
     """Return (tokens, answer tokens) of the examples at `indices`, as truncated by `InputProcessor.encode_train`."""
-    lengths = cached_token_lengths(examples, templates, processor, cache)[np.asarray(indices, dtype=np.int64)]
+    lengths = cached_token_lengths(examples, templates, processor, cache, images)[np.asarray(indices, dtype=np.int64)]
     prompts, tokens = lengths[:, 0], lengths.sum(axis=1)
     if processor.max_length:
         tokens = np.minimum(tokens, processor.max_length)
@@ -71,11 +72,12 @@ class BucketedCollator:
     def __call__(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """Collate, pad on the left to the next length, and cut the labels to their last columns."""
         batch = self.processor.collate(rows)
-        longest = batch["input_ids"].shape[1]
+        shape = batch["input_ids"].shape
+        longest = shape[1]
         length = next(length for length in self.shapes if length >= longest)
         fillers = {"input_ids": self.processor.pad_token_id, "labels": IGNORE_INDEX}
         padded = {
-            name: pad(tensor, (length - longest, 0), value=fillers.get(name, 0)) if tensor.dim() == 2 else tensor
+            name: pad(tensor, (length - longest, 0), value=fillers.get(name, 0)) if tensor.shape == shape else tensor
             for name, tensor in batch.items()
         }
         return {**padded, "labels": padded["labels"][:, -self.shapes[length] :]}
@@ -128,7 +130,8 @@ class SupervisedDataset(Dataset[EncodedExample]):
 
     def lengths(self) -> list[tuple[int, int]]:
         """Return (tokens, answer tokens) of every row."""
-        return training_lengths(self.examples, self.indices, self.templates, self.processor, self.cache)
+        images = ImageFolder(self.root, self.max_pixels)
+        return training_lengths(self.examples, self.indices, self.templates, self.processor, self.cache, images)
 
     def mean_tokens(self) -> float | None:
         """Return the mean tokens of a row; None if the rows have not been measured."""
@@ -294,21 +297,22 @@ def filter_by_length(
     too_long: Literal["drop", "truncate", "stop"],
     split: str = "training",
     cache: Path | None = None,
+    images: ImageFolder | None = None,
 ) -> LengthFilterResult:
     """Drop, truncate or reject rows that are longer than the model's maximum.
 
     A row whose whole answer would be cut off is dropped even with `truncate`: it would have no labels.
 
     Args:
-        cache: file of the rows' lengths, see `models.lengths.length_cache_path`.
+        cache, images: of the rows' lengths, see `models.lengths.cached_token_lengths`.
 
-        Raises:
-            UserError: a row is too long, with `stop`; no row fits.
+    Raises:
+        UserError: a row is too long, with `stop`; no row fits.
     """
     if processor.max_length is None:
         return LengthFilterResult(range(len(examples)), split=split)
     limit = processor.max_length
-    lengths = cached_token_lengths(examples, templates, processor, cache)
+    lengths = cached_token_lengths(examples, templates, processor, cache, images)
     prompts = lengths[:, 0]
     excess = lengths.sum(axis=1) > limit
     too_many = np.flatnonzero(excess).tolist()

@@ -53,7 +53,7 @@ class MicroBatchSplitter:
 
         Args:
             step: optimizer steps done; a new number starts a new step.
-            batch: tensors whose first dimension is rows.
+            batch: tensors whose first dimension is rows; where that of others is images or patches, nothing is halved.
             zero_grad: clears the gradients of this step.
 
         Returns:
@@ -84,10 +84,18 @@ class MicroBatchSplitter:
 
     def _in_pieces(self, batch: dict[str, Tensor], compute: Compute) -> Tensor:
         size = self.size or _rows(batch)
+        if size >= _rows(batch):
+            return compute(batch)
         pieces = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
         return torch.stack([compute(dict(zip(batch, piece, strict=True))) for piece in pieces]).sum()
 
     def _halve(self) -> None:
+        if any(len(tensor) != _rows(batch) for batch in self._step_batches for tensor in batch.values()):
+            raise UserError(
+                "out of memory, and batches of this model cannot be halved: its images have any number of tiles",
+                "Set a smaller training.per_device_train_batch_size, training.gradient_checkpointing: true or smaller "
+                "images (model.image_arguments); the run resumes.",
+            )
         largest = max(map(_rows, self._step_batches))
         size = min(self.size or largest, largest)
         if size == 1:
@@ -104,7 +112,7 @@ class MicroBatchSplitter:
 
 
 def _rows(batch: dict[str, Tensor]) -> int:
-    return len(next(iter(batch.values())))
+    return len(batch["input_ids"] if "input_ids" in batch else next(iter(batch.values())))
 
 
 def _random_states() -> list[Tensor]:

@@ -34,7 +34,7 @@ from ftlib.errors import TrainingDiverged, UserError
 from ftlib.hub.cache import find_model, model_hashes
 from ftlib.hub.offline import offline
 from ftlib.models.adapters import count_parameters, master_weights
-from ftlib.models.lengths import length_cache_path
+from ftlib.models.lengths import ImageFolder, length_cache_path
 from ftlib.models.loading import device
 from ftlib.models.pissa import convert_saved_adapter
 from ftlib.models.registry import family_of, validate_image_columns
@@ -271,7 +271,9 @@ def _training_dataset(
     examples = prepared.rows("train")
     validate_image_columns(config.model, examples)
     cache = length_cache_path(prepared, "train", config, folder, site)
-    filtered = filter_by_length(examples, config.data.templates, processor, config.model.too_long, cache=cache)
+    templates, max_pixels = config.data.templates, config.data.max_pixels
+    images = ImageFolder(prepared.root, max_pixels)
+    filtered = filter_by_length(examples, templates, processor, config.model.too_long, cache=cache, images=images)
     if filtered.summary:
         log.warning(filtered.summary)
         _log_length_filter(run, filtered)
@@ -279,7 +281,6 @@ def _training_dataset(
     if config.training.get("dataloader_drop_last") and len(sampler) < config.effective_batch_size:
         problem = f"{len(sampler)} training rows do not fill one batch of {config.effective_batch_size}"
         raise UserError(f"training.dataloader_drop_last: {problem}")
-    templates, max_pixels = config.data.templates, config.data.max_pixels
     return SupervisedDataset(
         examples, prepared.root, templates, processor, filtered.indices, sampler, max_pixels, cache
     )

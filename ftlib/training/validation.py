@@ -30,6 +30,7 @@ from ftlib.core import log, signals
 from ftlib.core.out_of_memory import is_out_of_memory, oom_as_user_error
 from ftlib.data.dataset import PreparedDataset
 from ftlib.models.encoding import EncodedExample
+from ftlib.models.lengths import ImageFolder
 from ftlib.models.loading import device
 from ftlib.models.loss import answer_logits, count_items, cut_labels, loss_of_logits
 from ftlib.models.registry import InputProcessor, validate_image_columns
@@ -83,11 +84,12 @@ def loss_dataset(
     """
     examples = prepared.rows(split)
     validate_image_columns(config.model, examples)
-    fitted = filter_by_length(examples, config.data.templates, processor, config.model.too_long, split, cache)
+    templates, max_pixels = config.data.templates, config.data.max_pixels
+    images = ImageFolder(prepared.root, max_pixels)
+    fitted = filter_by_length(examples, templates, processor, config.model.too_long, split, cache, images)
     if fitted.summary:
         log.warning(fitted.summary)
     draw = MixtureSampler(prepared.counts(split, fitted.indices), config.data.weights, config.seed)
-    templates, max_pixels = config.data.templates, config.data.max_pixels
     return SupervisedDataset(examples, prepared.root, templates, processor, fitted.indices, draw, max_pixels, cache)
 
 

@@ -73,7 +73,7 @@ def compare_choosing(model: torch.nn.Module, inputs: PaliGemmaInputProcessor, ro
 
 def compare_sharing(model: torch.nn.Module, inputs: PaliGemmaInputProcessor, rows: list[EncodedExample]) -> None:
     """The same answers with the vision tower run once an image, and once a question."""
-    apart = [EncodedExample(row.input_ids, row.n_labels, row.pixel_values.clone()) for row in rows]
+    apart = [EncodedExample(row.input_ids, row.n_labels, dict(row.image_inputs)) for row in rows]
     shared = seconds(lambda: [generate_answers(model, inputs, batch, 1) for batch in batches(rows)])
     alone = seconds(lambda: [generate_answers(model, inputs, batch, 1) for batch in batches(apart)])
     print(f"one-token answers to {len(rows)} questions: {shared:.2f} s with images looked at once")

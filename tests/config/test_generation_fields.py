@@ -80,7 +80,7 @@ def test_the_settings_of_a_note_are_taken() -> None:
         (["loss.on=everything", "model.family=paligemma"], "require model.family: causal"),
         (["loss.packing=true", "loss.average=example"], "packed rows cannot be averaged per row"),
         (["model.dtype=float16", "adapter={method: full}"], "float16 weights cannot be trained"),
-        (["data.prompt=chat", "model.family=paligemma"], "data.prompt: chat requires model.family: causal"),
+        (["data.prompt=chat", "model.family=paligemma"], "data.prompt: chat requires model.family: vlm, causal"),
         (["evaluation={decode: choose, generation: {do_sample: true}}"], "generation requires decode: generate"),
     ],
 )

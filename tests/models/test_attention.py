@@ -60,7 +60,7 @@ def literal(model: torch.nn.Module, row: EncodedExample, cap: float | None) -> t
     """Logits of one row, shape (tokens, vocabulary)."""
     with torch.no_grad():
         embedded = model.get_input_embeddings()(torch.tensor(row.input_ids))
-        image_tokens = model.get_image_features(row.pixel_values[None]).pooler_output[0]
+        image_tokens = model.get_image_features(row.image_inputs["pixel_values"]).pooler_output[0]
     embedded[: len(image_tokens)] = image_tokens
     return literal_gemma2.logits(model, embedded, len(row.input_ids) - row.n_labels, cap)
 
@@ -105,7 +105,7 @@ def test_answers_are_the_literal_ones(
     for row, answer in zip(rows, answers, strict=True):
         ids = list(row.input_ids)
         while len(ids) < len(row.input_ids) + 6:
-            scores = literal(model, EncodedExample(ids, len(ids) - len(row.input_ids), row.pixel_values), CAPS[softcap])
+            scores = literal(model, EncodedExample(ids, len(ids) - len(row.input_ids), row.image_inputs), CAPS[softcap])
             ids.append(int(scores[-1].argmax()))
             if ids[-1] == inputs.eos_token_id:
                 break
@@ -120,7 +120,7 @@ def test_likelihoods_are_the_literal_ones(
         for label, number in zip(LABELS, numbers, strict=True):
             answer = inputs.encode_answer(label)
             cost = literal_cost(
-                model, EncodedExample([*row.input_ids, *answer], len(answer), row.pixel_values), CAPS[softcap]
+                model, EncodedExample([*row.input_ids, *answer], len(answer), row.image_inputs), CAPS[softcap]
             )
             torch.testing.assert_close(number, -cost, rtol=1e-4, atol=1e-3)
 

@@ -149,10 +149,11 @@ def test_an_image_has_the_tokens_of_its_resolution(size: int, tokens: int) -> No
     row = inputs.encode_train("a", wide, "b")
     assert row.input_ids[:tokens] == [inputs.processor.image_token_id] * tokens
     assert row.input_ids[tokens] == inputs.tokenizer.bos_token_id and len(row.input_ids) == tokens + 5
-    assert row.pixel_values.shape == (3, size, size) and -1 <= row.pixel_values.min() < row.pixel_values.max() <= 1
+    pixels = row.image_inputs["pixel_values"]
+    assert pixels.shape == (1, 3, size, size) and -1 <= pixels.min() < pixels.max() <= 1
     theirs = inputs.processor(images=wide, text="<image>a", suffix="b", return_tensors="pt")
     assert row.input_ids == theirs["input_ids"][0].tolist()
-    torch.testing.assert_close(row.pixel_values, theirs["pixel_values"][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(row.image_inputs["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputProcessor, image: Image.Image) -> None:
@@ -166,7 +167,7 @@ def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputProcessor, imag
         theirs = inputs.processor(images=image, text=f"<image>{prompt.rstrip()}", suffix=answer, return_tensors="pt")
         assert row.input_ids == theirs["input_ids"][0].tolist()
         assert row.n_labels == int(theirs["token_type_ids"].sum())
-        torch.testing.assert_close(row.pixel_values, theirs["pixel_values"][0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(row.image_inputs["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_location_and_mask_words_are_one_token_each(inputs: PaliGemmaInputProcessor) -> None:
@@ -308,7 +309,7 @@ def test_generation_in_a_batch_is_teacher_forcing(
         assert generate_answers(model, inputs, [row], max_new_tokens=6) == [answer]
         ids = list(row.input_ids)
         for _ in range(6):
-            forced = EncodedExample([*ids, inputs.pad_token_id], len(ids) + 1 - len(row.input_ids), row.pixel_values)
+            forced = EncodedExample([*ids, inputs.pad_token_id], len(ids) + 1 - len(row.input_ids), row.image_inputs)
             logits = logits_of(model, inputs.collate([forced]))
             ids.append(int(logits[0, len(ids) - 1].argmax()))
             if ids[-1] == inputs.eos_token_id:

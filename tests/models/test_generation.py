@@ -93,7 +93,7 @@ def test_an_image_goes_through_the_vision_tower_once(
     monkeypatch.setattr(type(model), "get_image_features", counted)
     together = generate_answers(model, inputs, rows, 4)
     assert seen == [8] and len(rows) == 24
-    apart = [EncodedExample(row.input_ids, 0, row.pixel_values.clone()) for row in rows]
+    apart = [EncodedExample(row.input_ids, 0, dict(row.image_inputs)) for row in rows]
     assert generate_answers(model, inputs, apart, 4) == together
 
 
@@ -118,7 +118,7 @@ def test_likelihoods_are_the_training_loss(
     for row, numbers in zip(rows[:6], found, strict=True):
         for label, number in zip(LABELS, numbers, strict=True):
             answer = inputs.encode_answer(label)
-            forced = inputs.collate([EncodedExample([*row.input_ids, *answer], len(answer), row.pixel_values)])
+            forced = inputs.collate([EncodedExample([*row.input_ids, *answer], len(answer), row.image_inputs)])
             with torch.no_grad():
                 cost = answer_loss(model, forced, "token") * len(answer)
             torch.testing.assert_close(number, -cost, rtol=1e-4, atol=1e-4)

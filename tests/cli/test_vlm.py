@@ -1,0 +1,116 @@
+"""Vision-language models with chat templates through every command, with images of many sizes.
+
+Two architectures need no torchvision; the others run where FTLIB_TORCHVISION names a folder with it (make vlm).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ftlib.models.loading import load_weights
+from ftlib.models.vlm import module_group
+from tests.conftest import FULL, LORA, read_lines
+from tests.models import tiny_vlm
+from tests.models.test_vlm import ARCHITECTURES, require_packages
+from tests.training.test_divergence import interrupted_after
+from tests.training.test_resume import outcome, run_of
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    require_packages(request.param)
+    tiny_vlm.save(request.param, tmp_path / request.param)
+    return tmp_path / request.param
+
+
+@pytest.fixture
+def data(shared: Path, tmp_path: Path) -> Path:
+    """The digits, enlarged to pictures of many sizes."""
+    folder = tmp_path / "data"
+    shutil.copytree(shared / "data", folder)
+    for number, path in enumerate(sorted(folder.glob("images/*"))):
+        with Image.open(path) as image:
+            image.convert("RGB").resize((30 + 7 * (number % 9), 40 + 11 * (number % 5))).save(path)
+    return folder
+
+
+def config_of(write_config: Callable[..., Path], base: Path, data: Path, adapter: str) -> Path:
+    path = write_config(adapter, str(base), str(data), ("family: paligemma", "family: vlm"))
+    path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 6"))
+    return path
+
+
+def test_the_chain_is_resumed_bit_for_bit_and_its_result_is_plain(
+    base: Path, data: Path, store: Path, tmp_path: Path, write_config: Callable[..., Path], ftlib: Ftlib,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = config_of(write_config, base, data, LORA)
+    for command in ("stage", "prepare"):
+        code, _, error = ftlib(command, config)
+        assert code == 0, error
+    straight = run_of(config, tmp_path / "straight")
+    code, _, error = ftlib("train", config)
+    assert code == 0, error
+    stopped = run_of(config, tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr("ftlib.training.train._log_step", interrupted_after(4))
+        assert ftlib("train", config)[0] != 0
+    assert ftlib("train", config)[0] == 0
+    assert outcome(stopped) == outcome(straight)
+
+    code, _, error = ftlib("evaluate", config)
+    assert code == 0, error
+    predictions = read_lines(next(stopped.folder.glob("eval/*/valid/after/predictions.jsonl")))
+    assert len(predictions) == 12
+    picture = sorted(data.glob("images/*"))[0]
+    code, answer, error = ftlib(
+        "predict", stopped.folder, "--image", picture, "--prompt", "which digit is this?", "--json"
+    )
+    assert code == 0, error
+    assert json.loads(answer)[0]["answer"].strip() == plain_answer(base, stopped.folder / "adapter", picture).strip()
+    assert ftlib("report", stopped.folder)[0] == 0
+
+
+def plain_answer(base: Path, adapter: Path, picture: Path) -> str:
+    """The greedy answer as a user without ftlib gets it."""
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(base, use_fast=False)
+    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which digit is this?"}]}]
+    text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    with Image.open(picture) as image:
+        batch = processor(text=[text], images=[[image.convert("RGB")]], add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        ids = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    return str(processor.tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def test_full_training_and_labels_chosen_by_likelihood(
+    base: Path, data: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> None:
+    """The frozen projector keeps its weights, every other part changes; the result is a whole model."""
+    config = config_of(write_config, base, data, FULL)
+    config.write_text(config.read_text().replace("splits: [valid]", "splits: [valid], decode: choose"))
+    for command in ("stage", "prepare", "train", "evaluate"):
+        code, _, error = ftlib(command, config)
+        assert code == 0, error
+    (run,) = (store / "runs").glob("*/tiny/*")
+    assert len(read_lines(next(run.glob("eval/*/valid/after/predictions.jsonl")))) == 12
+    before, after = (load_weights(folder, "float32", "vlm") for folder in (base, run / "model"))
+    changed = {
+        module_group(before, name)
+        for (name, one), other in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(one, other)
+    }
+    assert changed == {"vision", "embeddings", "language"}

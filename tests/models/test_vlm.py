@@ -1,0 +1,177 @@
+"""Vision-language models of twelve architectures: rows are the processor's own, only answers carry labels, losses and
+answers are the model's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Florence2Config, PreTrainedModel
+
+from ftlib.config.schema import Lora
+from ftlib.errors import UserError
+from ftlib.models.adapters import prepare_for_training
+from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs
+from ftlib.models.generation import generate_answers, label_loglikelihoods
+from ftlib.models.loading import load_weights
+from ftlib.models.loss import answer_loss
+from ftlib.models.vlm import VisionLanguageProcessor, module_group
+from tests.models import tiny_vlm
+
+WITHOUT_TORCHVISION = ("gemma3", "idefics3")
+ARCHITECTURES = [
+    pytest.param(name, marks=() if name in WITHOUT_TORCHVISION else pytest.mark.long) for name in tiny_vlm.ALL
+]
+SIZES = ((80, 60), (60, 120), (40, 40))
+PROMPTS = ("what?", "which\n one", "say <image> or [IMG]")
+ANSWERS = ("a cat", "<eos>", "two  blanks")
+
+
+def require_packages(architecture: str) -> None:
+    if architecture not in WITHOUT_TORCHVISION and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("needs torchvision: make vlm")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    noise = np.random.default_rng(0)
+    return [Image.fromarray(noise.integers(0, 255, (height, width, 3), dtype=np.uint8)) for width, height in SIZES]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    require_packages(request.param)
+    path = tmp_path_factory.mktemp("vlm") / request.param
+    tiny_vlm.save(request.param, path)
+    yield path
+
+
+@pytest.fixture(scope="module")
+def inputs(folder: Path) -> VisionLanguageProcessor:
+    return VisionLanguageProcessor.load(folder)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> PreTrainedModel:
+    return load_weights(folder, "float32", "vlm").eval()
+
+
+def test_rows_are_the_processor_s_own(
+    folder: Path, inputs: VisionLanguageProcessor, pictures: list[Image.Image]
+) -> None:
+    """Whole texts, images and all, given to transformers' processor at once; the text of PROMPTS has placeholders."""
+    theirs = AutoProcessor.from_pretrained(folder, use_fast=False)
+    rows = [inputs.encode_train(*row) for row in zip(PROMPTS, pictures, ANSWERS, strict=True)]
+    asked = [inputs._render(prompt) for prompt in PROMPTS[:2]]
+    for row, text, picture in zip(rows, asked, pictures, strict=False):
+        one = theirs(text=[text], images=[[picture]], add_special_tokens=False, padding=False, return_tensors="pt")
+        prompt = row.input_ids[: len(row.input_ids) - row.n_labels]
+        assert prompt == one["input_ids"][0].tolist()
+        assert set(row.image_inputs) == set(one) - {
+            "input_ids",
+            "attention_mask",
+            "mm_token_type_ids",
+            "token_type_ids",
+        }
+    both = theirs(
+        text=asked, images=[[picture] for picture in pictures[:2]], add_special_tokens=False, padding=True,
+        padding_side="left", return_tensors="pt",
+    )  # fmt: skip
+    for name, joined in join_image_inputs(rows[:2]).items():
+        assert torch.equal(joined, torch.as_tensor(both[name])), name
+    asked_only = inputs.collate([inputs.encode_prompts([PROMPTS[index]], pictures[index])[0] for index in (0, 1)])
+    for name in set(both) & {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}:
+        assert torch.equal(asked_only[name], both[name]), name
+
+
+def test_only_the_answer_and_its_end_carry_labels(inputs: VisionLanguageProcessor, pictures: list[Image.Image]) -> None:
+    rows = [inputs.encode_train(*row) for row in zip(PROMPTS, pictures, ANSWERS, strict=True)]
+    batch = inputs.collate(rows)
+    for labels, ids, answer in zip(batch["labels"], batch["input_ids"], ANSWERS, strict=True):
+        kept = labels[labels != IGNORE_INDEX].tolist()
+        assert inputs.decode(kept) == answer and kept[-1] == inputs.eos_token_id
+        assert inputs._image_id not in kept and inputs._image_id in ids.tolist()
+        assert kept.count(inputs.eos_token_id) == 1
+    lengths = inputs.token_lengths(PROMPTS, ANSWERS, SIZES)
+    assert lengths == [(len(row.input_ids) - row.n_labels, row.n_labels) for row in rows]
+
+
+def test_loss_is_the_model_s_own_and_does_not_depend_on_the_batch(
+    model: PreTrainedModel, inputs: VisionLanguageProcessor, pictures: list[Image.Image]
+) -> None:
+    rows = [inputs.encode_train(*row) for row in zip(PROMPTS, pictures, ANSWERS, strict=True)]
+    with torch.no_grad():
+        batch = inputs.collate(rows)
+        found = float(answer_loss(model, batch, "token"))
+        own = float(model(**model_inputs(batch), labels=batch["labels"]).loss)
+        alone = [float(answer_loss(model, inputs.collate([row]), "token")) * row.n_labels for row in rows]
+    assert found == pytest.approx(own, abs=1e-5)
+    assert found == pytest.approx(sum(alone) / sum(row.n_labels for row in rows), abs=1e-5)
+
+
+def test_answers_are_those_of_generate(
+    model: PreTrainedModel, inputs: VisionLanguageProcessor, pictures: list[Image.Image]
+) -> None:
+    """In a batch padded on the left, with two questions about one image."""
+    rows = [*inputs.encode_prompts(PROMPTS[:2], pictures[0]), *inputs.encode_prompts(["x"], pictures[1])]
+    found = generate_answers(model, inputs, rows, 8)
+    assert any(found)
+    assert found == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
+    assert found == [generate_answers(model, inputs, [row], 8)[0] for row in rows]
+
+
+def test_likelihoods_are_those_of_training_rows(
+    model: PreTrainedModel, inputs: VisionLanguageProcessor, pictures: list[Image.Image]
+) -> None:
+    labels, questions = ("a", "b c", "dd"), [(PROMPTS[0], pictures[0]), (PROMPTS[1], pictures[0]), ("x", pictures[1])]
+    rows = [inputs.encode_prompts([prompt], picture)[0] for prompt, picture in questions]
+    found = label_loglikelihoods(model, inputs, rows, labels)
+    for index, (prompt, picture) in enumerate(questions):
+        for number, label in enumerate(labels):
+            row = inputs.encode_train(prompt, picture, label)
+            with torch.no_grad():
+                loss = float(answer_loss(model, inputs.collate([row]), "token"))
+            assert float(found[index, number]) == pytest.approx(-loss * row.n_labels, abs=1e-4)
+
+
+def test_parts_and_adapters(folder: Path, model: PreTrainedModel) -> None:
+    """Every part has parameters; adapters on attention and mlp reach the layers of language model and tower."""
+    parts = {name: module_group(model, name) for name, _ in model.named_parameters()}
+    assert set(parts.values()) == {"vision", "projector", "embeddings", "language"}
+    words = {"language": ("language_model", "text_model"), "vision": ("vision", "visual")}
+    for name, part in parts.items():
+        assert part not in words or any(word in name for word in words[part]), (name, part)
+    fresh = load_weights(folder, "float32", "vlm")
+    adapted = prepare_for_training(fresh, Lora(method="lora", r=2, alpha=4, freeze=[]), "base", "vlm")
+    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    for part in words.values():
+        assert any(word in name for name in names for word in part), names
+
+
+def test_an_image_is_never_cut(inputs: VisionLanguageProcessor, folder: Path, pictures: list[Image.Image]) -> None:
+    (asked,) = inputs.encode_prompts(["what?"], pictures[0])
+    short = VisionLanguageProcessor.load(folder, len(asked.input_ids) + 2)
+    row = short.encode_train("what?", pictures[0], "a long answer")
+    assert row.input_ids[: len(asked.input_ids)] == asked.input_ids and row.n_labels == 2
+    tight = VisionLanguageProcessor.load(folder, len(asked.input_ids))
+    with pytest.raises(UserError, match="no room for an answer"):
+        generate_answers(torch.nn.Linear(1, 1), tight, [asked], 4)
+
+
+def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
+    Florence2Config().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match="florence2 is an encoder-decoder"):
+        VisionLanguageProcessor.load(tmp_path)
+
+
+def test_arguments_that_the_image_processor_lacks_are_refused(tmp_path: Path) -> None:
+    tiny_vlm.save("gemma3", tmp_path)
+    with pytest.raises(UserError, match=r"model\.image_arguments: .*Gemma3ImageProcessorPil.* has no max_pixel"):
+        VisionLanguageProcessor.load(tmp_path, image_arguments={"max_pixel": 3})
