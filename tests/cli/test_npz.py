@@ -22,12 +22,24 @@ Ftlib = Callable[..., tuple[int, str, str]]
 WriteConfig = Callable[..., Path]
 
 
-def checkpoint(folder: Path, generation: int = 1, form: str = "float32", seed: int = 0) -> Path:
+FORMS = ("float32", "float16", "bfloat16", "mixed")
+RARER = [
+    pytest.param(generation, form, LORA, before, marks=pytest.mark.long,
+                 id=f"{generation}-{form}{'' if before else '-bare'}")
+    for generation in (1, 2)
+    for form in FORMS
+    for before in ("params/", "")
+]  # fmt: skip
+
+
+def checkpoint(
+    folder: Path, generation: int = 1, form: str = "float32", seed: int = 0, before: str = "params/"
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = arrays_of(generation)
     if seed:
         arrays["img/head/bias"] = arrays["img/head/bias"] + seed
-    return literal.save_npz(folder / "tiny.npz", literal.in_form(arrays, form))
+    return literal.save_npz(folder / "tiny.npz", literal.in_form(arrays, form), before)
 
 
 def base(npz: Path, tokenizer: Path | str = TOKENIZER) -> str:
@@ -35,19 +47,25 @@ def base(npz: Path, tokenizer: Path | str = TOKENIZER) -> str:
 
 
 @pytest.mark.parametrize(
-    ("generation", "form", "adapter"), [(1, "mixed", LORA), (2, "bfloat16", FULL)], ids=["1-lora", "2-full"]
+    ("generation", "form", "adapter", "before_names"),
+    [
+        pytest.param(1, "mixed", LORA, "params/", id="1-lora"),
+        pytest.param(2, "bfloat16", FULL, "params/", id="2-full"),
+        *RARER,
+    ],
 )
 def test_the_chain(
     generation: int,
     form: str,
     adapter: str,
+    before_names: str,
     write_config: WriteConfig,
     store: Path,
     shared: Path,
     tmp_path: Path,
     ftlib: Ftlib,
 ) -> None:
-    npz = checkpoint(tmp_path / "downloads", generation, form)
+    npz = checkpoint(tmp_path / "downloads", generation, form, before=before_names)
     config = write_config(adapter, base=base(npz), replace=("max_steps: 12", "max_steps: 2"))
     assert ftlib("prepare", config)[0] == 0
     code, _, error = ftlib("train", config)
@@ -79,7 +97,9 @@ def test_the_chain(
     assert code == 0 and "s tiny.npz (SHA-256 " in Path(output.strip()).read_text(), error
     if adapter == LORA:
         merged = tmp_path / "merged"
-        code, _, error = ftlib("merge", "--base", model, "--model", run, "--method", "linear", "-o", merged)
+        code, _, error = ftlib(
+            "merge", "--base", model, "--model", run, "--method", "linear", "--dtype", "float32", "-o", merged
+        )
         assert code == 0, error
         assert plain_answers(merged, None, shared / "data", records) == [answer.strip() for answer in found]
 

@@ -34,7 +34,7 @@ def plain_answers(weights: Path, adapter: Path | None, data: Path, records: list
     from transformers import PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
     processor = PaliGemmaProcessor.from_pretrained(weights)
-    model = PaliGemmaForConditionalGeneration.from_pretrained(weights)
+    model = PaliGemmaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     return answers_of(model, processor, data, records)
