@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from tests import torchvision_folder
-
 if "FTLIB_TORCHVISION" in os.environ:
+    from tests import torchvision_folder
+
     torchvision_folder.use(os.environ["FTLIB_TORCHVISION"])
 
 from ftlib.cli.main import main

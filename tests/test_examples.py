@@ -84,7 +84,7 @@ def test_custom_model(ftlib: Ftlib, store: Path) -> None:
     code, _, error = ftlib("plan", EXAMPLES / "custom_model.yaml", *FEW, "--gpu", "1GiB")
     assert code == 0, error
     code, _, error = ftlib("train", EXAMPLES / "custom_model.yaml", "data.prompt=chat")
-    assert code == 2 and "data.prompt: chat requires model.family: causal" in error
+    assert code == 2 and "data.prompt: chat requires model.family: vlm, causal" in error
 
 
 def test_an_error_rate_is_minimised_everywhere(ftlib: Ftlib, store: Path, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_the_code_of_ended_jobs_goes(ftlib: Ftlib, slurm: Path, store: Path, mon
     (jobs / "17" / "code").symlink_to(jobs / "code-old")
     for name in ("code-old", "17", "image"):
         os.utime(jobs / name, (past, past))
-    (slurm / "squeue").write_text("#!/bin/sh\necho 18\n")
+    (slurm / "squeue").write_text("#!/bin/sh\necho '18|RUNNING|None|n1|0:10|a|p|normal|x'\n")
     code, _, error = ftlib("clean", "--yes")
     assert code == 0 and "is kept while you have jobs" in error and (jobs / "code-old").exists()
     (slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")

@@ -43,7 +43,7 @@ def test_images(ftlib: Ftlib, tmp_path: Path, store: Path) -> None:
     program(tmp_path / "bin", "apptainer", "echo org.ftlib.revision: abc123")
     assert "ftlib.sif is not there" in ftlib("doctor")[1]
     (store / "images" / "ftlib.sif").write_text("")
-    assert "org.ftlib.revision: abc123" in ftlib("doctor")[1]
+    assert "ftlib.sif: ftlib abc123" in ftlib("doctor")[1]
     program(tmp_path / "bin", "apptainer", "exit 255")
     code, output, _ = ftlib("doctor")
     assert code == 1 and "is no image of ftlib" in output

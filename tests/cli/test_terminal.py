@@ -94,7 +94,7 @@ def test_what_is_no_text_is_told_to_who_chats(
     store: Path, write_config: WriteConfig, shared: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = next((shared / "data" / "images").iterdir())
-    monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: ["an answer" for _ in rows])
+    monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [("an answer", "stop") for _ in rows])
     folder = shared / "model"
     stdin_of(f"/image {image}\n".encode() + "wie heißt das?\n".encode("latin-1") + "何？\n".encode(), monkeypatch)
     code, out, error = ftlib("chat", folder)

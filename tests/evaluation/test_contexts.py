@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ftlib.config.schema import Evaluation
 from ftlib.data.example import Example
 from ftlib.data.prompts import render_prompt
 from ftlib.evaluation.evaluate import _scores, add_without_context_predictions, without_context_rows
@@ -38,7 +39,7 @@ def test_both_answers_are_scored_over_the_same_rows() -> None:
     ]
     (bare,) = without_context_rows(ROWS[:1], "alpaca")
     add_without_context_predictions(records, [{"id": bare.id, "text": " no idea\n"}])
-    config = SimpleNamespace(task="instruct", plugins=(), evaluation=SimpleNamespace(positive=None))
+    config = SimpleNamespace(task="instruct", plugins=(), evaluation=Evaluation())
     asked: Any = SimpleNamespace(config=config, prepared=SimpleNamespace(labels=None), without_context=True)
     scores = _scores(asked, records, {"split": "test"}, None)
     parts = scores["parts"]

@@ -283,9 +283,11 @@ def test_two_evaluations_at_once(
     assert [result["settings"]["max_new_tokens"] for result in results] == [int(own[-1]) for own in settings]
     asked = [sum(map(int, log.read_text().split())) if log.exists() else 0 for log in logs]
     assert sorted(asked) == ([0, 36] if settings[0] == settings[1] else [36, 36])
-    folder = evaluation(store / "runs", "train", "after")
-    last = json.loads((folder / "scores.json").read_text())["settings"]["max_new_tokens"]
-    assert max(len(str(record["prediction"])) for record in read_lines(folder / "predictions.jsonl")) <= last
+    folders = [path.parent for path in (store / "runs").rglob("scores.json")]  # apart: not the config's settings
+    assert len(folders) == len(set(settings))
+    for folder in folders:
+        most = json.loads((folder / "scores.json").read_text())["settings"]["max_new_tokens"]
+        assert max(len(str(record["prediction"])) for record in read_lines(folder / "predictions.jsonl")) <= most
     assert not list(store.glob("runs/**/*.partial"))
 
 

@@ -442,5 +442,8 @@ def save(name: str, folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projector: no image would count
+                torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
