@@ -47,9 +47,8 @@ class Model:
         for image, text, causal, labels in zip(pixels, *names, strict=True):
             prompt, n_labels = int((causal == 0).sum()), int(labels.sum()) if answers else 0
             ids = [*self.inputs._image_ids, *text[: prompt + n_labels].tolist()]
-            found.append(
-                EncodedExample(ids, n_labels, {"pixel_values": torch.from_numpy(image).permute(2, 0, 1)[None]})
-            )
+            image_inputs = {"pixel_values": torch.from_numpy(image).permute(2, 0, 1)[None]}
+            found.append(EncodedExample(ids, n_labels, image_inputs))
         return found
 
 
@@ -187,9 +186,8 @@ def test_pixels_are_within_one_step_of_the_authors(convert: Convert) -> None:
     numbers = [name.removeprefix("image/") for name in pixels if name.startswith("image/")]
     assert len(numbers) == 4
     for number in numbers:
-        found = (
-            inputs._image_inputs(Image.fromarray(pixels[f"image/{number}"]))["pixel_values"][0].permute(1, 2, 0).numpy()
-        )
+        made = inputs._image_inputs(Image.fromarray(pixels[f"image/{number}"]))["pixel_values"]
+        found = made[0].permute(1, 2, 0).numpy()
         apart = np.abs(found - pixels[f"antialias/{number}"])
         assert apart.max() < 1.001 * 2 / 255, number
     shrunk = np.abs(pixels["plain/3"] - pixels["antialias/3"])
