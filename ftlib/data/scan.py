@@ -351,7 +351,7 @@ def _scan_in_parallel(data: Data, path: Path, task: TaskRules) -> ScannedDataset
         remedy = "It may have run out of memory. Try again with more memory, or with fewer cores (taskset -c 0)."
         raise UserError(f"{data.root}: a process that read rows was killed", remedy) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()  # with cancel_futures Python 3.11 may wait for ever for what it has cancelled
     scanned = _concatenate(scans)
     own = scanned.keys.rows[scanned.own_ids]
     if len(np.unique(own)) < len(own) or scanned.invalid.with_id:

@@ -22,6 +22,7 @@ from ftlib.data.scan import ScannedDataset, scan_source
 from ftlib.data.sources import json_stream
 from ftlib.errors import EXIT_REQUEUE, UserError
 from ftlib.tasks.registry import load_task
+from tests.limits import time_limit
 
 STRETCH = 700
 CHAT = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}] * 2
@@ -148,6 +149,7 @@ from ftlib.config.schema import Data
 from ftlib.data import scan
 from ftlib.data.sources import json_stream
 from ftlib.tasks.registry import load_task
+from tests.limits import time_limit
 json_stream.CHUNK_BYTES = 700
 os.sched_getaffinity = lambda process: {0, 1}
 read, folder, root = scan._scan, Path(sys.argv[1]), Path(sys.argv[2])
@@ -199,3 +201,15 @@ def test_signals_are_the_command_s(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     output, _ = command.communicate(timeout=60)
     assert (command.returncode, output) == (0, "60\n")
+
+
+def test_a_fault_in_the_first_chunk_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many times: whether the processes are waited for in vain depends on the moment."""
+    (tmp_path / "data").mkdir()
+    records: list[Any] = [record(0), "{broken", *map(record, range(2, 90))]
+    (tmp_path / "data" / "data.jsonl").write_text(text_of(records))
+    data = Data(source="instructions", root=str(tmp_path / "data"), prompt="chat", on_bad="skip")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    with time_limit():
+        for _ in range(60):
+            scan_source(data, tmp_path / "rows.arrow", load_task("instruct"))
