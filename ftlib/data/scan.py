@@ -333,16 +333,18 @@ def _scan_in_parallel(data: Data, path: Path, task: TaskRules) -> ScannedDataset
     scans: list[ScannedDataset] = []
     names = {name: SplitNames(part) for name, part in data.datasets.items()}
     waiting = iter(all_pieces)
-    # A forked process needs no imports, so the working directory cannot inject modules.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_end_with_parent)
+    # A forked process needs no imports, so the working directory cannot inject modules, and inherits a plugin's task,
+    # which could not be pickled.
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, context, initializer=_start_process, initargs=(data, path, task))
     try:
-        running = deque(pool.submit(_scan_chunk, data, path, task, chunk) for chunk in islice(waiting, 2 * processes))
+        running = deque(pool.submit(_scan_chunk, chunk) for chunk in islice(waiting, 2 * processes))
         with RowWriter(path) as writer, log.progress("reading rows", 0) as update:
             for chunk in all_pieces:
                 read = running.popleft().result()
                 if read is None:
                     return None
-                running.extend(pool.submit(_scan_chunk, data, path, task, chunk) for chunk in islice(waiting, 1))
+                running.extend(pool.submit(_scan_chunk, chunk) for chunk in islice(waiting, 1))
                 writer.write_stream(read.rows)
                 names[chunk.part].merge(read.names)
                 scans.append(read.scanned)
@@ -351,7 +353,7 @@ def _scan_in_parallel(data: Data, path: Path, task: TaskRules) -> ScannedDataset
         remedy = "It may have run out of memory. Try again with more memory, or with fewer cores (taskset -c 0)."
         raise UserError(f"{data.root}: a process that read rows was killed", remedy) from None
     finally:
-        pool.shutdown()  # with cancel_futures Python 3.11 may wait for ever for what it has cancelled
+        pool.shutdown()  # with cancel_futures Python 3.11 waits for ever if an item could not be sent to a process
     scanned = _concatenate(scans)
     own = scanned.keys.rows[scanned.own_ids]
     if len(np.unique(own)) < len(own) or scanned.invalid.with_id:
@@ -369,9 +371,14 @@ class _ChunkScan(NamedTuple):
     rows: bytes
 
 
-def _scan_chunk(data: Data, path: Path, task: TaskRules, chunk: SourceChunk) -> _ChunkScan | None:
+_inherited: tuple[Data, Path, TaskRules]
+"""Of a process that scans chunks."""
+
+
+def _scan_chunk(chunk: SourceChunk) -> _ChunkScan | None:
     import pyarrow
 
+    data, path, task = _inherited
     names, sink = SplitNames(data.datasets[chunk.part]), pyarrow.BufferOutputStream()
     try:
         with RowWriter(sink) as writer:
@@ -381,8 +388,10 @@ def _scan_chunk(data: Data, path: Path, task: TaskRules, chunk: SourceChunk) -> 
     return _ChunkScan(scanned, names, sink.getvalue().to_pybytes())
 
 
-def _end_with_parent() -> None:
+def _start_process(data: Data, path: Path, task: TaskRules) -> None:
     """Exit when the parent process ends, and leave signals to the parent."""
+    global _inherited
+    _inherited = data, path, task
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
