@@ -71,7 +71,7 @@ def test_a_family_loads_its_processor_offline(monkeypatch: pytest.MonkeyPatch) -
 
     seen = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(PaliGemmaInputProcessor, "load", lambda folder, length: seen.append(is_offline_mode()))
+    monkeypatch.setattr(PaliGemmaInputProcessor, "load", lambda folder, length, resize: seen.append(is_offline_mode()))
     config = SimpleNamespace(model=SimpleNamespace(max_length=None, resize="processor"))
     model_family("paligemma").load_processor(Path(), cast("Config", config))
     assert seen == [True] and not is_offline_mode()
