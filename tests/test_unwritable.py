@@ -69,7 +69,7 @@ COMMANDS = {
     "stage": ("stage", "config.yaml", "model.base=ftlib/tiny-paligemma"),
     "prepare": ("prepare", "config.yaml", "data.split.seed=7"),
     "train": ("train", "config.yaml", "seed=7"),
-    "evaluate": ("evaluate", "config.yaml", "--split", "test"),
+    "evaluate": ("evaluate", "tiny", "--split", "test"),
     "prompts": ("prompts", "config.yaml", "evaluation.prompts=[digit]"),
     "report": ("report", "tiny"),
     "submit": ("submit", "config.yaml", "seed=7", "--executor", "debug"),
