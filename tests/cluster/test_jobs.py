@@ -304,15 +304,21 @@ def test_the_acceptance_run(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def venv() -> Path:
-    """A venv that the user may run, with torch: Debian's Python and the packages of the one that runs the tests."""
-    folder = STATE / "venv"
+def venv() -> Iterator[Path]:
+    """A venv that the user may run, with torch: Debian's Python and the packages of the one that runs the tests, which
+    are mounted beside it, since the user may not be able to reach them.
+    """
+    folder, view = STATE / "venv", STATE / "venv-packages"
+    subprocess.run(["umount", "-l", view], capture_output=True)
+    view.mkdir(exist_ok=True)
+    subprocess.run(["mount", "--bind", sysconfig.get_path("purelib"), view], check=True)
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python3*/site-packages")
     assert packages.parent.name == Path(sysconfig.get_path("purelib")).parent.name, "the same version of Python"
-    (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder
+    (packages / "tests.pth").write_text(f"{view}\n")
+    yield folder
+    subprocess.run(["umount", "-l", view], check=True)
 
 
 def test_without_a_container(cluster: Cluster, venv: Path) -> None:
