@@ -97,9 +97,9 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
         raise UserError(
             f"--executor {options.executor}: torch is not installed here, so that nothing can train", remedy
         )
+    sweep_runs, slurm = expand_sweep(source, site), Slurm()
     if options.executor == "slurm" and not options.dry_run and shutil.which("sbatch") is None:
         raise UserError("sbatch is not in PATH", SlurmUnavailable("", installed=False).remedy)
-    sweep_runs, slurm = expand_sweep(source, site), Slurm()
     with contextlib.ExitStack() as held:
         if not options.dry_run:
             if options.executor != "debug":  # which holds the runs' own leases, for as long as they train
