@@ -21,7 +21,7 @@ class EncodedExample:
         input_ids: token ids, image tokens included.
         n_labels: how many of the last ids carry labels (answer and end, as a rule); 0 when asking.
         image_inputs: the model's arguments for the row's images, such as pixel_values; empty for a row of text. Rows
-            about the same images may share the object; then the vision tower sees these images once.
+            about the same images share the object, so that PaliGemma's vision tower sees these images once.
     """
 
     input_ids: list[int]

@@ -38,6 +38,8 @@ _TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 """Arguments with one number for each token, 1 at an image's; without them positions or masks are silently others."""
 
 _PROBE_SIZES = ((61, 40), (40, 97))
+_SIZES_KEPT = 1024
+"""Of images, with the text that stands for each: 15,000 tokens for a photo of 12 megapixels in Qwen2.5-VL."""
 _REMEDY = (
     "The folder needs processor_config.json or preprocessor_config.json, a chat template and the tokenizer's files."
 )
@@ -78,13 +80,18 @@ class VisionLanguageProcessor:
         self.max_length = max_length
         self._conversations = conversations
         self._image_arguments = dict(image_arguments or {})
-        self._image_id: int = next(
-            number
-            for name in ("image_token_id", "image_token_index")
-            if (number := getattr(config, name, None)) is not None
-        )
+        numbers = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+        image_id = next((number for number in numbers if number is not None), None)
+        if image_id is None:
+            raise UserError(f"the config of {config.model_type} names no image token (image_token_id)")
+        self._image_id: int = image_id
         self._placeholder: str = processor.image_token
-        self._chat = ChatTemplate(self.tokenizer, chat_template_arguments or {}, processor.chat_template)
+        template = processor.chat_template or self.tokenizer.chat_template
+        if not isinstance(template, str):
+            raise UserError(
+                f"its processor has {'several chat templates' if template else 'no chat template'}", _REMEDY
+            )
+        self._chat = ChatTemplate(self.tokenizer, chat_template_arguments or {}, template)
         self.eos_token_id: int = self.tokenizer.convert_tokens_to_ids(self._chat.end)
         self._tokenizer_eos: int | None = self.tokenizer.eos_token_id
         self.pad_token_id: int = next(
@@ -93,7 +100,7 @@ class VisionLanguageProcessor:
             if token is not None
         )
         self.warning = self._chat.remark
-        self._image_text = lru_cache(maxsize=None)(self._text_of_image)
+        self._image_text = lru_cache(_SIZES_KEPT)(self._text_of_image)
         self._require_image_arguments()
         self._require_equal_rows()
 

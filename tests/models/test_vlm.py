@@ -7,6 +7,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,3 +177,19 @@ def test_arguments_that_the_image_processor_lacks_are_refused(tmp_path: Path) ->
     tiny_vlm.save("gemma3", tmp_path)
     with pytest.raises(UserError, match=r"model\.image_arguments: .*Gemma3ImageProcessorPil.* has no max_pixel"):
         VisionLanguageProcessor.load(tmp_path, image_arguments={"max_pixel": 3})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda config, processor: setattr(processor, "chat_template", None), "no chat template"),
+        (lambda config, processor: setattr(processor, "chat_template", {"default": "x"}), "several chat templates"),
+        (lambda config, processor: delattr(config, "image_token_index"), "names no image token"),
+    ],
+)
+def test_what_a_model_lacks_is_named(spoil: Any, message: str) -> None:
+    config, processor = tiny_vlm.gemma3()
+    plain = SimpleNamespace(model_type="gemma3", image_token_index=config.image_token_index)
+    spoil(plain, processor)
+    with pytest.raises(UserError, match=message):
+        VisionLanguageProcessor(processor, plain)  # type: ignore[arg-type]
