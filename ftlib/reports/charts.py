@@ -175,8 +175,7 @@ def reliability_chart(title: str, points: Sequence[ReliabilityPoint], width: int
         if point.interval:
             low, high = (f"{y(edge):.1f}" for edge in point.interval)
             parts.append(_element("line", x1=at, x2=at, y1=low, y2=high, class_="whisker"))
-        told = f"confidence {point.confidence:.3f}: accuracy {point.accuracy:.3f}, {point.share:.1%} of the rows"
-        dot = _element("circle", _element("title", told), cx=at, cy=f"{y(point.accuracy):.1f}", r=3.6, class_="dot")
+        dot = _element("circle", cx=at, cy=f"{y(point.accuracy):.1f}", r=3.6, class_="dot")
         parts.append(dot)
     return _svg(title, width, height, *labels, _vertical_axis(y, width), *parts)
 
