@@ -257,10 +257,11 @@ def render_audit(audit: Audit, labels_file: str) -> str:
 
 
 def _remarks(audit: Audit, labels_file: str) -> Iterator[str]:
-    models = "a model that was" if audit.runs == 1 else f"{audit.runs} models, each of which was"
+    models = "a model" if audit.runs == 1 else f"{audit.runs} models"
     yield (
-        f"By {models} not trained on the rows (confident learning, Northcutt et al. 2021), about {audit.wrong:.0f} "
-        "labels are wrong. Listed are those whose label is least probable; some are errors of the model."
+        f"Estimated by {models} on rows outside of the training data (confident learning, Northcutt et al. 2021): "
+        f"about {audit.wrong:.0f} wrong labels. Listed are those whose label is least probable; some are errors of the "
+        "model."
     )
     if audit.audited < audit.rows:
         yield (
@@ -276,10 +277,11 @@ def _card(one: LabelSuspect, root: Path, images: bool) -> Context:
     return {
         "picture": picture(root, one.image) if images and one.image else None,
         "lines": [
-            ("given", f"{one.given} ({one.p_given:.1%})"),
-            ("suggested", f"{one.suggested} ({one.p_suggested:.1%})"),
+            ("label", f"{one.given} ({one.p_given:.1%})"),
+            ("likely", f"{one.suggested} ({one.p_suggested:.1%})"),
             *([] if one.image else [("prompt", one.prompt)]),
-            ("id", f"{one.id}, {one.split}"),
+            ("id", one.id),
+            ("split", one.split),
         ],
     }
 
@@ -291,7 +293,7 @@ def _pair_cards(audit: Audit, root: Path, images: bool) -> Context:
         "count": f"{len(shown)} of {len(pairs)}" if len(shown) < len(pairs) else str(len(pairs)),
         "cards": [
             [
-                {"picture": picture(root, image), "lines": [("label", label), ("id", f"{name}, {place}")]}
+                {"picture": picture(root, image), "lines": [("label", label), ("id", name), ("split", place)]}
                 for place, name, label, image in pair.rows
             ]
             for pair in shown
