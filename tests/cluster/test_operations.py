@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.cluster.conftest import FINISHED, USER, Cluster, status
+from tests.cluster.conftest import FINISHED, MEMBER, USER, Cluster, status
 
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
 
@@ -42,20 +42,6 @@ def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
     assert cluster.wait(job) == "FAILED"
     found = status(cluster, "mistaken", runs)
     assert found["state"] == "never begun" and "nowhere" in found["reason"]
-
-
-def test_two_users_share_a_store_whatever_their_umask(cluster: Cluster) -> None:
-    store = cluster.home / "group store"
-    store.mkdir()
-    shutil.chown(store, USER, USER)
-    store.chmod(0o2775)
-    chain = ((USER, "stage"), ("nobody", "stage"), ("nobody", "prepare"), (USER, "prepare"), (USER, "train"))
-    for user, command in chain:
-        what = f"umask 077; jobs/run.sh ftlib {command} configs/digits.yaml training.max_steps=2"
-        done = cluster.shell(what, user=user, FTLIB_STORE=store, FTLIB_IMAGE=cluster.image)
-        assert done.returncode == 0, f"{user}: {command}: {done.stderr}"
-    owners = {path.owner() for path in (store / "prepared").iterdir()}
-    assert owners == {"nobody"} and (store / "runs" / USER / "digits").is_dir()
 
 
 def test_doctor_in_a_job_finds_the_gpu_that_is_none(cluster: Cluster) -> None:
@@ -94,7 +80,7 @@ def test_a_token_in_the_environment_is_in_no_file_and_no_process_list(cluster: C
 
 def test_nobody_else_s_code_runs(cluster: Cluster) -> None:
     """Another member of the group can neither replace a run nor have a script of theirs run in a job of the user."""
-    store, other = cluster.home / "guarded store", "nobody"
+    store, other = cluster.home / "guarded store", MEMBER
     store.mkdir()
     shutil.chown(store, USER, USER)
     store.chmod(0o2770)
