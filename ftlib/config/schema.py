@@ -1034,8 +1034,6 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not auto and "bf16" not in modes:
             problem = "adapter.method: attention mixes float32 and bfloat16 weights"
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
-        if self.batch.auto and self.model.family == "vlm":
-            raise ValueError("batch.auto does not know model.family: vlm; set training.per_device_train_batch_size")
         if self.batch.auto and self.job.world_size > 1:
             raise ValueError("batch.auto supports one GPU; with several, set training.per_device_train_batch_size")
         self._check_parts()
