@@ -19,10 +19,10 @@ from transformers import AutoProcessor, Florence2Config, PreTrainedModel
 from ftlib.config.schema import Lora
 from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs
+from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs, split_batch
 from ftlib.models.generation import generate_answers, label_loglikelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.loss import answer_loss
+from ftlib.models.loss import answer_loss, count_items
 from ftlib.models.vlm import VisionLanguageProcessor, module_group
 from tests.models import tiny_vlm
 
@@ -113,6 +113,10 @@ def test_loss_is_the_model_s_own_and_does_not_depend_on_the_batch(
         found = float(answer_loss(model, batch, "token"))
         own = float(model(**model_inputs(batch), labels=batch["labels"]).loss)
         alone = [float(answer_loss(model, inputs.collate([row]), "token")) * row.n_labels for row in rows]
+        pieces = [
+            answer_loss(model, piece, "token", count_items(batch["labels"], "token")) for piece in split_batch(batch, 2)
+        ]
+    assert len(pieces) == 2 and float(sum(pieces)) == pytest.approx(found, abs=1e-5)
     assert found == pytest.approx(own, abs=1e-5)
     assert found == pytest.approx(sum(alone) / sum(row.n_labels for row in rows), abs=1e-5)
 
