@@ -20,11 +20,12 @@ from ftlib.config.schema import Lora
 from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs, split_batch
-from ftlib.models.generation import generate_answers, label_loglikelihoods
+from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss, count_items
 from ftlib.models.vlm import VisionLanguageProcessor, module_group
 from tests.models import tiny_vlm
+from tests.models.logprobs import assert_logprobs_are_the_models_own
 
 WITHOUT_TORCHVISION = ("gemma3", "idefics3")
 ARCHITECTURES = [
@@ -130,6 +131,7 @@ def test_answers_are_those_of_generate(
     assert any(found)
     assert found == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
     assert found == [generate_answers(model, inputs, [row], 8)[0] for row in rows]
+    assert_logprobs_are_the_models_own(model, inputs, rows, generate_with_logprobs(model, inputs, rows, 8))
 
 
 def test_likelihoods_are_those_of_training_rows(
