@@ -100,7 +100,7 @@ class Cluster:
 
     def log(self, job: str) -> str:
         """What a job has printed."""
-        return "".join(path.read_text() for path in (self.home / "ftlib" / "logs").glob(f"*-{job}.log"))
+        return "".join(path.read_text() for path in (self.home / "ftlib").glob(f"*-{job}.log"))
 
     def run(self, name: str, runs: Path | None = None) -> Path:
         """The only run folder of a name."""

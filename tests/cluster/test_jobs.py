@@ -83,7 +83,7 @@ def test_every_command_of_the_cluster_page_works(cluster: Cluster) -> None:
     )
     assert scores["value"] >= 0.95 and before["value"] <= 0.2
     assert json.loads((run / "eval/digits/train/after/scores.json").read_text())["n"] == 1168
-    (log,) = Path(f"/home/{MEMBER}/ftlib/logs").glob("ftlib-train-*.log")
+    (log,) = Path(f"/home/{MEMBER}/ftlib").glob("ftlib-train-*.log")
     assert re.search(r"^step: 444/444   lr: 0\.00000   loss: 0\.\d{4}$", log.read_text(), re.MULTILINE)
     assert "Traceback" not in log.read_text()
     steps = ["sacct", "-nPo", "JobName,State", "-j", log.stem.rpartition("-")[2]]
@@ -323,7 +323,7 @@ def test_the_acceptance_run(cluster: Cluster) -> None:
         "--time=40 --gres=none --nodes=2 --ntasks-per-node=1 jobs/acceptance.sbatch", FTLIB_GPU_REHEARSAL="cpu"
     )
     assert cluster.wait(job, 1800) == "COMPLETED", cluster.log(job)
-    target = cluster.home / "ftlib" / "logs" / f"acceptance-{job}"
+    target = cluster.home / "ftlib" / f"acceptance-{job}"
     text = target.with_suffix(".json").read_text()
     results = {line["name"]: line for line in json.loads(text)["results"]}
     assert all(line["ok"] for line in results.values())
@@ -373,12 +373,23 @@ def test_without_a_container(cluster: Cluster, venv: Path) -> None:
     assert cluster.wait(wrong, 60) == "FAILED" and "Traceback" not in cluster.log(wrong)
 
 
-def test_memory_per_cpu_of_the_command_line(cluster: Cluster) -> None:
-    """The script asks for memory per node; what sbatch is told replaces that, and the steps run."""
-    done = cluster.shell("sbatch --parsable --mem-per-cpu=700M --time=5 jobs/ftlib.sbatch stage configs/digits.yaml")
-    assert done.returncode == 0, done.stderr
-    cluster.jobs.append(done.stdout.strip())
-    assert cluster.wait(cluster.jobs[-1], 120) == "COMPLETED", cluster.log(cluster.jobs[-1])
+def test_from_another_folder_with_memory_per_cpu(cluster: Cluster) -> None:
+    """The clone is found by the script's path; the log, and the config's relative paths, belong to that folder. sbatch
+    takes any form of memory, and the steps run.
+    """
+    folder = cluster.home / "my project"
+    folder.mkdir()
+    config = (
+        (cluster.home / "ftlib/configs/digits.yaml").read_text().replace("root: ${store}/datasets/digits", "root: data")
+    )
+    (folder / "mine.yaml").write_text(config)
+    subprocess.run(["chown", "-R", f"{USER}:", folder], check=True)
+    options = "sbatch --parsable --wait --mem-per-cpu=700M --time=5"
+    what = f"{options} '{cluster.home}/ftlib/jobs/ftlib.sbatch' stage+prepare mine.yaml"
+    done = cluster.shell(f"cd '{folder}'; {what}")
+    (log,) = folder.glob("ftlib-*.log")
+    assert done.returncode == 0, log.read_text() + done.stderr
+    assert (folder / "data" / "images").is_dir()
 
 
 @contextlib.contextmanager
