@@ -181,6 +181,9 @@ SplitMeaning = Literal["train", "valid", "test", "left_out"]
 Categories = Literal["present", "all"]
 """Categories in the prompt of a `coco_detection` image: those in the image, or all."""
 
+BoxFormat = Literal["location_tokens", "json_pixels", "json_1000"]
+"""How answers write boxes, see `data.json_boxes`."""
+
 CHAT = "chat"
 """Value of `data.prompt` for the model's chat template."""
 
@@ -333,6 +336,11 @@ class Data(Section):
     prompt: str = "{prefix}"
     """Template with fields of the row in braces, `alpaca`, or `chat` (the model's chat template). Default for task
     instruct: `alpaca`.
+    """
+    box_format: BoxFormat = "location_tokens"
+    """Tasks detect and refer: how answers write boxes. `location_tokens`: as PaliGemma (`<loc0123>`). JSON with
+    `bbox_2d` and `label`, as Qwen-VL: in pixels of the image file (`json_pixels`; rows need `width` and `height`) or
+    in thousandths of its width and height (`json_1000`). Answers in location tokens are converted.
     """
     on_bad: Literal["stop", "skip"] = "stop"
     """Invalid records: stop with a list of them, or skip and count them."""
@@ -1011,6 +1019,8 @@ class Config(Section):
                 )
             if self.model.image_arguments:
                 raise ValueError(f"model.image_arguments requires model.family: {families}")
+        if self.data.box_format != "location_tokens" and self.task not in ("detect", "refer"):
+            raise ValueError(f"data.box_format: {self.data.box_format} requires task: detect or refer")
         if self.evaluation.without_context and self.task != "instruct":
             raise ValueError("evaluation.without_context requires task: instruct; rows of other tasks have no context")
         if self.loss.packing and self.loss.average == "example":

@@ -20,7 +20,8 @@ from ftlib.config.schema import CHAT, Config, Data, Evaluation
 from ftlib.core import files
 from ftlib.core.paths import Site
 from ftlib.data.example import Example, raise_all
-from ftlib.data.images import open_query_image
+from ftlib.data.images import image_size, open_query_image
+from ftlib.data.json_boxes import BOX_FORMAT
 from ftlib.data.prompts import BUILTIN_TEMPLATES, render_prompt, template_fields
 from ftlib.data.sources.json_stream import parse_json
 from ftlib.data.visualize import draw_boxes_and_masks
@@ -161,7 +162,11 @@ def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder
     masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
     with files.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        draw_boxes_and_masks(open_query_image(image, data), answer, masks).save(target, format="PNG")
+        facts: dict[str, Any] = {}
+        if data.box_format != "location_tokens":
+            facts = {BOX_FORMAT: data.box_format, **dict(zip(("width", "height"), image_size(image), strict=True))}
+        drawn = draw_boxes_and_masks(open_query_image(image, data), answer, masks, facts=facts)
+        drawn.save(target, format="PNG")
 
 
 def is_multi_turn(model: EvalModel) -> bool:

@@ -135,7 +135,7 @@ class VisionLanguageProcessor:
             processor = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_fast=False
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
             problem = f"{folder}: no processor can be read from it: {load_error_message(error)}"
             raise UserError(problem, _package_remedy(error) or _REMEDY) from None
         if not hasattr(processor, "image_processor") or not getattr(processor, "image_token", None):
@@ -328,7 +328,7 @@ def _tensor(value: Any) -> Tensor:
 def _package_remedy(error: Exception) -> str:
     """How to install what transformers misses."""
     missing = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
-    return f"pip install 'ftlib[vlm]' ({' and '.join(missing)})" if missing else ""
+    return f"pip install 'ftlib[vlm]' ({' and '.join(missing)}); ftlib doctor CONFIG checks it" if missing else ""
 
 
 def module_group(model: torch.nn.Module, name: str) -> str:
