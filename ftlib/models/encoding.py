@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -22,11 +23,30 @@ class EncodedExample:
         n_labels: how many of the last ids carry labels (answer and end, as a rule); 0 when asking.
         image_inputs: the model's arguments for the row's images, such as pixel_values; empty for a row of text. Rows
             about the same images share the object, so that PaliGemma's vision tower sees these images once.
+        gaps: (start, end) of the ids among the last `n_labels` that carry no labels after all: turns of the user
+            between two answers.
+        n_kept: how many ids at the beginning stay when the row is truncated (its images, bos); 0: as the family says.
     """
 
     input_ids: list[int]
     n_labels: int
     image_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    gaps: tuple[tuple[int, int], ...] = ()
+    n_kept: int = 0
+
+
+Size = tuple[int, int]
+"""Width and height of an image in pixels."""
+
+Images = Image.Image | Sequence[Image.Image] | None
+"""The images of a row: one, several, or none."""
+
+
+def as_images(images: Images) -> list[Image.Image]:
+    """Images as a list."""
+    if images is None:
+        return []
+    return [images] if isinstance(images, Image.Image) else list(images)
 
 
 def pad_left(rows: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Tensor]:
@@ -42,8 +62,17 @@ def pad_left(rows: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Ten
     for index, row in enumerate(rows):
         ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
         mask[index, longest - len(row.input_ids) :] = 1
-        labels[index, longest - row.n_labels :] = ids[index, longest - row.n_labels :]
+        labels[index, longest - len(row.input_ids) :] = torch.tensor(labels_of(row))
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def labels_of(row: EncodedExample) -> list[int]:
+    """The label of every id of a row."""
+    ids = row.input_ids
+    labels = [IGNORE_INDEX] * (len(ids) - row.n_labels) + ids[len(ids) - row.n_labels :]
+    for start, end in row.gaps:
+        labels[start:end] = [IGNORE_INDEX] * len(labels[start:end])
+    return labels
 
 
 def join_image_inputs(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
@@ -94,8 +123,9 @@ def truncate_left(
     Args:
         max_length: the model's positions; None: no limit.
         max_new_tokens: tokens kept free for the answer.
-        prefix_length: tokens at the very beginning that stay (bos).
+        prefix_length: tokens at the very beginning that stay (bos), unless the row knows better.
     """
+    prefix_length = row.n_kept or prefix_length
     if max_length is None or len(row.input_ids) + max_new_tokens <= max_length:
         return row
     tail = max(1, max_length - max_new_tokens - prefix_length)
