@@ -176,7 +176,7 @@ class Round(Section):
 
 # The `data` section: sources, prompts and splits.
 
-Column = Literal["id", "image", "prefix", "suffix", "references", "part"]
+Column = Literal["id", "image", "images", "messages", "prefix", "suffix", "references", "part"]
 SplitMeaning = Literal["train", "valid", "test", "left_out"]
 Categories = Literal["present", "all"]
 """Categories in the prompt of a `coco_detection` image: those in the image, or all."""
@@ -342,6 +342,10 @@ class Data(Section):
     `bbox_2d` and `label`, as Qwen-VL: in pixels of the image file (`json_pixels`; rows need `width` and `height`) or
     in thousandths of its width and height (`json_1000`). Answers in location tokens are converted.
     """
+    chat_turns: Literal["rows", "all", "last"] = "rows"
+    """Conversations with several answers. `rows`: every answer is a row, with the turns before it as its prompt;
+    `all`: a conversation is one row, with loss on all its answers; `last`: it is one row, with loss on the last answer.
+    """
     on_bad: Literal["stop", "skip"] = "stop"
     """Invalid records: stop with a list of them, or skip and count them."""
     frames: Literal["first", "middle", "last", "all", "exclude"] = "first"
@@ -377,6 +381,8 @@ class Data(Section):
         if self.parts and (own_places or not self.balanced or self.categories != "present"):
             keys = "file, files, columns, splits, encoding, balanced and categories"
             raise ValueError(f"for a mixture, set {keys} in its parts")
+        if self.chat_turns == "all" and self.prompt != CHAT:
+            raise ValueError("chat_turns: all requires prompt: chat; with another prompt set rows or last")
         own = [part.prompt for part in self.parts if part.prompt is not None]
         if CHAT in own or (own and self.prompt == CHAT):
             raise ValueError(

@@ -76,7 +76,7 @@ class ModelEntry:
         model_class: the class of transformers that loads its weights.
         pipeline_tag: of model cards.
         parts: that `adapter.freeze` may name and its models have.
-        images: whether its rows have images; they must, or must not.
+        images: whether its rows may have images: none, one or several.
         chat: whether it has chat templates (`data.prompt: chat`).
         packing: whether rows can share sequences and prompts carry loss (`loss.packing`, `loss.on: everything`).
         auto_processor: whether all prompts and images go through the model's own processor: every prompt is written by

@@ -96,7 +96,7 @@ class Gallery:
         return {
             "title": title,
             "count": _count(len(rows), len(new)),
-            "images": self.images and any(row.get("image") for row in new),
+            "images": self.images and any(map(_images, new)),
             "cards": [self._card(row) for row in new],
         }
 
@@ -107,7 +107,7 @@ class Gallery:
         return {
             "verdict": "graded" if self.graded else "right" if right else "wrong",
             "twice": self.text and bool(row.get("without_context")),
-            "picture": picture(self.root, row["image"], drawn) if self.images and row.get("image") else None,
+            "pictures": [picture(self.root, name, drawn) for name in _images(row)] if self.images else [],
             "lines": [*lines, _line("id", str(row["id"]))],
         }
 
@@ -162,6 +162,11 @@ def evenly_spaced(rows: Sequence[PredictionRow], count: int) -> list[PredictionR
     if len(rows) <= count:
         return list(rows)
     return [rows[number * len(rows) // count] for number in range(count)]
+
+
+def _images(row: PredictionRow) -> list[str]:
+    """Return the names of a row's images, in order."""
+    return row.get("images") or ([row["image"]] if row.get("image") else [])
 
 
 def _score(row: PredictionRow) -> float:

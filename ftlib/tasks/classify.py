@@ -14,7 +14,7 @@ from ftlib.data.sources.records import format_ids, read_text_predictions, read_t
 from ftlib.errors import UserError
 from ftlib.metrics import classification
 from ftlib.metrics.base import MetricResult
-from ftlib.tasks.base import PredictionRecord, Task, expected_of
+from ftlib.tasks.base import PredictionRecord, Task, expected_of, image_of
 
 
 def score(references: Sequence[Path], predictions: Path, positive: str | None = None) -> MetricResult:
@@ -46,7 +46,7 @@ def _classification(records: Sequence[PredictionRecord], labels: Sequence[str], 
         [record["prediction"] for record in records],
         [expected_of(record) for record in records],
         labels,
-        [record["image"] for record in records],
+        [image_of(record) for record in records],
         positive,
     )
 

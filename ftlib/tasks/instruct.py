@@ -11,7 +11,7 @@ from ftlib.data.sources.records import read_text_predictions, read_text_referenc
 from ftlib.errors import UserError
 from ftlib.metrics import text as metrics_text
 from ftlib.metrics.base import MetricResult
-from ftlib.tasks.base import PredictionRecord, Task, predictions_of, references_of
+from ftlib.tasks.base import PredictionRecord, Task, image_of, predictions_of, references_of
 
 
 def score(references: Sequence[Path], predictions: Path, tokenize: str = "auto") -> MetricResult:
@@ -59,7 +59,7 @@ def _measure(
 def _instruct(
     records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None, tokenize: str = "auto"
 ) -> MetricResult:
-    groups = [record["image"] or record["id"] for record in records]
+    groups = [image_of(record) for record in records]
     return _measure(predictions_of(records), references_of(records), groups, tokenize, "evaluation.tokenize")
 
 

@@ -39,7 +39,8 @@ def test_a_run_is_watched_and_cancelled_by_name(cluster: Cluster) -> None:
 
 
 LOST_ANSWERS = {
-    "timed out": "/usr/bin/sbatch \"$@\" >&2; echo 'Batch job submission failed: Socket timed out on send/recv' >&2; exit 1",
+    "timed out": '/usr/bin/sbatch "$@" >&2; '
+    "echo 'Batch job submission failed: Socket timed out on send/recv' >&2; exit 1",
     "killed after": '/usr/bin/sbatch "$@"; kill -9 $PPID',
     "killed before": "kill -9 $PPID",
     "disk full": '/usr/bin/sbatch "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null',
