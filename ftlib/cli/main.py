@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "a run's result as a whole model, without PEFT",
     "predict": "one answer to one question",
     "chat": "an interactive session with a trained run",
+    "audit": "likely wrong labels and near-duplicate images of a dataset",
     "report": "one self-contained HTML page about a run, or of several",
     "submit": "send a run, or all runs of a sweep, to Slurm; or train here",
     "status": "what runs, what died and why; what it cost",

@@ -105,6 +105,20 @@ def parse_objects(text: str, divisor: int = MAX_LOCATION) -> ParsedObjects:
     return ParsedObjects(objects, len(fragments) - len(objects))
 
 
+def object_spans(text: str) -> list[tuple[range, range]]:
+    """Return where the objects of `parse_objects` are in the text: characters of the location tokens, of the label."""
+    spans, start = [], 0
+    for fragment in text.split(";"):
+        if _parse_object(fragment, MAX_LOCATION):
+            first = start + len(fragment) - len(fragment.lstrip(_SPACE))
+            end = start + len(fragment.rstrip(_SPACE))
+            found = _OBJECT.match(text, first)
+            assert found
+            spans.append((range(first, first + 4 * len("<loc0000>")), range(found.end(), end)))
+        start += len(fragment) + 1
+    return spans
+
+
 def label_error(label: str) -> str:
     """Return why a label cannot be written after tokens; "" if it can."""
     if not label.strip():

@@ -34,7 +34,7 @@ from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
-from ftlib.metrics.answers import CONFIDENCE_FIELDS, answer_remarks, count_answers
+from ftlib.metrics.answers import answer_remarks, count_answers
 from ftlib.metrics.comparability import answer_settings
 from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
@@ -233,9 +233,9 @@ def _predictions(request: EvaluationRequest, split: str, partial: Path, label: s
         rows = [*rows, *without_context_rows(rows, templates)]
     prompts = [render_prompt(row, templates) for row in rows]
     labels, root = request.prepared.labels, request.prepared.root
-    max_pixels = request.config.data.max_pixels
+    max_pixels, answer_fields = request.config.data.max_pixels, task_of(request.config).answer_fields
     return generate_predictions(
-        request.model, request.config.evaluation, labels, rows, prompts, root, partial, label, max_pixels
+        request.model, request.config.evaluation, labels, rows, prompts, root, partial, label, max_pixels, answer_fields
     )
 
 
@@ -372,7 +372,8 @@ def _record(row: Example, config: Config, text: str, answer: Prediction) -> Pred
         **({"facts": row.facts} if row.facts else {}),
         **({"dataset": row.dataset} if row.dataset else {}),
         **({"cut": True} if answer.get("cut") else {}),
-        **{name: answer[name] for name in ("finish_reason", *CONFIDENCE_FIELDS) if name in answer},
+        **({"finish_reason": answer["finish_reason"]} if "finish_reason" in answer else {}),
+        **answer.get("confidence", {}),
     }
 
 
@@ -398,8 +399,7 @@ def add_without_context_predictions(records: Sequence[PredictionRecord], answers
     by_id = {answer["id"]: answer for answer in answers}
     for record in records:
         if answer := by_id.get(_without_context_id(record["id"])):
-            confidence = {name: answer[name] for name in CONFIDENCE_FIELDS if name in answer}
-            record[WITHOUT_CONTEXT_FIELD] = {"prediction": answer["text"].strip(), **confidence}
+            record[WITHOUT_CONTEXT_FIELD] = {"prediction": answer["text"].strip(), **answer.get("confidence", {})}
 
 
 def paired_records(records: Sequence[PredictionRecord]) -> dict[str, list[PredictionRecord]]:

@@ -27,6 +27,7 @@ from ftlib.data.images import open_row_images
 from ftlib.evaluation.model import EvalModel
 from ftlib.metrics.answers import LENGTH, STOP, answer_confidence
 from ftlib.models.encoding import EncodedExample
+from ftlib.models.generation import GeneratedAnswer, token_ends
 from ftlib.models.registry import validate_image_columns
 
 TIMEOUT_SECONDS = 600
@@ -35,8 +36,11 @@ T = TypeVar("T")
 _PREFETCHED_BATCHES = 3
 
 Prediction = dict[str, Any]
-"""`id`; `text`, `finish_reason` and the fields of `answer_confidence` (generated) or `likelihoods` (one number for each
-label); `cut` if the prompt was truncated."""
+"""`id`; of a generated answer `text`, `finish_reason` and `confidence` (see `describe_confidence`), else `likelihoods`,
+one number for each label; `cut` if the prompt was truncated."""
+
+AnswerFields = Callable[[str, Sequence[int], Sequence[float]], dict[str, Any]]
+"""See `tasks.base.Task.answer_fields`."""
 
 
 def generate_predictions(
@@ -49,6 +53,7 @@ def generate_predictions(
     folder: Path,
     label: str,
     max_pixels: int | None = None,
+    answer_fields: AnswerFields | None = None,
 ) -> list[Prediction] | None:
     """Return predictions in the order of the rows; None in all processes of a job except the first.
 
@@ -59,6 +64,7 @@ def generate_predictions(
         folder: the scratch folder; its existing predictions are reused.
         label: label of the progress.
         max_pixels: see `images.open_image`.
+        answer_fields: of the task.
 
     Raises:
         UserError: rows without an image for a model that needs one, or with an image for a text model.
@@ -75,7 +81,7 @@ def generate_predictions(
     done = sum(row.id in found for row in rows)
     with core_log.progress(label, len(rows), done) as update:
         for batch, encoded in _encode_batches(mine, model, rows, prompts, root, max_pixels):
-            answers = _predict_batch(model, settings, labels, encoded)
+            answers = _predict_batch(model, settings, labels, encoded, answer_fields)
             _append(log, [{"id": rows[index].id, **answer} for index, answer in zip(batch, answers, strict=True)])
             signals.notify_host("checkpointed")
             signals.mark_resumable()
@@ -136,18 +142,36 @@ def _encode_batches(
 
 
 def _predict_batch(
-    model: EvalModel, settings: Evaluation, labels: Sequence[str], rows: Sequence[EncodedExample]
+    model: EvalModel,
+    settings: Evaluation,
+    labels: Sequence[str],
+    rows: Sequence[EncodedExample],
+    answer_fields: AnswerFields | None,
 ) -> list[Prediction]:
     if settings.decode == "choose":
         answers = [{"likelihoods": numbers} for numbers in model.label_loglikelihoods(rows, labels).tolist()]
     else:
         answers = [
-            {"text": one.text, "finish_reason": STOP if one.ended else LENGTH, **answer_confidence(one.logprobs)}
+            {
+                "text": one.text,
+                "finish_reason": STOP if one.ended else LENGTH,
+                "confidence": describe_confidence(model, one, answer_fields),
+            }
             for one in model.generate(rows, settings)
         ]
     return [
         answer | noted for answer, noted in zip(answers, _truncation_notes(model, settings, labels, rows), strict=True)
     ]
+
+
+def describe_confidence(
+    model: EvalModel, answer: GeneratedAnswer, answer_fields: AnswerFields | None
+) -> dict[str, Any]:
+    """Return how sure an answer is: the fields of `answer_confidence`, and those of the task."""
+    found = answer_confidence(answer.logprobs)
+    if answer_fields is None or not answer.token_ids:
+        return found
+    return found | answer_fields(answer.text, token_ends(model.processor, answer), answer.logprobs)
 
 
 def _truncation_notes(

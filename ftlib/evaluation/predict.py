@@ -26,13 +26,14 @@ from ftlib.data.prompts import BUILTIN_TEMPLATES, render_prompt, template_fields
 from ftlib.data.sources.json_stream import parse_json
 from ftlib.data.visualize import draw_boxes_and_masks
 from ftlib.errors import UserError
+from ftlib.evaluation.inference import describe_confidence
 from ftlib.evaluation.model import EvalModel, base_model, finetuned_model
 from ftlib.hub.cache import find_adapter_base, image_resampling, is_adapter, is_model_folder, require_model
-from ftlib.metrics.answers import answer_confidence
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.generation import GeneratedAnswer
 from ftlib.models.mask_codec import MaskCodec
 from ftlib.runs import run as runs
+from ftlib.tasks.registry import task_of
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) ->
     """Answer questions; one with a context is answered without it, too.
 
     Returns:
-        For each question its prompt, answer and how sure the answer is, see `metrics.answers.answer_confidence`; if it
+        For each question its prompt, answer and how sure the answer is, see `describe_confidence`; if it
         has a context, also "answer with context" and the same fields of that answer, "… with context".
 
     Raises:
@@ -148,9 +149,9 @@ def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) ->
     """
     found = iter(answer_queries(model, settings, with_and_without_context(queries)))
     return [
-        {"prompt": query.prompt, **_answer_fields(next(found))}
+        {"prompt": query.prompt, **_describe(model, next(found))}
         | (
-            {f"{name} with context": value for name, value in _answer_fields(next(found)).items()}
+            {f"{name} with context": value for name, value in _describe(model, next(found)).items()}
             if query.context
             else {}
         )
@@ -158,8 +159,9 @@ def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) ->
     ]
 
 
-def _answer_fields(answer: GeneratedAnswer) -> dict[str, Any]:
-    return {"answer": answer.text.strip(), **answer_confidence(answer.logprobs)}
+def _describe(model: EvalModel, answer: GeneratedAnswer) -> dict[str, Any]:
+    task = task_of(model.config)
+    return {"answer": answer.text.strip(), **describe_confidence(model, answer, task.answer_fields)}
 
 
 def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder: str | None) -> None:

@@ -28,6 +28,7 @@ from ftlib.evaluation.evaluate import (
     write_scores,
 )
 from ftlib.evaluation.inference import Prediction, generate_predictions, scratch_dir
+from ftlib.tasks.registry import task_of
 
 SHOWN = ("metric", "value", "interval", "unit", "n", "invalid", "remarks")
 _PROMPT_SETTINGS = ("prompt", "prompts")
@@ -104,9 +105,9 @@ def _generate_all(requests: Sequence[EvaluationRequest], split: str, partial: Pa
     request = scratch_dir(partial, {name: value for name, value in settings.items() if name not in _PROMPT_SETTINGS})
     evaluation, prepared = first.config.evaluation, first.prepared
     label = f"{first.model.name} on {split}, {len(requests)} prompts"
-    root, max_pixels = prepared.root, first.config.data.max_pixels
+    root, max_pixels, answer_fields = prepared.root, first.config.data.max_pixels, task_of(first.config).answer_fields
     answers = generate_predictions(
-        first.model, evaluation, prepared.labels, every, prompts, root, request, label, max_pixels
+        first.model, evaluation, prepared.labels, every, prompts, root, request, label, max_pixels, answer_fields
     )
     if answers is None:
         return None

@@ -31,9 +31,6 @@ def answer_confidence(logprobs: Sequence[float]) -> dict[str, Any]:
     return {"mean_logprob": round(mean, 6), "min_logprob": round(least, 6), "answer_tokens": len(logprobs)}
 
 
-CONFIDENCE_FIELDS = ("mean_logprob", "min_logprob", "answer_tokens")
-
-
 def count_answers(records: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> dict[str, int | None]:
     """Count such answers.
 

@@ -141,6 +141,45 @@ def unit_chart(title: str, points: Sequence[Point], width: int, height: int) -> 
     return _svg(title, width, height, *labels, _vertical_axis(y, width), *curves)
 
 
+@dataclass(frozen=True)
+class ReliabilityPoint:
+    """A bin of a reliability diagram: edges, its share of the rows, mean confidence, accuracy with its interval."""
+
+    low: float
+    high: float
+    share: float
+    confidence: float
+    accuracy: float
+    interval: tuple[float, float] | None
+
+
+def reliability_chart(title: str, points: Sequence[ReliabilityPoint], width: int, height: int) -> Markup:
+    """Return accuracy over confidence with intervals, the diagonal of perfect calibration, and the shares of rows.
+
+    Args:
+        points: at least one; a bin's bar is its share of the rows.
+    """
+    x = Scale(0, 1, _LEFT, width - _RIGHT)
+    y = Scale(0, 1, height - _BOTTOM, _TOP)
+    base = height - _BOTTOM
+    labels = [_text(tick_label(tick, 1), x(tick), base + 20, "middle") for tick in (0, 0.5, 1)]
+    parts = []
+    for point in points:
+        top = y(point.share)
+        bar = {"x": f"{x(point.low) + 1:.1f}", "width": f"{x(point.high) - x(point.low) - 2:.1f}"}
+        parts.append(_element("rect", y=f"{top:.1f}", height=f"{base - top:.1f}", class_="share", **bar))
+    ends = {"x1": f"{x(0):.1f}", "y1": f"{y(0):.1f}", "x2": f"{x(1):.1f}", "y2": f"{y(1):.1f}"}
+    parts.append(_element("line", class_="diagonal", **ends))
+    for point in points:
+        at = f"{x(point.confidence):.1f}"
+        if point.interval:
+            low, high = (f"{y(edge):.1f}" for edge in point.interval)
+            parts.append(_element("line", x1=at, x2=at, y1=low, y2=high, class_="whisker"))
+        dot = _element("circle", cx=at, cy=f"{y(point.accuracy):.1f}", r=3.6, class_="dot")
+        parts.append(dot)
+    return _svg(title, width, height, *labels, _vertical_axis(y, width), *parts)
+
+
 def overlay_chart(title: str, curves: Sequence[tuple[int, Sequence[Point]]], width: int, height: int) -> Markup:
     """Return several noisy curves in one chart, each as its running mean.
 

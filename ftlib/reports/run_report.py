@@ -14,6 +14,7 @@ from ftlib.config.identity import describe_recipe
 from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import LOSS
 from ftlib.core.metric_table import describe_metric, metric_info_of_rule
+from ftlib.core.registry import TASKS, provider
 from ftlib.metrics.comparability import answer_settings, describe_settings, setting_differences
 from ftlib.metrics.formatting import format_interval, format_value, unit_of
 from ftlib.reports import charts
@@ -49,6 +50,7 @@ def render(record: RunRecord, made: float, templates: Path | None = None) -> str
         scores=scores_context(record),
         curves=curves_context(record),
         classes=classes_context(record),
+        calibration=calibration_context(record),
         answers=answers_context(record),
         provenance=provenance_context(record),
         footer=f"Made {utc(made)} by ftlib {__version__} from {record.folder}",
@@ -314,6 +316,76 @@ def _class_table(scores: dict[str, Any]) -> Table:
     rows = [_class_row(label, found) for label, found in scores["tables"]["classes"].items()]
     average = f"Macro F1 {scores['metrics']['macro F1']['value']:.3f}: the mean over the classes that occur."
     return Table("scores by class", "lrrrr", headers, rows, [average])
+
+
+# Calibration of closed sets of answers: reliability diagram and expected calibration error.
+
+
+def calibration_context(record: RunRecord) -> list[Context]:
+    """Return a reliability diagram for each split of a task with a closed set of answers; none without confidences."""
+    name = record.config.task
+    plugin = provider("task", name, record.config.plugins)
+    closed = plugin.registers["task"][name].get("closed_labels") if plugin else TASKS[name].closed_labels
+    found = [_calibration(split.split, split.latest) for split in record.splits] if closed else []
+    return [context for context in found if context]
+
+
+def _calibration(split: str, evaluation: EvaluationResult) -> Context | None:
+    rows = evaluation.predictions
+    confidences = [share for row in rows if (share := _confidence(row)) is not None]
+    if not rows or len(confidences) < len(rows):
+        return None
+    from ftlib.metrics.calibration import ADAPTIVE_ECE, BINS, ECE, calibration
+
+    right = [row["prediction"] == row["references"][0].strip() for row in rows]
+    found = calibration(confidences, right, [row.get("image") or row["id"] for row in rows])
+    told = [
+        f"{name} {value:.3f} (95 % interval {format_interval(interval, 'fraction', 3)})"
+        for name, (value, interval) in ((name, found.errors[name]) for name in (ECE, ADAPTIVE_ECE))
+    ]
+    mean, most = found.expected
+    told.append(f"mean confidence {found.confidence:.3f}, accuracy {found.accuracy:.3f}")
+    calibrated = f"A perfectly calibrated model with these confidences has an ECE of {mean:.3f} on average"
+    calibrated += f", below {most:.3f} in 95 % of cases"
+    points = [
+        charts.ReliabilityPoint(one.low, one.high, one.n / found.n, one.confidence, one.accuracy, one.interval)
+        for one in found.bins
+    ]
+    by_place = {round(one.low * BINS): one for one in found.bins}
+    lines = []
+    for place in range(BINS):
+        cells = ["0", NO_VALUE, NO_VALUE, NO_VALUE]
+        if one := by_place.get(place):
+            interval = format_interval(one.interval, "fraction", 3)
+            cells = [str(one.n), f"{one.confidence:.3f}", f"{one.accuracy:.3f}", interval]
+        lines.append([f"{place / BINS:.2f}–{(place + 1) / BINS:.2f}", *cells])
+    origin = _ORIGIN["probabilities" in rows[0]]
+    legend = "Dots: accuracy with its 95 % interval; dashed line: perfect calibration; bars: share of the rows."
+    title = f"{split} {evaluation.when} training, n = {found.n}"
+    headers = ["confidence", "rows", "mean", "accuracy", "95 % interval"]
+    return {
+        "title": title,
+        "errors": f"{'; '.join(told)}. {calibrated}. {origin} {BINS} bins of equal width; adaptive: of equal size.",
+        "legend": legend,
+        "chart": charts.reliability_chart(f"Reliability diagram of {title}", points, 400, 320),
+        "bins": Table("calibration by confidence", "lrrrr", headers, lines, []),
+    }
+
+
+_ORIGIN = {
+    True: "Confidence: the probability of the answer among the labels.",
+    False: "Confidence: the probability of the generated answer among all texts.",
+}
+
+
+def _confidence(row: dict[str, Any]) -> float | None:
+    """Return the probability of a row's answer; None if it is unknown, as in evaluations by older versions."""
+    if "probabilities" in row:
+        share = row["probabilities"].get(row["prediction"])
+        return None if share is None else min(1.0, float(share))
+    if "mean_logprob" in row:
+        return min(1.0, math.exp(row["mean_logprob"] * row["answer_tokens"]))
+    return None
 
 
 def _class_row(label: str, scores: dict[str, Any]) -> list[str]:

@@ -47,6 +47,8 @@ class Task:
         validate_target: row → why its answers cannot be trained on or scored; "" if they can.
         validate_image_size: (row, (width, height) of its image) → an error if they do not match, else "".
         keeps_whitespace: whether whitespace around answers is kept, as in code; else it is removed.
+        answer_fields: (generated text, the character at which each token ends in it, the tokens' log-probabilities) →
+            further fields of predictions.jsonl, such as scores of boxes.
         with_tokenizer: (`evaluation.tokenize`) → `score`, for tasks whose metrics have tokenizers to choose from.
         entry: its registry entry, with its name; set by `tasks.registry`.
     """
@@ -57,6 +59,7 @@ class Task:
     validate_target: Callable[[Example], str] | None = None
     validate_image_size: Callable[[Example, tuple[int, int]], str] | None = None
     keeps_whitespace: bool = False
+    answer_fields: Callable[[str, Sequence[int], Sequence[float]], dict[str, Any]] | None = None
     with_tokenizer: Callable[[str], ScoreFunction] | None = None
     entry: TaskEntry = _UNREGISTERED
 

@@ -1,7 +1,8 @@
-"""Detection: generated boxes, ranked by their order in the answer, scored by COCO's average precision."""
+"""Detection: generated boxes, ranked by the probabilities of their tokens, scored by COCO's average precision."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 from ftlib.core.registry import register_task
 from ftlib.data.example import Example
 from ftlib.data.json_boxes import answer_errors, box_syntax, parse_answer
-from ftlib.data.location_tokens import ParsedObjects, to_pixels
+from ftlib.data.location_tokens import ParsedObjects, object_spans, to_pixels
 from ftlib.errors import UserError
 from ftlib.metrics import coco_ap
 from ftlib.metrics.base import Array, MetricResult, ResampleableMetric
@@ -21,8 +22,14 @@ from ftlib.metrics.coco_ap import RANGES, THRESHOLDS, Box, Detection, GroundTrut
 from ftlib.tasks.base import PredictionRecord, Task, official_id
 from ftlib.tasks.located import as_record, box_facts_fault, is_box, require, row_facts, size_of, validate_image_size
 
+SCORED = "ranked by token probability"
+"""The score of a box: the probability of its label, times the geometric mean of its location tokens' probabilities."""
+
 RANKED = "ranked by order of mention"
-"""PaliGemma's boxes have no scores, so they get scores by their order in the answer: 1, 1/2, 1/3, …"""
+"""Without probabilities (evaluations by older versions) boxes get scores by their order in the answer: 1, 1/2, …"""
+
+BY_MENTION = "order of mention: "
+"""Prefix of metrics with the second ranking, beside the first."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +40,54 @@ class _ImageObjects:
         size: width and height in pixels; (1, 1) if unknown.
         objects: ground truth: label, box (x_min, y_min, x_max, y_max in pixels), area in square pixels, crowd.
         answer: the model's objects.
+        scores: of each of these.
     """
 
     image: int
     size: tuple[float, float]
     objects: list[tuple[str, Box, float, bool]]
     answer: ParsedObjects
+    scores: list[float]
+
+
+def box_scores(text: str, ends: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any]:
+    """Return the field `box_scores`: a score between 0 and 1 for each object of a generated answer.
+
+    It is the probability of the label, times the geometric mean of the probabilities of the location tokens. Pix2Seq
+    (Chen et al., ICLR 2022) ranks by the probability of the class token alone.
+
+    Args:
+        ends: where each token ends in the text, in characters.
+        logprobs: of each token.
+
+    Returns:
+        Empty if the tokens do not make up the text, so that nothing is known of its objects.
+    """
+    if not ends or ends[-1] != len(text):
+        return {}
+    spans = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def chosen(part: range) -> list[float]:
+        return [
+            number
+            for span, number in zip(spans, logprobs, strict=True)
+            if max(span.start, part.start) < min(span.stop, part.stop)
+        ]
+
+    scores = []
+    for location, label in object_spans(text):
+        numbers = chosen(location)
+        scores.append(round(math.exp(sum(numbers) / len(numbers) + sum(chosen(label))), 9))
+    return {"box_scores": scores}
 
 
 def score_detections(records: Sequence[PredictionRecord]) -> MetricResult:
     """Return COCO's average precision of generated boxes. Rows of one image are scored together.
 
     An answer with an invalid fragment, or with a label that no expected answer of the split has, is invalid; its other
-    boxes count. The score of a single row, which COCO does not define, is the F1 of its boxes at an IoU of 0.5.
+    boxes count. Boxes are ranked by `box_scores` if all answers have them, and AP, AP50 and AP75 are added with the
+    ranking by order of mention; without scores there is only the latter. The score of a single row, which COCO does
+    not define, is the F1 of its boxes at an IoU of 0.5.
 
     Raises:
         UserError: expected answers are not boxes.
@@ -57,14 +99,21 @@ def score_detections(records: Sequence[PredictionRecord]) -> MetricResult:
         GroundTruthObject(number, image, labels[label], _xyxy_to_xywh(box), area, crowd)
         for number, (image, label, box, area, crowd) in enumerate(objects, 1)
     ]
-    found = [one for image_objects in all_objects for one in _detections(image_objects, labels)]
-    measured = coco_ap.average_precision(sorted({image_objects.image for image_objects in all_objects}), truth, found)
+    images = sorted({image_objects.image for image_objects in all_objects})
+    by_mention = [replace(one, scores=_scores_by_mention(one.answer)) for one in all_objects]
+    measured = coco_ap.average_precision(images, truth, _all_detections(by_mention, labels))
+    ranking = RANKED
+    if _are_scored(records, all_objects):
+        plain = measured.sample
+        measured = coco_ap.average_precision(images, truth, _all_detections(all_objects, labels))
+        measured = replace(measured, sample=_BothRankings(measured.sample, plain))
+        ranking = SCORED
     unknown = [
         [one.label for one in image_objects.answer.objects if one.label not in labels] for image_objects in all_objects
     ]
     measured = replace(
         measured,
-        rule=f"{measured.rule}, {RANKED}",
+        rule=f"{measured.rule}, {ranking}",
         rows=[_f1(image_objects) for image_objects in all_objects],
         invalid=sum(
             bool(image_objects.answer.unreadable or names)
@@ -86,6 +135,8 @@ def detection_results(records: Sequence[PredictionRecord]) -> list[dict[str, Any
     if not _all_sized(records):
         return None
     all_objects = _image_objects(records)
+    if not _are_scored(records, all_objects):
+        all_objects = [replace(one, scores=_scores_by_mention(one.answer)) for one in all_objects]
     labels = _labels(all_objects)
     listed = [one for record in records for one in row_facts(record).get("objects", [])]
     official = {one["label"]: one["category_id"] for one in listed if "category_id" in one}
@@ -107,8 +158,20 @@ def _image_objects(records: Sequence[PredictionRecord]) -> list[_ImageObjects]:
         size = size_of(record) or (1.0, 1.0)
         objects = listed_objects(record) if "objects" in row_facts(record) else _read(record, size)
         image = places.setdefault(record["image"], len(places))
-        all_objects.append(_ImageObjects(image, size, objects, parse_answer(record["prediction"], row_facts(record))))
+        answer = parse_answer(record["prediction"], row_facts(record))
+        all_objects.append(_ImageObjects(image, size, objects, answer, record.get("box_scores", [])))
     return all_objects
+
+
+def _are_scored(records: Sequence[PredictionRecord], all_objects: Sequence[_ImageObjects]) -> bool:
+    """Whether every answer has a score for each of its boxes."""
+    return all("box_scores" in record for record in records) and all(
+        len(one.scores) == len(one.answer.objects) for one in all_objects
+    )
+
+
+def _scores_by_mention(answer: ParsedObjects) -> list[float]:
+    return [1 / rank for rank in range(1, len(answer.objects) + 1)]
 
 
 def _labels(all_objects: Sequence[_ImageObjects]) -> dict[str, int]:
@@ -149,15 +212,34 @@ def _read(record: PredictionRecord, size: tuple[float, float]) -> list[tuple[str
     return [(label, box, (box[2] - box[0]) * (box[3] - box[1]), False) for label, box in found]
 
 
+def _all_detections(all_objects: Sequence[_ImageObjects], labels: Mapping[str, int]) -> list[Detection]:
+    return [one for image_objects in all_objects for one in _detections(image_objects, labels)]
+
+
 def _detections(image_objects: _ImageObjects, labels: Mapping[str, int]) -> list[Detection]:
     """Return the model's objects with known labels."""
     return [
-        Detection(
-            image_objects.image, labels[one.label], _xyxy_to_xywh(to_pixels(one.box, *image_objects.size)), 1 / rank
-        )
-        for rank, one in enumerate(image_objects.answer.objects, 1)
+        Detection(image_objects.image, labels[one.label], _xyxy_to_xywh(to_pixels(one.box, *image_objects.size)), score)
+        for one, score in zip(image_objects.answer.objects, image_objects.scores, strict=True)
         if one.label in labels
     ]
+
+
+@dataclass(frozen=True)
+class _BothRankings:
+    """AP with boxes ranked by their scores, and by the order of mention with the prefix `BY_MENTION`."""
+
+    scored: ResampleableMetric
+    by_mention: ResampleableMetric
+
+    @property
+    def groups(self) -> Sequence[Hashable]:
+        return self.scored.groups
+
+    def values(self, weights: Array) -> dict[str, Array]:
+        """See `ResampleableMetric.values`."""
+        second = self.by_mention.values(weights)
+        return self.scored.values(weights) | {f"{BY_MENTION}{name}": second[name] for name in ("AP", "AP50", "AP75")}
 
 
 def _f1(image_objects: _ImageObjects) -> float:
@@ -235,6 +317,7 @@ def make_task() -> Task:
     return Task(
         score=_detect,
         submission=detection_results,
+        answer_fields=box_scores,
         validate_target=validate_detect_target,
         validate_image_size=validate_image_size,
     )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ftlib.data.sources import toy
 from ftlib.evaluation.model import EvalModel
+from ftlib.models.generation import GeneratedAnswer
 from ftlib.models.tiny import tiny_model, tiny_processor
 from tests.conftest import REPOSITORY, read_lines
 from tests.models.test_mask_codec import random_arrays
@@ -66,7 +67,9 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let the model say what two steps of training do not teach."""
 
     def say(text: str) -> None:
-        monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [(text, True)] * len(rows))
+        monkeypatch.setattr(
+            EvalModel, "generate", lambda self, rows, settings: [GeneratedAnswer(text, True, [], [])] * len(rows)
+        )
 
     return say
 
@@ -110,12 +113,15 @@ def test_the_shipped_config_of_digits(store: Path, ftlib: Ftlib, monkeypatch: py
         code, _, error = ftlib(command[0], path, *command[1:])
         assert code == 0, error
     (folder,) = (store / "runs").glob("*/digits_detect/*/eval/digits_detect/test/after")
-    assert json.loads((folder / "scores.json").read_text())["n"] == 6
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["n"] == 6 and "token probability" in scores["rule"] and "order of mention: AP" in scores["metrics"]
     record = read_lines(folder / "predictions.jsonl")[0]
     image = store / "datasets" / "digits_detect" / str(record["image"])
     asked = ["predict", "digits_detect", "--image", image, "--prompt", record["prompt"], "--draw", store / "drawn.png"]
     code, output, error = ftlib(*asked)
     assert (code, output.strip()) == (0, record["prediction"]), error
+    answer = json.loads(ftlib(*asked, "--json")[1])[0]
+    assert answer["box_scores"] == record["box_scores"] and answer["mean_logprob"] <= 0
     assert min(Image.open(store / "drawn.png").size) >= 320
 
 

@@ -14,6 +14,7 @@ import pytest
 from ftlib.config.loader import load_experiment
 from ftlib.core.paths import find_site
 from ftlib.evaluation.model import EvalModel
+from ftlib.models.generation import GeneratedAnswer
 from ftlib.runs import run as runs
 from tests.conftest import LORA
 from tests.reports import fake_runs
@@ -97,7 +98,9 @@ def trained(store: Path, write_config: WriteConfig, ftlib: Ftlib, monkeypatch: p
     """A run whose model answers with what a terminal obeys."""
     config = write_config(LORA)
     assert ftlib("prepare", config)[0] == 0 and ftlib("train", config, "training.max_steps=1")[0] == 0
-    monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [(HOSTILE, True) for _ in rows])
+    monkeypatch.setattr(
+        EvalModel, "generate", lambda self, rows, settings: [GeneratedAnswer(HOSTILE, True, [], []) for _ in rows]
+    )
     return "tiny"
 
 

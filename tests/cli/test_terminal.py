@@ -17,6 +17,7 @@ from ftlib.cli import chat
 from ftlib.core import files, log, signals
 from ftlib.core.paths import find_site
 from ftlib.evaluation.model import EvalModel
+from ftlib.models.generation import GeneratedAnswer
 from ftlib.runs import run as runs
 from tests.conftest import LORA
 from tests.reports import fake_runs
@@ -94,7 +95,9 @@ def test_what_is_no_text_is_told_to_who_chats(
     store: Path, write_config: WriteConfig, shared: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = next((shared / "data" / "images").iterdir())
-    monkeypatch.setattr(EvalModel, "generate", lambda self, rows, settings: [("an answer", "stop") for _ in rows])
+    monkeypatch.setattr(
+        EvalModel, "generate", lambda self, rows, settings: [GeneratedAnswer("an answer", True, [], []) for _ in rows]
+    )
     folder = shared / "model"
     stdin_of(f"/image {image}\n".encode() + "wie heißt das?\n".encode("latin-1") + "何？\n".encode(), monkeypatch)
     code, out, error = ftlib("chat", folder)

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from ftlib.metrics.answers import CONFIDENCE_FIELDS
 from tests.conftest import read_lines
 from tests.golden.conftest import Command, Golden, Result, run_process
 from tests.golden.normal import blank_decimals, said, squeezed
@@ -196,6 +195,7 @@ def test_facts_of_the_data(chain: Chain, golden: Golden) -> None:
     golden.json("chain/data.json", data_of(chain.run("digits")))
 
 
+CONFIDENCE_FIELDS = ("mean_logprob", "min_logprob", "answer_tokens")
 ROW_FIELDS = ("id", "image", "prompt", "prediction", "references")
 
 

@@ -56,12 +56,15 @@ def test_data_and_losses(done: Done, golden: Golden) -> None:
     golden.json(f"tasks/{done.name}.json", found, **LOSSES)
 
 
+OF_THE_ANSWERS = ("prediction", "score", "mean_logprob", "min_logprob", "answer_tokens", "box_scores")
+
+
 def test_evaluation_files(done: Done, golden: Golden) -> None:
     """Which scores and fields there are, and what was asked; the answers are those of three steps."""
     found = {}
     for path in sorted(done.run.glob("eval/*/*/*/scores.json")):
         scores = json.loads(path.read_text())
-        rows = without(read_lines(path.with_name("predictions.jsonl")), "prediction", "score")
+        rows = without(read_lines(path.with_name("predictions.jsonl")), *OF_THE_ANSWERS)
         known = {key: scores[key] for key in ("metric", "rule", "unit", "n", "groups", "settings") if key in scores}
         held = {"fields": list(scores), "metrics": list(scores["metrics"]), **without(known, "weights")}
         found[str(path.parent.relative_to(done.run))] = {**held, "predictions": rows}

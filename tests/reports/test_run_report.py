@@ -13,6 +13,7 @@ from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
 from ftlib.reports.exports import score_lines
 from ftlib.reports.gallery import evenly_spaced
+from ftlib.reports.run_report import calibration_context, render
 from ftlib.runs.run import Run
 from tests.reports.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, evaluate, finish, new_run, record_of, row, train
 
@@ -390,3 +391,25 @@ def test_missing_image_leaves_a_placeholder(finished: Run, page: Page, site: Sit
 def test_a_dataset_of_very_many_answers_has_no_list_of_them(run: Run, page: Callable[[Run], str]) -> None:
     train(run, labels=None)
     assert "more than 10,000 different answers" in page(run)
+
+
+def test_calibration_is_shown_where_confidences_are_known(site: Site, tmp_path: Path) -> None:
+    """Among labels, or of generated answers; older answers have none, and other tasks no closed set."""
+    run = new_run(site, tmp_path, CONFIG)
+    train(run)
+    sure = {"cat": 0.9, "dog": 0.1}
+    evaluate(run, "valid", "after", [{**one, "probabilities": sure} for one in AFTER_ROWS])
+    (found,) = calibration_context(record_of(run, site))
+    counts = {cells[0]: cells[1:] for cells in found["bins"].rows}
+    assert len(counts) == 15 and counts["0.87–0.93"][:3] == ["3", "0.900", "0.667"]
+    assert counts["0.07–0.13"][:3] == ["1", "0.100", "1.000"]
+    assert "ECE 0.400 (95 % interval" in found["errors"] and "among the labels" in found["errors"]
+    page = render(record_of(run, site), 0.0)
+    assert "<h2>Calibration</h2>" in page and "Reliability diagram of valid after training, n = 4" in page
+    generated = {"mean_logprob": -0.05, "min_logprob": -0.1, "answer_tokens": 2}
+    evaluate(run, "valid", "after", [{**one, **generated} for one in AFTER_ROWS])
+    (found,) = calibration_context(record_of(run, site))
+    assert "mean confidence 0.905, accuracy 0.750" in found["errors"] and "among all texts" in found["errors"]
+    evaluate(run, "valid", "after", AFTER_ROWS)
+    assert calibration_context(record_of(run, site)) == []
+    assert "Calibration" not in render(record_of(run, site), 0.0)

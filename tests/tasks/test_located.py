@@ -108,6 +108,41 @@ def test_what_is_named_first_counts_as_surest() -> None:
     assert "order of mention" in first.rule
 
 
+def test_boxes_are_ranked_by_their_scores() -> None:
+    """Across images, too; the ranking by order of mention stays visible, and is the only one without scores."""
+    box, other = LocatedObject((0, 0, 0.5, 0.5), "cat"), LocatedObject((0.5, 0.5, 1, 1), "cat")
+    truth, answer = format_objects([box]), format_objects([other, box])
+    rows = [
+        {"id": image, "image": image, "references": [truth], "prediction": answer, "box_scores": scores}
+        for image, scores in (("a", [0.1, 0.8]), ("b", [0.2, 0.7]))
+    ]
+    task = load_task("detect")
+    scored, plain = (task.score(each, [], None) for each in (rows, [{**row, "box_scores": [0.5]} for row in rows]))
+    assert scored.values()["AP"] == pytest.approx(1.0) and "token probability" in scored.rule
+    assert scored.values()["order of mention: AP"] == plain.values()["AP"] == pytest.approx(0.5)
+    assert "order of mention" in plain.rule and not any(name.startswith("order") for name in plain.values())
+    sized = [{**row, "facts": {"width": 10, "height": 10}} for row in rows]
+    assert task.submission
+    assert [one["score"] for one in task.submission(sized)] == [0.1, 0.8, 0.2, 0.7]
+
+
+def test_scores_come_from_the_tokens_of_each_object() -> None:
+    """Label times geometric mean of the location tokens; separators, ends and unreadable fragments do not count."""
+    box = "<loc0100><loc0200><loc0300><loc0400>"
+    pieces = [*(f"<loc0{number}00>" for number in (1, 2, 3, 4)), " traffic", " light", " ;", " <loc0000>", " ;"]
+    pieces += [" ", *(f"<loc0{number}00>" for number in (1, 2, 3, 4)), " c", "at", ""]
+    text = "".join(pieces)
+    assert text == f"{box} traffic light ; <loc0000> ; {box} cat"
+    shares = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.01, 0.01, 0.01, 0.01, 0.5, 0.5, 0.5, 0.5, 0.3, 0.2, 0.01]
+    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+    logprobs = np.log(shares).tolist()
+    load = load_task("detect").answer_fields
+    assert load
+    expected = [(0.9 * 0.8 * 0.7 * 0.6) ** 0.25 * 0.5 * 0.4, 0.5 * 0.3 * 0.2]
+    assert load(text, ends, logprobs) == {"box_scores": pytest.approx(expected)}
+    assert load("", [0], [-0.1]) == {"box_scores": []} and load(text, ends[:-3], logprobs[:-3]) == {}
+
+
 def test_the_first_of_every_image_come_before_the_second_of_any() -> None:
     """Found, found, wrong: precision 1 up to full recall."""
     box, other = LocatedObject((0, 0, 0.5, 0.5), "cat"), LocatedObject((0.5, 0.5, 1, 1), "cat")

@@ -1,0 +1,141 @@
+"""An audit as a user runs it: folds, a page and CSV files, the corrected file applied; no model is trained here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ftlib.cli.audit import _folds
+from ftlib.config.loader import read_raw_config
+from ftlib.core import files
+from ftlib.core.paths import find_site
+from ftlib.data.dataset import open_prepared
+from ftlib.runs.run import create_run
+from ftlib.slurm.sweep import expand_sweep
+from tests.conftest import read_lines
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+CONFIG = """\
+name: pets
+task: classify
+model: {family: paligemma, base: ftlib/tiny-paligemma}
+adapter: {method: full}
+data: {source: jsonl, root: ROOT, prompt: "{prefix}", split: {test: 0.2}}
+training: {max_steps: 2}
+"""
+WRONG = {"7", "21"}
+EVIL = "<b>cat</b>"
+LABELS = [EVIL, "dog"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, store: Path) -> Path:
+    """Forty images, of which 7 and 21 have the other label, and 31 is 30 a little brighter."""
+    root = tmp_path / "data"
+    root.mkdir()
+    draw = np.random.default_rng(0)
+    lines, before = [], np.zeros((32, 32, 3), dtype=np.uint8)
+    for number in range(40):
+        pixels = np.minimum(before + 9, 255) if number == 31 else draw.integers(0, 240, (32, 32, 3), dtype=np.uint8)
+        before = pixels
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{number}.png")
+        right = number % 2 if str(number) not in WRONG else 1 - number % 2
+        lines.append(
+            {"id": str(number), "image": f"{number}.png", "prefix": "which pet?", "suffix": [EVIL, "dog"][right]}
+        )
+    (root / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "pets.yaml"
+    path.write_text(CONFIG.replace("ROOT", str(root)))
+    return path
+
+
+def answer(ftlib: Ftlib, config: Path, decode: str = "choose") -> None:
+    """Leave what training and evaluation of every fold leave: a model that knows the true label."""
+    site = find_site()
+    for member in expand_sweep(_folds(read_raw_config(config, []), 2), site):
+        experiment = member.experiment
+        own, rule = config.with_name("fold.yaml"), experiment.config.data.split
+        own.write_text(config.read_text().replace("{test: 0.2}", f"{{test: 0.2, folds: 2, fold: {rule.fold}}}"))
+        assert ftlib("prepare", own)[0] == 0
+        prepared, run = open_prepared(experiment.config, site), create_run(experiment, site)
+        for split in ("valid", "test"):
+            records = []
+            for row in prepared.rows(split):
+                share, truth = 0.95 - 0.01 * (int(row.id) % 7), int(row.id) % 2
+                shares = {LABELS[truth]: share, LABELS[1 - truth]: 1 - share}
+                known = {"probabilities": shares} if decode == "choose" else {}
+                record = {"id": row.id, "image": row.image, "prompt": row.prefix, "prediction": LABELS[truth]}
+                records.append({**record, "references": [row.suffix], **known})
+            with files.atomic_directory(run.evaluation_folder("jsonl", split, "after")) as folder:
+                files.write_text(folder / "predictions.jsonl", "".join(json.dumps(one) + "\n" for one in records))
+        files.write_json(run.done_marker, {"step": 2, "result": "model"})
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(newline="")))
+
+
+def test_a_cross_validation_finds_wrong_labels_and_its_csv_is_applied(
+    config: Path, ftlib: Ftlib, store: Path, tmp_path: Path
+) -> None:
+    code, _, error = ftlib("audit", config, "--folds", "2")
+    assert code == 2 and "2 of 2 runs" in error and "--executor slurm" in error
+    answer(ftlib, config)
+    code, output, error = ftlib("audit", config, "--folds", "2")
+    assert code == 0 and "2 of 40 labels are likely wrong" in error, error
+    page = Path(output.strip())
+    assert page.parent.name == "pets-audit" and page.name == "audit.html"
+    text = page.read_text()
+    assert "2 of 40 labels are likely wrong" in text and EVIL not in text and "&lt;b&gt;cat" in text
+    assert text.count("data:image") >= 2 and "not audited" not in text
+    rows = read_csv(page.with_name("audit-labels.csv"))
+    assert {row["id"] for row in rows} == WRONG and {row["label"] for row in rows} == {""}
+    assert {(row["given"], row["suggested"]) for row in rows} == {(EVIL, "dog")}
+    assert {row["split"] for row in rows} <= {"fold 1", "fold 2", "test"}
+    pairs = page.with_name("audit-near-duplicates.csv")
+    if pairs.exists():  # unless both are in one fold
+        assert [{row["id_1"], row["id_2"]} for row in read_csv(pairs)] == [{"30", "31"}]
+    corrected = tmp_path / "corrected.csv"
+    corrected.write_text("id;label;drop\n7;dog;\n21;;x\n")
+    target = tmp_path / "data" / "corrected.jsonl"
+    code, _, error = ftlib("audit", "pets-audit", "--apply", corrected, "-o", target)
+    assert code == 0 and "1 labels changed, 1 rows left out" in error and "data.file=corrected.jsonl" in error
+    before = {line["id"]: line for line in read_lines(tmp_path / "data" / "data.jsonl")}
+    after = {line["id"]: line for line in read_lines(target)}
+    assert before.pop("21") and after.pop("7") == {**before.pop("7"), "suffix": "dog"} and after == before
+    assert ftlib("prepare", config, "data.file=corrected.jsonl")[0] == 0
+
+
+def test_of_a_single_run_only_what_it_did_not_see_is_judged(config: Path, ftlib: Ftlib, store: Path) -> None:
+    answer(ftlib, config)
+    run = sorted((store / "runs").glob("*/pets-audit/*/DONE"))[0].parent
+    code, output, error = ftlib("audit", run, "--no-duplicates")
+    assert code == 0 and "pairs" not in error
+    assert "rows are not audited, because every model was trained on them" in Path(output.strip()).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("id,label\n7,dog\n", "column drop is missing"),
+        ("id,label,drop\n7,dog,\n7,,x\n", "id 7 occurs twice"),
+        ("id,label,drop\n99,dog,\n", "id 99: no such row"),
+    ],
+)
+def test_mistakes(config: Path, ftlib: Ftlib, store: Path, tmp_path: Path, text: str, told: str) -> None:
+    answer(ftlib, config, "generate")
+    code, _, error = ftlib("audit", "pets-audit")
+    assert code == 2 and "no evaluation with the probabilities" in error and "evaluation.decode=choose" in error
+    (tmp_path / "bad.csv").write_text(text)
+    target = tmp_path / "data" / "new.jsonl"
+    code, _, error = ftlib("audit", "pets-audit", "--apply", tmp_path / "bad.csv", "-o", target)
+    assert code == 2 and told in error and not target.exists()
+    code, _, error = ftlib("audit", "pets-audit", "data.prompt=x")
+    assert code == 2 and "for a CONFIG" in error and "Traceback" not in error
