@@ -54,6 +54,8 @@ def test_the_words_of_the_user(cluster: Cluster) -> None:
     assert cluster.shell("jobs/run.sh ftlib report digits").returncode == 0
     planned = cluster.shell("jobs/run.sh ftlib plan configs/digits.yaml --gpu 12GiB --json")
     assert planned.returncode == 0 and json.loads(planned.stdout)["fits"] is True, planned.stderr
+    timed = cluster.shell("jobs/run.sh ftlib plan configs/digits.yaml --time --json")
+    assert timed.returncode == 0 and json.loads(timed.stdout)["device"] == "the CPU", timed.stderr
 
 
 @pytest.mark.parametrize(("times", "limits", "epochs"), [(2, 1, 32), pytest.param(20, 8, 320, marks=pytest.mark.long)])
