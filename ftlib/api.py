@@ -282,7 +282,7 @@ def predict(
     questions: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
     *,
     max_new_tokens: int | None = None,
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Ask a trained run questions, like `ftlib predict`.
 
     Args:
@@ -292,7 +292,8 @@ def predict(
         max_new_tokens: default: `evaluation.max_new_tokens`.
 
     Returns:
-        For each question its `prompt`, `answer` and, if it has a context, `answer with context`.
+        For each question its `prompt` and `answer`, `mean_logprob` and `min_logprob` of the answer's tokens (natural
+        logarithm), and `answer_tokens`, their number; if it has a context, also `answer with context` and so on.
 
     Raises:
         UserError: no such run, not trained yet, a faulty question, or an image that cannot be read.

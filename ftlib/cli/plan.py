@@ -57,6 +57,7 @@ def _show(plan: MemoryPlan) -> None:
     optimizer = str(plan.config.training.get("optim", "adamw_torch_fused"))
     origin = "the longest of the prepared data" if plan.found else "assumed; `ftlib prepare` makes them exact"
     log.info(f"rows of {plan.rows.tokens:,} tokens, {plan.rows.answer:,} of them answer ({origin})")
+    log.info(f"forward and backward pass of such a row: {plan.flops / 1e12:.3g} TFLOP")
     log.info(f"micro-batch {plan.config.micro_batch_size} of {plan.config.effective_batch_size} rows a step, in GiB:\n")
     without, checkpointed = (
         asdict(plan.estimates[one]) | {"together": plan.estimates[one].total} for one in (False, True)

@@ -228,6 +228,19 @@ class Slurm:
             name: _with_queue(recorded[name], job) if name in recorded else job for name, job in waiting.items()
         }
 
+    def waiting_reasons(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Return why jobs wait that have just been submitted: ID (of an array without index) → Slurm's reasons.
+
+        Raises:
+            SlurmUnavailable: squeue does not respond.
+        """
+        found: dict[str, list[str]] = {}
+        for row in _queued(self._answer(*_squeue_command(False, ",".join(ids)))):
+            job = row.job.partition("_")[0]
+            if row.attempt.state in WAITING and job in ids and row.attempt.reason not in found.setdefault(job, []):
+                found[job].append(row.attempt.reason)
+        return found
+
     def find_by_name(self, names: Sequence[str], since: float) -> dict[str, str]:
         """Return the user's jobs of some names, waiting, running or ended: name → ID, of an array without index.
 

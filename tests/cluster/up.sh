@@ -11,6 +11,7 @@ PACKAGES=(slurm-wlm slurm-client slurmdbd munge mariadb-server
   squashfs-tools uidmap squashfuse fuse2fs fuse-overlayfs fuse3 patchelf mmdebstrap ca-certificates)
 LIBS=/usr/local/lib/apptainer-libs
 TEST_USER=ftuser
+MEMBER=ftmember # the second user of the group
 
 as_user() { runuser -l "$TEST_USER" -c "$*"; }
 
@@ -89,11 +90,14 @@ install_apptainer() { # Debian has it in unstable only, built for a newer C libr
   apptainer --version >/dev/null || die "Apptainer does not start"
 }
 
-make_user() {
-  id "$TEST_USER" >/dev/null 2>&1 || { say "make user $TEST_USER"; useradd -m -s /bin/bash "$TEST_USER"; }
+make_users() {
+  local name
+  for name in "$TEST_USER" "$MEMBER"; do
+    id "$name" >/dev/null 2>&1 || { say "make user $name"; useradd -m -s /bin/bash "$name"; }
+  done
   grep -q "^$TEST_USER:" /etc/subuid || usermod --add-subuids 1000000-1065535 "$TEST_USER"
   grep -q "^$TEST_USER:" /etc/subgid || usermod --add-subgids 1000000-1065535 "$TEST_USER"
-  getent group "$TEST_USER" | grep -q ':.*nobody' || usermod -aG "$TEST_USER" nobody # the second user of the group
+  id -nG "$MEMBER" | grep -qw "$TEST_USER" || usermod -aG "$TEST_USER" "$MEMBER"
 }
 
 make_devices() {
@@ -199,7 +203,7 @@ start_slurm() {
   start_database
   start slurmdbd slurmdbd -D
   wait_for 60 "answer from slurmdbd" sacctmgr -n list cluster
-  for user in "$TEST_USER" nobody; do
+  for user in "$TEST_USER" "$MEMBER" nobody; do
     [[ -z $(sacctmgr -n list assoc user="$user" cluster=ftlib) ]] || continue
     say "add $user to the accounting"
     sacctmgr -i add cluster ftlib >/dev/null || true # fails when it is there
@@ -243,7 +247,7 @@ chmod 0755 "$STATE" "$LIFE"
 exec 9>"$STATE/lock"
 flock -w 900 9 || die "another up.sh has been running for 15 minutes"
 install_packages
-make_user
+make_users
 make_devices
 unpack_slurm
 configure

@@ -736,6 +736,34 @@ def test_what_a_test_of_the_request_says_is_a_warning(submit: Submit, slurm: Fak
     assert len(slurm.asked("sbatch")) == 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("Priority", ""),
+        ("QOSMaxJobsPerUserLimit", ""),
+        ("QOSMaxWallDurationPerJobLimit", "with other job.*"),
+        ("QOSMaxGRESPerUser", "and never if the limit is below this request"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "request less time"),
+    ],
+)
+def test_a_reason_that_does_not_pass_is_told_after_sbatch(
+    submit: Submit, slurm: FakeSlurm, reason: str, told: str
+) -> None:
+    """By one question for all jobs; other jobs of the queue do not count."""
+    rows = [queued(f"71_{element}", reason=reason) for element in range(4)]
+    slurm.answers(squeue="".join([*rows, queued("70", reason="JobHeldUser")]))
+    code, _, err = submit(*FOUR)
+    assert code == 0 and "JobHeldUser" not in err
+    assert err.count(f"job 71 waits for {reason}: ") == bool(told) and told in err
+    assert [asked for asked in slurm.asked("squeue") if "-j" in asked.split()] == [slurm.asked("squeue")[-1]]
+
+
+def test_after_sbatch_a_silent_slurm_is_no_error(submit: Submit, slurm: FakeSlurm) -> None:
+    slurm.answers(squeue=None)
+    code, out, err = submit()
+    assert (code, out) == (0, "71\n") and "squeue" not in err
+
+
 def test_jobs_that_cannot_start_are_refused(
     submit: Submit, slurm: FakeSlurm, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
