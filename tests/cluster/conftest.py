@@ -26,6 +26,7 @@ from tests.conftest import REPOSITORY
 USER, MEMBER = "ftuser", "ftmember"
 """An ordinary user, and a second one of the same group."""
 STATE = Path(os.environ.get("FTLIB_CLUSTER_STATE", "/var/lib/ftlib-cluster"))
+NEWER = STATE / "slurm-24.11"
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 
 
@@ -169,6 +170,20 @@ def _make_login() -> None:
         (login / "bin" / "ftlib").write_text(program)
         (login / "bin" / "ftlib").chmod(0o755)
         (login / "done").write_text(installed)
+
+
+def life() -> Path:
+    """The folder of the version of Slurm that is up: its pid files, logs, devices."""
+    settings = Path("/etc/slurm/slurm.conf").read_text()
+    return NEWER if f"StateSaveLocation={NEWER}/" in settings else STATE
+
+
+def bring_up() -> None:
+    """Start what is missing of the cluster that is up."""
+    version = "24.11" if life() == NEWER else "22.05"
+    subprocess.run(
+        [REPOSITORY / "tests/cluster/up.sh"], check=True, capture_output=True, env={**os.environ, "SLURM": version}
+    )
 
 
 def _problem() -> str | None:

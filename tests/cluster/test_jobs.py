@@ -17,7 +17,7 @@ from signal import SIGUSR1
 
 import pytest
 
-from tests.cluster.conftest import MEMBER, STATE, USER, Cluster, history, losses, weights
+from tests.cluster.conftest import MEMBER, STATE, USER, Cluster, bring_up, history, life, losses, weights
 from tests.conftest import REPOSITORY
 
 LONG = "configs/digits.yaml name=long training.num_train_epochs=24 checkpoint.steps=40"
@@ -95,8 +95,10 @@ def test_every_command_of_the_cluster_page_works(cluster: Cluster) -> None:
     by_hand = predict.replace(
         "jobs/run.sh", 'singularity exec --nv --bind "$FTLIB_STORE" "$FTLIB_STORE/images/ftlib.sif"'
     )
-    plan, answer = walk([f"cd ~/ftlib; {planned} 2> /dev/null", by_hand], FTLIB_STORE=store)
+    timed = "jobs/run.sh ftlib plan configs/digits.yaml --time --json 2> /dev/null"
+    plan, answer, speed = walk([f"cd ~/ftlib; {planned} 2> /dev/null", by_hand, timed], FTLIB_STORE=store)
     assert json.loads(plan)["fits"] is True and answer.splitlines()[-1] == "0"
+    assert json.loads(speed)["device"] == "the CPU" and json.loads(speed)["total_steps"] == 444
 
     for command in ("stage", "prepare", "train"):
         what = f"umask 077; jobs/run.sh ftlib {command} configs/digits.yaml training.max_steps=2"
@@ -197,12 +199,12 @@ def test_a_lost_node(cluster: Cluster) -> None:
     shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
     node = re.search(r"BatchHost=(n\d)", shown)
     assert node
-    subprocess.run(["bash", "-c", f"kill -KILL $(cat '{STATE}/run/{node[1]}.pid')"], check=True)
+    subprocess.run(["bash", "-c", f"kill -KILL $(cat '{life()}/run/{node[1]}.pid')"], check=True)
     try:
         cluster.wait_until(lambda: "resuming from the checkpoint of step" in cluster.log(job), "it to go on", 300)
         cluster.shell(f"scancel {job}")
     finally:
-        subprocess.run([REPOSITORY / "tests/cluster/up.sh"], check=True, capture_output=True)
+        bring_up()
 
 
 def test_without_requeueing_nothing_is_lost(cluster: Cluster) -> None:
@@ -395,14 +397,14 @@ def test_from_another_folder_with_memory_per_cpu(cluster: Cluster) -> None:
 @contextlib.contextmanager
 def no_controller(cluster: Cluster) -> Iterator[None]:
     """In the body slurmctld is down. (up.sh would start it, too, but cancel all jobs.)"""
-    file = STATE / "pid" / "slurmctld"
+    file = life() / "pid" / "slurmctld"
     pid = file.read_text().strip()
     subprocess.run(["kill", pid], check=True)
     try:
         cluster.wait_until(lambda: not Path(f"/proc/{pid}/exe").exists(), "slurmctld to end", 60)
         yield
     finally:
-        with (STATE / "log" / "slurmctld.out").open("a") as log:
+        with (life() / "log" / "slurmctld.out").open("a") as log:
             daemon = subprocess.Popen(
                 ["slurmctld", "-D"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )

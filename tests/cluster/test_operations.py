@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import FINISHED, MEMBER, USER, Cluster, status
+from tests.cluster.conftest import FINISHED, MEMBER, USER, Cluster, life, status
 
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
 
@@ -39,11 +39,10 @@ def test_a_run_is_watched_and_cancelled_by_name(cluster: Cluster) -> None:
 
 
 LOST_ANSWERS = {
-    "timed out": '/usr/bin/sbatch "$@" >&2; '
-    "echo 'Batch job submission failed: Socket timed out on send/recv' >&2; exit 1",
-    "killed after": '/usr/bin/sbatch "$@"; kill -9 $PPID',
+    "timed out": '"$sbatch" "$@" >&2; echo "Batch job submission failed: Socket timed out on send/recv" >&2; exit 1',
+    "killed after": '"$sbatch" "$@"; kill -9 $PPID',
     "killed before": "kill -9 $PPID",
-    "disk full": '/usr/bin/sbatch "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null',
+    "disk full": '"$sbatch" "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null',
 }
 """What an sbatch does that is called by `ftlib submit`."""
 
@@ -54,6 +53,7 @@ def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> N
     runs, program, user = cluster.home / f"runs {how}", cluster.home / "lost answers" / "sbatch", pwd.getpwnam(USER)
     program.parent.mkdir(exist_ok=True)
     program.write_text(f"#!/bin/bash\nif [[ $1 == --test-only ]]; then exit; fi\n{LOST_ANSWERS[how]}\n")
+    real = shutil.which("sbatch")
     program.chmod(0o755)
     runs.mkdir()
     options = f"size=64m,mode=700,uid={user.pw_uid},gid={user.pw_gid}"
@@ -67,7 +67,7 @@ def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> N
         if name in line
     ]
     try:
-        first = cluster.ftlib(what, FTLIB_RUNS=runs, PATH=f"{program.parent}:/usr/bin:/bin")
+        first = cluster.ftlib(what, FTLIB_RUNS=runs, PATH=f"{program.parent}:/usr/local/bin:/usr/bin:/bin", sbatch=real)
         sent = queued()
         assert len(sent) == (how != "killed before"), first.stderr
         assert first.returncode == {"timed out": 0, "disk full": 2}.get(how, -signal.SIGKILL), first.stderr
@@ -160,3 +160,58 @@ def test_nobody_else_s_code_runs(cluster: Cluster) -> None:
     assert cluster.wait(cluster.jobs[-1]) == "FAILED"
     assert f"FTLIB_HOOK is not used: {hook} is owned by {other}" in cluster.log(cluster.jobs[-1])
     assert not (store / "executed").exists()
+
+
+def test_a_job_opens_only_the_gpu_that_it_was_given(cluster: Cluster) -> None:
+    if "ConstrainDevices=yes" not in Path("/etc/slurm/cgroup.conf").read_text():
+        pytest.skip("this Slurm constrains no devices: make cluster SLURM=24.11")
+    devices = life() / "dev"
+    look = f"head -c 1 {devices}/gpu0; head -c 1 {devices}/gpu1; echo visible $CUDA_VISIBLE_DEVICES; sleep 5"
+    jobs = [
+        cluster.sbatch(f"-w n1 --gres=gpu:1 --mem=200 --output='{cluster.home}/gpu-%j' --wrap '{look}'") for _ in "12"
+    ]
+    seen = []
+    for job in jobs:
+        assert cluster.wait(job, 60) == "COMPLETED"
+        seen.append((cluster.home / f"gpu-{job}").read_text())
+    for text in seen:
+        assert text.count("Operation not permitted") == text.count("No such device") == 1, text
+        assert "visible 0" in text, "numbered within the job"
+    assert len(set(seen)) == 2, "each its own"
+
+
+def test_a_limit_of_a_qos(cluster: Cluster) -> None:
+    """A job that Slurm would keep pending for ever is refused, where limits are enforced."""
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=True).stdout
+    enforced = "limits" in next(line for line in shown.splitlines() if line.startswith("AccountingStorageEnforce"))
+    accounting("add", "qos", "brief")
+    try:
+        accounting("modify", "qos", "brief", "set", "MaxWall=00:05:00", "MaxTRESPerJob=gres/gpu=1")
+        accounting("modify", "user", USER, "set", "qos+=brief")
+        runs, settings = cluster.home / "brief", "configs/digits.yaml name=brief job.mem=2500M job.qos=brief job.cpus=1"
+        for wrong, said in (
+            ("job.time='6'", "job.time: 6 minutes; QOS brief allows 00:05:00 (MaxWall)"),
+            ("job.time='5' job.gpus=2", "job.gpus: 2 in all; QOS brief has MaxTRESPerJob gres/gpu=1"),
+        ):
+            done = cluster.ftlib(f"submit {settings} {wrong}", FTLIB_RUNS=runs)
+            if enforced:
+                assert (done.returncode, done.stdout) == (2, "") and said in done.stderr, done.stderr
+                assert not list(runs.glob("brief/*"))
+            else:
+                assert done.returncode == 0 and said not in done.stderr, done.stderr
+                cluster.jobs.append(done.stdout.strip())
+        assert cluster.submit(f"{settings} name=short job.time='5'", FTLIB_RUNS=runs)
+        if enforced:
+            job = cluster.sbatch("--qos=brief --time=6 --wrap true")
+            asked = ["squeue", "-h", "-o", "%r", "-j", job]
+            reason = lambda: subprocess.run(asked, capture_output=True, text=True).stdout  # noqa: E731
+            cluster.wait_until(lambda: reason().strip() == "QOSMaxWallDurationPerJobLimit", "Slurm to say so", 30)
+    finally:
+        subprocess.run(["scancel", *cluster.jobs], check=False, capture_output=True)
+        accounting("modify", "user", USER, "set", "qos-=brief")
+        accounting("delete", "qos", "brief")
+
+
+def accounting(*arguments: str) -> None:
+    """Run sacctmgr as root."""
+    subprocess.run(["sacctmgr", "-i", *arguments], check=True, capture_output=True)

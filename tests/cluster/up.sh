@@ -203,7 +203,7 @@ start_slurm() {
   start_database
   start slurmdbd slurmdbd -D
   wait_for 60 "answer from slurmdbd" sacctmgr -n list cluster
-  for user in "$TEST_USER" nobody; do
+  for user in "$TEST_USER" "$MEMBER" nobody; do
     [[ -z $(sacctmgr -n list assoc user="$user" cluster=ftlib) ]] || continue
     say "add $user to the accounting"
     sacctmgr -i add cluster ftlib >/dev/null || true # fails when it is there
