@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pwd
+import re
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_run_is_watched_and_cancelled_by_name(cluster: Cluster) -> None:
 
 
 LOST_ANSWERS = {
-    "timed out": "/usr/bin/sbatch \"$@\" >&2; echo 'Batch job submission failed: Socket timed out on send/recv' >&2; exit 1",
+    "timed out": "/usr/bin/sbatch \"$@\" >&2; echo 'Socket timed out on send/recv operation' >&2; exit 1",
     "killed after": '/usr/bin/sbatch "$@"; kill -9 $PPID',
     "killed before": "kill -9 $PPID",
     "disk full": '/usr/bin/sbatch "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null',
@@ -58,7 +58,7 @@ def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> N
     options = f"size=64m,mode=700,uid={user.pw_uid},gid={user.pw_gid}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", runs], check=True)
     name = f"lost-{how.replace(' ', '-')}"
-    what = f"submit configs/digits.yaml name={name} {SMALL} 'job.sbatch={{hold: true}}'"
+    what = f"submit configs/digits.yaml name={name} {SMALL} 'job.sbatch={{priority: 0}}'"
     queue = ["squeue", "-h", "-u", USER, "-o", "%i %j"]
     queued = lambda: [  # noqa: E731
         line.split()[0]
@@ -69,9 +69,10 @@ def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> N
         first = cluster.ftlib(what, FTLIB_RUNS=runs, PATH=f"{program.parent}:/usr/bin:/bin")
         sent = queued()
         assert len(sent) == (how != "killed before"), first.stderr
-        assert first.returncode == {"timed out": 0, "disk full": 2}.get(how, -signal.SIGKILL), first.stderr
+        assert first.returncode in {"timed out": (0,), "disk full": (2,)}.get(how, (-9, 128 + 9)), first.stderr
         if how == "timed out":
-            assert first.stdout.split() == sent and f"job {sent[0]} waits for JobHeldUser: it is held" in first.stderr
+            assert first.stdout.split() == sent, first.stderr
+            assert re.search(rf"job {sent[0]} waits for JobHeld(User|Admin): it is held", first.stderr), first.stderr
         (runs / "filler").unlink(missing_ok=True)
         if sent:
             found = status(cluster, name, runs)
