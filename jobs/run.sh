@@ -302,7 +302,11 @@ waited_in_vain() {
 # Print the memory that Slurm allocated to this job.
 memory_given() {
     if [[ ${SLURM_MEM_PER_NODE:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_NODE MiB a node, /dev/shm and tmpfs included"; return; fi
-    if [[ ${SLURM_MEM_PER_CPU:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_CPU MiB a CPU, /dev/shm and tmpfs included"; return; fi
+    if [[ ${SLURM_MEM_PER_CPU:-0} != 0 ]]; then
+        echo "it has $((SLURM_MEM_PER_CPU * ${SLURM_CPUS_ON_NODE:-1})) MiB a node, $SLURM_MEM_PER_CPU MiB for each CPU," \
+            "/dev/shm and tmpfs included"
+        return
+    fi
     echo "/dev/shm and tmpfs count"
 }
 
@@ -380,7 +384,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     fi
     if out_of_memory; then
         note killed "$code" "out of memory"
-        echo "ftlib: $command ran out of the job's memory ($(memory_given)); request more: sbatch --mem=…" >&2
+        echo "ftlib: $command ran out of the job's memory ($(memory_given)); request more: job.mem, or sbatch --mem=…" >&2
         exit "$code"
     fi
     if (( code > 128 )); then
@@ -389,7 +393,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
         if [[ -n $waited ]]; then
             echo "ftlib: $waited: that rank hung or died, see its output; training.ddp_timeout sets the timeout" >&2
         elif [[ -n $killed ]]; then
-            echo "ftlib: $killed: killed; if the job ran out of memory ($(memory_given)), request more: sbatch --mem=…" >&2
+            echo "ftlib: $killed: killed; if the job ran out of memory ($(memory_given)), request more: job.mem, or sbatch --mem=…" >&2
         fi
         if [[ -e $job_tmp/notes/checkpointed ]]; then requeue "$command was killed after a checkpoint"; fi
         echo "ftlib: $command was killed (signal $((code - 128))) before its first checkpoint of this start" >&2

@@ -276,6 +276,15 @@ def test_a_rank_that_nccl_ended_is_told(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "history.jsonl").read_text())["reason"] == told
 
 
+def test_memory_that_the_site_gives_for_each_cpu_is_told_for_the_node(tmp_path: Path) -> None:
+    """Nothing was requested: the site's default (DefMemPerCPU) is often too small."""
+    failing = "echo 'slurmstepd: error: Detected 1 oom_kill event in StepId=7.0' >&2; return 1"
+    given = {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "4", "SLURM_JOB_ID": "7"}
+    done = bash(STEP.format(tmp=tmp_path, srun=failing, command="train"), **given)
+    has = "(it has 4096 MiB a node, 1024 MiB for each CPU, /dev/shm and tmpfs included)"
+    assert f"ran out of the job's memory {has}; request more: job.mem, or sbatch --mem=…" in done.stderr
+
+
 def test_a_killed_rank_is_told_with_the_jobs_memory(tmp_path: Path) -> None:
     """Even if srun hears of the others first, which saw it go."""
     words = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import pwd
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -42,7 +41,7 @@ LOST_ANSWERS = {
     "timed out": '"$sbatch" "$@" >&2; echo "Batch job submission failed: Socket timed out on send/recv" >&2; exit 1',
     "killed after": '"$sbatch" "$@"; kill -9 $PPID',
     "killed before": "kill -9 $PPID",
-    "disk full": '"$sbatch" "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null',
+    "disk full": '"$sbatch" "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null; exit 0',
 }
 """What an sbatch does that is called by `ftlib submit`."""
 
@@ -59,20 +58,23 @@ def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> N
     options = f"size=64m,mode=700,uid={user.pw_uid},gid={user.pw_gid}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", runs], check=True)
     name = f"lost-{how.replace(' ', '-')}"
-    what = f"submit configs/digits.yaml name={name} {SMALL} 'job.sbatch={{hold: true}}'"
+    what = f"submit configs/digits.yaml name={name} {SMALL} 'job.sbatch={{reservation: later}}'"
     queue = ["squeue", "-h", "-u", USER, "-o", "%i %j"]
     queued = lambda: [  # noqa: E731
         line.split()[0]
         for line in subprocess.run(queue, capture_output=True, text=True).stdout.splitlines()
         if name in line
     ]
+    later = ["reservationname=later", "starttime=now+30minutes", "duration=1", "nodes=n1", f"users={USER}"]
+    subprocess.run(["scontrol", "create", "reservation", *later], check=True, capture_output=True)
     try:
         first = cluster.ftlib(what, FTLIB_RUNS=runs, PATH=f"{program.parent}:/usr/local/bin:/usr/bin:/bin", sbatch=real)
         sent = queued()
         assert len(sent) == (how != "killed before"), first.stderr
-        assert first.returncode == {"timed out": 0, "disk full": 2}.get(how, -signal.SIGKILL), first.stderr
+        assert first.returncode in {"timed out": (0,), "disk full": (2,)}.get(how, (-9, 128 + 9)), first.stderr
         if how == "timed out":
-            assert first.stdout.split() == sent and f"job {sent[0]} waits for JobHeldUser: it is held" in first.stderr
+            assert first.stdout.split() == sent, first.stderr
+            assert f"job {sent[0]} waits for Reservation: the reservation has not begun" in first.stderr, first.stderr
         (runs / "filler").unlink(missing_ok=True)
         if sent:
             found = status(cluster, name, runs)
@@ -86,6 +88,8 @@ def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> N
     finally:
         subprocess.run(["scancel", *queued()], check=False, capture_output=True)
         subprocess.run(["umount", "-l", runs], check=True)
+        cluster.wait_until(lambda: not queued(), "its end", 30)
+        subprocess.run(["scontrol", "delete", "reservationname=later"], check=True)
 
 
 def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
