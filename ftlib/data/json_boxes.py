@@ -125,7 +125,7 @@ def box_writer(form: str) -> RowTransform:
         if isinstance(row, InvalidRecord):
             return row
         sizes = [row.facts.get(name) for name in ("width", "height")]
-        if form == PIXELS and not all(type(size) in (int, float) and size > 0 for size in sizes):
+        if form == PIXELS and not all(isinstance(size, (int, float)) and size > 0 for size in sizes):
             reason = f"data.box_format: {form} needs the fields width and height, in pixels of the image"
             return InvalidRecord(row.location, reason)
         facts = {**row.facts, BOX_FORMAT: form}

@@ -18,6 +18,7 @@ from transformers import AutoProcessor, Florence2Config, PreTrainedModel
 
 from ftlib.config.schema import Lora
 from ftlib.errors import UserError
+from ftlib.merging.checkpoint_io import canonical_name, canonical_names, model_part_of, open_weights
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs, split_batch
 from ftlib.models.generation import generate_answers, label_loglikelihoods
@@ -158,6 +159,16 @@ def test_parts_and_adapters(folder: Path, model: PreTrainedModel) -> None:
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     for part in words.values():
         assert any(word in name for name in names for word in part), names
+
+
+def test_merges_know_names_and_parts(folder: Path, model: PreTrainedModel) -> None:
+    """Files and modules are named differently; both have one canonical name, and its part is the module's."""
+    stored = set(canonical_names(open_weights(folder)).values())
+    for name, _ in model.named_parameters():
+        key = canonical_name(name)
+        assert key in stored, name
+        part = model_part_of(key)
+        assert module_group(model, name) == {"head": "embeddings"}.get(part, part), name
 
 
 def test_an_image_is_never_cut(inputs: VisionLanguageProcessor, folder: Path, pictures: list[Image.Image]) -> None:
