@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -159,6 +159,38 @@ def test_parts_and_adapters(folder: Path, model: PreTrainedModel) -> None:
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     for part in words.values():
         assert any(word in name for name in names for word in part), names
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "nf4"])
+def test_gradients_of_a_method(
+    folder: Path, inputs: VisionLanguageProcessor, pictures: list[Image.Image], method: Literal["lora", "dora", "nf4"]
+) -> None:
+    """Adapters of language model and vision tower get gradients, the same with gradient checkpointing; NF4 leaves the
+    vision tower, the projector and the head as they are.
+    """
+    quantization: Literal["none", "nf4"] = "nf4" if method == "nf4" else "none"
+    base = load_weights(folder, "float32", "vlm", quantization)
+    packed = {
+        module_group(base, f"{name}.weight") for name, one in base.named_modules() if "4bit" in type(one).__name__
+    }
+    assert packed == ({"language"} if method == "nf4" else set())
+    adapter = Lora(method="dora" if method == "dora" else "lora", r=2, alpha=4, dropout=0.0, freeze=[])
+    model = prepare_for_training(base, adapter, "base", "vlm").train()
+    batch = inputs.collate([inputs.encode_train(*row) for row in zip(PROMPTS, pictures, ANSWERS, strict=True)])
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad and "lora_B" in name}
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad(set_to_none=True)
+        answer_loss(model, batch, "token").backward()
+        gradients.append({name: one.grad for name, one in trained.items() if one.grad is not None and one.grad.any()})
+    plain, checkpointed = gradients
+    for part in (("language_model", "text_model"), ("vision", "visual")):
+        assert any(word in name for name in plain for word in part), part
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        assert torch.allclose(gradient, checkpointed[name], atol=1e-6), name
 
 
 def test_merges_know_names_and_parts(folder: Path, model: PreTrainedModel) -> None:
