@@ -59,13 +59,17 @@ def image_inputs_per_row(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
 
 
 def split_batch(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    """A batch as batches of at most `size` rows, each with its own images; columns stay as they are."""
+    """A batch as batches of at most `size` rows, each with its own images, or none; columns stay as they are."""
     pieces: dict[str, Sequence[Tensor]] = {}
     for name, tensor in batch.items():
         counts = batch.get(f"{name}{PER_ROW}")
         lengths = size if counts is None else [int(part.sum()) for part in counts.split(size)]
         pieces[name] = tensor.split(lengths)
-    return [dict(zip(pieces, piece, strict=True)) for piece in zip(*pieces.values(), strict=True)]
+    found = [dict(zip(pieces, piece, strict=True)) for piece in zip(*pieces.values(), strict=True)]
+    for piece in found:
+        for name in [name for name, tensor in piece.items() if not len(tensor)]:
+            del piece[name], piece[f"{name}{PER_ROW}"]
+    return found
 
 
 def join_image_inputs(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:

@@ -213,6 +213,19 @@ def test_an_image_is_never_cut(inputs: VisionLanguageProcessor, folder: Path, pi
         generate_answers(torch.nn.Linear(1, 1), tight, [asked], 4)
 
 
+def test_a_batch_is_split_with_its_images() -> None:
+    """Of rows with two patches, with three, and without an image."""
+    batch = {
+        "input_ids": torch.arange(3)[:, None],
+        "pixel_values": torch.tensor([0, 0, 1, 1, 1])[:, None],
+        "pixel_values_per_row": torch.tensor([2, 3, 0]),
+    }
+    first, second, third = split_batch(batch, 1)
+    assert first["pixel_values"].flatten().tolist() == [0, 0] and second["pixel_values"].flatten().tolist() == [1, 1, 1]
+    assert list(third) == ["input_ids"] and third["input_ids"].tolist() == [[2]]
+    assert list(model_inputs(first)) == ["input_ids", "pixel_values", "use_cache"]
+
+
 def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     Florence2Config().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
