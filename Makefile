@@ -56,7 +56,7 @@ real: $(VENV)/.test
 # torchvision lies beside the environment: where it is installed, transformers takes other image processors.
 vlm: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0 num2words==0.5.14
-	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest -m "long or not long" tests/models/test_vlm.py tests/cli/test_vlm.py
+	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest -m "long or not long" -k "vlm or vision_language or pixels" tests/models/test_vlm.py tests/cli/test_vlm.py tests/memory/test_estimate.py tests/golden/test_big_vision.py
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done
