@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ftlib.slurm.status import RunStatus
     from ftlib.slurm.submit import SubmittedRuns
     from ftlib.staging import StagedFiles
+    from ftlib.training.timing import StepTiming
 
 __all__ = [
     "Run",
@@ -67,6 +68,7 @@ __all__ = [
     "stage",
     "status",
     "submit",
+    "time_steps",
     "train",
 ]
 
@@ -178,6 +180,26 @@ def plan(
 
 
 @_public
+def time_steps(config: ConfigLike, overrides: Overrides | None = None, *, steps: int = 8) -> StepTiming:
+    """Measure the time of a training step on this process's device, like `ftlib plan --time`. Nothing is saved.
+
+    Args:
+        steps: how many are measured, after two that are not.
+
+    Returns:
+        `device`, `step_seconds`, `rows_per_second`, and the `forecast` of the whole run.
+
+    Raises:
+        UserError: a fault in the config, nothing staged or prepared, or too little memory.
+    """
+    prefer_expandable_segments()
+    from ftlib.training import timing
+
+    site = find_site()
+    return timing.time_steps(_load_experiment(config, overrides, site), site, steps)
+
+
+@_public
 @offline()
 def train(config: ConfigLike, overrides: Overrides | None = None) -> Run:
     """Train a config, or resume its run, like `ftlib train`; a run that is done is returned at once.
@@ -260,7 +282,7 @@ def predict(
     questions: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
     *,
     max_new_tokens: int | None = None,
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Ask a trained run questions, like `ftlib predict`.
 
     Args:
@@ -270,7 +292,8 @@ def predict(
         max_new_tokens: default: `evaluation.max_new_tokens`.
 
     Returns:
-        For each question its `prompt`, `answer` and, if it has a context, `answer with context`.
+        For each question its `prompt` and `answer`, `mean_logprob` and `min_logprob` of the answer's tokens (natural
+        logarithm), and `answer_tokens`, their number; if it has a context, also `answer with context` and so on.
 
     Raises:
         UserError: no such run, not trained yet, a faulty question, or an image that cannot be read.

@@ -168,7 +168,10 @@ pin() { # CONFIG FOLDER…: more folders of the clone than ftlib/ and jobs/
         rm -rf "$pinned" "$pinned".tmp-*
         new=$(mktemp -d "$pinned.tmp-XXXXXX") && ln -s "$code" "$new/code" ||
             fail "$FTLIB_RUNS: cannot be written to (storage full?)"
-        if [[ -f ${1:-} ]]; then cp "$1" "$new/config.yaml" || fail "$1 cannot be copied to $FTLIB_RUNS"; fi
+        if [[ -f ${1:-} ]]; then # relative paths in it count from its own folder
+            cp "$1" "$new/config.yaml" && (cd "$(dirname "$1")" && pwd) > "$new/config.folder" ||
+                fail "$1 cannot be copied to $FTLIB_RUNS"
+        fi
         mv -T "$new" "$pinned"
     fi
     require_trusted "the code of this job" "$pinned/code" || exit 2
@@ -430,7 +433,6 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     [[ $# -gt 0 ]] || fail "usage: sbatch jobs/ftlib.sbatch COMMAND …"
     local commands=$1 command
     shift
-    cd "$root" || exit 2
     enter_job
     pin "${1:-}"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi

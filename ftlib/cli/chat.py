@@ -104,7 +104,7 @@ def _answer(model: EvalModel, settings: Evaluation, query: Query) -> Query:
     asked = truncate_history(model, settings, query)
     if len(asked.history) < len(query.history):
         log.warning("The oldest questions were dropped: the conversation is too long for the model.")
-    found = answer_queries(model, settings, with_and_without_context([asked]))
+    found = [answer.text.strip() for answer in answer_queries(model, settings, with_and_without_context([asked]))]
     labels = ("without context: ", "with context:    ") if len(found) == 2 else ("",)
     for label, text in zip(labels, found, strict=True):
         log.print_result(f"{label}{text}")

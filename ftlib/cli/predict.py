@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ftlib.cli import arguments
 from ftlib.core import log
@@ -49,18 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--file", metavar="F", type=Path, help="JSONL file of questions")
     arguments.add_max_new_tokens_argument(command)
     command.add_argument("--draw", metavar="F", type=Path, help="write a PNG with the answer's boxes and masks")
-    command.add_argument("--json", action="store_true", help="print questions and answers as JSON")
+    command.add_argument("--json", action="store_true", help="print JSON, with log-probabilities")
     return command
 
 
-def _format_answers(records: list[dict[str, str]]) -> str:
+def _format_answers(records: list[dict[str, Any]]) -> str:
     """Return the answers as text; a single answer without labels."""
-    if len(records) == 1 and len(records[0]) == 2:
-        return records[0]["answer"]
+    if len(records) == 1 and "answer with context" not in records[0]:
+        return str(records[0]["answer"])
     return "\n\n".join(_format_block(record) for record in records)
 
 
-def _format_block(record: dict[str, str]) -> str:
+def _format_block(record: dict[str, Any]) -> str:
     lines = [f"question:        {record['prompt']}"]
     if "answer with context" not in record:
         return "\n".join([*lines, f"answer:          {record['answer']}"])

@@ -34,7 +34,7 @@ from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
-from ftlib.metrics.answers import answer_remarks, count_answers
+from ftlib.metrics.answers import CONFIDENCE_FIELDS, answer_remarks, count_answers
 from ftlib.metrics.comparability import answer_settings
 from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
@@ -372,7 +372,7 @@ def _record(row: Example, config: Config, text: str, answer: Prediction) -> Pred
         **({"facts": row.facts} if row.facts else {}),
         **({"dataset": row.dataset} if row.dataset else {}),
         **({"cut": True} if answer.get("cut") else {}),
-        **({"finish_reason": answer["finish_reason"]} if "finish_reason" in answer else {}),
+        **{name: answer[name] for name in ("finish_reason", *CONFIDENCE_FIELDS) if name in answer},
     }
 
 
@@ -395,10 +395,11 @@ def without_context_rows(rows: Sequence[Example], templates: PromptTemplates) ->
 
 def add_without_context_predictions(records: Sequence[PredictionRecord], answers: Sequence[Prediction]) -> None:
     """Add the answers to `without_context_rows` to the records of their rows."""
-    texts = {answer["id"]: answer["text"].strip() for answer in answers}
+    by_id = {answer["id"]: answer for answer in answers}
     for record in records:
-        if (text := texts.get(_without_context_id(record["id"]))) is not None:
-            record[WITHOUT_CONTEXT_FIELD] = {"prediction": text}
+        if answer := by_id.get(_without_context_id(record["id"])):
+            confidence = {name: answer[name] for name in CONFIDENCE_FIELDS if name in answer}
+            record[WITHOUT_CONTEXT_FIELD] = {"prediction": answer["text"].strip(), **confidence}
 
 
 def paired_records(records: Sequence[PredictionRecord]) -> dict[str, list[PredictionRecord]]:

@@ -25,7 +25,7 @@ from ftlib.core.wait import wait_until
 from ftlib.data.example import Example, ImageFile
 from ftlib.data.images import open_row_images
 from ftlib.evaluation.model import EvalModel
-from ftlib.metrics.answers import LENGTH, STOP
+from ftlib.metrics.answers import LENGTH, STOP, answer_confidence
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.registry import validate_image_columns
 
@@ -35,8 +35,8 @@ T = TypeVar("T")
 _PREFETCHED_BATCHES = 3
 
 Prediction = dict[str, Any]
-"""`id`, `text` and `finish_reason` (generated) or `likelihoods` (one number for each label), and `cut` if the prompt
-was truncated."""
+"""`id`; `text`, `finish_reason` and the fields of `answer_confidence` (generated) or `likelihoods` (one number for each
+label); `cut` if the prompt was truncated."""
 
 
 def generate_predictions(
@@ -142,7 +142,8 @@ def _predict_batch(
         answers = [{"likelihoods": numbers} for numbers in model.label_loglikelihoods(rows, labels).tolist()]
     else:
         answers = [
-            {"text": text, "finish_reason": STOP if ended else LENGTH} for text, ended in model.generate(rows, settings)
+            {"text": one.text, "finish_reason": STOP if one.ended else LENGTH, **answer_confidence(one.logprobs)}
+            for one in model.generate(rows, settings)
         ]
     return [
         answer | noted for answer, noted in zip(answers, _truncation_notes(model, settings, labels, rows), strict=True)

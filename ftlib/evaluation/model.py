@@ -17,7 +17,7 @@ from ftlib.core.out_of_memory import MORE_MEMORY_HINT, oom_as_user_error
 from ftlib.core.paths import Site
 from ftlib.hub.cache import find_adapter_base, find_model, is_adapter, model_hashes
 from ftlib.models.encoding import EncodedExample
-from ftlib.models.generation import generate_with_ends, label_loglikelihoods
+from ftlib.models.generation import GeneratedAnswer, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import device, load_adapter, load_model
 from ftlib.models.registry import InputProcessor, family_of
 from ftlib.runs.pinning import verify_base_unchanged
@@ -70,15 +70,15 @@ class EvalModel:
         parts = [_weights_hash(folder) for folder in folders if folder]
         return parts[0] if len(parts) == 1 else files.json_sha256(parts)[:16]
 
-    def generate(self, rows: Sequence[EncodedExample], settings: Evaluation) -> list[tuple[str, bool]]:
-        """Generate answers for one batch: text, and whether the model ended it itself.
+    def generate(self, rows: Sequence[EncodedExample], settings: Evaluation) -> list[GeneratedAnswer]:
+        """Generate answers for one batch.
 
         Raises:
             UserError: out of memory.
         """
         model = self.model
         with _smaller_batch(rows):
-            return generate_with_ends(
+            return generate_with_logprobs(
                 model, self.processor, rows, settings.max_new_tokens, settings.num_beams, settings.generation
             )
 

@@ -20,14 +20,17 @@ from ftlib.config.schema import CHAT, Config, Data, Evaluation
 from ftlib.core import files
 from ftlib.core.paths import Site
 from ftlib.data.example import Example, raise_all
-from ftlib.data.images import open_query_image
+from ftlib.data.images import image_size, open_query_image
+from ftlib.data.json_boxes import BOX_FORMAT
 from ftlib.data.prompts import BUILTIN_TEMPLATES, render_prompt, template_fields
 from ftlib.data.sources.json_stream import parse_json
 from ftlib.data.visualize import draw_boxes_and_masks
 from ftlib.errors import UserError
 from ftlib.evaluation.model import EvalModel, base_model, finetuned_model
 from ftlib.hub.cache import find_adapter_base, image_resampling, is_adapter, is_model_folder, require_model
+from ftlib.metrics.answers import answer_confidence
 from ftlib.models.encoding import EncodedExample
+from ftlib.models.generation import GeneratedAnswer
 from ftlib.models.mask_codec import MaskCodec
 from ftlib.runs import run as runs
 
@@ -121,8 +124,8 @@ def with_and_without_context(queries: Sequence[Query]) -> list[Query]:
     ]
 
 
-def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[str]:
-    """Answer queries in batches.
+def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[GeneratedAnswer]:
+    """Answer queries in batches; whitespace around the texts is kept.
 
     Raises:
         UserError: an image or a context is missing, not readable, or not supported by this model.
@@ -130,24 +133,33 @@ def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Que
     rows = [_encode(model, query) for query in queries]
     size = settings.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [text.strip() for batch in batches for text, _ in model.generate(batch, settings)]
+    return [answer for batch in batches for answer in model.generate(batch, settings)]
 
 
-def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[dict[str, str]]:
+def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[dict[str, Any]]:
     """Answer questions; one with a context is answered without it, too.
 
     Returns:
-        For each question its prompt, answer and, if it has a context, "answer with context".
+        For each question its prompt, answer and how sure the answer is, see `metrics.answers.answer_confidence`; if it
+        has a context, also "answer with context" and the same fields of that answer, "… with context".
 
     Raises:
         UserError: see `answer_queries`.
     """
     found = iter(answer_queries(model, settings, with_and_without_context(queries)))
     return [
-        {"prompt": query.prompt, "answer": next(found)}
-        | ({"answer with context": next(found)} if query.context else {})
+        {"prompt": query.prompt, **_answer_fields(next(found))}
+        | (
+            {f"{name} with context": value for name, value in _answer_fields(next(found)).items()}
+            if query.context
+            else {}
+        )
         for query in queries
     ]
+
+
+def _answer_fields(answer: GeneratedAnswer) -> dict[str, Any]:
+    return {"answer": answer.text.strip(), **answer_confidence(answer.logprobs)}
 
 
 def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder: str | None) -> None:
@@ -159,7 +171,11 @@ def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder
     masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
     with files.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        draw_boxes_and_masks(open_query_image(image, data), answer, masks).save(target, format="PNG")
+        facts: dict[str, Any] = {}
+        if data.box_format != "location_tokens":
+            facts = {BOX_FORMAT: data.box_format, **dict(zip(("width", "height"), image_size(image), strict=True))}
+        drawn = draw_boxes_and_masks(open_query_image(image, data), answer, masks, facts=facts)
+        drawn.save(target, format="PNG")
 
 
 def is_multi_turn(model: EvalModel) -> bool:

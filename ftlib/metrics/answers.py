@@ -1,4 +1,5 @@
-"""Answers that are not what they seem: cut off at the maximum length, empty, repeating themselves, almost a label."""
+"""How sure an answer is, and answers that are not what they seem: cut off at the maximum length, empty, repeating
+themselves, almost a label."""
 
 from __future__ import annotations
 
@@ -12,6 +13,25 @@ LENGTH, STOP = "length", "stop"
 _LONGEST_CHECKED = 2_000
 _REPEATED = re.compile(r"(.{2,80}?)\1{3,}.{0,80}$", re.DOTALL)
 """The same two or more characters four times in a row, at the end."""
+
+
+def answer_confidence(logprobs: Sequence[float]) -> dict[str, Any]:
+    """Fields of a generated answer in predictions.jsonl and `predict --json`.
+
+    Args:
+        logprobs: of its tokens, the end token included if the model ended the answer.
+
+    Returns:
+        mean_logprob, min_logprob and answer_tokens; the answer's probability is exp(mean_logprob · answer_tokens).
+        Empty for an answer without tokens.
+    """
+    if not logprobs:
+        return {}
+    mean, least = sum(logprobs) / len(logprobs), min(logprobs)
+    return {"mean_logprob": round(mean, 6), "min_logprob": round(least, 6), "answer_tokens": len(logprobs)}
+
+
+CONFIDENCE_FIELDS = ("mean_logprob", "min_logprob", "answer_tokens")
 
 
 def count_answers(records: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> dict[str, int | None]:

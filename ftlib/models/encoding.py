@@ -75,6 +75,31 @@ def labels_of(row: EncodedExample) -> list[int]:
     return labels
 
 
+PER_ROW = "_per_row"
+"""Ends the name of a batch's tensor that says how many entries of an image argument are each row's, such as
+`pixel_values_per_row`: shape (rows,), int64, no argument of the model."""
+
+
+def image_inputs_per_row(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
+    """How a batch from `join_image_inputs` is split again, where its images have any number of tiles or patches."""
+    names = dict.fromkeys(name for row in rows for name in row.image_inputs)
+    counts = {name: [len(row.image_inputs[name]) if name in row.image_inputs else 0 for row in rows] for name in names}
+    return {f"{name}{PER_ROW}": torch.tensor(count) for name, count in counts.items()}
+
+
+def split_batch(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """A batch as batches of at most `size` rows, each with its own images, if any; columns stay as they are."""
+    pieces: dict[str, Sequence[Tensor]] = {}
+    for name, tensor in batch.items():
+        counts = batch.get(f"{name}{PER_ROW}")
+        lengths = size if counts is None else [int(part.sum()) for part in counts.split(size)]
+        pieces[name] = tensor.split(lengths)
+    split = [dict(zip(pieces, piece, strict=True)) for piece in zip(*pieces.values(), strict=True)]
+    return [
+        {n: tensor for n, tensor in piece.items() if len(tensor) or f"{n}{PER_ROW}" not in batch} for piece in split
+    ]
+
+
 def join_image_inputs(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
     """The image arguments of a batch: joined along the first axis, in the order of the rows.
 
@@ -105,13 +130,13 @@ def position_ids(mask: Tensor, first: int) -> Tensor:
 
 
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-    """What the model is called with: everything but the labels.
+    """What the model is called with: everything but the labels and how images are shared among rows.
 
     PaliGemma's `token_type_ids` must go in, or its prompt becomes causal. Where rows are packed, no mask goes in:
     transformers keeps rows apart by positions that start anew, as long as no cache is made. Nobody reads a cache here,
     and it would hold keys and values of all layers.
     """
-    arguments: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
+    arguments = {name: value for name, value in batch.items() if name != "labels" and not name.endswith(PER_ROW)}
     return {**arguments, "use_cache": False}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,24 @@ MAX_HEAD_TOKENS = 2048
 """How many label tokens of all rows do: with 257,152 words their logits are 1 GiB in bfloat16."""
 
 
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """An answer with the probabilities of its tokens.
+
+    Attributes:
+        text: without special tokens.
+        ended: whether the model ended it itself; else it was cut off at the maximum length.
+        token_ids: its tokens; the last one is the end token, if the model ended it.
+        logprobs: natural logarithm of the probability that the model gives to each of them, among all tokens of the
+            vocabulary: without temperature, penalties, top-k or top-p.
+    """
+
+    text: str
+    ended: bool
+    token_ids: list[int]
+    logprobs: list[float]
+
+
 def generate_answers(
     model: torch.nn.Module,
     processor: InputProcessor,
@@ -36,43 +55,59 @@ def generate_answers(
     num_beams: int = 1,
     generation: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Answer one batch of rows, see `generate_with_ends`.
+    """Answer one batch of rows, see `generate_with_logprobs`.
 
     Returns:
         One text per row.
     """
-    return [text for text, _ in generate_with_ends(model, processor, rows, max_new_tokens, num_beams, generation)]
+    return [one.text for one in generate_with_logprobs(model, processor, rows, max_new_tokens, num_beams, generation)]
 
 
-def generate_with_ends(
+def generate_with_logprobs(
     model: torch.nn.Module,
     processor: InputProcessor,
     rows: Sequence[EncodedExample],
     max_new_tokens: int,
     num_beams: int = 1,
     generation: Mapping[str, Any] | None = None,
-) -> list[tuple[str, bool]]:
+) -> list[GeneratedAnswer]:
     """Answer one batch of rows; each row stops at its own `<eos>`, or where the model's positions end.
+
+    Greedy decoding knows the probabilities of its tokens. What transformers generates is read once more, token by
+    token, which costs as much as greedy decoding.
 
     Args:
         rows: prompts of any lengths; they are padded on the left. One that leaves no room for an answer
             is truncated at its start.
         num_beams: 1 is greedy decoding.
         generation: other fields of GenerationConfig, and `seed` for sampling: the same rows give the same answers.
-
-    Returns:
-        For each row its text, and whether the model ended it itself; else it was cut off at the maximum length.
     """
     model.eval()
     rows = truncate_prompts(processor, rows, max_new_tokens=1)
+    rooms = _max_new_tokens_per_row(processor, rows, max_new_tokens)
     with torch.inference_mode():
         if num_beams == 1 and not generation:
-            answers = _greedy(model, processor, rows, max_new_tokens)
+            answers, logprobs = _decode(model, processor, rows, rooms)
         else:
             settings = {"do_sample": False, "num_beams": num_beams, **(generation or {})}
             answers = _generate_by_transformers(model, processor, rows, settings, max_new_tokens)
-    rooms = _max_new_tokens_per_row(processor, rows, max_new_tokens)
-    return [(processor.decode(answer), len(answer) < room) for answer, room in zip(answers, rooms, strict=True)]
+            logprobs = _logprobs_of(model, processor, rows, answers)
+    texts = [_strip_end(answer, processor.stop_token_ids) for answer in answers]
+    return [
+        GeneratedAnswer(processor.decode(text), len(text) < room, answer, numbers)
+        for text, room, answer, numbers in zip(texts, rooms, answers, logprobs, strict=True)
+    ]
+
+
+def token_ends(processor: InputProcessor, answer: GeneratedAnswer) -> list[int]:
+    """Where every token of an answer ends in its text, in characters; ascending. Special tokens have no text."""
+    ends, last = [], 0
+    for count in range(1, len(answer.token_ids) + 1):
+        so_far = processor.decode(answer.token_ids[:count])  # a token's text can depend on those before it
+        while last < min(len(so_far), len(answer.text)) and so_far[last] == answer.text[last]:
+            last += 1
+        ends.append(last)
+    return ends
 
 
 def truncate_prompts(
@@ -121,26 +156,46 @@ def label_loglikelihoods(
     return torch.cat(parts).cpu()
 
 
-def _greedy(
-    model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], max_new_tokens: int
-) -> list[list[int]]:
+def _decode(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    rows: Sequence[EncodedExample],
+    rooms: Sequence[int],
+    forced: Sequence[list[int]] | None = None,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Greedy decoding.
+
+    Args:
+        rooms: how many tokens the answer to every row may have.
+        forced: answers to read instead, to know the probabilities of their tokens; not empty.
+
+    Returns:
+        The tokens of every answer, its end token included, and their log-probabilities.
+    """
     batch = processor.embed_prompts(model, rows)
     mask, position, ends = batch["attention_mask"], batch.pop("next_position"), processor.stop_token_ids
     axes = batch["position_ids"].shape[:-2]  # a model may count several positions for each token
-    room = _max_new_tokens_per_row(processor, rows, max_new_tokens)
     answers: list[list[int]] = [[] for _ in mask]
     open_rows = list(range(len(mask)))
+    steps: list[tuple[list[int], Tensor]] = []
     output = model(**batch, use_cache=True, logits_to_keep=1)
     while True:
-        tokens = output.logits[:, -1].argmax(dim=-1)
+        last = output.logits[:, -1]
+        if forced is None:
+            tokens = last.argmax(dim=-1)
+        else:
+            tokens = torch.tensor([forced[row][len(answers[row])] for row in open_rows], device=last.device)
+        numbers = last.float()
+        chosen = numbers.gather(1, tokens[:, None])[:, 0] - numbers.logsumexp(dim=-1)
+        steps.append((open_rows, chosen))
         going = []
         for index, token in enumerate(tokens.tolist()):
-            if token not in ends:
-                answers[open_rows[index]].append(token)
-                if len(answers[open_rows[index]]) < room[open_rows[index]]:
-                    going.append(index)
+            answer = answers[open_rows[index]]
+            answer.append(token)
+            if token not in ends and len(answer) < rooms[open_rows[index]]:
+                going.append(index)
         if not going:
-            return answers
+            return answers, _by_row(steps, len(answers))
         cache = output.past_key_values
         if len(going) < len(open_rows):
             kept = torch.tensor(going, device=mask.device)
@@ -157,6 +212,32 @@ def _greedy(
             logits_to_keep=1,
         )
         position = position + 1
+
+
+def _by_row(steps: Sequence[tuple[list[int], Tensor]], rows: int) -> list[list[float]]:
+    """The log-probabilities of every row's tokens; they are fetched from the GPU at once."""
+    found: list[list[float]] = [[] for _ in range(rows)]
+    owners = [row for open_rows, _ in steps for row in open_rows]
+    for row, number in zip(owners, torch.cat([chosen for _, chosen in steps]).tolist(), strict=True):
+        found[row].append(number)
+    return found
+
+
+def _logprobs_of(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    rows: Sequence[EncodedExample],
+    answers: Sequence[list[int]],
+) -> list[list[float]]:
+    """Log-probabilities of the tokens of given answers."""
+    found: list[list[float]] = [[] for _ in rows]
+    some = [index for index, answer in enumerate(answers) if answer]
+    if some:
+        forced = [answers[index] for index in some]
+        _, numbers = _decode(model, processor, [rows[index] for index in some], [*map(len, forced)], forced)
+        for index, own in zip(some, numbers, strict=True):
+            found[index] = own
+    return found
 
 
 def _max_new_tokens_per_row(
@@ -216,7 +297,9 @@ def _generate(
             ids: Tensor = model.generate(**batch, generation_config=config)  # type: ignore[operator]
     except (ValueError, TypeError) as error:
         raise UserError(f"evaluation.generation: transformers refuses: {str(error).splitlines()[0]}") from None
-    return [_strip_end(answer, processor.stop_token_ids) for answer in ids[:, batch["input_ids"].shape[1] :].tolist()]
+    ends = processor.stop_token_ids
+    found: list[list[int]] = ids[:, batch["input_ids"].shape[1] :].tolist()
+    return [answer[: len(_strip_end(answer, ends)) + 1] for answer in found]
 
 
 def _refuse_score_lookups(fields: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def length_cache_path(prepared: PreparedDataset, split: str, config: Config, fol
     how: list[Any] = [family, config.data.templates, config.model.chat_template_arguments]
     if config.data.chat_turns == "all":  # the same rows as with `last`, but prompts end at the first answer
         how.append("all turns")
-    if config.model.family == "vlm":
+    if config.model.entry.auto_processor:
         how.append([config.model.image_arguments, config.data.max_pixels])
     tokens = files.json_sha256([model, how, [transformers.__version__, tokenizers.__version__]])[:16]
     return lengths_folder(site) / f"{rows_hash(prepared.folder, split)}-{tokens}.npy"

@@ -31,7 +31,9 @@ from ftlib.models.encoding import (
     Images,
     Size,
     as_images,
+    image_inputs_per_row,
     join_image_inputs,
+    model_inputs,
     pad_left,
     position_ids,
 )
@@ -160,13 +162,16 @@ class PaliGemmaInputProcessor:
 
         Returns:
             input_ids, attention_mask, token_type_ids, position_ids, labels: shape (rows, longest), int64; pixel_values
-            of all images of all rows: shape (images, 3, size, size), float32; missing without images.
+            of all images of all rows: shape (images, 3, size, size), float32; missing without images. Unless each row
+            has one image, also how many are a row's (`encoding.PER_ROW`).
         """
-        return {**self._text_batch(rows), **join_image_inputs(rows)}
+        usual = all(len(row.image_inputs.get("pixel_values", ())) == 1 for row in rows)
+        return {**self._text_batch(rows), **join_image_inputs(rows), **({} if usual else image_inputs_per_row(rows))}
 
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`collate` without labels and positions."""
-        return {name: tensor for name, tensor in self.collate(rows).items() if name not in ("labels", "position_ids")}
+        """The model's arguments of `collate`, without positions."""
+        named = model_inputs(self.collate(rows))
+        return {name: tensor for name, tensor in named.items() if name not in ("use_cache", "position_ids")}
 
     def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """A batch of questions on the model's device; every image goes through the vision tower once.

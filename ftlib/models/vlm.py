@@ -36,7 +36,9 @@ from ftlib.models.encoding import (
     Images,
     Size,
     as_images,
+    image_inputs_per_row,
     join_image_inputs,
+    model_inputs,
     pad_left,
     position_ids,
 )
@@ -141,7 +143,7 @@ class VisionLanguageProcessor:
             processor = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_fast=False
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
             problem = f"{folder}: no processor can be read from it: {load_error_message(error)}"
             raise UserError(problem, _package_remedy(error) or _REMEDY) from None
         if not hasattr(processor, "image_processor") or not getattr(processor, "image_token", None):
@@ -228,15 +230,17 @@ class VisionLanguageProcessor:
 
         Returns:
             input_ids, attention_mask, labels, and what the model has of `_TYPE_IDS`: shape (rows, longest), int64; the
-            image processor's arguments, whose first axis counts images, tiles or patches.
+            image processor's arguments, whose first axis counts images, tiles or patches; how many of these are a
+            row's (`encoding.PER_ROW`).
         """
         batch = pad_left(rows, self.pad_token_id)
         types = (batch["input_ids"] == self._image_id).long()
-        return {**batch, **dict.fromkeys(self._type_ids, types), **join_image_inputs(rows)}
+        images = {**join_image_inputs(rows), **image_inputs_per_row(rows)}
+        return {**batch, **dict.fromkeys(self._type_ids, types), **images}
 
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`collate` without labels."""
-        return {name: tensor for name, tensor in self.collate(rows).items() if name != "labels"}
+        """The model's arguments of `collate`."""
+        return {name: tensor for name, tensor in model_inputs(self.collate(rows)).items() if name != "use_cache"}
 
     def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Any]:
         """A batch of questions on the model's device.
@@ -377,7 +381,7 @@ def _tensor(value: Any) -> Tensor:
 def _package_remedy(error: Exception) -> str:
     """How to install what transformers misses."""
     missing = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
-    return f"pip install 'ftlib[vlm]' ({' and '.join(missing)})" if missing else ""
+    return f"pip install 'ftlib[vlm]' ({' and '.join(missing)}); ftlib doctor CONFIG checks it" if missing else ""
 
 
 def module_group(model: torch.nn.Module, name: str) -> str:

@@ -146,8 +146,15 @@ def test_predict_with_and_without_context(trained: Path, base: Path, ftlib: Ftli
     questions.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
     code, output, _ = ftlib("predict", "instruct", "--file", questions, "--json")
     records = json.loads(output)
-    assert code == 0 and records[0] == {"prompt": "reverse", "answer": without, "answer with context": with_it}
-    assert records[1] == {"prompt": "reverse", "answer": without} and set(records[2]) == {"prompt", "answer"}
+    sure = ("mean_logprob", "min_logprob", "answer_tokens")
+    assert code == 0 and list(records[0]) == [
+        *("prompt", "answer", *sure),
+        *(f"{name} with context" for name in ("answer", *sure)),
+    ]
+    assert (records[0]["answer"], records[0]["answer with context"]) == (without, with_it)
+    assert records[1] == {name: records[0][name] for name in ("prompt", "answer", *sure)}
+    for record in records:
+        assert record["min_logprob"] <= record["mean_logprob"] <= 0 < record["answer_tokens"]
 
 
 def test_a_split_with_and_without_context(trained: Path, base: Path, ftlib: Ftlib, tmp_path: Path) -> None:

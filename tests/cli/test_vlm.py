@@ -9,13 +9,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ftlib.models.loading import load_weights
 from ftlib.models.vlm import module_group
+from tests.cli.test_export import loaded
 from tests.conftest import FULL, LORA, read_lines
 from tests.models import tiny_vlm
 from tests.models.test_vlm import ARCHITECTURES, require_packages
@@ -57,6 +60,10 @@ def test_the_chain_is_resumed_bit_for_bit_and_its_result_is_plain(
     for command in ("stage", "prepare"):
         code, _, error = ftlib(command, config)
         assert code == 0, error
+    code, planned, error = ftlib("plan", config, "--json", "--gpu", "4GiB", "batch.auto=true")
+    assert code == 0, error
+    tokens = np.load(next((store / "lengths").glob("*.npy"))).sum(axis=1)
+    assert json.loads(planned)["rows"]["tokens"] == tokens.max()
     straight = run_of(config, tmp_path / "straight")
     code, _, error = ftlib("train", config)
     assert code == 0, error
@@ -79,6 +86,16 @@ def test_the_chain_is_resumed_bit_for_bit_and_its_result_is_plain(
     assert json.loads(answer)[0]["answer"].strip() == plain_answer(base, stopped.folder / "adapter", picture).strip()
     assert ftlib("report", stopped.folder)[0] == 0
 
+    for words in (("export", stopped.folder), ("merge", "--base", base, "--model", stopped.folder, "--model",
+                                               straight.folder, "--method", "linear")):  # fmt: skip
+        whole = tmp_path / str(words[0])
+        code, _, error = ftlib(*words, "-o", whole)
+        assert code == 0, error
+        names = {"FOLDER": whole}
+        card = stopped.folder / "adapter" / "README.md"
+        model, processor = loaded(card, 1, names)
+        assert greedy(model.eval(), processor, picture).strip() == json.loads(answer)[0]["answer"].strip()
+
 
 def plain_answer(base: Path, adapter: Path, picture: Path) -> str:
     """The greedy answer as a user without ftlib gets it."""
@@ -87,6 +104,10 @@ def plain_answer(base: Path, adapter: Path, picture: Path) -> str:
 
     processor = AutoProcessor.from_pretrained(base, use_fast=False)
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
+    return greedy(model, processor, picture)
+
+
+def greedy(model: Any, processor: Any, picture: Path) -> str:
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which digit is this?"}]}]
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     with Image.open(picture) as image:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import pwd
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
-from tests.cluster.conftest import FINISHED, USER, Cluster, status
+import pytest
+
+from tests.cluster.conftest import FINISHED, MEMBER, USER, Cluster, status
 
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
 
@@ -34,6 +38,55 @@ def test_a_run_is_watched_and_cancelled_by_name(cluster: Cluster) -> None:
     assert "1 missing" in again.stderr, "what was cancelled can be submitted again"
 
 
+LOST_ANSWERS = {
+    "timed out": "/usr/bin/sbatch \"$@\" >&2; echo 'Batch job submission failed: Socket timed out on send/recv' >&2; exit 1",
+    "killed after": '/usr/bin/sbatch "$@"; kill -9 $PPID',
+    "killed before": "kill -9 $PPID",
+    "disk full": '/usr/bin/sbatch "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null',
+}
+"""What an sbatch does that is called by `ftlib submit`."""
+
+
+@pytest.mark.parametrize("how", LOST_ANSWERS)
+def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> None:
+    """The job is found by `status`, not sent again, and cancelled; what was not sent is sent once."""
+    runs, program, user = cluster.home / f"runs {how}", cluster.home / "lost answers" / "sbatch", pwd.getpwnam(USER)
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/bash\nif [[ $1 == --test-only ]]; then exit; fi\n{LOST_ANSWERS[how]}\n")
+    program.chmod(0o755)
+    runs.mkdir()
+    options = f"size=64m,mode=700,uid={user.pw_uid},gid={user.pw_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", runs], check=True)
+    name = f"lost-{how.replace(' ', '-')}"
+    what = f"submit configs/digits.yaml name={name} {SMALL} 'job.sbatch={{hold: true}}'"
+    queue = ["squeue", "-h", "-u", USER, "-o", "%i %j"]
+    queued = lambda: [  # noqa: E731
+        line.split()[0]
+        for line in subprocess.run(queue, capture_output=True, text=True).stdout.splitlines()
+        if name in line
+    ]
+    try:
+        first = cluster.ftlib(what, FTLIB_RUNS=runs, PATH=f"{program.parent}:/usr/bin:/bin")
+        sent = queued()
+        assert len(sent) == (how != "killed before"), first.stderr
+        assert first.returncode == {"timed out": 0, "disk full": 2}.get(how, -signal.SIGKILL), first.stderr
+        if how == "timed out":
+            assert first.stdout.split() == sent and f"job {sent[0]} waits for JobHeldUser: it is held" in first.stderr
+        (runs / "filler").unlink(missing_ok=True)
+        if sent:
+            found = status(cluster, name, runs)
+            assert (found["state"], found["job"]) == ("queued", sent[0])
+        again = cluster.ftlib(what, FTLIB_RUNS=runs)
+        assert again.returncode == 0 and ("1 queued or running" in again.stderr) == bool(sent), again.stderr
+        (job,) = queued()
+        assert sent in ([], [job]) and again.stdout.split() == ([] if sent else [job])
+        assert f"cancelled job {job}" in cluster.ftlib(f"cancel {name}", FTLIB_RUNS=runs).stderr
+        cluster.wait_until(lambda: not queued(), "its cancellation", 30)
+    finally:
+        subprocess.run(["scancel", *queued()], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", runs], check=True)
+
+
 def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
     runs = cluster.home / "mistaken"
     (cluster.home / "nowhere").mkdir()  # `submit` refuses a folder that is not there
@@ -42,20 +95,6 @@ def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
     assert cluster.wait(job) == "FAILED"
     found = status(cluster, "mistaken", runs)
     assert found["state"] == "never begun" and "nowhere" in found["reason"]
-
-
-def test_two_users_share_a_store_whatever_their_umask(cluster: Cluster) -> None:
-    store = cluster.home / "group store"
-    store.mkdir()
-    shutil.chown(store, USER, USER)
-    store.chmod(0o2775)
-    chain = ((USER, "stage"), ("nobody", "stage"), ("nobody", "prepare"), (USER, "prepare"), (USER, "train"))
-    for user, command in chain:
-        what = f"umask 077; jobs/run.sh ftlib {command} configs/digits.yaml training.max_steps=2"
-        done = cluster.shell(what, user=user, FTLIB_STORE=store, FTLIB_IMAGE=cluster.image)
-        assert done.returncode == 0, f"{user}: {command}: {done.stderr}"
-    owners = {path.owner() for path in (store / "prepared").iterdir()}
-    assert owners == {"nobody"} and (store / "runs" / USER / "digits").is_dir()
 
 
 def test_doctor_in_a_job_finds_the_gpu_that_is_none(cluster: Cluster) -> None:
@@ -94,7 +133,7 @@ def test_a_token_in_the_environment_is_in_no_file_and_no_process_list(cluster: C
 
 def test_nobody_else_s_code_runs(cluster: Cluster) -> None:
     """Another member of the group can neither replace a run nor have a script of theirs run in a job of the user."""
-    store, other = cluster.home / "guarded store", "nobody"
+    store, other = cluster.home / "guarded store", MEMBER
     store.mkdir()
     shutil.chown(store, USER, USER)
     store.chmod(0o2770)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ftlib.metrics.answers import CONFIDENCE_FIELDS
 from tests.conftest import read_lines
 from tests.golden.conftest import Command, Golden, Result, run_process
 from tests.golden.normal import blank_decimals, said, squeezed
@@ -206,12 +207,14 @@ def test_evaluation_files(chain: Chain, golden: Golden, split: str) -> None:
     found = without({**scores, "comparison": comparison}, "weights", "of", "sentence", "verdict")
     golden.json(f"chain/scores-{split}.json", found, **SCORES, **LOSSES)
     rows = {when: read_lines(folder / when / "predictions.jsonl") for when in ("before", "after")}
-    held = {when: without(each, "prediction", "score", "finish_reason") for when, each in rows.items()}
+    held = {
+        when: without(each, "prediction", "score", "finish_reason", *CONFIDENCE_FIELDS) for when, each in rows.items()
+    }
     assert held["before"] == held["after"]
     assert {type(row["prediction"]) for row in rows["after"]} == {str}
     assert {row["score"] for row in rows["after"]} <= {0.0, 1.0}
     golden.json(f"chain/predictions-{split}.json", held["after"])
-    assert list(rows["after"][0]) == [*ROW_FIELDS, "finish_reason", "score"]
+    assert list(rows["after"][0]) == [*ROW_FIELDS, "finish_reason", *CONFIDENCE_FIELDS, "score"]
 
 
 NOT_HELD = ("time", "host", "log", "seconds")

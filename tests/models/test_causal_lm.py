@@ -18,9 +18,10 @@ from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.causal_lm import CausalProcessor
 from ftlib.models.encoding import IGNORE_INDEX, EncodedExample
-from ftlib.models.generation import generate_answers, label_loglikelihoods
+from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_adapter, load_weights
 from ftlib.models.loss import answer_loss, count_items
+from tests.models.logprobs import assert_logprobs_are_the_models_own
 from tests.models.tiny_causal import ARCHITECTURES, save
 
 pytestmark = pytest.mark.gates
@@ -189,6 +190,7 @@ def test_answers_of_a_batch_are_those_of_single_rows_and_of_transformers(
     together = generate_answers(model, inputs, rows, 12)
     assert together == [generate_answers(model, inputs, [row], 12)[0] for row in rows]
     assert len(set(together)) == len(rows)
+    assert_logprobs_are_the_models_own(model, inputs, rows, generate_with_logprobs(model, inputs, rows, 12))
     settings = GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=inputs.eos_token_id)
     for row, answer in zip(rows, together, strict=True):
         ids = model.generate(

@@ -11,10 +11,11 @@ from transformers import GenerationConfig
 
 from ftlib.models import generation
 from ftlib.models.encoding import EncodedExample
-from ftlib.models.generation import generate_answers, label_loglikelihoods
+from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods, token_ends
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss
 from ftlib.models.paligemma import PaliGemmaInputProcessor
+from tests.models.logprobs import assert_logprobs_are_the_models_own
 
 pytestmark = pytest.mark.gates
 
@@ -60,6 +61,41 @@ def test_answers_are_those_of_transformers(
     ids = model.generate(**batch, generation_config=settings)[:, batch["input_ids"].shape[1] :]
     assert answers == [inputs.decode(row.tolist()) for row in ids]
     assert len(set(answers)) > 3
+
+
+SAMPLING = {"do_sample": True, "temperature": 0.5, "top_k": 5, "repetition_penalty": 1.2}
+
+
+@pytest.mark.parametrize(("num_beams", "generation"), [(1, None), (3, None), (1, SAMPLING)])
+def test_logprobs_are_the_models_own(
+    model: torch.nn.Module,
+    inputs: PaliGemmaInputProcessor,
+    rows: list[EncodedExample],
+    num_beams: int,
+    generation: dict[str, object] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the chosen beam, and without temperature and penalties; some answers end early, others are cut off."""
+    monkeypatch.setattr(inputs, "eos_token_id", generate_with_logprobs(model, inputs, rows[:1], 4)[0].token_ids[2])
+    answers = generate_with_logprobs(model, inputs, rows[:9], 8, num_beams, generation)
+    assert [one.text for one in answers] == generate_answers(model, inputs, rows[:9], 8, num_beams, generation)
+    assert_logprobs_are_the_models_own(model, inputs, rows[:9], answers)
+    assert answers[0].ended or num_beams > 1 or generation
+    for one in answers:
+        ends = token_ends(inputs, one)
+        assert ends == sorted(ends) and ends[-1] == len(one.text) and len(ends) == len(one.token_ids)
+
+
+def test_logits_of_one_token_per_row_are_kept(
+    model: torch.nn.Module, inputs: PaliGemmaInputProcessor, rows: list[EncodedExample]
+) -> None:
+    """Never those of all tokens: with 257,152 words 32 answers of 256 tokens would be 8 GiB."""
+    shapes = []
+    watch = model.get_output_embeddings().register_forward_hook(lambda *seen: shapes.append(seen[-1].shape[:2]))
+    generate_with_logprobs(model, inputs, rows, 8)
+    generate_with_logprobs(model, inputs, rows, 8, generation={"do_sample": False})
+    watch.remove()
+    assert {columns for _, columns in shapes} == {1} and max(count for count, _ in shapes) == len(rows)
 
 
 def test_a_finished_row_leaves_the_batch(

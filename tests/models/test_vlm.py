@@ -19,12 +19,13 @@ from transformers import AutoProcessor, Florence2Config, PreTrainedModel
 from ftlib.config.schema import Lora
 from ftlib.errors import UserError
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs
-from ftlib.models.generation import generate_answers, label_loglikelihoods
+from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs, split_batch
+from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.loss import answer_loss
+from ftlib.models.loss import answer_loss, count_items
 from ftlib.models.vlm import VisionLanguageProcessor, module_group
 from tests.models import tiny_vlm
+from tests.models.logprobs import assert_logprobs_are_the_models_own
 
 WITHOUT_TORCHVISION = ("gemma3", "idefics3")
 ARCHITECTURES = [
@@ -113,6 +114,10 @@ def test_loss_is_the_model_s_own_and_does_not_depend_on_the_batch(
         found = float(answer_loss(model, batch, "token"))
         own = float(model(**model_inputs(batch), labels=batch["labels"]).loss)
         alone = [float(answer_loss(model, inputs.collate([row]), "token")) * row.n_labels for row in rows]
+        pieces = [
+            answer_loss(model, piece, "token", count_items(batch["labels"], "token")) for piece in split_batch(batch, 2)
+        ]
+    assert len(pieces) == 2 and float(sum(pieces)) == pytest.approx(found, abs=1e-5)
     assert found == pytest.approx(own, abs=1e-5)
     assert found == pytest.approx(sum(alone) / sum(row.n_labels for row in rows), abs=1e-5)
 
@@ -126,6 +131,7 @@ def test_answers_are_those_of_generate(
     assert any(found)
     assert found == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
     assert found == [generate_answers(model, inputs, [row], 8)[0] for row in rows]
+    assert_logprobs_are_the_models_own(model, inputs, rows, generate_with_logprobs(model, inputs, rows, 8))
 
 
 def test_likelihoods_are_those_of_training_rows(
