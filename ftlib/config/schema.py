@@ -337,6 +337,8 @@ class Data(Section):
     """Template with fields of the row in braces, `alpaca`, or `chat` (the model's chat template). Default for task
     instruct: `alpaca`.
     """
+    allow_urls: bool = False
+    """`ftlib stage` downloads images that rows name by https URL, from the public internet only."""
     chat_turns: Literal["rows", "all", "last"] = "rows"
     """Conversations with several answers. `rows`: every answer is a row, with the turns before it as its prompt;
     `all`: a conversation is one row, with loss on all its answers; `last`: it is one row, with loss on the last answer.
