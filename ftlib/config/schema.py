@@ -337,14 +337,16 @@ class Data(Section):
     """Template with fields of the row in braces, `alpaca`, or `chat` (the model's chat template). Default for task
     instruct: `alpaca`.
     """
+    allow_urls: bool = False
+    """`ftlib stage` downloads images that rows name by https URL, from the public internet only."""
+    chat_turns: Literal["rows", "all", "last"] = "rows"
+    """Conversations with several answers. `rows`: every answer is a row, with the turns before it as its prompt;
+    `all`: a conversation is one row, with loss on all its answers; `last`: it is one row, with loss on the last answer.
+    """
     box_format: BoxFormat = "location_tokens"
     """Tasks detect and refer: how answers write boxes. `location_tokens`: as PaliGemma (`<loc0123>`). JSON with
     `bbox_2d` and `label`, as Qwen-VL: in pixels of the image file (`json_pixels`; rows need `width` and `height`) or
     in thousandths of its width and height (`json_1000`). Answers in location tokens are converted.
-    """
-    chat_turns: Literal["rows", "all", "last"] = "rows"
-    """Conversations with several answers. `rows`: every answer is a row, with the turns before it as its prompt;
-    `all`: a conversation is one row, with loss on all its answers; `last`: it is one row, with loss on the last answer.
     """
     on_bad: Literal["stop", "skip"] = "stop"
     """Invalid records: stop with a list of them, or skip and count them."""

@@ -93,13 +93,13 @@ def longest_row(
     rows, images = prepared.rows("train"), ImageFolder(prepared.root, config.data.max_pixels)
     lengths = cached_token_lengths(rows, config.data.templates, inputs, cache, images)
     found = _longest_row(config, lengths, inputs.max_length)
-    if not inputs.length_depends_on_image:
-        return found, True
     totals = lengths.sum(axis=1)
     longest = rows[int(np.where(totals <= found.tokens, totals, 0).argmax())]
-    row = inputs.encode_train(
-        render_prompt(longest, config.data.templates), Image.new("RGB", images.size(longest.image)), longest.suffix
-    )
+    usual = len(longest.images) == int(config.model.entry.images)
+    if usual and not inputs.length_depends_on_image:
+        return found, True
+    blank = [Image.new("RGB", images.size(name)) for name in longest.images]
+    row = inputs.encode_train(render_prompt(longest, config.data.templates), blank, longest.suffix)
     return replace(found, batch=inputs.collate([row])), True
 
 

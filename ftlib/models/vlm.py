@@ -288,7 +288,7 @@ class VisionLanguageProcessor:
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _render(self, prompt: str, images: int) -> str:
+    def _render(self, prompt: str, images: int = 1) -> str:
         turns = prompt if self._conversations and prompt else json.dumps([{"role": "user", "content": prompt}])
         return self._chat.prompt(turns, images)
 

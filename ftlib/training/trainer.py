@@ -196,7 +196,7 @@ class ResumableTrainer(Trainer):
         """Return this micro-batch's share of the loss, times the number of ranks: DDP averages the gradients."""
         loss = self.config.loss
         part = answer_loss(model, inputs, loss.average, num_items_in_batch, loss.label_smoothing)
-        if self.config.model.entry.images and not any(name.startswith("pixel") for name in inputs):
+        if self.config.model.entry.images and not any(name.startswith("pixel_values") for name in inputs):
             # Without a gradient (even zero) for the vision tower, DDP would wait for ever for ranks with images, and
             # the optimizer would treat a step without images otherwise than one whose other ranks have some.
             part = part + sum((0.0 * parameter.flatten()[0].float() for parameter in self._vision_parameters), 0.0)

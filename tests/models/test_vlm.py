@@ -102,7 +102,7 @@ def test_only_the_answer_and_its_end_carry_labels(inputs: VisionLanguageProcesso
         assert inputs.decode(kept) == answer and kept[-1] == inputs.eos_token_id
         assert inputs._image_id not in kept and inputs._image_id in ids.tolist()
         assert kept.count(inputs.eos_token_id) == 1
-    lengths = inputs.token_lengths(PROMPTS, ANSWERS, SIZES)
+    lengths = inputs.token_lengths(PROMPTS, ANSWERS, [[size] for size in SIZES])
     assert lengths == [(len(row.input_ids) - row.n_labels, row.n_labels) for row in rows]
 
 
