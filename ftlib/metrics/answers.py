@@ -14,6 +14,23 @@ _REPEATED = re.compile(r"(.{2,80}?)\1{3,}.{0,80}$", re.DOTALL)
 """The same two or more characters four times in a row, at the end."""
 
 
+def add_answer_counts(
+    scores: dict[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    labels: Sequence[str] = (),
+    max_new_tokens: int | None = None,
+) -> None:
+    """Add the counts of such answers to scores, as `answers`, and remarks about them.
+
+    Args:
+        scores: see `summary.summary`; changed.
+        records, labels: see `count_answers`.
+        max_new_tokens: see `answer_remarks`.
+    """
+    scores["answers"] = count_answers(records, labels)
+    scores["remarks"] += answer_remarks(scores["answers"], len(records), max_new_tokens)
+
+
 def count_answers(records: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> dict[str, int | None]:
     """Count such answers.
 
