@@ -14,7 +14,7 @@ from ftlib.metrics.uncertainty import FEW_GROUPS, LEVEL, Interval
 
 INTERVAL_METHOD = (
     f"level {LEVEL}: Wilson's interval with the jackknife's standard error over images or documents, and Student's "
-    "quantile; a share of independent yes/no rows: Wilson"
+    "quantile with Satterthwaite's degrees of freedom; a share of independent yes/no rows: Wilson"
 )
 
 
