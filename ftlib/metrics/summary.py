@@ -49,7 +49,8 @@ def remarks(result: MetricResult) -> list[str]:
     said += result.remarks
     groups = len(result.sample.groups)
     if groups < FEW_GROUPS:
-        said.append(f"Only {groups} independent row{'s' * (groups > 1)}: these scores are rough; do not choose between models by them.")
+        rows = f"{groups} independent row{'s' * (groups > 1)}"
+        said.append(f"Only {rows}: these scores are rough; do not choose between models by them.")
     return said
 
 

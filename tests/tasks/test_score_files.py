@@ -60,3 +60,19 @@ def test_labels_but_for_case_are_told(tmp_path: Path) -> None:
     scores = score_files("classify", *pair(tmp_path, ["Dog.", "cat"], ["dog", "cat"]))
     assert scores["answers"]["almost_labels"] == 1 and scores["invalid"] == 1
     assert any("labels but for case or a full stop" in remark for remark in scores["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "remark"),
+    [
+        ("Question: where? Answer: Paris", "Paris", "2 of 2 answers contain a reference among other words"),
+        ("cafe\u0301", "caf\u00e9", "2 of 2 answers are written with other Unicode characters"),
+        ("3.0", "3", "BLEU is 0 because"),
+        ("Parisian", "Paris", ""),
+    ],
+)
+def test_wrong_but_for_their_form(answer: str, expected: str, remark: str, tmp_path: Path) -> None:
+    scores = score_files("text", *pair(tmp_path, [answer] * 2, [expected] * 2))
+    assert scores["metrics"]["exact match"]["value"] == 0
+    said = [one for one in scores["remarks"] if not one.startswith("Only 2")]
+    assert any(one.startswith(remark) for one in said) if remark else said == []
