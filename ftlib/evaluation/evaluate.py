@@ -34,7 +34,7 @@ from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
-from ftlib.metrics.answers import answer_remarks, count_answers
+from ftlib.metrics.answers import add_answer_counts
 from ftlib.metrics.comparability import answer_settings
 from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
@@ -273,8 +273,7 @@ def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dic
     evaluation, generated = request.config.evaluation, request.config.evaluation.decode == "generate"
     if generated:
         labels = request.prepared.labels if task.closed_labels else ()
-        found["answers"] = count_answers(records, labels)
-        found["remarks"] += answer_remarks(found["answers"], len(records), evaluation.max_new_tokens)
+        add_answer_counts(found, records, labels, evaluation.max_new_tokens)
     return {
         **found,
         "higher_is_better": task.higher_is_better(measured.headline),

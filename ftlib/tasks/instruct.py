@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def score(references: Sequence[Path], predictions: Path, tokenize: str = "auto")
     rows = read_text_references(single_file(references, "text"))
     answers = read_text_predictions(predictions, rows)
     groups = [row.group for row in rows]
-    return _measure(answers, [row.expected for row in rows], groups, tokenize, "--tokenize")
+    found = _measure(predictions_of(answers), [row.expected for row in rows], groups, tokenize, "--tokenize")
+    return replace(found, answers=answers)
 
 
 def _measure(
