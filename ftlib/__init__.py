@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         stage,
         status,
         submit,
+        time_steps,
         train,
     )
 
@@ -55,6 +56,7 @@ __all__ = [
     "stage",
     "status",
     "submit",
+    "time_steps",
     "train",
 ]
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ftlib.slurm.status import RunStatus
     from ftlib.slurm.submit import SubmittedRuns
     from ftlib.staging import StagedFiles
+    from ftlib.training.timing import StepTiming
 
 __all__ = [
     "Run",
@@ -67,6 +68,7 @@ __all__ = [
     "stage",
     "status",
     "submit",
+    "time_steps",
     "train",
 ]
 
@@ -175,6 +177,26 @@ def plan(
     site = find_site()
     capacity = gpu_memory_bytes() if gpu is None else parse_size(gpu) if isinstance(gpu, str) else gpu
     return plan_memory(_load_experiment(config, overrides, site).config, site, capacity)
+
+
+@_public
+def time_steps(config: ConfigLike, overrides: Overrides | None = None, *, steps: int = 8) -> StepTiming:
+    """Measure the time of a training step on this process's device, like `ftlib plan --time`. Nothing is saved.
+
+    Args:
+        steps: how many are measured, after two that are not.
+
+    Returns:
+        `device`, `step_seconds`, `rows_per_second`, and the `forecast` of the whole run.
+
+    Raises:
+        UserError: a fault in the config, nothing staged or prepared, or too little memory.
+    """
+    prefer_expandable_segments()
+    from ftlib.training import timing
+
+    site = find_site()
+    return timing.time_steps(_load_experiment(config, overrides, site), site, steps)
 
 
 @_public

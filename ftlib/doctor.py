@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -265,6 +266,55 @@ def packages() -> Iterator[CheckResult]:
     if missing:
         remedy = "A login node needs none of them. To train here: pip install 'ftlib[train]'."
         yield CheckResult("packages", f"{', '.join(missing)} not installed", remedy)
+
+
+_WITHOUT_TORCHVISION = ("Gemma3Processor", "Idefics3Processor")
+"""Processors of images that need no torchvision; those with a video part, Pixtral's and LFM2-VL's do."""
+_WITH_NUM2WORDS = ("SmolVLMProcessor",)
+
+
+def processor_packages(config: Config, folder: Path) -> Iterator[CheckResult]:
+    """Has this machine (without torch: the image) the packages that the model's processor imports?
+
+    Args:
+        folder: of the model.
+    """
+    settings = (folder / name for name in ("processor_config.json", "preprocessor_config.json"))
+    found = [files.read_json(path).get("processor_class") for path in settings if path.is_file()]
+    kind = next(filter(None, found), "")
+    if not config.model.entry.auto_processor or not kind:
+        return
+    needed = ["torchvision"] * (kind not in _WITHOUT_TORCHVISION) + ["num2words"] * (kind in _WITH_NUM2WORDS)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if importlib.util.find_spec("torch") is None:
+        program, path = container_program(), requirements.image_path(find_site(), site_settings())
+        labels = read_labels(program, path) if program and path.exists() else None
+        if labels and (missing := [name for name in needed if name not in dict(labels.packages)]):
+            remedy = "Build it again, from a base that has torchvision: sbatch jobs/build.sbatch"
+            yield CheckResult("processor", f"{kind} needs {' and '.join(missing)}, not in {path}", remedy, fatal=True)
+        return
+    fault = f"{' and '.join(missing)}, not installed" if missing else ""
+    if not fault and "torchvision" in needed:
+        try:
+            importlib.import_module("torchvision")
+        except (ImportError, RuntimeError, OSError) as error:  # built for another torch
+            why = f"{error}".partition("\n")[0]
+            fault, missing = f"torchvision, which cannot be imported: {why}", ["torchvision"]
+    if fault:
+        yield CheckResult("processor", f"{kind} needs {fault}", f"Run: {_install_line(missing)}", fatal=True)
+    elif needed:
+        yield CheckResult("processor", f"{kind}: {', '.join(map(_installed, needed))}")
+
+
+def _install_line(packages: Sequence[str]) -> str:
+    """pip's arguments; torchvision 0.N belongs to torch 2.(N - 15), and to the same build of it."""
+    version, _, build = importlib.metadata.version("torch").partition("+")
+    minor = int(version.split(".")[1]) + 15
+    names = [f"'torchvision==0.{minor}.*'" if name == "torchvision" else name for name in packages]
+    index = (
+        f" --extra-index-url https://download.pytorch.org/whl/{build}" if build and "torchvision" in packages else ""
+    )
+    return f"pip install {' '.join(names)}{index}"
 
 
 def user_packages() -> Iterator[CheckResult]:

@@ -17,6 +17,7 @@ from ftlib.core.paths import Site
 from ftlib.data import dataset
 from ftlib.data import prepare as data_prepare
 from ftlib.data.dataset import PreparedDataset
+from ftlib.data.json_boxes import box_writer
 from ftlib.data.overview import describe_dataset
 from ftlib.errors import UserError
 from ftlib.hub.cache import find_model
@@ -70,7 +71,9 @@ def check(config: Config, site: Site) -> str:
 
 
 def _row_transform(config: Config) -> RowTransform | None:
-    """Return the transform that encodes masks, if the config has a mask encoder."""
+    """Return the transform that encodes masks, if the config has a mask encoder, or writes boxes in another form."""
+    if config.data.box_format != "location_tokens":
+        return box_writer(config.data.box_format)
     if config.task != "segment" or config.evaluation.mask_decoder is None:
         return None
     from ftlib.evaluation.masks import mask_encoder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def _convert(npz: NpzCheckpoint, site: Site) -> Path:
 
 def _stage_data(data: Data, site: Site) -> Path:
     from ftlib.data.sources import hf_datasets
-    from ftlib.data.sources.registry import TOY_DATASETS
+    from ftlib.data.sources.image_references import stage_urls
+    from ftlib.data.sources.registry import TOY_DATASETS, iter_examples
 
     if data.source == "hub":
         name = data.file.partition(":")[0]
@@ -124,6 +126,9 @@ def _stage_data(data: Data, site: Site) -> Path:
             hf_datasets.fetch(data)
         else:
             log.info("its images are extracted in the container: by the job, or with `jobs/run.sh ftlib stage …`")
+    if data.allow_urls:
+        count = stage_urls(data, lambda: deque(iter_examples(data), maxlen=0))
+        log.info(f"images by URL: {count:,}")
     root = Path(data.root)
     if data.source in TOY_DATASETS and not files.is_complete(root):
         with files.atomic_directory(root) as temporary:

@@ -181,6 +181,6 @@ copy_tracked() {
             if [[ -e $name ]]; then printf '%s\0' "$name"; fi
         done | tar --null -T - -cf -) | tar -xf - -C "$to"
     else
-        tar -C "$from" --exclude=.venv --exclude=build --exclude=store --exclude=logs -cf - . | tar -xf - -C "$to"
+        tar -C "$from" --exclude=.venv --exclude=build --exclude=store --exclude=logs --exclude='./*.log' -cf - . | tar -xf - -C "$to"
     fi
 }

@@ -168,7 +168,10 @@ pin() { # CONFIG FOLDER…: more folders of the clone than ftlib/ and jobs/
         rm -rf "$pinned" "$pinned".tmp-*
         new=$(mktemp -d "$pinned.tmp-XXXXXX") && ln -s "$code" "$new/code" ||
             fail "$FTLIB_RUNS: cannot be written to (storage full?)"
-        if [[ -f ${1:-} ]]; then cp "$1" "$new/config.yaml" || fail "$1 cannot be copied to $FTLIB_RUNS"; fi
+        if [[ -f ${1:-} ]]; then # relative paths in it count from its own folder
+            cp "$1" "$new/config.yaml" && (cd "$(dirname "$1")" && pwd) > "$new/config.folder" ||
+                fail "$1 cannot be copied to $FTLIB_RUNS"
+        fi
         mv -T "$new" "$pinned"
     fi
     require_trusted "the code of this job" "$pinned/code" || exit 2
@@ -299,7 +302,11 @@ waited_in_vain() {
 # Print the memory that Slurm allocated to this job.
 memory_given() {
     if [[ ${SLURM_MEM_PER_NODE:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_NODE MiB a node, /dev/shm and tmpfs included"; return; fi
-    if [[ ${SLURM_MEM_PER_CPU:-0} != 0 ]]; then echo "it has $SLURM_MEM_PER_CPU MiB a CPU, /dev/shm and tmpfs included"; return; fi
+    if [[ ${SLURM_MEM_PER_CPU:-0} != 0 ]]; then
+        echo "it has $((SLURM_MEM_PER_CPU * ${SLURM_CPUS_ON_NODE:-1})) MiB a node, $SLURM_MEM_PER_CPU MiB for each CPU," \
+            "/dev/shm and tmpfs included"
+        return
+    fi
     echo "/dev/shm and tmpfs count"
 }
 
@@ -377,7 +384,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     fi
     if out_of_memory; then
         note killed "$code" "out of memory"
-        echo "ftlib: $command ran out of the job's memory ($(memory_given)); request more: sbatch --mem=…" >&2
+        echo "ftlib: $command ran out of the job's memory ($(memory_given)); request more: job.mem, or sbatch --mem=…" >&2
         exit "$code"
     fi
     if (( code > 128 )); then
@@ -386,7 +393,7 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
         if [[ -n $waited ]]; then
             echo "ftlib: $waited: that rank hung or died, see its output; training.ddp_timeout sets the timeout" >&2
         elif [[ -n $killed ]]; then
-            echo "ftlib: $killed: killed; if the job ran out of memory ($(memory_given)), request more: sbatch --mem=…" >&2
+            echo "ftlib: $killed: killed; if the job ran out of memory ($(memory_given)), request more: job.mem, or sbatch --mem=…" >&2
         fi
         if [[ -e $job_tmp/notes/checkpointed ]]; then requeue "$command was killed after a checkpoint"; fi
         echo "ftlib: $command was killed (signal $((code - 128))) before its first checkpoint of this start" >&2
@@ -430,7 +437,6 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     [[ $# -gt 0 ]] || fail "usage: sbatch jobs/ftlib.sbatch COMMAND …"
     local commands=$1 command
     shift
-    cd "$root" || exit 2
     enter_job
     pin "${1:-}"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi

@@ -36,6 +36,43 @@ def test_scripts_parse(path: Path) -> None:
     assert bash(f"bash -n '{path}'").stderr == ""
 
 
+BATCH_SCRIPTS = sorted(path.name for path in (REPOSITORY / "jobs").glob("*.sbatch"))
+
+
+@pytest.mark.parametrize("name", BATCH_SCRIPTS)
+@pytest.mark.parametrize("found", ["by its path", "copied", "controller away", "nowhere"])
+def test_a_batch_script_finds_its_clone_from_any_folder(tmp_path: Path, name: str, found: str) -> None:
+    """Slurm runs a copy of it, in the folder where sbatch was called; there is the log, too."""
+    clone, here = tmp_path / "the clone", tmp_path / "jobs of me"
+    for folder in (clone / "jobs", clone / "containers", here):
+        folder.mkdir(parents=True)
+    stub = 'echo "$PWD"; exit 7\n'
+    (clone / "jobs" / "run.sh").write_text(stub)
+    (clone / "containers" / "build.sh").write_text(f"#!/bin/bash\n{stub}")
+    (clone / "containers" / "build.sh").chmod(0o755)
+    path = tmp_path / f"copies/{name}" if found == "copied" else clone / "jobs" / name
+    shown = (
+        f"echo '   JobId=7 Command=/wrong'; echo '   Command={path} mine.yaml /other/jobs/x.yaml'; echo '   WorkDir=/x'"
+    )
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/bash\n{'exit 1' if found in ('controller away', 'nowhere') else shown}\n")
+    scontrol.chmod(0o755)
+    text = (REPOSITORY / "jobs" / name).read_text()
+    assert "#SBATCH --output=%x-%j.log\n" in text
+    submitted = here if found in ("by its path", "nowhere") else clone
+    settings = {
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_SUBMIT_DIR": str(submitted),
+    }
+    done = bash(f"cd '{here}'; {text}", **settings)
+    if found != "nowhere":
+        assert (done.returncode, done.stdout) == (7, f"{here}\n"), done.stderr
+    elif name != "build.sbatch":
+        assert done.returncode == 2 and "ftlib: the clone is not found: sbatch CLONE/jobs/NAME.sbatch" in done.stderr
+
+
 ONLY = "only $HOME, $USER, $SCRATCH, $WORK and keys of lines above are expanded; "
 AS_IT_IS = "put the value in single quotes to have it as it is"
 QUOTES = "quotes belong around the whole value"
@@ -237,6 +274,15 @@ def test_a_rank_that_nccl_ended_is_told(tmp_path: Path) -> None:
     told = "rank 1 timed out after 60000 ms waiting for another rank (NCCL)"
     assert done.returncode == 134 and f"ftlib: {told}" in done.stderr and "training.ddp_timeout" in done.stderr
     assert json.loads((tmp_path / "history.jsonl").read_text())["reason"] == told
+
+
+def test_memory_that_the_site_gives_for_each_cpu_is_told_for_the_node(tmp_path: Path) -> None:
+    """Nothing was requested: the site's default (DefMemPerCPU) is often too small."""
+    failing = "echo 'slurmstepd: error: Detected 1 oom_kill event in StepId=7.0' >&2; return 1"
+    given = {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "4", "SLURM_JOB_ID": "7"}
+    done = bash(STEP.format(tmp=tmp_path, srun=failing, command="train"), **given)
+    has = "(it has 4096 MiB a node, 1024 MiB for each CPU, /dev/shm and tmpfs included)"
+    assert f"ran out of the job's memory {has}; request more: job.mem, or sbatch --mem=…" in done.stderr
 
 
 def test_a_killed_rank_is_told_with_the_jobs_memory(tmp_path: Path) -> None:

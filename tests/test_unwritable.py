@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging.config  # noqa: F401  (read by submitit; other users may not reach this Python's files)
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from ftlib.cli.main import main
 from tests.conftest import CONFIG, FULL
+from tests.slurm.fake_slurm import FakeSlurm
 from tests.users import ALICE, place
 
 __all__ = ["place"]
@@ -116,6 +118,32 @@ def test_a_current_folder_of_another_user(hers: Path, environment: dict[str, str
     assert code == 2, told
     assert "Traceback" not in told and (str(hers / "here") in told or "ftlib: report." in told), told
     assert "Permission denied" in told, told
+
+
+@pytest.mark.users
+def test_a_folder_of_the_run_s_name_that_cannot_be_read(hers: Path) -> None:
+    """It is here, beside the runs: `status` finds the run all the same. A name without a run is told."""
+    for name in ("tiny", "nothing"):
+        (hers / "here" / name).mkdir(parents=True, mode=0)
+    settings = {"FTLIB_STORE": str(hers / "store")}
+    code, told = ALICE.does(answer, hers / "here", settings, "status", "tiny")
+    assert code == 0 and "done" in told, told
+    for command in (("status", "nothing"), ("predict", "nothing", "--prompt", "digit")):
+        code, told = ALICE.does(answer, hers / "here", settings, *command)
+        assert code == 2 and "ftlib: nothing: you may not read this folder" in told and "Traceback" not in told, told
+
+
+@pytest.mark.users
+@pytest.mark.parametrize("executor", ["slurm", "debug"])
+def test_submit_where_no_logs_can_be_written(hers: Path, executor: str) -> None:
+    """As in `/`."""
+    slurm = FakeSlurm(hers.parent / "bin")
+    (hers / "store" / "images" / "ftlib.sif").touch()
+    settings = {"FTLIB_STORE": str(hers / "store"), "PATH": f"{slurm.folder}:{os.environ['PATH']}"}
+    arguments = ("submit", hers / "config.yaml", "seed=7", "--executor", executor)
+    code, told = ALICE.does(answer, Path("/"), settings, *arguments)
+    assert code == 2 and "Traceback" not in told and "/logs" in told and "Permission denied" in told, told
+    assert not slurm.scripts()
 
 
 def in_the_way(kind: str, path: Path) -> None:

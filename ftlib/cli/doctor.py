@@ -69,7 +69,9 @@ def _config(path: Path, overrides: list[str]) -> Iterator[CheckResult]:
         yield from ftlib_doctor.job(config)
         requirements.require_data(experiment, here)
         requirements.require_warm_start(experiment, here)
-        yield CheckResult("model", f"{config.model.base} in {cache.find_model(config.model, here)}")
+        model = cache.find_model(config.model, here)
+        yield CheckResult("model", f"{config.model.base} in {model}")
+        yield from ftlib_doctor.processor_packages(config, model)
         if config.data.source_plugins:
             yield CheckResult("dataset", "not looked for: its source is a plugin's, and doctor runs no plugin")
             return

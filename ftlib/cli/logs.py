@@ -1,7 +1,8 @@
 """Print the end of a run's log: the newest log file of its starts and jobs.
 
-Log files are in the run folder, in `logs/` of the current or ftlib's folder, or in any folder of that name. Files
-elsewhere are not shown, because another user may have written the run's history.
+Log files are in the run folder, in `logs/` of the current or ftlib's folder, or in any folder of that name. Those of
+jobs/*.sbatch (ftlib-train-JOB.log) can be anywhere. Other files are not shown, because another user may have written
+the run's history.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _newest_log(run: Run) -> Path:
     if not known:
         raise UserError(
             f"{run.folder}: has no log file",
-            "It has not started yet, or its output went to a terminal; jobs write to logs/ where they were submitted.",
+            "It has not started yet, or its output went to a terminal; jobs write where they were submitted.",
         )
     for path in reversed(known):
         if path.is_file():

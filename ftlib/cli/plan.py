@@ -3,10 +3,14 @@
 Needs neither weights nor a GPU: a training step is simulated with the model's shapes, so config.json is enough. Row
 lengths come from the prepared data; without it, assumed lengths are used and reported. The table is printed to stderr,
 --json to stdout. Exit code 1 if the config does not fit.
+
+With --time, some steps are trained on this machine's device instead, with the staged weights and the prepared data:
+rows per second, hours, GPU-hours, and the requeues that job.time means. Nothing is saved.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,19 +18,32 @@ from ftlib import api
 from ftlib.cli import arguments
 from ftlib.core import log
 from ftlib.core.text import format_gib
-from ftlib.errors import EXIT_FAILURE
+from ftlib.errors import EXIT_FAILURE, UserError
+from ftlib.slurm.jobspec import minutes_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ftlib.memory.search import MemoryPlan
+    from ftlib.training.timing import StepTiming
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib plan CONFIG [KEY=VALUE…] [--gpu 12GiB] [--json]`"""
+    """`ftlib plan CONFIG [KEY=VALUE…] [--gpu 12GiB | --time] [--json]`"""
     command = arguments.make_parser("plan", __doc__)
     arguments.add_config_arguments(command)
     command.add_argument("--gpu", metavar="SIZE", help="memory of the GPU, such as 12GiB; default: this machine's")
     command.add_argument("--json", action="store_true", help="print the numbers to stdout, sizes in bytes")
+    command.add_argument("--time", action="store_true", help="measure the time of a step on this machine's device")
     parsed = command.parse_intermixed_args(argv)
+    if parsed.time:
+        if parsed.gpu:
+            raise UserError("--time measures on this machine's device; --gpu is for the estimate of memory")
+        timing = api.time_steps(parsed.config, parsed.overrides)
+        _show_timing(timing, parsed.config, parsed.overrides)
+        if parsed.json:
+            log.print_json(timing.to_json())
+        return 0
     plan = api.plan(parsed.config, parsed.overrides, gpu=parsed.gpu)
     _show(plan)
     if parsed.json:
@@ -40,6 +57,7 @@ def _show(plan: MemoryPlan) -> None:
     optimizer = str(plan.config.training.get("optim", "adamw_torch_fused"))
     origin = "the longest of the prepared data" if plan.found else "assumed; `ftlib prepare` makes them exact"
     log.info(f"rows of {plan.rows.tokens:,} tokens, {plan.rows.answer:,} of them answer ({origin})")
+    log.info(f"forward and backward pass of such a row: {plan.flops / 1e12:.3g} TFLOP")
     log.info(f"micro-batch {plan.config.micro_batch_size} of {plan.config.effective_batch_size} rows a step, in GiB:\n")
     without, checkpointed = (
         asdict(plan.estimates[one]) | {"together": plan.estimates[one].total} for one in (False, True)
@@ -55,6 +73,19 @@ def _show(plan: MemoryPlan) -> None:
     log.result(f"as configured it needs {format_gib(plan.estimate.total)}: {verdict} into {format_gib(plan.capacity)}")
     for checkpointing in (False, True):
         log.result(_largest_batch_size(plan, checkpointing))
+
+
+def _show_timing(timing: StepTiming, path: Path, overrides: list[str]) -> None:
+    speed = f"{timing.rows_per_second:.3g} rows/s ({timing.step_seconds:.3g} s a step of {timing.step_rows} rows"
+    log.result(f"measured on {timing.device}: {speed}, median of {timing.measured})")
+    experiment = api.load_config(path, overrides)
+    log.result(timing.forecast.describe(60.0 * minutes_of(experiment.config.job.time)))
+    if timing.on_wrong_device:
+        log.warning("job.gpus: jobs get a GPU, and this was measured on the CPU: these are not the hours of a job.")
+        command = ["sbatch", "--gres=gpu:1", "jobs/ftlib.sbatch", "plan", str(path), *overrides, "--time"]
+        log.warning(f"On a GPU: {shlex.join(command)}")
+    elif timing.gpus > 1:
+        log.warning(f"measured on one GPU: {timing.gpus} are assumed to be {timing.gpus} times as fast")
 
 
 def _largest_batch_size(plan: MemoryPlan, checkpointing: bool) -> str:

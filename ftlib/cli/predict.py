@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
     parsed = _parser().parse_args(argv)
     if bool(parsed.file) == (parsed.prompt is not None) or (parsed.file and (parsed.image or parsed.context)):
         raise UserError("predict: no input", "Pass either --prompt (with --image or --context) or --file.")
-    if parsed.draw and not parsed.image:
-        raise UserError("predict: --draw needs --image")
+    if parsed.draw and len(parsed.image or ()) != 1:
+        raise UserError("predict: --draw needs --image" + (", and a single one" if parsed.image else ""))
     site = find_site()
     name = arguments.find_model_or_run(parsed.run, site)
     from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
@@ -31,11 +31,12 @@ def main(argv: list[str]) -> int:
     if parsed.file:
         asked = read_queries(parsed.file)
     else:
-        asked = [Query(parsed.prompt, parsed.image, text_or_file(parsed.context))]
+        first, *others = parsed.image or [None]
+        asked = [Query(parsed.prompt, first, text_or_file(parsed.context), other_images=tuple(others))]
     records = predict(model, settings, asked)
     log.print_json(records) if parsed.json else log.print_result(_format_answers(records))
     if parsed.draw:
-        draw_answer(parsed.draw, parsed.image, model.config.data, records[0]["answer"], settings.mask_decoder)
+        draw_answer(parsed.draw, parsed.image[0], model.config.data, records[0]["answer"], settings.mask_decoder)
         log.info(f"drawn: {parsed.draw}")
     return 0
 
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     command = arguments.make_parser("predict", __doc__)
     command.add_argument("run", metavar="RUN", help="run folder or its name, or the folder of a model")
     command.add_argument("--prompt", metavar="P", help="the question; for PaliGemma the whole prompt, as in training")
-    command.add_argument("--image", metavar="F", type=Path, help="image file, for PaliGemma")
+    command.add_argument("--image", metavar="F", type=Path, action="append", help="image file, for PaliGemma")
     command.add_argument("--context", metavar="F|TEXT", default="", help="text, or a text file, for causal models")
     command.add_argument("--file", metavar="F", type=Path, help="JSONL file of questions")
     arguments.add_max_new_tokens_argument(command)

@@ -148,6 +148,14 @@ class RawConfig:
     data: dict[str, Any]
     locations: dict[yaml12.KeyPath, str]
 
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of the file count from. jobs/run.sh notes it beside a job's copy."""
+        noted = self.path.with_name("config.folder")
+        if self.path.name == RUN_CONFIG and noted.is_file():
+            return Path(noted.read_text().removesuffix("\n"))
+        return self.path.absolute().parent
+
     def location(self, key: yaml12.KeyPath) -> str:
         """Return the location of a key, or of the closest enclosing section."""
         known = (self.locations[key[:length]] for length in range(len(key), 0, -1) if key[:length] in self.locations)
@@ -265,7 +273,7 @@ def validate_experiment(source: RawConfig, site: Site, environment: Mapping[str,
     own = source.path.absolute().parent.name if source.path.name == RUN_CONFIG else ""
     from_here = _with_stored_paths(written, source, site, Path.cwd())  # as version 0.1 took relative paths
     kept = any(identity(written, recipe) == own for recipe in recipes_of(written))
-    config = from_here if kept else _with_stored_paths(written, source, site, source.path.absolute().parent)
+    config = from_here if kept else _with_stored_paths(written, source, site, source.folder)
     npz = find_npz_checkpoint(config.model, site)
     if npz:  # from here on, the base is the converted model
         base = stored_path(npz.folder, site.store)
@@ -329,7 +337,7 @@ def _resolved_plugins(source: RawConfig, variables: Mapping[str, str], errors: l
 
 
 def _read_plugin(text: str, key: yaml12.KeyPath, source: RawConfig, variables: Mapping[str, str]) -> dict[str, Any]:
-    here = Path.cwd() if source.location(key) in (_COMMAND_LINE, _OVERRIDES) else source.path.absolute().parent
+    here = Path.cwd() if source.location(key) in (_COMMAND_LINE, _OVERRIDES) else source.folder
     path = here / Path(_expand(text, key, variables, [])).expanduser()
     content = plugins.read(path)
     registers = plugins.declared(content, path)
@@ -431,7 +439,7 @@ def validate_section(schema: type[S], data: dict[str, Any], site: Site) -> S:
 
 
 def _with_absolute_paths(section: S, source: RawConfig, site: Site) -> S:
-    located = _with_stored_paths(section, source, site, source.path.absolute().parent)
+    located = _with_stored_paths(section, source, site, source.folder)
     return map_paths(located, lambda key, text, kind: text.replace(STORE, str(site.store), 1))
 
 

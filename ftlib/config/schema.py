@@ -176,10 +176,13 @@ class Round(Section):
 
 # The `data` section: sources, prompts and splits.
 
-Column = Literal["id", "image", "prefix", "suffix", "references", "part"]
+Column = Literal["id", "image", "images", "messages", "prefix", "suffix", "references", "part"]
 SplitMeaning = Literal["train", "valid", "test", "left_out"]
 Categories = Literal["present", "all"]
 """Categories in the prompt of a `coco_detection` image: those in the image, or all."""
+
+BoxFormat = Literal["location_tokens", "json_pixels", "json_1000"]
+"""How answers write boxes, see `data.json_boxes`."""
 
 CHAT = "chat"
 """Value of `data.prompt` for the model's chat template."""
@@ -334,6 +337,17 @@ class Data(Section):
     """Template with fields of the row in braces, `alpaca`, or `chat` (the model's chat template). Default for task
     instruct: `alpaca`.
     """
+    allow_urls: bool = False
+    """`ftlib stage` downloads images that rows name by https URL, from the public internet only."""
+    chat_turns: Literal["rows", "all", "last"] = "rows"
+    """Conversations with several answers. `rows`: every answer is a row, with the turns before it as its prompt;
+    `all`: a conversation is one row, with loss on all its answers; `last`: it is one row, with loss on the last answer.
+    """
+    box_format: BoxFormat = "location_tokens"
+    """Tasks detect and refer: how answers write boxes. `location_tokens`: as PaliGemma (`<loc0123>`). JSON with
+    `bbox_2d` and `label`, as Qwen-VL: in pixels of the image file (`json_pixels`; rows need `width` and `height`) or
+    in thousandths of its width and height (`json_1000`). Answers in location tokens are converted.
+    """
     on_bad: Literal["stop", "skip"] = "stop"
     """Invalid records: stop with a list of them, or skip and count them."""
     frames: Literal["first", "middle", "last", "all", "exclude"] = "first"
@@ -369,6 +383,8 @@ class Data(Section):
         if self.parts and (own_places or not self.balanced or self.categories != "present"):
             keys = "file, files, columns, splits, encoding, balanced and categories"
             raise ValueError(f"for a mixture, set {keys} in its parts")
+        if self.chat_turns == "all" and self.prompt != CHAT:
+            raise ValueError("chat_turns: all requires prompt: chat; with another prompt set rows or last")
         own = [part.prompt for part in self.parts if part.prompt is not None]
         if CHAT in own or (own and self.prompt == CHAT):
             raise ValueError(
@@ -1003,10 +1019,16 @@ class Config(Section):
             raise ValueError(f"loss.on: everything and loss.packing require model.family: {_families('packing')}")
         if family and not family.chat and self.data.prompt == CHAT:
             raise ValueError(f"data.prompt: chat requires model.family: {_families('chat')}")
-        if self.model.chat_template_arguments and self.data.prompt != CHAT and self.model.family != "vlm":
-            raise ValueError("model.chat_template_arguments requires data.prompt: chat or model.family: vlm")
-        if self.model.image_arguments and self.model.family != "vlm":
-            raise ValueError("model.image_arguments requires model.family: vlm")
+        if family and not family.auto_processor:
+            families = _families("auto_processor")
+            if self.model.chat_template_arguments and self.data.prompt != CHAT:
+                raise ValueError(
+                    f"model.chat_template_arguments requires data.prompt: chat or model.family: {families}"
+                )
+            if self.model.image_arguments:
+                raise ValueError(f"model.image_arguments requires model.family: {families}")
+        if self.data.box_format != "location_tokens" and self.task not in ("detect", "refer"):
+            raise ValueError(f"data.box_format: {self.data.box_format} requires task: detect or refer")
         if self.evaluation.without_context and self.task != "instruct":
             raise ValueError("evaluation.without_context requires task: instruct; rows of other tasks have no context")
         if self.loss.packing and self.loss.average == "example":
@@ -1030,8 +1052,6 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not auto and "bf16" not in modes:
             problem = "adapter.method: attention mixes float32 and bfloat16 weights"
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
-        if self.batch.auto and self.model.family == "vlm":
-            raise ValueError("batch.auto does not know model.family: vlm; set training.per_device_train_batch_size")
         if self.batch.auto and self.job.world_size > 1:
             raise ValueError("batch.auto supports one GPU; with several, set training.per_device_train_batch_size")
         self._check_parts()

@@ -36,7 +36,7 @@ _FACTS: dict[str, dict[str, type]] = {
     "task": {"title": str, "metrics": dict, "closed_labels": bool},
     "source": {"title": str, "split_files": str, "split_names": bool, "encodings": bool},
     "model": {"title": str, "model_class": str, "pipeline_tag": str, "parts": list, "images": bool, "chat": bool,
-              "packing": bool},
+              "packing": bool, "auto_processor": bool},
 }  # fmt: skip
 _NEEDED = {"task": ("metrics",), "source": (), "model": ("model_class", "pipeline_tag")}
 _PARTS = {"vision", "projector", "embeddings", "language"}

@@ -76,9 +76,11 @@ class ModelEntry:
         model_class: the class of transformers that loads its weights.
         pipeline_tag: of model cards.
         parts: that `adapter.freeze` may name and its models have.
-        images: whether its rows have images; they must, or must not.
+        images: whether its rows may have images: none, one or several.
         chat: whether it has chat templates (`data.prompt: chat`).
         packing: whether rows can share sequences and prompts carry loss (`loss.packing`, `loss.on: everything`).
+        auto_processor: whether all prompts and images go through the model's own processor: every prompt is written by
+            its chat template, images as `model.image_arguments` say, and their tokens depend on their size.
         module: that implements it; "" for a plugin's.
     """
 
@@ -90,6 +92,7 @@ class ModelEntry:
     images: bool = False
     chat: bool = False
     packing: bool = False
+    auto_processor: bool = False
     module: str = ""
 
 
@@ -151,7 +154,7 @@ MODELS: dict[str, ModelEntry] = {
                    module="ftlib.models.paligemma"),
         ModelEntry("vlm", "vision-language models with a chat template", "AutoModelForImageTextToText",
                    "image-text-to-text", parts=("vision", "projector", "embeddings", "language"), images=True,
-                   chat=True, module="ftlib.models.vlm"),
+                   chat=True, auto_processor=True, module="ftlib.models.vlm"),
         ModelEntry("causal", "causal language models", "AutoModelForCausalLM", "text-generation",
                    chat=True, packing=True, module="ftlib.models.causal_lm"),
     )
@@ -280,6 +283,7 @@ def register_model(
     images: bool = False,
     chat: bool = False,
     packing: bool = False,
+    auto_processor: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function without arguments that returns a `models.registry.ModelFamily`.
 

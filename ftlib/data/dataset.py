@@ -51,22 +51,31 @@ Spool = Path
 """An Arrow stream written by `RowWriter`: rows before they are split."""
 
 
-def schema() -> pyarrow.Schema:
-    """Return the columns of a row; `Example` documents them."""
+def schema(several_images: bool = True) -> pyarrow.Schema:
+    """Return the columns of a row; `Example` documents them.
+
+    Args:
+        several_images: whether rows have several images; the columns of the others are omitted otherwise.
+    """
     import pyarrow
 
     text = pyarrow.string()
-    kinds = {"references": pyarrow.list_(text), "frame": pyarrow.int32()}
-    return pyarrow.schema([(name, kinds.get(name, text)) for name in COLUMNS])
+    kinds = dict.fromkeys(("references", *_OTHERS), pyarrow.list_(text)) | {"frame": pyarrow.int32()}
+    names = COLUMNS if several_images else COLUMNS[: -len(_OTHERS)]
+    return pyarrow.schema([(name, kinds.get(name, text)) for name in names])
 
 
-COLUMNS = ("id", "image", "prefix", "suffix", "references", "facts", "part", "group", "frame", "digest", "dataset")
+_OTHERS = ("other_images", "other_digests")
+COLUMNS = (
+    *("id", "image", "prefix", "suffix", "references", "facts", "part", "group", "frame", "digest", "dataset"),
+    *_OTHERS,
+)
 """In the order of the fields of `Example`."""
 
 _FACTS = COLUMNS.index("facts")
 
 
-_EMPTY: tuple[Any, ...] = ("", "", "", "", (), None, "", "", 0, "", "")
+_EMPTY: tuple[Any, ...] = ("", "", "", "", (), None, "", "", 0, "", "", (), ())
 _from_json = json.JSONDecoder().raw_decode
 
 
@@ -141,7 +150,7 @@ class SplitRows(_MappedRows):
 
     @property
     def batches(self) -> list[pyarrow.RecordBatch]:
-        """Return the rows as record batches, with the columns of `COLUMNS`."""
+        """Return the rows as record batches, with the columns of `schema`."""
         return self._batches
 
     def _open(self) -> None:
@@ -160,7 +169,8 @@ class SplitRows(_MappedRows):
     def _column(self, batch: int) -> list[_Column]:
         """Return the columns of a batch that are not all null."""
         table = self._batches[batch]
-        columns = ((index, table.column(name)) for index, name in enumerate(COLUMNS))
+        there = set(table.schema.names)
+        columns = ((index, table.column(name)) for index, name in enumerate(COLUMNS) if name in there)
         self._columns[batch] = [(index, _reader(column)) for index, column in columns if column.null_count < len(table)]
         return self._columns[batch]
 
@@ -208,10 +218,14 @@ class JsonlRows(_MappedRows):
 class RowWriter:
     """Writes a spool, which `SplitRows` reads, to a file or to memory."""
 
-    def __init__(self, sink: Path | pyarrow.NativeFile) -> None:
+    def __init__(self, sink: Path | pyarrow.NativeFile, several_images: bool = True) -> None:
+        """
+        Args:
+            several_images: see `schema`.
+        """
         import pyarrow
 
-        self._schema = schema()
+        self._schema = schema(several_images)
         self._writer = pyarrow.ipc.new_stream(str(sink) if isinstance(sink, Path) else sink, self._schema)
         self._rows: list[tuple[Any, ...]] = []
         self._count = self._characters = 0
@@ -234,7 +248,9 @@ class RowWriter:
                 row.frame or None,
                 row.digest or None,
                 row.dataset or None,
-            )
+                row.other_images or None,
+                row.other_digests or None,
+            )[: len(self._schema)]
         )
         self._count += 1
         self._characters += len(row.prefix) + len(row.suffix) + len(facts or "")
@@ -245,7 +261,7 @@ class RowWriter:
         """Add rows of another spool."""
         if len(rows):
             self._flush()
-            self._writer.write_batch(rows)
+            self._writer.write_batch(rows.select(self._schema.names))
             self._count += len(rows)
 
     def write_stream(self, rows: bytes) -> None:
@@ -429,7 +445,7 @@ def _same_images(prepared: PreparedDataset, config: Config, site: Site) -> bool:
 def image_sample(rows: Sequence[Example]) -> list[tuple[str, str]]:
     """Return name and digest of a sample of the images of a split."""
     found = (rows[index] for index in range(0, len(rows), max(1, len(rows) // _SAMPLED_IMAGES)))
-    return [(row.image, row.digest) for row in found if row.image]
+    return [(name, digest) for row in found for name, _, digest in row.image_files]
 
 
 def source_contents(config: Config) -> list[Any]:

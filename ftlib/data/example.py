@@ -21,7 +21,8 @@ class Example:
     Attributes:
         id: unique in its dataset. While a source is read, "" means that the record has no ID; `scan.scan_source` then
             makes one from its content.
-        image: path relative to the dataset's root, normalized, so that each image has one name.
+        image: path relative to the dataset's root, normalized, so that each image has one name; of several images the
+            first; empty: no image.
         prefix: the question as in the dataset; a prompt template may wrap it.
         suffix: the expected answer; without surrounding whitespace if the task strips it.
         references: all answers that a metric compares with; empty: the suffix alone.
@@ -31,6 +32,8 @@ class Example:
         frame: index of the frame of an animated image.
         digest: SHA-256 of the image's bytes, set when the dataset is prepared.
         dataset: the dataset of a mixture that the row comes from.
+        other_images: paths of the images after the first.
+        other_digests: their `digest`s.
 
         Only while a source is read:
             location: file and line.
@@ -52,12 +55,31 @@ class Example:
     frame: int = 0
     digest: str = ""
     dataset: str = ""
+    other_images: Sequence[str] = ()
+    other_digests: Sequence[str] = ()
     location: str = field(default="", compare=False)
     stripped: bool = field(default=False, compare=False)
     unlabelled_turns: int = field(default=0, compare=False)
     part_name: str = field(default="", compare=False)
     unused: frozenset[str] = field(default=frozenset(), compare=False)
     remarks: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @property
+    def images(self) -> list[str]:
+        """Return the paths of all images, in order; empty without images."""
+        return [self.image, *self.other_images] if self.image else []
+
+    @property
+    def image_files(self) -> tuple[ImageFile, ...]:
+        """Return all images, in order. Only the first one may be another frame than the first."""
+        if not self.image:
+            return ()
+        others = zip(self.other_images, self.other_digests or [""] * len(self.other_images), strict=True)
+        return (self.image, self.frame, self.digest), *((name, 0, digest) for name, digest in others)
+
+
+ImageFile = tuple[str, int, str]
+"""An image's path, the index of its frame, and the SHA-256 of its bytes."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,9 @@ def to_json_line(example: Example, facts: str | None) -> str:
         parts.append(f'"digest": "{example.digest}"')
     if example.dataset:
         parts.append(f'"dataset": {quoted(example.dataset)}')
+    for name, values in (("other_images", example.other_images), ("other_digests", example.other_digests)):
+        if values:
+            parts.append(f'"{name}": {json.dumps(list(values), ensure_ascii=False)}')
     return ", ".join(parts) + "}\n"
 
 

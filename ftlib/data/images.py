@@ -22,6 +22,7 @@ from ftlib.config.schema import Data
 from ftlib.core import files
 from ftlib.core.out_of_memory import is_out_of_memory
 from ftlib.core.text import normalize
+from ftlib.data.example import Example
 from ftlib.errors import UserError
 
 if TYPE_CHECKING:
@@ -173,6 +174,16 @@ def default_frame(path: Path, data: Data) -> int:
     except UserError:
         return 0  # decoding will report the error
     return next(iter(choose_frames(frames, data.frames)), 0)
+
+
+def open_row_images(root: Path, row: Example, max_pixels: int | None) -> Image | list[Image] | None:
+    """Open the images of a row: one, a list of several, or None.
+
+    Raises:
+        UserError: as `open_image`.
+    """
+    found = [open_image(image_path(root, name), frame, digest, max_pixels) for name, frame, digest in row.image_files]
+    return found if len(found) > 1 else next(iter(found), None)
 
 
 def open_query_image(path: Path, data: Data) -> Image:

@@ -57,7 +57,9 @@ def _rows(scanned: ScannedDataset, codes: Codes, contents: ContentGroups) -> Ite
     yield "invalid records", f"{scanned.invalid.count:,}"
     for code, split in enumerate(SPLITS):
         yield split, f"{int((codes == code).sum()):,}"
-    content = np.fromiter((hash_text(f"{r.image}\0{r.prefix}\0{r.suffix}") for r in scanned.rows), dtype=np.uint64)
+    content = np.fromiter(
+        (hash_text("\0".join((*r.images, r.prefix, r.suffix))) for r in scanned.rows), dtype=np.uint64
+    )
     yield "duplicates (image, prompt and answer)", f"{len(content) - len(np.unique(content)):,}"
     together = contents.counted
     yield "kept together (same content)", f"{together['rows']:,} rows in {together['groups']:,} groups"

@@ -185,7 +185,7 @@ class ImageTable:
         one_color: names of images whose pixels are all equal.
         perceptual_hashes: see `near_duplicates`, shape (n, 2); 0 if unknown.
         invalid: names of images that cannot be used.
-        first_rows: index of the first row of each image.
+        first_rows, positions: index of the first row of each image, and the image's number among those of the row.
     """
 
     names: NDArray[np.uint64]
@@ -197,6 +197,11 @@ class ImageTable:
     perceptual_hashes: NDArray[np.uint64]
     invalid: list[str]
     first_rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+    def name(self, scanned: ScannedDataset, number: int) -> str:
+        """Return the path of an image."""
+        return scanned.rows[int(self.first_rows[number])].images[int(self.positions[number])]
 
     def find(self, name: int) -> tuple[str, int]:
         """Return the digest in hexadecimal and the number of frames."""
@@ -204,15 +209,16 @@ class ImageTable:
         return bytes(self.digests[index]).hex(), int(self.frames[index])
 
     def of_rows(self, values: NDArray[Any], scanned: ScannedDataset, without: Any) -> NDArray[Any]:
-        """Return the value of each row's image.
+        """Return the value of each of `scanned.all_images`.
 
         Args:
             values: one for each image.
             without: the value for rows without an image.
         """
-        found = np.full(len(scanned.images), without, dtype=values.dtype)
-        shown = scanned.images != 0
-        found[shown] = values[np.searchsorted(self.names, scanned.images[shown])]
+        images = scanned.all_images
+        found = np.full(len(images), without, dtype=values.dtype)
+        shown = images != 0
+        found[shown] = values[np.searchsorted(self.names, images[shown])]
         return found
 
 
@@ -222,18 +228,19 @@ def check_images(scanned: ScannedDataset, data: Data, task: TaskRules) -> ImageT
     Raises:
         UserError: invalid images, unless they are skipped.
     """
-    names, indices = first_rows_of_images(scanned)
+    names, indices, positions = first_rows_of_images(scanned)
     rows, root, misfit = scanned.rows, Path(data.root), task.validate_image_size
     digests, frames = np.zeros(len(names), dtype="V32"), np.zeros(len(names), dtype=np.int32)
     looks = np.zeros((len(names), 2), dtype=np.uint64)
-    found = ImageTable(names, digests, frames, Counter(), Counter(), [], looks, [], indices)
+    found = ImageTable(names, digests, frames, Counter(), Counter(), [], looks, [], indices, positions)
 
     by_image = np.argsort(scanned.images, kind="stable") if misfit else indices
 
-    def inspect(index: int) -> ImageInfo | InvalidRecord:
-        row = rows[index]
+    def inspect(number: int) -> ImageInfo | InvalidRecord:
+        index = int(indices[number])
+        row, name = rows[index], found.name(scanned, number)
         try:
-            seen = inspect_image(image_path(root, row.image), data.max_pixels)
+            seen = inspect_image(image_path(root, name), data.max_pixels)
             if misfit:
                 ends = (np.searchsorted(scanned.images, scanned.images[index], side, by_image) for side in _SIDES)
                 for row in map(rows.__getitem__, by_image[slice(*ends)].tolist()):
@@ -241,19 +248,19 @@ def check_images(scanned: ScannedDataset, data: Data, task: TaskRules) -> ImageT
                         raise UserError(problem)
             return seen
         except UserError as error:
-            found.invalid.append(row.image)
+            found.invalid.append(name)
             return InvalidRecord(f"row {row.id}", error.problem)
 
     bad_rows = scanned.invalid.count
     with ThreadPoolExecutor() as pool, log.progress("checking images", len(names)) as update:
         for start in range(0, len(names), _BLOCK):
-            for number, seen in enumerate(pool.map(inspect, indices[start : start + _BLOCK].tolist()), start):
+            for number, seen in enumerate(pool.map(inspect, range(start, min(start + _BLOCK, len(names)))), start):
                 if isinstance(seen, InvalidRecord):
                     scanned.invalid.add(seen)
                 else:
                     _store_image_info(found, number, seen)
                     if seen.one_color:
-                        found.one_color.append(rows[int(indices[number])].image)
+                        found.one_color.append(found.name(scanned, number))
                 update(number + 1, "")
     if scanned.invalid.count > bad_rows:
         scanned.invalid.raise_or_report()
@@ -277,7 +284,7 @@ class ContentGroups:
     """Groups of rows with the same content.
 
     Attributes:
-        names: hash of each row's image or text, shape (n,).
+        names: hash of each row's first image or its text, then of the other images, as `ScannedDataset.all_images`.
         groups: group of each row; a group stays in one split, shape (n,).
         counted: number of rows and groups that were merged because of equal content; near-duplicate images, with
             examples.
@@ -289,25 +296,26 @@ class ContentGroups:
 
 
 def find_content_groups(scanned: ScannedDataset, images: ImageTable, rule: SplitRule) -> ContentGroups:
-    """Group rows with the same image (under any name), and rows without an image with the same question and answer.
+    """Group rows that share an image (under any name), and rows without an image with the same question and answer.
 
     Without duplicates, the groups are those of the source.
     """
     digests = images.digests.view("V8")[::4].copy().view(np.uint64) if len(images.names) else np.empty(0, np.uint64)
-    names = np.where(scanned.images == 0, scanned.texts, images.of_rows(digests, scanned, np.uint64(0)))
-    names = np.where(names == 0, scanned.images, names)  # unreadable images are identified by name
-    groups = merge_groups(scanned.keys.groups, names)
+    count, all_images = len(scanned.images), scanned.all_images
+    texts = np.concatenate([scanned.texts, np.zeros_like(scanned.other_images)])
+    names = np.where(all_images == 0, texts, images.of_rows(digests, scanned, np.uint64(0)))
+    names = np.where(names == 0, all_images, names)  # unreadable images are identified by name
+    of_images = scanned.keys.groups[scanned.rows_of_images]
+    groups = merge_groups(of_images, names)
     alike = near_duplicates(images.perceptual_hashes, images.digests)
-    counted: dict[str, Any] = _merge_counts(scanned.keys.groups, groups)
+    counted: dict[str, Any] = _merge_counts(scanned.keys.groups, groups[:count])
     if alike.pairs:
-        shown = [
-            [scanned.rows[int(images.first_rows[index])].image for index in pair] for pair in alike.pairs[:NEAR_SHOWN]
-        ]
+        shown = [[images.name(scanned, index) for index in pair] for pair in alike.pairs[:NEAR_SHOWN]]
         named = alike.groups[alike.groups > 0]
         counted["near"] = {"images": len(named), "groups": len(np.unique(named)), "shown": shown}
     if rule.near_duplicates == "group":
         groups = merge_groups(groups, images.of_rows(alike.groups, scanned, np.uint64(0)))
-    return ContentGroups(names, groups, counted)
+    return ContentGroups(names, groups[:count], counted)
 
 
 def _merge_counts(before: Hashes, after: Hashes) -> dict[str, int]:
@@ -319,21 +327,29 @@ def _merge_counts(before: Hashes, after: Hashes) -> dict[str, int]:
 
 
 def exclusion_codes(scanned: ScannedDataset, images: ImageTable, data: Data) -> Codes:
-    """Return a negative code for rows without a split: their image is unreadable, or animated and excluded."""
-    frames = images.of_rows(images.frames, scanned, np.int32(1))
-    codes = np.zeros(len(frames), dtype=np.int8)
-    codes[frames == 0] = UNREADABLE
+    """Return a negative code for rows without a split: an image is unreadable, or animated and excluded.
+
+    Raises:
+        UserError: an animated image among several in a row, of which only the first frame can be used.
+    """
+    frames, rows = images.of_rows(images.frames, scanned, np.int32(1)), scanned.rows_of_images
+    animated = np.unique(rows[frames > 1])
+    codes = np.zeros(len(scanned.images), dtype=np.int8)
     if data.frames == "exclude":
-        codes[frames > 1] = ANIMATED
+        codes[animated] = ANIMATED
+    elif data.frames != "first" and len(mixed := np.intersect1d(animated, scanned.other_rows)):
+        problem = f"row {scanned.rows[int(mixed[0])].id} has several images, and an animated one among them"
+        raise UserError(problem, "Set data.frames: first, or exclude.")
+    codes[rows[frames == 0]] = UNREADABLE
     return codes
 
 
 class _SplitWriter:
     """Writes the rows of a split."""
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, spool: Path, several_images: bool) -> None:
         self.spool = spool
-        self.writer = RowWriter(spool)
+        self.writer = RowWriter(spool, several_images)
         self.datasets: Counter[str] = Counter()
         self.sum = 0
 
@@ -361,7 +377,8 @@ def _write(folder: Path, scanned: ScannedDataset, images: ImageTable, codes: Cod
     import datasets
     from datasets.table import MemoryMappedTable
 
-    splits = {split: _SplitWriter(folder / f"{split}.arrow") for split in SPLITS}
+    several = len(scanned.other_images) > 0
+    splits = {split: _SplitWriter(folder / f"{split}.arrow", several) for split in SPLITS}
     with ExitStack() as stack, log.progress("writing splits", len(codes)) as update:
         for split in splits.values():
             stack.enter_context(split.writer)
@@ -426,7 +443,8 @@ def _write_image_rows(
             name = f"{row.id}-{again[index]}" if index in again else row.id
             digest, frames = images.find(int(scanned.images[index])) if row.image else ("", 1)
             chosen = choose_frames(frames, data.frames)
+            others = [images.find(hash_text(image))[0] for image in row.other_images]
             for frame in chosen:
                 shown = f"{name}#{frame}" if len(chosen) > 1 else name
-                splits[code].add(replace(row, id=shown, frame=frame, digest=digest))
+                splits[code].add(replace(row, id=shown, frame=frame, digest=digest, other_digests=others))
         yield index + 1

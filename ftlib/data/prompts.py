@@ -5,6 +5,7 @@ Conversations are written by the model's own chat template: models/chat.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -57,6 +58,11 @@ def alpaca_prompt(example: Example) -> str:
     if turns and turns[0]["role"] == "system":
         preamble, turns = turns[0]["content"], turns[1:]
     names = {"user": "instruction", "assistant": "response"}
+    if example.facts.get("tools") or any(
+        "tool_calls" in turn or not isinstance(turn["content"], str) for turn in turns
+    ):
+        problem = f"row {example.id}: prompt alpaca shows no tools, and no images between words"
+        raise UserError(problem, "Set data.prompt: chat.")
     if strange := [turn["role"] for turn in turns if turn["role"] not in names]:
         problem = f"row {example.id}: prompt alpaca supports a message of role {strange[0]} only as the first"
         raise UserError(problem, "Set data.prompt: chat.")
@@ -67,11 +73,30 @@ def alpaca_prompt(example: Example) -> str:
     return f"{_escape_alpaca_markers(preamble)}\n\n{''.join(blocks)}### Response:\n"
 
 
+NO_LOSS = {"weight": 0}
+"""Marks an answer among the turns of a prompt that is not trained on where others are (`data.chat_turns: all`)."""
+
+
+def answer_of_turn(turn: Mapping[str, Any]) -> str:
+    """Return the answer of a row for a turn: its text, or with tool calls its JSON."""
+    return json.dumps(turn, ensure_ascii=False) if turn.get("tool_calls") else str(turn["content"])
+
+
+def turn_of_answer(answer: str) -> dict[str, Any]:
+    """Return the turn of `answer_of_turn`."""
+    if answer.startswith('{"role": "assistant"') and '"tool_calls"' in answer:
+        with contextlib.suppress(ValueError):
+            turn: dict[str, Any] = json.loads(answer)
+            return turn
+    return {"role": "assistant", "content": answer}
+
+
 def chat_prompt(example: Example) -> str:
     """Return the turns before the answer as JSON: `[{"role": …, "content": …}, …]`.
 
     These are the row's `messages` without the answer, if it has any; else its `system` text, its `history` and a user
-    turn: the instruction and, after an empty line, its input.
+    turn: the instruction and, after an empty line, its input. With `tools` of the row it is an object of `messages` and
+    `tools`.
 
     Raises:
         UserError: `messages` is not a list of turns, or has none before the answer.
@@ -81,10 +106,12 @@ def chat_prompt(example: Example) -> str:
     else:
         texts = [example.prefix, context_of(example)]
         turns = [*previous_turns(example), _turn("user", "\n\n".join(text for text in texts if text.strip()))]
-    return json.dumps(turns, ensure_ascii=False)
+    tools = example.facts.get("tools")
+    shown = {"messages": turns, "tools": tools} if isinstance(tools, list) and tools else turns
+    return json.dumps(shown, ensure_ascii=False)
 
 
-def previous_turns(example: Example) -> list[dict[str, str]]:
+def previous_turns(example: Example) -> list[dict[str, Any]]:
     """Return the turns before a row's question: from its messages, or its `system` text and `history`.
 
     Raises:
@@ -98,7 +125,7 @@ def previous_turns(example: Example) -> list[dict[str, str]]:
         raise UserError(f"row {example.id}: {error}") from None
 
 
-def history_turns(facts: Mapping[str, Any]) -> list[dict[str, str]]:
+def history_turns(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return an instruction's `system` text and its `history` of [question, answer] pairs as turns.
 
     Raises:
@@ -147,11 +174,11 @@ def _escape_alpaca_markers(text: str) -> str:
     return _MARKERS.sub(lambda match: "\\" + match[0], text)
 
 
-def _turns_of_messages(example: Example) -> list[dict[str, str]]:
+def _turns_of_messages(example: Example) -> list[dict[str, Any]]:
     turns = example.facts["messages"]
     if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
         raise UserError(f'row {example.id}: field messages: must be a list of {{"role": …, "content": …}}')
-    turns = [_turn(turn["role"], turn["content"]) for turn in turns]
+    turns = [{name: turn[name] for name in _TURN_FIELDS if turn.get(name) is not None} for turn in turns]
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     if not turns:
@@ -164,10 +191,18 @@ def _is_pair(pair: Any) -> bool:
 
 
 def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        return False
+    content = turn.get("content")
+    parts = content if isinstance(content, list) else []
+    return isinstance(content, str) or (bool(parts) and all(isinstance(part, dict) for part in parts))
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+_TURN_FIELDS = ("role", "content", "tool_calls", "tool_call_id", "name", *NO_LOSS)
+"""Of a message: what chat templates read, and the mark of `NO_LOSS`."""
+
+
+def _turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
@@ -260,6 +295,8 @@ def hides_context(template: str, row: Example) -> bool:
 
 def _conversation_error(prompt: Callable[[Example], str], row: Example) -> str:
     facts = row.facts
+    if not (row.prefix or row.image or facts.keys() & {"instruction", "messages"}):
+        return "raw text (field text) has no question; set data.prompt: '{prefix}'"
     if "messages" in facts or facts.get("history") or facts.get("system"):
         try:
             prompt(row)
@@ -276,8 +313,11 @@ def _template_error(template: str, names: frozenset[str], row: Example) -> str:
             return f"field {name}: is missing, but data.prompt uses it; available: {have}"[:300]
         if plain_text(facts[name]) is None:
             return f"field {name}: data.prompt uses it, so it must be text or a number, got {facts[name]!r}"[:200]
+    told = not row.image or ("instruction" in facts and facts.keys() & {"messages", "history", "system"})
+    if told and (omitted := _omitted_fields(template, names, row)):
+        return omitted
     if not row.image:
-        return _omitted_fields(template, names, row)
+        return ""
     named = [(name, str(facts[name])) for name in names]
     for name, text in (("prefix", row.prefix), ("suffix", row.suffix), ("data.prompt", template), *named):
         if marker := _MEDIA_MARKER.search(text):
@@ -296,4 +336,15 @@ def _omitted_fields(template: str, names: frozenset[str], row: Example) -> str:
         return f"earlier turns of the conversation: {remedy}"
     if turns and "system" not in names:
         return f"system prompt: {remedy}"
+    facts = row.facts
+    if isinstance(facts.get("messages"), list):
+        asked = facts["messages"][-1]
+        if (
+            (isinstance(facts.get("tools"), list) and facts["tools"])
+            or "tool_calls" in asked
+            or asked.get("role") == "tool"
+        ):
+            return f"tools: {remedy.removesuffix(' or alpaca')}"
+        if isinstance(asked["content"], list) and asked["content"][0].get("type") != "image":
+            return f"images between words: {remedy.removesuffix(' or alpaca')}"
     return ""

@@ -61,7 +61,8 @@ class ScannedDataset:
 
     Attributes:
         path: the rows, for `SplitRows`.
-        images: hash of each row's image, 0 without an image, shape (n,).
+        images: hash of each row's first image, 0 without an image, shape (n,).
+        other_images, other_rows: hashes of the other images, and the row of each, shape (m,).
         texts: for rows without an image, hash of the normalized prompt and answer, else 0, shape (n,).
         lines: for rows without an image, SHA-256 of their JSON line, raw, shape (n,).
         own_ids: whether the record has an ID, shape (n,); other rows get 64 bits of the SHA-256 of their fields.
@@ -82,6 +83,8 @@ class ScannedDataset:
     path: Path
     keys: SplitKeys
     images: Hashes
+    other_images: Hashes
+    other_rows: NDArray[np.int64]
     texts: Hashes
     lines: NDArray[np.void]
     own_ids: NDArray[np.bool_]
@@ -103,6 +106,16 @@ class ScannedDataset:
         """Return all rows, in the order of the source."""
         return SplitRows(self.path)
 
+    @property
+    def all_images(self) -> Hashes:
+        """Return the hashes of all images: the first of every row, then the others."""
+        return np.concatenate([self.images, self.other_images])
+
+    @property
+    def rows_of_images(self) -> NDArray[np.int64]:
+        """Return the row of each of `all_images`."""
+        return np.concatenate([np.arange(len(self.images)), self.other_rows])
+
     def assign_splits(self, rule: SplitRule, groups: Hashes, contents: Hashes, dropped: Codes) -> Codes:
         """Return the split of each row, see `splits.assign_splits`; each dataset of a mixture is split separately.
 
@@ -110,7 +123,7 @@ class ScannedDataset:
 
         Args:
             groups: group of each row, which stays in one split.
-            contents: hash of each row's image or text.
+            contents: hash of each row's first image or its text, then of the other images, as `all_images`.
             dropped: negative for rows that are never in a split.
 
         Raises:
@@ -126,7 +139,7 @@ class ScannedDataset:
                 codes[indices] = assign_splits(keys.select(indices), rule, alone=not name)
             except UserError as error:
                 raise UserError(f"part {name}: {error.problem}" if name else error.problem, error.remedy) from None
-        drop_leaked_contents(codes, contents)
+        drop_leaked_contents(codes, contents, self.rows_of_images)
         for code in (0, 1):
             if not (codes == code).any():
                 problem = (
@@ -230,8 +243,8 @@ def _scan(
     update: log.ProgressUpdate | None = None,
 ) -> ScannedDataset:
     bad = InvalidRecords(stop=data.on_bad == "stop")
-    rows, groups, strata, images, texts = (array("Q") for _ in range(5))
-    parts, named, lines, own_ids = array("b"), array("H"), bytearray(), bytearray()
+    rows, groups, strata, images, texts, other_images = (array("Q") for _ in range(6))
+    parts, other_rows, named, lines, own_ids = array("b"), array("q"), array("H"), bytearray(), bytearray()
     part_names = {"": 0}
     labels: Counter[str] | None = Counter()
     facts: set[str] = set()
@@ -271,6 +284,8 @@ def _scan(
         rows.append(name)
         if row.image:
             images.append(image := hash_text(row.image))
+            other_images.extend(map(hash_text, row.other_images))
+            other_rows.extend([len(rows) - 1] * len(row.other_images))
             groups.append(hash_text(row.group) if row.group else image)
             texts.append(_NONE)
             lines.extend(_NO_LINE)
@@ -299,6 +314,8 @@ def _scan(
         path,
         keys,
         np.frombuffer(images, dtype=np.uint64),
+        np.frombuffer(other_images, dtype=np.uint64),
+        np.frombuffer(other_rows, dtype=np.int64),
         np.frombuffer(texts, dtype=np.uint64),
         np.frombuffer(lines, dtype="V32"),
         np.frombuffer(own_ids, dtype=np.bool_),
@@ -431,11 +448,14 @@ def _concatenate(scans: Sequence[ScannedDataset]) -> ScannedDataset:
     def added(name: str) -> int:
         return sum(getattr(scanned, name) for scanned in scans)
 
+    starts = np.cumsum([0, *(len(scanned.images) for scanned in scans)])
     columns = ([getattr(scanned.keys, column.name) for scanned in scans] for column in fields(SplitKeys))
     return ScannedDataset(
         scans[0].path,
         SplitKeys(*map(np.concatenate, columns)),
         joined("images"),
+        joined("other_images"),
+        np.concatenate([start + scanned.other_rows for start, scanned in zip(starts, scans, strict=False)]),
         joined("texts"),
         joined("lines"),
         joined("own_ids"),
@@ -463,11 +483,15 @@ def _text_hash(row: Example) -> int:
     return hash_text(" ".join(text.casefold().split())) or 1
 
 
-def first_rows_of_images(scanned: ScannedDataset) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the hashes of all images, ascending, and the index of the first row of each."""
-    names, first = np.unique(scanned.images, return_index=True)
-    shown = names != _NONE
-    return names[shown], first[shown]
+def first_rows_of_images(
+    scanned: ScannedDataset,
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the hashes of all images, ascending, the index of a row of each, and its number among the row's images."""
+    names, first = np.unique(scanned.all_images, return_index=True)
+    first = first[names != _NONE]
+    rows, count = scanned.rows_of_images[first], len(scanned.images)
+    starts = np.searchsorted(scanned.other_rows, rows)  # of the row's images among the others, which are in order
+    return names[names != _NONE], rows, np.where(first < count, 0, first - count - starts + 1)
 
 
 def sample(rows: SplitRows, count: int) -> list[Example]:

@@ -108,17 +108,19 @@ def merge_groups(groups: Hashes, *others: Hashes) -> Hashes:
             return names
 
 
-def drop_leaked_contents(codes: Codes, contents: Hashes) -> None:
+def drop_leaked_contents(codes: Codes, contents: Hashes, rows: NDArray[np.int64]) -> None:
     """Leave out, in place, rows of train and valid whose content occurs in test, and rows of train that occur in valid.
 
     This is needed because the datasets of a mixture are split separately, and official splits may share images.
 
     Args:
-        contents: hash of each row's image or text.
+        contents: hashes of images and texts, shape (m,).
+        rows: the row of each, shape (m,); a row has a content for each of its images.
     """
     for code in (2, 1):
-        asked = np.unique(contents[codes == code])
-        codes[(codes >= 0) & (codes < code) & np.isin(contents, asked)] = LEAKED
+        asked = np.unique(contents[codes[rows] == code])
+        leaked = rows[np.isin(contents, asked)]
+        codes[leaked[(codes[leaked] >= 0) & (codes[leaked] < code)]] = LEAKED
 
 
 def _official(keys: SplitKeys, rule: SplitRule) -> Codes:

@@ -5,12 +5,14 @@ draw(open_image(path), text).save("answer.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ftlib.data.json_boxes import parse_answer
 from ftlib.data.location_tokens import MAX_LOCATION, LocatedObject, parse_objects, to_pixels
 
 if TYPE_CHECKING:
@@ -32,7 +34,11 @@ MaskFunction = Callable[[Sequence[LocatedObject], int, int], Sequence[NDArray[np
 
 
 def draw_boxes_and_masks(
-    image: Image, text: str, masks: MaskFunction | None = None, divisor: int = MAX_LOCATION
+    image: Image,
+    text: str,
+    masks: MaskFunction | None = None,
+    divisor: int = MAX_LOCATION,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Image:
     """Return a copy of an image with the objects of an answer; invalid objects are not drawn.
 
@@ -43,8 +49,9 @@ def draw_boxes_and_masks(
         text: with `<loc>` tokens, and `<seg>` tokens if there are masks.
         masks: (objects, width, height) → each object's mask, shape (height, width), or None: `MaskCodec.masks`.
             Without it, only boxes are drawn.
+        facts: of the row, if its boxes have another form (`data.json_boxes`).
     """
-    objects = parse_objects(text, divisor).objects
+    objects = (parse_answer(text, facts) if facts else parse_objects(text, divisor)).objects
     factor = max(1, -(-SMALLEST_SIDE // min(image.size)))
     picture = _fill_masks(image, objects, masks).resize((image.width * factor, image.height * factor), NEAREST)
     return _outline_boxes(picture, objects)

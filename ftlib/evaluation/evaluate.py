@@ -27,14 +27,14 @@ from ftlib.core.lease import compute_once
 from ftlib.core.registry import TASKS, provider
 from ftlib.data.dataset import PreparedDataset
 from ftlib.data.example import Example
-from ftlib.data.prompts import PromptTemplates, context_of, render_prompt
+from ftlib.data.prompts import PromptTemplates, context_of, render_prompt, turn_of_answer
 from ftlib.errors import UserError
 from ftlib.evaluation.inference import Prediction, count_predictions, generate_predictions, scratch_dir, wait_for_tasks
 from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
-from ftlib.metrics.answers import answer_remarks, count_answers
+from ftlib.metrics.answers import add_answer_counts
 from ftlib.metrics.comparability import answer_settings
 from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
@@ -115,6 +115,10 @@ def write_scores(
     codec = _mask_codec(request.config)
     own = predictions[: len(rows)]
     records, found = build_predictions(request.config, request.prepared.labels, rows, own, split, threshold)
+    for row, record in zip(rows, records, strict=True):
+        if "tool_calls" in turn_of_answer(row.suffix):  # a model answers in the words of its template
+            ids = request.model.processor.encode_answer(row.suffix)
+            record["references"] = [request.model.processor.decode(ids[:-1]).strip()]
     add_without_context_predictions(records, predictions[len(rows) :])
     if codec:
         records = with_masks(records, codec)
@@ -269,8 +273,7 @@ def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dic
     evaluation, generated = request.config.evaluation, request.config.evaluation.decode == "generate"
     if generated:
         labels = request.prepared.labels if task.closed_labels else ()
-        found["answers"] = count_answers(records, labels)
-        found["remarks"] += answer_remarks(found["answers"], len(records), evaluation.max_new_tokens)
+        add_answer_counts(found, records, labels, evaluation.max_new_tokens)
     return {
         **found,
         "higher_is_better": task.higher_is_better(measured.headline),
@@ -298,11 +301,11 @@ def train_overlap(rows: Sequence[Example], trained_on: Sequence[Example]) -> dic
     """Return how many rows, and images by content, the model was trained on; None for a base model."""
     if not trained_on:
         return None
-    images = {row.digest for row in trained_on if row.digest}
+    images = {digest for row in trained_on for _, _, digest in row.image_files if digest}
     questions = {_content(row) for row in trained_on}
     return {
         "rows": sum(_content(row) in questions for row in rows),
-        "rows_with_trained_images": sum(row.digest in images for row in rows),
+        "rows_with_trained_images": sum(any(digest in images for _, _, digest in row.image_files) for row in rows),
     }
 
 
@@ -361,6 +364,7 @@ def _record(row: Example, config: Config, text: str, answer: Prediction) -> Pred
     return {
         "id": row.id,
         "image": row.image,
+        **({"images": row.images} if row.other_images else {}),
         "prompt": render_prompt(row, config.data.templates),
         "prediction": task_of(config).parse_answer(text),
         "references": list(row.references) or [row.suffix],

@@ -22,8 +22,8 @@ from ftlib.core import files, jsonl, signals
 from ftlib.core import log as core_log
 from ftlib.core.redaction import redact_values
 from ftlib.core.wait import wait_until
-from ftlib.data.example import Example
-from ftlib.data.images import image_path, open_image
+from ftlib.data.example import Example, ImageFile
+from ftlib.data.images import open_row_images
 from ftlib.evaluation.model import EvalModel
 from ftlib.metrics.answers import LENGTH, STOP, answer_confidence
 from ftlib.models.encoding import EncodedExample
@@ -41,9 +41,6 @@ one number for each label; `cut` if the prompt was truncated."""
 
 AnswerFields = Callable[[str, Sequence[int], Sequence[float]], dict[str, Any]]
 """See `tasks.base.Task.answer_fields`."""
-
-ImageFrame = tuple[str, int]
-"""An image file and the index of its frame."""
 
 
 def generate_predictions(
@@ -76,7 +73,9 @@ def generate_predictions(
     rank, world_size = core_log.rank_and_world_size()
     if found := _read(folder):
         signals.mark_resumable()
-    batches = image_batches([row.image for row in rows], [len(prompt) for prompt in prompts], settings.batch_size)
+    batches = image_batches(
+        ["\n".join(row.images) for row in rows], [len(prompt) for prompt in prompts], settings.batch_size
+    )
     mine = [batch for batch in batches[rank::world_size] if any(rows[index].id not in found for index in batch)]
     log = folder / f"answers-{rank}-{os.getpid()}-{time.time_ns()}.jsonl"
     done = sum(row.id in found for row in rows)
@@ -95,7 +94,7 @@ def generate_predictions(
 
 
 def image_batches(images: Sequence[str], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batch rows: rows of one image together, images of similar prompt length together, longest first.
+    """Batch rows: rows of the same images together, images of similar prompt length together, longest first.
 
     Rows of text (image "") are not grouped. The largest batch comes first, so running out of memory shows at once.
     """
@@ -124,20 +123,18 @@ def _encode_batches(
     """Yield batches with encoded rows; threads decode images a few batches ahead."""
     processor = model.processor
 
-    def load(image_frame: ImageFrame, indices: list[int]) -> list[EncodedExample]:
-        image, frame = image_frame
-        digest = rows[indices[0]].digest
-        picture = open_image(image_path(root, image), frame, digest, max_pixels) if image else None
-        return processor.encode_prompts([prompts[index] for index in indices], picture)
+    def load(indices: list[int]) -> list[EncodedExample]:
+        images = open_row_images(root, rows[indices[0]], max_pixels)
+        return processor.encode_prompts([prompts[index] for index in indices], images)
 
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         waiting = []
         for batch in [*batches, *[None] * _PREFETCHED_BATCHES]:
             if batch is not None:
-                by_image: dict[ImageFrame, list[int]] = {}
+                by_image: dict[tuple[ImageFile, ...], list[int]] = {}
                 for index in batch:
-                    by_image.setdefault((rows[index].image, rows[index].frame), []).append(index)
-                jobs = [pool.submit(load, image_frame, indices) for image_frame, indices in by_image.items()]
+                    by_image.setdefault(rows[index].image_files, []).append(index)
+                jobs = [pool.submit(load, indices) for indices in by_image.values()]
                 waiting.append(([index for indices in by_image.values() for index in indices], jobs))
             if waiting and (batch is None or len(waiting) > _PREFETCHED_BATCHES):
                 order, jobs = waiting.pop(0)

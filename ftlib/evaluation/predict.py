@@ -20,7 +20,8 @@ from ftlib.config.schema import CHAT, Config, Data, Evaluation
 from ftlib.core import files
 from ftlib.core.paths import Site
 from ftlib.data.example import Example, raise_all
-from ftlib.data.images import open_query_image
+from ftlib.data.images import image_size, open_query_image
+from ftlib.data.json_boxes import BOX_FORMAT
 from ftlib.data.prompts import BUILTIN_TEMPLATES, render_prompt, template_fields
 from ftlib.data.sources.json_stream import parse_json
 from ftlib.data.visualize import draw_boxes_and_masks
@@ -41,15 +42,24 @@ class Query:
 
     Attributes:
         prompt: the question.
-        image: image file, for PaliGemma.
+        image: image file, for PaliGemma and vision-language models.
         context: input for causal models; may be empty.
         history: earlier turns `{"role", "content"}`, only for chat templates.
+        other_images: the image files after the first.
+        without_image: whether the question is meant to have no image.
     """
 
     prompt: str
     image: Path | None = None
     context: str = ""
     history: tuple[dict[str, str], ...] = ()
+    other_images: tuple[Path, ...] = ()
+    without_image: bool = False
+
+    @property
+    def images(self) -> list[Path]:
+        """Return all image files."""
+        return [self.image, *self.other_images] if self.image else []
 
 
 def open_finetuned(name: str, max_new_tokens: int | None, site: Site) -> tuple[EvalModel, Evaluation]:
@@ -163,7 +173,11 @@ def draw_answer(target: Path, image: Path, data: Data, answer: str, mask_decoder
     masks = MaskCodec.load(Path(mask_decoder)).masks if mask_decoder else None
     with files.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        draw_boxes_and_masks(open_query_image(image, data), answer, masks).save(target, format="PNG")
+        facts: dict[str, Any] = {}
+        if data.box_format != "location_tokens":
+            facts = {BOX_FORMAT: data.box_format, **dict(zip(("width", "height"), image_size(image), strict=True))}
+        drawn = draw_boxes_and_masks(open_query_image(image, data), answer, masks, facts=facts)
+        drawn.save(target, format="PNG")
 
 
 def is_multi_turn(model: EvalModel) -> bool:
@@ -188,6 +202,8 @@ def truncate_history(model: EvalModel, settings: Evaluation, query: Query) -> Qu
 def read_queries(path: Path) -> list[Query]:
     """Read `{"prompt": …, "image": …, "context": …}` lines, or a list of them; images are relative to the file.
 
+    Several images are a list `images`; an empty one is a question without an image.
+
     Raises:
         UserError: missing file, or invalid lines (lists the first 20).
     """
@@ -198,7 +214,7 @@ def read_queries(path: Path) -> list[Query]:
             queries.append(_parse_query(parse_json(record) if isinstance(record, str) else record, path.parent))
         except ValueError as error:
             faults.append(f"{place}: {error}")
-    raise_all(faults, 'Each line must be {"prompt": …}, with optional "image" and "context".')
+    raise_all(faults, 'Each line must be {"prompt": …}, with optional "image" (or "images") and "context".')
     if not queries:
         raise UserError(f"{path}: contains no questions")
     return queries
@@ -216,13 +232,19 @@ def as_queries(questions: Sequence[str | Mapping[str, Any]]) -> list[Query]:
     for number, question in enumerate(questions):
         record = {"prompt": question} if isinstance(question, str) else question
         if isinstance(record, Mapping):
-            record = {name: str(value) if isinstance(value, Path) else value for name, value in record.items()}
+            record = {name: _plain_paths(value) for name, value in record.items()}
         try:
             queries.append(_parse_query(record, Path()))
         except ValueError as error:
             faults.append(f"questions[{number}]: {error}")
     raise_all(faults, 'A question is a text, or a mapping with "prompt" and, where needed, "image" or "context".')
     return queries
+
+
+def _plain_paths(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain_paths(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def text_or_file(value: str) -> str:
@@ -257,14 +279,23 @@ def _records(path: Path) -> Iterator[tuple[str, str | Any]]:
 def _parse_query(record: Any, folder: Path) -> Query:
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    if unknown := sorted(set(record) - {"prompt", "image", "context"}):
+    if unknown := sorted(set(record) - {"prompt", "image", "images", "context"}):
         raise ValueError(f"field {unknown[0]}: unknown")
+    several = record.get("images")
+    if "images" in record:
+        if not isinstance(several, list) or not all(isinstance(one, str) and one for one in several):
+            raise ValueError(f"field images: must be a list of paths, got {several!r}"[:200])
+        if "image" in record:
+            raise ValueError("fields image and images: only one of them is allowed")
+        record = {name: value for name, value in record.items() if name != "images"}
     if wrong := next((name for name, value in record.items() if not isinstance(value, str)), ""):
         raise ValueError(f"field {wrong}: must be text, got {record[wrong]!r}")
     if "prompt" not in record:
         raise ValueError("field prompt: is missing")
-    image = record.get("image", "")
-    return Query(record["prompt"], folder / image if image else None, record.get("context", ""))
+    names = several if several is not None else [name for name in (record.get("image", ""),) if name]
+    first, *others = [folder / name for name in names] or [None]
+    context = record.get("context", "")
+    return Query(record["prompt"], first, context, other_images=tuple(others), without_image=several == [])
 
 
 def _encode(model: EvalModel, query: Query) -> EncodedExample:
@@ -280,9 +311,11 @@ def _encode(model: EvalModel, query: Query) -> EncodedExample:
 def _encode_with_image(model: EvalModel, query: Query) -> EncodedExample:
     if query.context:
         raise UserError("only causal models support a context; this run's model takes an image and a prompt")
-    if query.image is None:
-        raise UserError("this run's model needs an image")
-    (row,) = model.processor.encode_prompts([query.prompt], open_query_image(query.image, model.config.data))
+    if query.image is None and not query.without_image:
+        raise UserError("this run's model needs an image", 'In a file, a question without one has "images": [].')
+    prompt = _render_prompt(model.config, query) if is_multi_turn(model) else query.prompt
+    images = [open_query_image(path, model.config.data) for path in query.images]
+    (row,) = model.processor.encode_prompts([prompt], images if len(images) > 1 else next(iter(images), None))
     return row
 
 

@@ -107,9 +107,12 @@ def is_adapter(folder: Path) -> bool:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder holds a model or an adapter, and is no run folder."""
+    """Whether a folder holds a model or an adapter, and is no run folder; False for one that cannot be read."""
     names = ("config.json", ADAPTER_CONFIG)
-    return not (folder / RUN_CONFIG).is_file() and any((folder / name).is_file() for name in names)
+    try:
+        return not (folder / RUN_CONFIG).is_file() and any((folder / name).is_file() for name in names)
+    except PermissionError:
+        return False
 
 
 def image_resampling(folder: Path) -> int | None:

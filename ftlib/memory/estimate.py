@@ -20,19 +20,20 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ftlib.config.schema import Config
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.hub.offline import offline
-from ftlib.memory.tracing import AllocationTracker, GpuKernelEmulation
+from ftlib.memory.tracing import AllocationTracker, GpuKernelEmulation, IntegerValues
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import unchecked_implementation, use_full_attention
 from ftlib.models.custom_code import load_error_message
@@ -51,10 +52,13 @@ class RowShape:
     Attributes:
         tokens: of a whole row, image tokens included.
         answer: of its labels, at the end of the row.
+        batch: the longest row as `InputProcessor.collate` returns it, for families whose images have no fixed size
+            (`ModelEntry.auto_processor`).
     """
 
     tokens: int
     answer: int
+    batch: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,6 @@ def build_meta_model(folder: Path, config: Config) -> torch.nn.Module:
 
     require_model(folder)
     family = family_of(config.model)
-    if config.model.family == "vlm":
-        problem = "memory of model.family: vlm is not estimated: it depends on every image's size"
-        raise UserError(problem, "Set batch.auto: false, and training.per_device_train_batch_size yourself.")
     kind = family.model_class
     build = getattr(kind, "_from_config", None) or functools.partial(kind.from_config, trust_remote_code=False)
     try:
@@ -134,7 +135,7 @@ def estimate_step(
         recompute = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), kernels)}
         model.gradient_checkpointing_enable(recompute)  # type: ignore[operator]
     passes = 2 if config.rows_per_gpu > micro_batch else 1
-    with AllocationTracker(model, model.config.get_text_config().vocab_size) as counted:  # type: ignore[union-attr, operator]
+    with AllocationTracker(model, model.config.get_text_config().vocab_size) as counted, _values(rows):  # type: ignore[union-attr, operator]
         for _ in range(passes):
             with torch.device("meta"), kernels:
                 loss = _loss(model, config, rows, micro_batch, mixed is not None)
@@ -144,6 +145,29 @@ def estimate_step(
     if checkpointing:
         model.gradient_checkpointing_disable()  # type: ignore[operator]
     return _estimate_of(counted, config, [parameter for parameter in model.parameters() if parameter.requires_grad])
+
+
+def row_flops(model: torch.nn.Module, config: Config, rows: RowShape) -> int:
+    """Floating-point operations of the forward and backward pass of one longest row: two for each multiplication and
+    addition of matrix products, convolutions and attention; what the method does not train gets no gradients.
+
+    Causal attention counts in full. Nothing is recomputed (gradient checkpointing would add a forward pass).
+
+    Args:
+        model: from `build_meta_model`; it is not changed.
+    """
+    vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    with AllocationTracker(model, vocabulary), _values(rows), FlopCounterMode(display=False) as counted:
+        with torch.device("meta"):
+            loss = _loss(model, config, rows, 1, mixed=False)
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    return int(counted.get_total_flops())
+
+
+def _values(rows: RowShape) -> contextlib.AbstractContextManager[Any]:
+    """What keeps the numbers of a real batch."""
+    return contextlib.nullcontext() if rows.batch is None else IntegerValues()
 
 
 def _loss(model: torch.nn.Module, config: Config, rows: RowShape, micro_batch: int, mixed: bool) -> Tensor:
@@ -165,7 +189,13 @@ class _FloatOutputs(torch.nn.Module):
 
 
 def empty_batch(model: torch.nn.Module, rows: RowShape, micro_batch: int) -> dict[str, Tensor]:
-    """A batch on the meta device as `InputProcessor.collate` returns it, with labels only for the answer."""
+    """A batch on the meta device as `InputProcessor.collate` returns it, with labels only for the answer.
+
+    Integers of a real row (`RowShape.batch`) keep their values.
+    """
+    if rows.batch is not None:
+        repeated = {name: _repeat(tensor, micro_batch) for name, tensor in rows.batch.items()}
+        return {**repeated, "labels": repeated["labels"][:, -rows.answer :]}
     ids = torch.empty(micro_batch, rows.tokens, dtype=torch.int64, device="meta")
     labels = torch.empty(micro_batch, rows.answer, dtype=torch.int64, device="meta")
     batch = {"input_ids": ids, "attention_mask": torch.empty_like(ids), "labels": labels}
@@ -175,6 +205,13 @@ def empty_batch(model: torch.nn.Module, rows: RowShape, micro_batch: int) -> dic
         return batch
     pixels = torch.empty(micro_batch, 3, vision.image_size, vision.image_size, device="meta")
     return {**batch, "token_type_ids": torch.empty_like(ids), "pixel_values": pixels}
+
+
+def _repeat(tensor: Tensor, times: int) -> Tensor:
+    """Along the first axis, which counts rows, images, tiles or patches."""
+    if tensor.is_floating_point():
+        return torch.empty(times * len(tensor), *tensor.shape[1:], dtype=tensor.dtype, device="meta")
+    return torch.cat([tensor] * times)
 
 
 def _estimate_of(counted: AllocationTracker, config: Config, trainable: list[torch.nn.Parameter]) -> MemoryEstimate:

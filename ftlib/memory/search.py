@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from ftlib.config.schema import Config
 from ftlib.core.paths import Site
 from ftlib.core.text import format_gib
 from ftlib.data.dataset import open_prepared
+from ftlib.data.prompts import render_prompt
 from ftlib.errors import UserError
 from ftlib.hub.cache import find_model
-from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, estimate_step
-from ftlib.models.lengths import cached_token_lengths, length_cache_path
+from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, estimate_step, row_flops
+from ftlib.models.lengths import ImageFolder, cached_token_lengths, length_cache_path
 from ftlib.models.registry import family_of
 from ftlib.runs.run import Run
 
 ASSUMED_TEXT, ASSUMED_ANSWER = 96, 32
 """Assumed tokens of prompt and answer, and of the answer alone, without prepared data."""
+ASSUMED_IMAGE = (640, 480)
+"""Assumed width and height of an image in pixels, where they matter."""
 
 _UNITS = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -74,16 +78,29 @@ def longest_row(
     """The longest training rows, and whether they come from prepared data.
 
     Without prepared data PaliGemma's rows are assumed to be the image, 64 tokens of prompt and 32 of answer, and rows
-    of causal models to fill all positions (or `model.max_length`).
+    of causal models to fill all positions (or `model.max_length`). Where the tokens of an image depend on its size, the
+    image is assumed to be `ASSUMED_IMAGE`.
     """
     try:
         prepared = open_prepared(config, site, run)
     except UserError:
-        return _assumed_row(config, model), False
+        assumed = (
+            _assumed_image_row(config, folder) if config.model.entry.auto_processor else _assumed_row(config, model)
+        )
+        return assumed, False
     inputs = family_of(config.model).load_processor(folder, config)
     cache = length_cache_path(prepared, "train", config, folder, site)
-    lengths = cached_token_lengths(prepared.rows("train"), config.data.templates, inputs, cache)
-    return _longest_row(config, lengths, inputs.max_length), True
+    rows, images = prepared.rows("train"), ImageFolder(prepared.root, config.data.max_pixels)
+    lengths = cached_token_lengths(rows, config.data.templates, inputs, cache, images)
+    found = _longest_row(config, lengths, inputs.max_length)
+    totals = lengths.sum(axis=1)
+    longest = rows[int(np.where(totals <= found.tokens, totals, 0).argmax())]
+    usual = len(longest.images) == int(config.model.entry.images)
+    if usual and not inputs.length_depends_on_image:
+        return found, True
+    blank = [Image.new("RGB", images.size(name)) for name in longest.images]
+    row = inputs.encode_train(render_prompt(longest, config.data.templates), blank, longest.suffix)
+    return replace(found, batch=inputs.collate([row])), True
 
 
 def _longest_row(config: Config, lengths: NDArray[np.int32], limit: int | None) -> RowShape:
@@ -109,6 +126,14 @@ def _assumed_row(config: Config, model: torch.nn.Module) -> RowShape:
     images = (vision.image_size // vision.patch_size) ** 2
     tokens = min(images + ASSUMED_TEXT, config.model.max_length or images + ASSUMED_TEXT)
     return RowShape(tokens, min(ASSUMED_ANSWER, tokens - images))
+
+
+def _assumed_image_row(config: Config, folder: Path) -> RowShape:
+    plain = config.model_copy(update={"data": config.data.model_copy(update={"prompt": "{prefix}"})})
+    inputs = family_of(config.model).load_processor(folder, plain)
+    prompt, answer = (" word" * count for count in (ASSUMED_TEXT - ASSUMED_ANSWER, ASSUMED_ANSWER - 1))
+    row = inputs.encode_train(prompt, Image.new("RGB", ASSUMED_IMAGE), answer)
+    return RowShape(len(row.input_ids), max(1, row.n_labels), inputs.collate([row]))
 
 
 def largest_batch_size(
@@ -175,6 +200,7 @@ class MemoryPlan:
         capacity: bytes of the GPU; None: unknown.
         estimates: for the config's micro-batch, by checkpointing.
         largest: micro-batch that fits, by checkpointing; None if nothing fits, or the capacity is unknown.
+        flops: of a longest row, see `estimate.row_flops`.
     """
 
     config: Config
@@ -183,6 +209,7 @@ class MemoryPlan:
     capacity: int | None
     estimates: dict[bool, MemoryEstimate]
     largest: dict[bool, BatchPlan | None]
+    flops: int
 
     @property
     def estimate(self) -> MemoryEstimate:
@@ -197,9 +224,10 @@ class MemoryPlan:
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON; sizes in bytes."""
         return {
-            "rows": {**asdict(self.rows), "assumed": not self.found},
+            "rows": {"tokens": self.rows.tokens, "answer": self.rows.answer, "assumed": not self.found},
             "effective_batch": self.config.effective_batch_size,
             "micro_batch": self.config.micro_batch_size,
+            "row_flops": self.flops,
             "gpu": self.capacity,
             "fits": self.fits,
             "need": {_key(one): {**asdict(self.estimates[one]), "total": self.estimates[one].total} for one in _BOTH},
@@ -228,4 +256,4 @@ def plan_memory(config: Config, site: Site, capacity: int | None) -> MemoryPlan:
     rows, found = longest_row(config, site, folder, model)
     needs = {one: estimate_step(model, config, rows, config.micro_batch_size, one) for one in _BOTH}
     cuts = {one: largest_batch_size(model, config, rows, capacity, one) if capacity else None for one in _BOTH}
-    return MemoryPlan(config, rows, found, capacity, needs, cuts)
+    return MemoryPlan(config, rows, found, capacity, needs, cuts, row_flops(model, config, rows))

@@ -8,6 +8,7 @@ torch.autocast on CUDA.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_
 from transformers import masking_utils
 
 _AUTOCAST_LOWER = {
@@ -72,7 +73,7 @@ class AllocationTracker(TorchDispatchMode):
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True  # the library checks whether its inputs match; without data they do
         result = func(*args, **(kwargs or {}))
         tree_map_(self._see_any, result)
@@ -104,6 +105,70 @@ class AllocationTracker(TorchDispatchMode):
         self._alive[key] = (reference, "gradients", size)
         self.now[kind] -= size
         self.now["gradients"] += size
+
+
+class IntegerValues(TorchDispatchMode):
+    """Keep the values of integers and booleans, on the CPU, while all other tensors are shapes on the meta device.
+
+    Vision-language models compute shapes from them: the grid of every image's patches, positions, where a row's images
+    are. What is computed from shapes and integers together is a shape. Inside of an `AllocationTracker` the integers
+    count as well.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        valued = [one for one in given if not one.is_meta]
+        if func in _COMPARED and not valued:
+            return torch.full(args[0].shape, _COMPARED[func], device="cpu")
+        if len(valued) == len(given):
+            return self._with_values(func, args, kwargs, given)
+        if valued and func._schema.is_mutable and not args[0].is_meta:
+            return args[0]
+        if func is _ATEN.masked_select.default and not args[1].is_meta:
+            return args[0].new_empty(int(args[1].expand_as(args[0]).sum()))
+        args = tuple(_indices(one) if isinstance(one, list) else one for one in args)
+        kwargs = {name: value for name, value in kwargs.items() if name != "device"}  # that of the integers
+        return func(*tree_map(_to_shape, args), **tree_map(_to_shape, kwargs))
+
+    def _with_values(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
+        """A function of nothing but values, or of nothing at all."""
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
+            made = func(*args, **kwargs)
+            small = isinstance(made, Tensor) and made.untyped_storage().nbytes() <= _MOST_VALUES
+            kept = small and not (made.is_floating_point() or made.is_complex())
+            return func(*args, **{**kwargs, "device": "cpu"}) if kept else made
+        if len(given) > 1 and math.prod(map(max, zip(*(_sizes(one) for one in given), strict=True))) > _MOST_VALUES:
+            return func(*tree_map(_to_shape, args), **tree_map(_to_shape, kwargs))
+        return func(*args, **kwargs)
+
+
+_ATEN = torch.ops.aten
+_COMPARED = {_ATEN.eq.Scalar: False, _ATEN.ne.Scalar: True}
+"""A tensor without values equals no number: so padded images, all of whose pixels are 0, are told from real ones."""
+_MOST_VALUES = 1 << 24
+"""Elements of a tensor that is computed; larger ones (attention masks of long rows) become shapes."""
+_MOST_DIMENSIONS = 8
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    return [1] * (_MOST_DIMENSIONS - tensor.dim()) + list(tensor.shape)
+
+
+def _to_shape(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    with _disable_current_modes():  # the same integers are not counted twice
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+
+
+def _indices(values: list[Any]) -> list[Any]:
+    """Booleans that select become the numbers of what they select."""
+    found: list[Any] = []
+    for one in values:
+        chosen = isinstance(one, Tensor) and one.dtype == torch.bool and not one.is_meta
+        found += one.nonzero().unbind(1) if chosen else [one]
+    return found
 
 
 class GpuKernelEmulation(TorchFunctionMode):

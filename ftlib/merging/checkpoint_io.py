@@ -251,8 +251,12 @@ _NESTING = {"base_layer", "base_model", "model", "transformer", "gpt_neox", "vis
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 _BUFFER = re.compile(r"(rotary_emb\.inv_freq|position_ids|(?:^|\.)(?:attn|attention)\.(?:masked_)?bias)$")
 _PARTS = {
-    "vision": re.compile(r"(^|\.)vision_tower\."),
-    "projector": re.compile(r"(^|\.)multi_modal_projector\."),
+    "projector": re.compile(
+        r"(^|\.)(multi_modal_projector|connector|embed_vision|merger|deepstack_merger_list)\.|^image_newline$"
+    ),
+    "vision": re.compile(
+        r"(^|\.)(vision_tower|visual)\.|^(encoder|post_layernorm|embeddings\.(patch|position)_embedding)\."
+    ),
     "embeddings": re.compile(r"(^|\.)(embed_tokens|embed_in|wte|wpe|word_embeddings)\."),
     "head": re.compile(r"^(lm_head|embed_out)\."),
 }
@@ -264,6 +268,20 @@ def canonical_name(name: str) -> str:
     if words[:2] == ["language_model", "lm_head"]:
         words = words[1:]
     return ".".join(words)
+
+
+def canonical_names(stored: Iterable[str]) -> dict[str, str]:
+    """Return stored name → canonical name of all weights of a model.
+
+    Files of Qwen2-VL and Qwen2.5-VL name the language model's weights as if it were the whole model.
+    """
+    found = {name: canonical_name(name) for name in stored}
+    whole = any(name.startswith("visual.") for name in found.values())
+    if not whole or any(name.startswith("language_model.") for name in found.values()):
+        return found
+    return {
+        name: key if key.startswith(("visual.", "lm_head.")) else f"language_model.{key}" for name, key in found.items()
+    }
 
 
 def model_part_of(name: str) -> str:

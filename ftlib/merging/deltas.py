@@ -23,6 +23,7 @@ from ftlib.merging.architecture import check_adapter_complete, transposed_weight
 from ftlib.merging.checkpoint_io import (
     StoredTensor,
     canonical_name,
+    canonical_names,
     is_vocabulary_sized,
     model_part_of,
     open_weights,
@@ -78,11 +79,11 @@ def canonical_weights(folder: Path) -> dict[str, StoredTensor]:
         UserError: two stored names have the same canonical name.
     """
     found: dict[str, StoredTensor] = {}
-    for name, tensor in open_weights(folder).items():
-        key = canonical_name(name)
+    stored = open_weights(folder)
+    for name, key in canonical_names(stored).items():
         if key in found:
             raise UserError(f"{folder}: two weights have the canonical name {key}, one of them {name}")
-        found[key] = tensor
+        found[key] = stored[name]
     return found
 
 

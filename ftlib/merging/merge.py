@@ -25,7 +25,7 @@ from ftlib.hub.cache import MERGE_RECORD
 from ftlib.hub.offline import offline
 from ftlib.merging.adapter_merge import write_adapter
 from ftlib.merging.architecture import build_skeleton, is_tied, read_config
-from ftlib.merging.checkpoint_io import INDEX, StoredTensor, canonical_name, model_part_of, open_weights
+from ftlib.merging.checkpoint_io import INDEX, StoredTensor, canonical_names, model_part_of, open_weights
 from ftlib.merging.compatibility import check_compatible, check_vocabulary
 from ftlib.merging.deltas import FinetunedModel, FullCheckpoint, LoraAdapter, canonical_weights, open_adapter
 from ftlib.merging.engine import MergeJob, expected_peak, resident_peak, write_shards
@@ -101,7 +101,7 @@ def _merge(recipe: Recipe, site: Site, adjust: Callable[[Path], None] | None) ->
     skeleton = build_skeleton(config, stored, inputs.base.label) if config else None
     base = without_tied_head(inputs.base.label, canonical_weights(inputs.base.folder), is_tied(config))
     models = [_open(source, base, skeleton) for source in inputs.models]
-    weights = plan_weights(recipe, base, {canonical_name(name): name for name in stored}, models)
+    weights = plan_weights(recipe, base, {key: name for name, key in canonical_names(stored).items()}, models)
     labels = [source.label for source in inputs.models]
     if recipe.form == "model":
         check_head(weights, models, labels)

@@ -31,6 +31,23 @@ def answer_confidence(logprobs: Sequence[float]) -> dict[str, Any]:
     return {"mean_logprob": round(mean, 6), "min_logprob": round(least, 6), "answer_tokens": len(logprobs)}
 
 
+def add_answer_counts(
+    scores: dict[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    labels: Sequence[str] = (),
+    max_new_tokens: int | None = None,
+) -> None:
+    """Add the counts of such answers to scores, as `answers`, and remarks about them.
+
+    Args:
+        scores: see `summary.summary`; changed.
+        records, labels: see `count_answers`.
+        max_new_tokens: see `answer_remarks`.
+    """
+    scores["answers"] = count_answers(records, labels)
+    scores["remarks"] += answer_remarks(scores["answers"], len(records), max_new_tokens)
+
+
 def count_answers(records: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> dict[str, int | None]:
     """Count such answers.
 

@@ -149,6 +149,8 @@ class MetricResult:
         notes: metric → why it was not computed.
         constants: metrics without interval, because they cannot be resampled.
         remarks: what a reader of the numbers must know.
+        answers: generated texts as lines of predictions.jsonl (`prediction`, and `finish_reason` if known), to be
+            counted by `answers.add_answer_counts`; empty for other answers, and where the caller has these lines.
     """
 
     rule: str
@@ -162,6 +164,7 @@ class MetricResult:
     notes: dict[str, str] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    answers: Sequence[Mapping[str, Any]] = ()
 
     def values(self) -> dict[str, float]:
         """Metric name → value."""

@@ -70,7 +70,8 @@ def _add_positive(sums: GroupedSums, asked: NDArray[np.bool_], answered: NDArray
         precision = np.where(sums[:, answers] > 0, divide(sums[:, hits], sums[:, answers]), 0.0)
         return {"precision": precision, "F1": divide(2 * sums[:, hits], sums[:, answers] + sums[:, support])}
 
-    sums.add_derived(combine, {"precision": answered, "F1": asked | answered})
+    # Without any reference of that label, F1 is 0 by definition and says nothing.
+    sums.add_derived(combine, {"precision": answered, "F1": (asked | answered) & asked.any()})
 
 
 def _add_averages(sums: GroupedSums, asked: Codes, answered: Codes, classes: int) -> None:
@@ -95,6 +96,8 @@ def _row_weights(asked: Codes, answered: Codes, classes: int) -> dict[str, Array
     recall = 1 / support[asked]
     counted = np.append(support > 0, False)[answered]
     precision = np.where(counted, 1 / np.maximum(1, answers[answered]), 0.0)
+    classes_there, first = np.unique(asked, return_index=True)
+    precision[first[answers[classes_there] == 0]] += 1  # never answered: its precision rests on no more than one row
     macro = {"macro F1": recall, "macro recall": recall, "macro precision": precision}
     return macro | {f"weighted {name}": np.ones(len(asked)) for name in ("F1", "precision", "recall")}
 

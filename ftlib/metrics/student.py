@@ -10,9 +10,22 @@ _NORMAL = {0.95: 1.959963984540054}
 """Inside probability → quantile of the normal distribution, which t approaches for many degrees of freedom."""
 
 
+def student_quantile(freedom: float, inside: float = 0.95) -> float:
+    """Return t with P(|T| < t) = `inside` for `freedom` degrees of freedom, at least 1.
+
+    Between whole numbers it is interpolated linearly in 1 / freedom.
+    """
+    below = int(freedom)
+    first = _whole_quantile(below, inside)
+    if freedom == below:
+        return first
+    share = (1 / below - 1 / freedom) / (1 / below - 1 / (below + 1))
+    return first + share * (_whole_quantile(below + 1, inside) - first)
+
+
 @functools.cache
-def student_quantile(freedom: int, inside: float = 0.95) -> float:
-    """Return t with P(|T| < t) = `inside` for `freedom` degrees of freedom.
+def _whole_quantile(freedom: int, inside: float) -> float:
+    """The quantile of a whole number.
 
     The probability is a finite series in the angle atan(t / √freedom) (Abramowitz and Stegun, 26.7.3 and 26.7.4), which
     ascends from 0 to 1; bisection finds the angle.

@@ -14,7 +14,7 @@ from ftlib.metrics.uncertainty import FEW_GROUPS, LEVEL, Interval
 
 INTERVAL_METHOD = (
     f"level {LEVEL}: Wilson's interval with the jackknife's standard error over images or documents, and Student's "
-    "quantile; a share of independent yes/no rows: Wilson"
+    "quantile with Satterthwaite's degrees of freedom; a share of independent yes/no rows: Wilson"
 )
 
 
@@ -49,7 +49,8 @@ def remarks(result: MetricResult) -> list[str]:
     said += result.remarks
     groups = len(result.sample.groups)
     if groups < FEW_GROUPS:
-        said.append(f"Only {groups} independent rows: these scores are rough; do not choose between models by them.")
+        rows = f"{groups} independent row{'s' * (groups > 1)}"
+        said.append(f"Only {rows}: these scores are rough; do not choose between models by them.")
     return said
 
 

@@ -64,7 +64,7 @@ def measure(
     signature = _add_bleu(sums, predictions, references, tokenize)
     rule = ", ".join([RULE, *["by characters"] * by_characters, f"BLEU {signature}"])
     found_bleu = MetricResult(rule, "exact match", "percent", sums, len(pairs), f1s)
-    remarks = _remarks(found_bleu.values(), tokenize, by_characters)
+    remarks = _remarks(found_bleu.values(), tokenize, by_characters) + _near_misses(pairs, found)
     return replace(found_bleu, tables={"BLEU": {"signature": signature}}, remarks=remarks)
 
 
@@ -74,12 +74,40 @@ def _remarks(values: dict[str, float], tokenize: str, by_characters: bool) -> li
         said.append("These texts have no spaces between words: exact match and token F1 compare characters.")
     if by_characters and tokenize in _AT_SPACES:
         said.append(f"BLEU: {tokenize} separates words at spaces, which these texts do not have; choose char or auto.")
-    if values["BLEU"] == 0 and values["token F1"] > 0:
+    if values["BLEU"] == 0 and (values["token F1"] > 0 or values["strict match"] > 0):
         said.append(
             "BLEU is 0 because no four tokens in a row of an answer are in its reference; shorter answers have no four "
             "tokens. It says nothing about short answers."
         )
     return said
+
+
+def _near_misses(
+    pairs: Sequence[tuple[str, Sequence[str]]], tokens: Sequence[tuple[list[str], list[list[str]]]]
+) -> list[str]:
+    """Remarks about wrong answers that are right but for their form, if there are many."""
+    wrong = [(pair, words) for pair, words in zip(pairs, tokens, strict=True) if words[0] not in words[1]]
+    longer = sum(any(_contains(own, one) for one in accepted) for _, (own, accepted) in wrong)
+    forms = sum(_composed(told) in map(_composed, accepted) for (told, accepted), _ in wrong)
+    said = []
+    if longer > len(wrong) / 2:
+        said.append(
+            f"{longer} of {len(pairs)} answers contain a reference among other words; exact match counts them as wrong."
+        )
+    if forms:
+        said.append(
+            f"{forms} of {len(pairs)} answers are written with other Unicode characters than an equal reference (NFC, "
+            "NFD); exact match counts them as wrong."
+        )
+    return said
+
+
+def _contains(words: list[str], part: list[str]) -> bool:
+    return bool(part) and f"\0{chr(0).join(part)}\0" in f"\0{chr(0).join(words)}\0"
+
+
+def _composed(text: str) -> str:
+    return normalize(unicodedata.normalize("NFC", text))
 
 
 def strict(text: str) -> str | Decimal:

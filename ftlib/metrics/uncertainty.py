@@ -8,6 +8,12 @@ never averaged. Such an interval always contains its value, stays within the met
 all rows are right. It is one of the score that the model is expected to get on other test sets of this size and kind.
 A share of single yes/no rows has Wilson's own interval.
 
+Two corrections are for few or unlike groups. Where a few of them determine the jackknife's variance (a huge
+mask, a long text), Student's quantile has fewer degrees of freedom, from the variance of that variance
+(Satterthwaite 1946; for the jackknife Hinkley 1977). And the variance is a mean with one more group, as different as a
+yes/no row (a prior with the information of one observation, Kass and Wasserman 1995): ten like scores do not show that
+the next one cannot be 0.
+
 Two systems on the same rows are compared by approximate randomization (Noreen 1989): under the null hypothesis the
 answers of a group can be exchanged between the systems. With up to 10 groups all 2^10 exchanges are tried, with more
 groups they are sampled.
@@ -144,15 +150,40 @@ def _interval(sample: ResampleableMetric, name: str, value: float, left_out: Arr
         return None
     most = sample.most_rows(name) if isinstance(sample, GroupedSums) else None
     known = len(left_out) if most is not None and most == size else round(size)
-    quantile = student_quantile(max(1, known - 1))
     limit = _limit(sample, name, np.append(left_out, value))
     if limit is None:
+        quantile = student_quantile(_freedom(left_out, known - 1))
         return value - quantile * error, value + quantile * error
-    share, error = min(1.0, max(0.0, value / limit)), error / limit
-    n = share * (1 - share) / error**2 if error > 0 and 0 < share < 1 else size
+    share, variance = min(1.0, max(0.0, value / limit)), (error / limit) ** 2
+    # Where `most` bounds what the rows are worth, it accounts for the few that decide.
+    quantile = student_quantile(max(1, known - 1) if most else _freedom(left_out / limit, known - 1, share))
+    binary = share * (1 - share) / size
+    variance = max(variance, ((known - 1) * variance + binary) / known)
+    n = binary * size / variance if variance > 0 and binary > 0 else size
     n = n if most is None else min(n, most)
     low, high = wilson(share * n, n, quantile)
     return limit * low, limit * high
+
+
+def _freedom(left_out: Array, most: int, share: float | None = None) -> float:
+    """The degrees of freedom of the jackknife's variance V: 2 V² / the variance of V, found by the jackknife too.
+
+    Args:
+        most: those of as many alike, normally distributed groups.
+        share: the metric as a share of its limit, if the interval is Wilson's, in which V is a multiple of
+            share · (1 − share): then it is the variance of that multiple, which is none for yes/no rows.
+    """
+    most = max(1, most)
+    known = left_out[~np.isnan(left_out)]
+    influence = (len(known) - 1) * (known.mean() - known)
+    variance = (influence**2).mean()
+    if variance <= _ROUNDING**2:
+        return most
+    change = influence**2 / variance - 1
+    if share is not None and 0 < share < 1:
+        change -= (1 - 2 * share) / (share * (1 - share)) * influence
+    excess = max(0.0, (change**2).mean() - 2) / len(known)
+    return float(max(1.0, 2 / (2 / most + excess)))
 
 
 def _size(sample: ResampleableMetric, name: str) -> float:
@@ -178,7 +209,7 @@ def _difference_interval(sample: ResampleableMetric, name: str, observed: float,
     size, error = _size(sample, name), _standard_error(left_out)
     if np.isnan(observed) or np.isnan(error) or size < _LEAST_SIZE:
         return None
-    quantile = student_quantile(max(1, round(size) - 1))
+    quantile = student_quantile(_freedom(left_out, round(size) - 1))
     limit = _limit(sample, name, np.array([]))
     if limit is None:
         return observed - quantile * error, observed + quantile * error

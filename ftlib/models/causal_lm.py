@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.config.schema import CHAT, Config
 from ftlib.core.registry import register_model
 from ftlib.errors import UserError
-from ftlib.models.chat import ChatTemplate, leading_bos, load_tokenizer
-from ftlib.models.encoding import IGNORE_INDEX, EncodedExample, pad_left, position_ids
+from ftlib.models.chat import ChatTemplate, encode_conversation, leading_bos, load_tokenizer
+from ftlib.models.encoding import IGNORE_INDEX, EncodedExample, Images, Size, labels_of, pad_left, position_ids
 from ftlib.models.registry import ModelFamily
 
 
@@ -33,6 +33,7 @@ class CausalProcessor:
     prefix_bidirectional = False
     labels_share_prompt = True
     length_depends_on_image = False
+    takes_images = False
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class CausalProcessor:
         labels_on: Literal["response", "everything"] = "response",
         packing: bool = False,
         chat_template_arguments: Mapping[str, Any] | None = None,
+        all_turns: bool = False,
     ) -> None:
         """
         Args:
@@ -50,6 +52,7 @@ class CausalProcessor:
             labels_on: what carries loss; the very first token never does.
             packing: whether training rows share sequences, see `collate`.
             chat_template_arguments: see `chat.ChatTemplate`.
+            all_turns: all answers of a conversation carry loss, not only the last, see `chat.encode_conversation`.
 
         Raises:
             UserError: the tokenizer has no end-of-sequence token, or no chat template that will do where one is wanted.
@@ -58,6 +61,7 @@ class CausalProcessor:
         self.max_length = max_length
         self.labels_on = labels_on
         self.packing = packing
+        self._all_turns = all_turns
         if tokenizer.eos_token_id is None:
             raise UserError("the model's tokenizer has no end-of-sequence token, so answers could not end")
         self._tokenizer_eos: int = tokenizer.eos_token_id
@@ -88,13 +92,20 @@ class CausalProcessor:
         """What ends an answer: the end of a turn, where it is another token than the end of the sequence."""
         return {self.eos_token_id, self._tokenizer_eos}
 
-    def encode_train(self, prompt: str, image: Image.Image | None, answer: str) -> EncodedExample:
+    def encode_train(self, prompt: str, image: Images, answer: str) -> EncodedExample:
         """A row to learn from; what goes beyond the model's positions is cut off at its end."""
-        prompt_ids = self._prompt_ids([prompt])[0]
-        ids = [*prompt_ids, *self.encode_answer(answer)][: self.max_length]
-        return EncodedExample(ids, len(ids) - (1 if self.labels_on == "everything" else len(prompt_ids)))
+        row = self._encode_whole(prompt, answer)
+        ids = row.input_ids[: self.max_length]
+        first = 1 if self.labels_on == "everything" else len(row.input_ids) - row.n_labels
+        return replace(row, input_ids=ids, n_labels=len(ids) - first)
 
-    def encode_prompts(self, prompts: Sequence[str], image: Image.Image | None) -> list[EncodedExample]:
+    def _encode_whole(self, prompt: str, answer: str) -> EncodedExample:
+        if self._all_turns and self.labels_on == "response":
+            return encode_conversation(lambda turns: self._prompt_ids([turns])[0], self.encode_answer, prompt, answer)
+        answer_ids = self.encode_answer(answer)
+        return EncodedExample([*self._prompt_ids([prompt])[0], *answer_ids], len(answer_ids))
+
+    def encode_prompts(self, prompts: Sequence[str], image: Images) -> list[EncodedExample]:
         """Rows to be answered, each exactly a training row before its answer."""
         return [EncodedExample(ids, 0) for ids in self._prompt_ids(prompts)]
 
@@ -103,9 +114,12 @@ class CausalProcessor:
         return self._answer_ids([answer])[0]
 
     def token_lengths(
-        self, prompts: Sequence[str], answers: Sequence[str], sizes: Sequence[tuple[int, int]] = ()
+        self, prompts: Sequence[str], answers: Sequence[str], images: Sequence[Sequence[Size]] | None = None
     ) -> list[tuple[int, int]]:
-        """Tokens of every prompt and of every answer with its end."""
+        """Tokens of every prompt and of every answer with its end; with `all_turns` the first answer ends a prompt."""
+        if self._all_turns:
+            rows = [self._encode_whole(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+            return [(len(row.input_ids) - row.n_labels, row.n_labels) for row in rows]
         pairs = zip(self._prompt_ids(prompts), self._answer_ids(answers), strict=True)
         return [(len(prompt), len(answer)) for prompt, answer in pairs]
 
@@ -212,6 +226,7 @@ def load_processor(folder: Path, config: Config) -> CausalProcessor:
         labels_on=config.loss.on,
         packing=config.loss.packing,
         chat_template_arguments=config.model.chat_template_arguments,
+        all_turns=config.data.chat_turns == "all",
     )
 
 
@@ -233,9 +248,5 @@ def _concatenate(rows: Sequence[EncodedExample]) -> tuple[list[int], list[int], 
     """Ids, positions and labels of rows that stand one behind the other."""
     ids = [token for row in rows for token in row.input_ids]
     positions = [position for row in rows for position in range(len(row.input_ids))]
-    labels = [
-        token if position >= len(row.input_ids) - row.n_labels else IGNORE_INDEX
-        for row in rows
-        for position, token in enumerate(row.input_ids)
-    ]
+    labels = [label for row in rows for label in labels_of(row)]
     return ids, positions, labels

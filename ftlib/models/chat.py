@@ -15,18 +15,21 @@ A template that asks in one way and writes an answer in another is refused.
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ftlib.data.prompts import NO_LOSS, answer_of_turn, turn_of_answer
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.models.custom_code import load_error_message
+from ftlib.models.encoding import EncodedExample
 from ftlib.models.libraries import quiet_libraries
 
 DAY = date(2024, 7, 26)
@@ -101,19 +104,29 @@ class ChatTemplate:
         """The text that a conversation is asked with.
 
         Args:
-            conversation: turns as JSON; special tokens written out in them are broken, so that they cannot end a turn.
-            images: how many stand before the first turn of the user.
+            conversation: turns as JSON, or an object of `messages` and `tools` (see `prompts.chat_prompt`); special
+                tokens written out in them are broken, so that they cannot end a turn.
+            images: how many the row has; unless turns have parts for them they stand before the first turn of the user.
 
         Raises:
-            UserError: the template refuses these turns.
+            UserError: the template refuses these turns, or leaves out their tools; another number of images.
         """
-        turns = [{**turn, "content": self._without_specials(turn["content"])} for turn in json.loads(conversation)]
-        if images:
+        said = json.loads(conversation)
+        turns, tools = (said["messages"], said["tools"]) if isinstance(said, dict) else (said, None)
+        turns = [self._cleaned(turn) for turn in turns]
+        placed = count_images(turns)
+        if placed not in (0, images):
+            raise UserError(f"a conversation shows {placed} images, but its row has {images}")
+        if images and not placed:
             first = next((turn for turn in turns if turn["role"] == "user"), None)
             if first is None:
                 raise UserError("a conversation about an image needs a turn of the user")
             first["content"] = [{"type": "image"}] * images + [{"type": "text", "text": first["content"]}]
-        return self._render(turns, asking=True) + self._header
+        text = self._render(turns, asking=True, tools=tools) + self._header
+        for name in [*_called(turns), *(tool.get("function", tool).get("name", "") for tool in tools or ())]:
+            if str(name) not in text:
+                raise UserError(f"the model's chat template leaves out the tool {name}", "Use a model with tools.")
+        return text
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Answers as they stand behind any prompt, each with the end of its turn.
@@ -124,7 +137,12 @@ class ChatTemplate:
             UserError: the template does not write an answer as it is.
         """
         texts = [self._render_answer(answer) for answer in answers]
-        found = [self._special.search(text, len(self._lead) if text.startswith(self._lead) else 0) for text in texts]
+        found = [
+            None
+            if "tool_calls" in turn_of_answer(answer)  # the template's own special tokens
+            else self._special.search(text, len(self._lead) if text.startswith(self._lead) else 0)
+            for answer, text in zip(answers, texts, strict=True)
+        ]
         heads = [text[: one.start()] if one else text + self.end for text, one in zip(texts, found, strict=True)]
         tails = [text[one.start() :] if one else "" for text, one in zip(texts, found, strict=True)]
         before = self._ids([self._before])[0]
@@ -160,12 +178,19 @@ class ChatTemplate:
 
     def _render_answer(self, answer: str) -> str:
         """What the template writes for an answer, up to the end of the turn; special tokens in it are as they were."""
-        whole = self._render(_conversation_with_answer(self._without_specials(answer)))
+        turn = self._cleaned(turn_of_answer(answer))
+        calls = _called([turn])
+        whole = self._render([*_QUESTION, turn])
         if not (whole.startswith(self._before) and whole.endswith(self._behind)):
             raise UserError(
                 f"the model's chat template writes other words around the answer {_head(answer)}", _CHAT_REMEDY
             )
         text = whole[len(self._before) : len(whole) - len(self._behind)] + self._closing
+        if calls:
+            if any(name not in text for name in calls):
+                problem = f"the model's chat template leaves out the tool calls of the answer {_head(answer)}"
+                raise UserError(problem, "Use a model with tools.")
+            return text
         text = self._broken.sub(lambda match: match[0].replace(_BREAK, "", 1), text)
         if _without_blanks(answer) not in _without_blanks(self._before + text):
             raise UserError(f"the model's chat template changes or leaves out the answer {_head(answer)}", _CHAT_REMEDY)
@@ -177,7 +202,7 @@ class ChatTemplate:
         except UserError:
             return False
 
-    def _render(self, turns: list[dict[str, Any]], asking: bool = False) -> str:
+    def _render(self, turns: list[dict[str, Any]], asking: bool = False, tools: Any = None) -> str:
         from jinja2 import TemplateError
 
         turns = [
@@ -187,6 +212,10 @@ class ChatTemplate:
             for turn in turns
         ]
         settings: dict[str, Any] = {"tokenize": False, "add_generation_prompt": asking, "chat_template": self._text}
+        if tools:
+            if "tools" in self._arguments:
+                raise UserError("model.chat_template_arguments: tools, and rows with tools of their own")
+            settings["tools"] = tools
         try:
             return str(self._tokenizer.apply_chat_template(turns, **settings, **self._arguments))
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -220,6 +249,17 @@ class ChatTemplate:
             remarks.append(f"the model's chat template may write the date; for ftlib today is always {DAY:%d %b %Y}")
         return "\n".join(remarks)
 
+    def _cleaned(self, turn: dict[str, Any]) -> dict[str, Any]:
+        """A turn as the template gets it: without ftlib's mark, and with special tokens in its texts broken."""
+        return {name: self._clean(value) for name, value in turn.items() if name not in NO_LOSS}
+
+    def _clean(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self._clean(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [self._clean(one) for one in value]
+        return self._without_specials(value) if isinstance(value, str) else value
+
     def _without_specials(self, text: str) -> str:
         return self._special.sub(lambda match: _break_up_token(match[0]), text)
 
@@ -235,6 +275,55 @@ class ChatTemplate:
         ]
         anchor, behind, alone = found
         return behind[len(anchor) :] if behind[: len(anchor)] == anchor else alone
+
+
+def count_images(turns: Sequence[Mapping[str, Any]]) -> int:
+    """How many parts of turns are images."""
+    lists = [turn["content"] for turn in turns if isinstance(turn["content"], list)]
+    return sum(part["type"] == "image" for parts in lists for part in parts)
+
+
+def _called(turns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the tools that turns call."""
+    return [call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())]
+
+
+def encode_conversation(
+    prompt_ids: Callable[[str], list[int]], answer_ids: Callable[[str], list[int]], prompt: str, answer: str
+) -> EncodedExample:
+    """A row with labels on all answers of a conversation, but those marked with `prompts.NO_LOSS`.
+
+    Each answer stands behind exactly what generation would see when it is asked for, as in a row of its own.
+
+    Args:
+        prompt_ids, answer_ids: conversation (JSON) → its ids; answer → its ids.
+        prompt: the turns before the last answer.
+
+    Raises:
+        UserError: the template writes an earlier answer otherwise when the conversation goes on.
+    """
+    said = json.loads(prompt)
+    turns = said["messages"] if isinstance(said, dict) else said
+    before = prompt_ids(prompt)
+    ids = [*before, *answer_ids(answer)]
+    spans = []
+    for number, turn in enumerate(turns):
+        if turn["role"] != "assistant" or NO_LOSS.items() <= turn.items():
+            continue
+        asked = {**said, "messages": turns[:number]} if isinstance(said, dict) else turns[:number]
+        start = prompt_ids(json.dumps(asked, ensure_ascii=False))
+        own = [*start, *answer_ids(answer_of_turn(turn))]
+        if ids[: len(own)] != own:
+            problem = (
+                "the model's chat template writes an answer otherwise when the conversation goes on (such as without"
+            )
+            raise UserError(
+                f"{problem} its thoughts), so that one row cannot be what generation sees", "Set data.chat_turns: rows."
+            )
+        spans.append((len(start), len(own)))
+    spans.append((len(before), len(ids)))
+    gaps = tuple((end, start) for (_, end), (start, _) in itertools.pairwise(spans))
+    return EncodedExample(ids, len(ids) - spans[0][0], gaps=gaps)
 
 
 def _text_of(tokenizer: PreTrainedTokenizerBase, tools: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -22,11 +23,30 @@ class EncodedExample:
         n_labels: how many of the last ids carry labels (answer and end, as a rule); 0 when asking.
         image_inputs: the model's arguments for the row's images, such as pixel_values; empty for a row of text. Rows
             about the same images share the object, so that PaliGemma's vision tower sees these images once.
+        gaps: (start, end) of the ids among the last `n_labels` that carry no labels after all: turns of the user
+            between two answers.
+        n_kept: how many ids at the beginning stay when the row is truncated (its images, bos); 0: as the family says.
     """
 
     input_ids: list[int]
     n_labels: int
     image_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    gaps: tuple[tuple[int, int], ...] = ()
+    n_kept: int = 0
+
+
+Size = tuple[int, int]
+"""Width and height of an image in pixels."""
+
+Images = Image.Image | Sequence[Image.Image] | None
+"""The images of a row: one, several, or none."""
+
+
+def as_images(images: Images) -> list[Image.Image]:
+    """Images as a list."""
+    if images is None:
+        return []
+    return [images] if isinstance(images, Image.Image) else list(images)
 
 
 def pad_left(rows: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Tensor]:
@@ -42,12 +62,40 @@ def pad_left(rows: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Ten
     for index, row in enumerate(rows):
         ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
         mask[index, longest - len(row.input_ids) :] = 1
-        labels[index, longest - row.n_labels :] = ids[index, longest - row.n_labels :]
+        labels[index, longest - len(row.input_ids) :] = torch.tensor(labels_of(row))
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+PER_ROW = "_per_row"
+"""Ends the name of a batch's tensor that says how many entries of an image argument are each row's, such as
+`pixel_values_per_row`: shape (rows,), int64, no argument of the model. Missing where every row has one."""
+
+
+def split_batch(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """A batch as batches of at most `size` rows, each with its own images, if it has any; columns stay as they are."""
+    pieces: dict[str, Sequence[Tensor]] = {}
+    for name, tensor in batch.items():
+        counts = batch.get(f"{name}{PER_ROW}")
+        lengths = size if counts is None else [int(part.sum()) for part in counts.split(size)]
+        pieces[name] = tensor.split(lengths)
+    return [
+        {name: part for name, part in zip(pieces, piece, strict=True) if len(part)}
+        for piece in zip(*pieces.values(), strict=True)
+    ]
+
+
+def labels_of(row: EncodedExample) -> list[int]:
+    """The label of every id of a row."""
+    ids = row.input_ids
+    labels = [IGNORE_INDEX] * (len(ids) - row.n_labels) + ids[len(ids) - row.n_labels :]
+    for start, end in row.gaps:
+        labels[start:end] = [IGNORE_INDEX] * len(labels[start:end])
+    return labels
+
+
 def join_image_inputs(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-    """The image arguments of a batch: joined along the first axis, in the order of the rows.
+    """The image arguments of a batch: joined along the first axis, in the order of the rows; and how many entries are
+    each row's (`PER_ROW`), by which `split_batch` splits them again.
 
     Depending on the model that axis counts images, tiles or patches. Where other axes differ (tiles of an image, its
     height and width), zeros fill them up behind, as the processors of transformers do.
@@ -60,6 +108,9 @@ def join_image_inputs(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
     for name, tensors in named.items():
         largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
         joined[name] = torch.cat([_fill_up(tensor, largest) for tensor in tensors])
+        counts = [len(row.image_inputs[name]) if name in row.image_inputs else 0 for row in rows]
+        if set(counts) != {1}:
+            joined[f"{name}{PER_ROW}"] = torch.tensor(counts)
     return joined
 
 
@@ -76,13 +127,13 @@ def position_ids(mask: Tensor, first: int) -> Tensor:
 
 
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-    """What the model is called with: everything but the labels.
+    """What the model is called with: everything but the labels and how images are shared among rows.
 
     PaliGemma's `token_type_ids` must go in, or its prompt becomes causal. Where rows are packed, no mask goes in:
     transformers keeps rows apart by positions that start anew, as long as no cache is made. Nobody reads a cache here,
     and it would hold keys and values of all layers.
     """
-    arguments: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
+    arguments = {name: value for name, value in batch.items() if name != "labels" and not name.endswith(PER_ROW)}
     return {**arguments, "use_cache": False}
 
 
@@ -94,8 +145,9 @@ def truncate_left(
     Args:
         max_length: the model's positions; None: no limit.
         max_new_tokens: tokens kept free for the answer.
-        prefix_length: tokens at the very beginning that stay (bos).
+        prefix_length: tokens at the very beginning that stay (bos), unless the row knows better.
     """
+    prefix_length = row.n_kept or prefix_length
     if max_length is None or len(row.input_ids) + max_new_tokens <= max_length:
         return row
     tail = max(1, max_length - max_new_tokens - prefix_length)

@@ -31,6 +31,7 @@ from ftlib.data.images import image_path, image_size
 from ftlib.data.prompts import PromptTemplates, render_prompt
 
 if TYPE_CHECKING:
+    from ftlib.models.encoding import Size
     from ftlib.models.registry import InputProcessor
 
 
@@ -69,7 +70,9 @@ def length_cache_path(prepared: PreparedDataset, split: str, config: Config, fol
     plugin = provider("model", config.model.family, config.plugins)
     family = [config.model.family, plugin.identity] if plugin else config.model.family
     how: list[Any] = [family, config.data.templates, config.model.chat_template_arguments]
-    if config.model.family == "vlm":
+    if config.data.chat_turns == "all":  # the same rows as with `last`, but prompts end at the first answer
+        how.append("all turns")
+    if config.model.entry.auto_processor:
         how.append([config.model.image_arguments, config.data.max_pixels])
     tokens = files.json_sha256([model, how, [transformers.__version__, tokenizers.__version__]])[:16]
     return lengths_folder(site) / f"{rows_hash(prepared.folder, split)}-{tokens}.npy"
@@ -118,9 +121,9 @@ def _writable(cache: Path) -> bool:
 def _measure(
     examples: Sequence[Example], templates: PromptTemplates, processor: InputProcessor, images: ImageFolder | None
 ) -> NDArray[np.int32]:
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, Size] = {}
     if processor.length_depends_on_image and images:
-        names = sorted({row.image for row in examples if row.image})
+        names = sorted({name for row in examples for name in row.images})
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             sizes = dict(zip(names, pool.map(images.size, names), strict=True))
     found = np.empty((len(examples), 2), dtype=np.int32)
@@ -129,7 +132,8 @@ def _measure(
         for start in range(0, len(examples), _CHUNK):
             chunk = list(itertools.islice(rows, _CHUNK))
             prompts, answers = [render_prompt(row, templates) for row in chunk], [row.suffix for row in chunk]
-            of_images = ([sizes[row.image] for row in chunk],) if sizes else ()
+            shown = [[sizes.get(name, (0, 0)) for name in row.images] for row in chunk]
+            of_images = (shown,) if getattr(processor, "takes_images", sizes) else ()  # a plugin's may not know
             found[start : start + len(chunk)] = processor.token_lengths(prompts, answers, *of_images)
             update(start + len(chunk), "")
     return found

@@ -1,7 +1,9 @@
 """PaliGemma: how a row is encoded, for training and for generation.
 
-A row is `[<image> × N] <bos> prompt "\\n" answer <eos>` (big_vision, configs/proj/paligemma). Image and prompt attend
-to each other both ways (token type 0), the answer is causal (token type 1), only answer and `<eos>` carry labels.
+A row is `[<image> × N] <bos> prompt "\\n" answer <eos>` (big_vision, configs/proj/paligemma). The tokens of several
+images (NLVR2, frames of a video) stand one behind the other, and a row without images begins with `<bos>`. Images and
+prompt attend to each other both ways (token type 0), the answer is causal (token type 1), only answer and `<eos>` carry
+labels.
 Rows are padded on the left, so that all labels of a batch stand in its last columns and the 257,152-wide head needs to
 be computed only there. Checkpoints of PaliGemma's authors (`.npz`) are converted in big_vision.py.
 """
@@ -9,6 +11,7 @@ be computed only there. Checkpoints of PaliGemma's authors (`.npz`) are converte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,7 +26,16 @@ from ftlib.core.registry import register_model
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.models.custom_code import load_error_message
-from ftlib.models.encoding import EncodedExample, join_image_inputs, pad_left, position_ids
+from ftlib.models.encoding import (
+    EncodedExample,
+    Images,
+    Size,
+    as_images,
+    join_image_inputs,
+    model_inputs,
+    pad_left,
+    position_ids,
+)
 from ftlib.models.libraries import quiet_libraries
 from ftlib.models.registry import NEVER_QUANTIZED, ModelFamily
 
@@ -42,6 +54,7 @@ class PaliGemmaInputProcessor:
     prefix_bidirectional = True
     labels_share_prompt = True
     length_depends_on_image = False
+    takes_images = True
     warning = ""
 
     def __init__(self, processor: PaliGemmaProcessor, max_length: int | None = None) -> None:
@@ -111,42 +124,52 @@ class PaliGemmaInputProcessor:
         """What ends an answer."""
         return {self.eos_token_id}
 
-    def encode_train(self, prompt: str, image: Image.Image | None, answer: str) -> EncodedExample:
+    def encode_train(self, prompt: str, image: Images, answer: str) -> EncodedExample:
         """A row to learn from: prompt, answer and `<eos>`; what goes beyond the limit is cut off at its end."""
-        prompt_ids = self._prompt_ids(prompt)
-        ids = [*prompt_ids, *self.encode_answer(answer)][: self.max_length]
-        return EncodedExample(ids, len(ids) - len(prompt_ids), self._image_inputs(image))
+        (asked,) = self.encode_prompts([prompt], image)
+        ids = [*asked.input_ids, *self.encode_answer(answer)][: self.max_length]
+        return replace(asked, input_ids=ids, n_labels=len(ids) - len(asked.input_ids))
 
-    def encode_prompts(self, prompts: Sequence[str], image: Image.Image | None) -> list[EncodedExample]:
-        """Rows to be answered about one image, each exactly a training row before its answer; they share the pixels."""
-        image_inputs = self._image_inputs(image)
-        return [EncodedExample(self._prompt_ids(prompt), 0, image_inputs) for prompt in prompts]
+    def encode_prompts(self, prompts: Sequence[str], image: Images) -> list[EncodedExample]:
+        """Rows to be answered about the same images, each exactly a training row before its answer; they share the
+        pixels."""
+        images = as_images(image)
+        image_inputs, kept = self._image_inputs(images), len(self._image_ids) * len(images) + 1
+        return [
+            EncodedExample(self._prompt_ids(prompt, len(images)), 0, image_inputs, n_kept=kept) for prompt in prompts
+        ]
 
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and `<eos>`."""
         return [*self._text_ids(answer), self.eos_token_id]
 
     def token_lengths(
-        self, prompts: Sequence[str], answers: Sequence[str], sizes: Sequence[tuple[int, int]] = ()
+        self, prompts: Sequence[str], answers: Sequence[str], images: Sequence[Sequence[Size]] | None = None
     ) -> list[tuple[int, int]]:
         """Tokens of every prompt, image tokens included, and of every answer with its `<eos>`."""
-        before, behind = self.prefix_length + len(self._newline), 1
+        counts = [1] * len(prompts) if images is None else list(map(len, images))
         texts = [[prompt.rstrip("\n") for prompt in prompts], list(answers)]
         ids = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
-        return [(before + len(prompt), len(answer) + behind) for prompt, answer in zip(*ids, strict=True)]
+        around = 1 + len(self._newline)
+        return [
+            (count * len(self._image_ids) + around + len(prompt), len(answer) + 1)
+            for count, prompt, answer in zip(counts, *ids, strict=True)
+        ]
 
     def collate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """Pad rows on the left and stack them.
 
         Returns:
-            input_ids, attention_mask, token_type_ids, position_ids, labels: shape (rows, longest), int64; pixel_values:
-            shape (rows, 3, size, size), float32.
+            input_ids, attention_mask, token_type_ids, position_ids, labels: shape (rows, longest), int64; pixel_values
+            of all images of all rows: shape (images, 3, size, size), float32; missing without images; how many images
+            each row has (`encoding.PER_ROW`).
         """
         return {**self._text_batch(rows), **join_image_inputs(rows)}
 
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`collate` without labels and positions."""
-        return {name: tensor for name, tensor in self.collate(rows).items() if name not in ("labels", "position_ids")}
+        """The model's arguments of `collate`, without positions."""
+        arguments = model_inputs(self.collate(rows))
+        return {name: tensor for name, tensor in arguments.items() if name not in ("use_cache", "position_ids")}
 
     def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """A batch of questions on the model's device; every image goes through the vision tower once.
@@ -161,12 +184,15 @@ class PaliGemmaInputProcessor:
         batch = {name: tensor.to(device) for name, tensor in self._text_batch(rows).items() if name != "labels"}
         distinct = {id(row.image_inputs): row for row in rows}
         indices = {key: index for index, key in enumerate(distinct)}
-        pixels = join_image_inputs(list(distinct.values()))["pixel_values"].to(device)
-        features = model.get_image_features(pixels).pooler_output[[indices[id(row.image_inputs)] for row in rows]]  # type: ignore[operator]
+        counts = [len(row.image_inputs.get("pixel_values", ())) for row in distinct.values()]
         ids = batch.pop("input_ids")
         slots = ids == self.processor.image_token_id  # which has no row in the authors' own table
         embedded = model.get_input_embeddings()(ids.masked_fill(slots, self.pad_token_id))  # type: ignore[operator]
-        embedded = embedded.masked_scatter(slots.unsqueeze(-1), features.to(embedded.dtype))
+        if any(counts):
+            pixels = join_image_inputs(list(distinct.values()))["pixel_values"].to(device)
+            found = model.get_image_features(pixels).pooler_output.split(counts)  # type: ignore[operator]
+            features = torch.cat([found[indices[id(row.image_inputs)]] for row in rows])
+            embedded = embedded.masked_scatter(slots.unsqueeze(-1), features.to(embedded.dtype))
         return {"inputs_embeds": embedded, **batch, "next_position": batch["position_ids"][:, -1:] + 1}
 
     def _text_batch(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
@@ -189,22 +215,30 @@ class PaliGemmaInputProcessor:
         """Write only what says how images are resized."""
         self.processor.image_processor.save_pretrained(folder)
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
+    def _prompt_ids(self, prompt: str, images: int) -> list[int]:
         """The newline is tokenized apart, as the authors do, so that it can never merge with the prompt's end."""
-        return [*self._image_ids, self.tokenizer.bos_token_id, *self._text_ids(prompt.rstrip("\n")), *self._newline]
+        return [
+            *self._image_ids * images,
+            self.tokenizer.bos_token_id,
+            *self._text_ids(prompt.rstrip("\n")),
+            *self._newline,
+        ]
 
     def _text_ids(self, text: str) -> list[int]:
         """Special tokens written out in user text (`<image>`, `<eos>`) stay text."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
-    def _image_inputs(self, image: Image.Image | None) -> dict[str, Tensor]:
+    def _image_inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Stretch to the square and scale, always through Pillow: the same pixels with and without torchvision."""
-        if image is None:
-            raise UserError("PaliGemma looks at an image with every question, and there is none")
-        resized = image.resize(self._size, Image.Resampling(self._resample))
-        scaled = (np.asarray(resized, dtype=np.float32) / 255.0 - self._mean) / self._std
-        return {"pixel_values": torch.from_numpy(scaled).permute(2, 0, 1)[None].contiguous()}
+        if not images:
+            return {}
+        pixels = []
+        for image in images:
+            resized = image.resize(self._size, Image.Resampling(self._resample))
+            scaled = (np.asarray(resized, dtype=np.float32) / 255.0 - self._mean) / self._std
+            pixels.append(torch.from_numpy(scaled).permute(2, 0, 1)[None])
+        return {"pixel_values": torch.cat(pixels).contiguous()}
 
 
 def skip_image_token_count(model: torch.nn.Module) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ftlib.config.schema import Config, Model
@@ -18,7 +17,7 @@ from ftlib.core.registry import ModelEntry
 from ftlib.data.example import Example
 from ftlib.errors import UserError
 from ftlib.hub.offline import offline
-from ftlib.models.encoding import EncodedExample
+from ftlib.models.encoding import EncodedExample, Images, Size
 from ftlib.models.libraries import quiet_libraries
 
 NEVER_QUANTIZED = ("lm_head", "embed_out")
@@ -35,6 +34,7 @@ class InputProcessor(Protocol):
         prefix_bidirectional: whether a prompt attends to itself both ways, or causally.
         labels_share_prompt: whether the labels of `choose` may stand behind one prompt together, by a mask.
         length_depends_on_image: whether the number of an image's tokens depends on its size.
+        takes_images: whether rows may have images.
         max_length: how many positions a row may have; None: more than any row needs.
         prefix_length: how many ids stand before every prompt's text (bos, image tokens).
         warning: what is told when training begins; empty for nothing.
@@ -45,6 +45,7 @@ class InputProcessor(Protocol):
     prefix_bidirectional: bool
     labels_share_prompt: bool
     length_depends_on_image: bool
+    takes_images: bool
     max_length: int | None
     prefix_length: int
     warning: str
@@ -52,22 +53,23 @@ class InputProcessor(Protocol):
     @property
     def stop_token_ids(self) -> set[int]: ...
 
-    def encode_train(self, prompt: str, image: Image.Image | None, answer: str) -> EncodedExample:
+    def encode_train(self, prompt: str, image: Images, answer: str) -> EncodedExample:
         """A row to learn from."""
 
-    def encode_prompts(self, prompts: Sequence[str], image: Image.Image | None) -> list[EncodedExample]:
-        """Rows to be answered about one image, or about none."""
+    def encode_prompts(self, prompts: Sequence[str], image: Images) -> list[EncodedExample]:
+        """Rows to be answered about one image, about several, or about none."""
 
     def encode_answer(self, answer: str) -> list[int]:
         """An answer and its end."""
 
     def token_lengths(
-        self, prompts: Sequence[str], answers: Sequence[str], sizes: Sequence[tuple[int, int]] = ()
+        self, prompts: Sequence[str], answers: Sequence[str], images: Sequence[Sequence[Size]] | None = None
     ) -> list[tuple[int, int]]:
         """Tokens of every prompt and of every answer with its end.
 
         Args:
-            sizes: (width, height) of every row's image, where `length_depends_on_image`.
+            images: the sizes of every row's images, where `takes_images`; (0, 0) unless `length_depends_on_image`.
+                None: every row has as many as usual in the family, one or none.
         """
 
     def collate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
@@ -120,7 +122,7 @@ class ModelFamily:
 
     @property
     def images(self) -> bool:
-        """Whether its rows have images; they must, or must not."""
+        """Whether its rows may have images."""
         return self.entry.images
 
 
@@ -146,14 +148,14 @@ def family_of(model: Model) -> ModelFamily:
 
 
 def validate_image_columns(model: Model, rows: Sequence[Example]) -> None:
-    """Refuse rows without an image where the family looks at one, and rows with one where it does not.
+    """Refuse rows with an image where the family reads text only.
 
     Raises:
         UserError: the first row that does not fit.
     """
-    images = model.entry.images
+    if model.entry.images:
+        return
     for row in rows:
-        if bool(row.image) != images:
-            has = "has no image" if images else f"has an image ({row.image})"
-            wants = "looks at an image in every row" if images else "reads text only"
-            raise UserError(f"row {row.id} {has}, but model.family {model.family} {wants}")
+        if row.image:
+            problem = f"row {row.id} has an image ({row.image}), but model.family {model.family} reads text only"
+            raise UserError(problem)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,18 @@ from ftlib.config.schema import CHAT, Config
 from ftlib.core.registry import register_model
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
-from ftlib.models.chat import ChatTemplate
+from ftlib.models.chat import ChatTemplate, count_images, encode_conversation
 from ftlib.models.custom_code import load_error_message
-from ftlib.models.encoding import EncodedExample, join_image_inputs, pad_left, position_ids
+from ftlib.models.encoding import (
+    EncodedExample,
+    Images,
+    Size,
+    as_images,
+    join_image_inputs,
+    model_inputs,
+    pad_left,
+    position_ids,
+)
 from ftlib.models.libraries import quiet_libraries
 from ftlib.models.registry import NEVER_QUANTIZED, ModelFamily
 
@@ -51,6 +61,7 @@ class VisionLanguageProcessor:
     prefix_bidirectional = False
     labels_share_prompt = False  # images attend both ways or make states, which no common mask expresses for all models
     length_depends_on_image = True
+    takes_images = True
     prefix_length = 0
 
     def __init__(
@@ -61,6 +72,7 @@ class VisionLanguageProcessor:
         conversations: bool = False,
         chat_template_arguments: Mapping[str, Any] | None = None,
         image_arguments: Mapping[str, Any] | None = None,
+        all_turns: bool = False,
     ) -> None:
         """
         Args:
@@ -70,6 +82,7 @@ class VisionLanguageProcessor:
             conversations: prompts are conversations (JSON); otherwise each is the text of one turn.
             chat_template_arguments: see `chat.ChatTemplate`.
             image_arguments: of the processor's call, such as `max_pixels`.
+            all_turns: all answers of a conversation carry loss, not only the last, see `chat.encode_conversation`.
 
         Raises:
             UserError: no chat template, or one that will not do; arguments that the image processor does not have;
@@ -79,6 +92,7 @@ class VisionLanguageProcessor:
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
         self._conversations = conversations
+        self._all_turns = all_turns
         self._image_arguments = dict(image_arguments or {})
         numbers = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
         image_id = next((number for number in numbers if number is not None), None)
@@ -128,7 +142,7 @@ class VisionLanguageProcessor:
             processor = AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_fast=False
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
             problem = f"{folder}: no processor can be read from it: {load_error_message(error)}"
             raise UserError(problem, _package_remedy(error) or _REMEDY) from None
         if not hasattr(processor, "image_processor") or not getattr(processor, "image_token", None):
@@ -145,28 +159,51 @@ class VisionLanguageProcessor:
         """What ends an answer: the end of a turn, where it is another token than the end of the sequence."""
         return {self.eos_token_id, *([] if self._tokenizer_eos is None else [self._tokenizer_eos])}
 
-    def encode_train(self, prompt: str, image: Image.Image | None, answer: str) -> EncodedExample:
+    def encode_train(self, prompt: str, image: Images, answer: str) -> EncodedExample:
         """A row to learn from; only its answer can be cut off, never an image."""
         (asked,) = self.encode_prompts([prompt], image)
-        ids = [*asked.input_ids, *self.encode_answer(answer)]
+        row = self._encode_whole(prompt, answer, [one.size for one in as_images(image)], asked.input_ids)
+        ids = row.input_ids
         if self.max_length and len(ids) > self.max_length:
             ids = ids[: max(self.max_length, len(asked.input_ids))]
-        return EncodedExample(ids, len(ids) - len(asked.input_ids), asked.image_inputs)
+        first = len(row.input_ids) - row.n_labels
+        return replace(row, input_ids=ids, n_labels=max(0, len(ids) - first), image_inputs=asked.image_inputs)
 
-    def encode_prompts(self, prompts: Sequence[str], image: Image.Image | None) -> list[EncodedExample]:
-        """Rows to be answered about one image, each exactly a training row before its answer; they share its pixels."""
-        if image is None:
-            raise UserError("model.family: vlm looks at an image with every question, and there is none")
-        encoded = self._process(self._placeholder, image)
+    def _encode_whole(self, prompt: str, answer: str, sizes: Sequence[Size], prompt_ids: list[int]) -> EncodedExample:
+        """A row without its pixels, however long.
+
+        Args:
+            sizes: of its images.
+            prompt_ids: of its prompt.
+        """
+        if not (self._all_turns and self._conversations):
+            answer_ids = self.encode_answer(answer)
+            return EncodedExample([*prompt_ids, *answer_ids], len(answer_ids))
+
+        def ids_of(turns: str) -> list[int]:
+            if turns == prompt:
+                return prompt_ids
+            texts = self._image_texts(sizes)
+            placed = texts[: count_images(_turns(turns))] if count_images(_turns(prompt)) else texts
+            return self._prompt_ids([turns], [placed])[0]
+
+        return encode_conversation(ids_of, self.encode_answer, prompt, answer)
+
+    def encode_prompts(self, prompts: Sequence[str], image: Images) -> list[EncodedExample]:
+        """Rows to be answered about the same images, each exactly a training row before its answer; they share the
+        pixels."""
+        images = as_images(image)
+        if not images:
+            return [EncodedExample(ids, 0) for ids in self._prompt_ids(prompts, [[]] * len(prompts))]
+        encoded = self._process(self._placeholder * len(images), *images)
         found = encoded.pop("input_ids")[0].count(self._image_id)
-        text = self._image_text(image.size)
+        texts = self._image_texts([one.size for one in images])
         image_inputs = {name: _tensor(value) for name, value in encoded.items() if name not in _TYPE_IDS}
-        rows = [EncodedExample(ids, 0, image_inputs) for ids in self._prompt_ids(prompts, [text] * len(prompts))]
+        rows = [EncodedExample(ids, 0, image_inputs) for ids in self._prompt_ids(prompts, [texts] * len(prompts))]
         for row in rows:
             if row.input_ids.count(self._image_id) != found:
-                raise UserError(
-                    f"an image of {image.width} × {image.height} pixels has other tokens than its size tells"
-                )
+                sizes = ", ".join(f"{one.width} × {one.height}" for one in images)
+                raise UserError(f"images of {sizes} pixels have other tokens than their sizes tell")
         return rows
 
     def encode_answer(self, answer: str) -> list[int]:
@@ -174,10 +211,16 @@ class VisionLanguageProcessor:
         return self._chat.answer_ids([answer])[0]
 
     def token_lengths(
-        self, prompts: Sequence[str], answers: Sequence[str], sizes: Sequence[tuple[int, int]] = ()
+        self, prompts: Sequence[str], answers: Sequence[str], images: Sequence[Sequence[Size]] | None = None
     ) -> list[tuple[int, int]]:
-        """Tokens of every prompt, image tokens included, and of every answer with its end."""
-        asked = self._prompt_ids(prompts, [self._image_text(size) for size in sizes])
+        """Tokens of every prompt, image tokens included, and of every answer with its end; with `all_turns` the first
+        answer ends a prompt."""
+        images = images or [[]] * len(prompts)
+        asked = self._prompt_ids(prompts, [self._image_texts(sizes) for sizes in images])
+        if self._all_turns and self._conversations:
+            whole = zip(prompts, answers, images, asked, strict=True)
+            rows = [self._encode_whole(*row) for row in whole]
+            return [(len(row.input_ids) - row.n_labels, row.n_labels) for row in rows]
         pairs = zip(asked, self._chat.answer_ids(answers), strict=True)
         return [(len(prompt), len(answer)) for prompt, answer in pairs]
 
@@ -186,15 +229,16 @@ class VisionLanguageProcessor:
 
         Returns:
             input_ids, attention_mask, labels, and what the model has of `_TYPE_IDS`: shape (rows, longest), int64; the
-            image processor's arguments, whose first axis counts images, tiles or patches.
+            image processor's arguments, whose first axis counts images, tiles or patches; how many of these are a
+            row's (`encoding.PER_ROW`).
         """
         batch = pad_left(rows, self.pad_token_id)
         types = (batch["input_ids"] == self._image_id).long()
         return {**batch, **dict.fromkeys(self._type_ids, types), **join_image_inputs(rows)}
 
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """`collate` without labels."""
-        return {name: tensor for name, tensor in self.collate(rows).items() if name != "labels"}
+        """The model's arguments of `collate`."""
+        return {name: tensor for name, tensor in model_inputs(self.collate(rows)).items() if name != "use_cache"}
 
     def embed_prompts(self, model: torch.nn.Module, rows: Sequence[EncodedExample]) -> dict[str, Any]:
         """A batch of questions on the model's device.
@@ -229,40 +273,50 @@ class VisionLanguageProcessor:
         """Which of `_TYPE_IDS` the model's processor makes."""
         return [name for name in _TYPE_IDS if name in self._process(self._placeholder, _blank(_PROBE_SIZES[0]))]
 
-    def _prompt_ids(self, prompts: Sequence[str], images: Sequence[str]) -> list[list[int]]:
+    def _prompt_ids(self, prompts: Sequence[str], images: Sequence[Sequence[str]]) -> list[list[int]]:
         """
         Args:
-            images: the text in the place of every prompt's image.
+            images: the texts in the places of every prompt's images.
         """
         texts = []
-        for prompt, image in zip(prompts, images, strict=True):
-            text = self._render(prompt)
-            if text.count(self._placeholder) != 1:
-                problem = f"the model's chat template writes {text.count(self._placeholder)} images for one"
+        for prompt, shown in zip(prompts, images, strict=True):
+            pieces = self._render(prompt, len(shown)).split(self._placeholder)
+            if len(pieces) != len(shown) + 1:
+                problem = f"the model's chat template writes {len(pieces) - 1} images for {len(shown)}"
                 raise UserError(problem)
-            texts.append(text.replace(self._placeholder, image))
+            texts.append("".join(part for pair in zip(pieces, [*shown, ""], strict=True) for part in pair))
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _render(self, prompt: str) -> str:
-        turns = prompt if self._conversations else json.dumps([{"role": "user", "content": prompt}])
-        return self._chat.prompt(turns, images=1)
+    def _render(self, prompt: str, images: int = 1) -> str:
+        turns = prompt if self._conversations and prompt else json.dumps([{"role": "user", "content": prompt}])
+        return self._chat.prompt(turns, images)
 
-    def _process(self, text: str, image: Image.Image) -> dict[str, Any]:
-        """What the processor makes of one text with one image."""
+    def _process(self, text: str, *images: Image.Image) -> dict[str, Any]:
+        """What the processor makes of one text with its images."""
         try:
             encoded = self.processor(
-                text=[text], images=[[image]], padding=False, add_special_tokens=False, **self._image_arguments
+                text=[text], images=[list(images)], padding=False, add_special_tokens=False, **self._image_arguments
             )
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-            size = f"{image.width} × {image.height}"
-            raise UserError(f"the model's processor rejects an image of {size} pixels: {error}") from None
+            sizes = ", ".join(f"{image.width} × {image.height}" for image in images)
+            raise UserError(f"the model's processor rejects an image of {sizes} pixels: {error}") from None
         ids = [list(map(int, row)) for row in encoded["input_ids"]]
         return {**{name: value for name, value in encoded.items() if name != "attention_mask"}, "input_ids": ids}
 
-    def _text_of_image(self, size: tuple[int, int]) -> str:
-        """What the processor writes in the place of an image of a size (width, height)."""
-        ids = self._process(self._placeholder, _blank(size))["input_ids"][0]
+    def _image_texts(self, sizes: Sequence[Size]) -> list[str]:
+        """What the processor writes in the places of a row's images."""
+        return [self._image_text(size, len(sizes) > 1) for size in sizes]
+
+    def _text_of_image(self, size: Size, several: bool) -> str:
+        """What the processor writes in the place of an image of a size (width, height).
+
+        Args:
+            several: whether the row has several images; some models then cut none of them into tiles.
+        """
+        count = 2 if several else 1
+        ids = self._process(self._placeholder * count, *[_blank(size)] * count)["input_ids"][0]
+        ids = ids[: len(ids) // count]
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
@@ -285,10 +339,10 @@ class VisionLanguageProcessor:
         Raises:
             UserError: a prompt with an image would get other ids here than the processor gives it.
         """
-        prompt = self._render(json.dumps([{"role": "user", "content": "a\nb"}]) if self._conversations else "a\nb")
+        prompt = self._render(json.dumps([{"role": "user", "content": "a\nb"}]) if self._conversations else "a\nb", 1)
         for size in _PROBE_SIZES:
             theirs = self._process(prompt, _blank(size))
-            text = prompt.replace(self._placeholder, self._image_text(size))
+            text = prompt.replace(self._placeholder, self._image_text(size, False))
             ours = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             types = [int(token == self._image_id) for token in ours]
             if ours != theirs["input_ids"][0] or any(
@@ -296,6 +350,12 @@ class VisionLanguageProcessor:
             ):
                 kind = type(self.processor).__name__
                 raise UserError(f"{kind} puts other tokens around an image than ftlib would; it is not supported")
+
+
+def _turns(prompt: str) -> list[dict[str, Any]]:
+    said = json.loads(prompt)
+    turns: list[dict[str, Any]] = said["messages"] if isinstance(said, dict) else said
+    return turns
 
 
 def _core(model: torch.nn.Module) -> torch.nn.Module:
@@ -319,7 +379,7 @@ def _tensor(value: Any) -> Tensor:
 def _package_remedy(error: Exception) -> str:
     """How to install what transformers misses."""
     missing = [name for name in ("torchvision", "num2words") if name in str(error).lower()]
-    return f"pip install 'ftlib[vlm]' ({' and '.join(missing)})" if missing else ""
+    return f"pip install 'ftlib[vlm]' ({' and '.join(missing)}); ftlib doctor CONFIG checks it" if missing else ""
 
 
 def module_group(model: torch.nn.Module, name: str) -> str:
@@ -362,4 +422,5 @@ def load_processor(folder: Path, config: Config) -> VisionLanguageProcessor:
         conversations=config.data.prompt == CHAT,
         chat_template_arguments=config.model.chat_template_arguments,
         image_arguments=config.model.image_arguments,
+        all_turns=config.data.chat_turns == "all",
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlib.data.images import image_path, open_image
-from ftlib.data.location_tokens import Box, parse_objects
+from ftlib.data.json_boxes import parse_answer
+from ftlib.data.location_tokens import Box
 from ftlib.errors import UserError
 from ftlib.reports.html import Context
 from ftlib.reports.run_record import RunRecord, SplitRecord
@@ -95,7 +96,7 @@ class Gallery:
         return {
             "title": title,
             "count": _count(len(rows), len(new)),
-            "images": self.images and any(row.get("image") for row in new),
+            "images": self.images and any(map(_images, new)),
             "cards": [self._card(row) for row in new],
         }
 
@@ -106,7 +107,7 @@ class Gallery:
         return {
             "verdict": "graded" if self.graded else "right" if right else "wrong",
             "twice": self.text and bool(row.get("without_context")),
-            "picture": picture(self.root, row["image"], drawn) if self.images and row.get("image") else None,
+            "pictures": [picture(self.root, name, drawn) for name in _images(row)] if self.images else [],
             "lines": [*lines, _line("id", str(row["id"]))],
         }
 
@@ -114,16 +115,16 @@ class Gallery:
         """Return the lines with prompt, answers and expected answer."""
         without_context, lines = row.get("without_context"), []
         if without_context:
-            lines.append(_line("without context", _answer(without_context["prediction"]), self._mark(without_context)))
+            lines.append(_line("without context", _answer(without_context), self._mark(without_context)))
         name = "with context" if without_context else "answer"
-        lines.append(_line(name, _answer(row["prediction"]), self._mark(row), main=True))
+        lines.append(_line(name, _answer(row), self._mark(row), main=True))
         if self.graded or not right:
             lines.append(_line("expected", _expected(row)))
         if not self.graded and not right and _score(row) > 0:
             lines.append(_line("score", f"{_score(row):.2f}"))
         if row["id"] in self.before:
             earlier = self.before[row["id"]]
-            lines.append(_line("before", _answer(earlier["prediction"]), self._mark(earlier)))
+            lines.append(_line("before", _answer(earlier), self._mark(earlier)))
         if len(self.prompts) > 1:
             lines.append(_line("prompt", row["prompt"]))
         return lines
@@ -163,6 +164,11 @@ def evenly_spaced(rows: Sequence[PredictionRow], count: int) -> list[PredictionR
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
+def _images(row: PredictionRow) -> list[str]:
+    """Return the names of a row's images, in order."""
+    return row.get("images") or ([row["image"]] if row.get("image") else [])
+
+
 def _score(row: PredictionRow) -> float:
     """Return a row's score; 0 for corpus metrics, which have no scores of rows."""
     return float(row.get("score") or 0.0)
@@ -180,13 +186,15 @@ def _line(name: str, text: str, mark: str = "", main: bool = False) -> Context:
 
 
 def _expected(row: PredictionRow) -> str:
-    texts = [located_labels(reference) or reference or "(empty)" for reference in row["references"]]
+    facts = row.get("facts") or {}
+    texts = [located_labels(reference, facts) or reference or "(empty)" for reference in row["references"]]
     return ", ".join(dict.fromkeys(texts))
 
 
-def _answer(text: str) -> str:
-    """Return an answer as text; location tokens are drawn instead."""
-    return (located_labels(text) or text) if text.strip() else ""
+def _answer(row: PredictionRow) -> str:
+    """Return a row's answer as text; boxes are drawn instead."""
+    text: str = row["prediction"]
+    return (located_labels(text, row.get("facts") or {}) or text) if text.strip() else ""
 
 
 # Images as data: URLs, or the reason why an image is missing.
@@ -245,17 +253,22 @@ def overlay(row: dict[str, Any]) -> list[Context]:
     return [*_masks(row), *_boxes(row)]
 
 
-def located_labels(text: str) -> str | None:
-    """Return the labels of an answer's boxes; None for an answer without location tokens."""
-    objects = parse_objects(text).objects
+def located_labels(text: str, facts: Mapping[str, Any]) -> str | None:
+    """Return the labels of an answer's boxes; None for an answer without any.
+
+    Args:
+        facts: of its row.
+    """
+    objects = parse_answer(text, facts).objects
     return ", ".join(one.label or "(no label)" for one in objects) if objects else None
 
 
 def _boxes(row: dict[str, Any]) -> Iterator[Context]:
     """Yield the reference boxes of a row: `box`, or the boxes of `objects`."""
+    facts = row.get("facts") or {}
     for reference in row["references"]:
-        yield from (_rectangle(one.box, one.label, "expected") for one in parse_objects(reference).objects)
-    yield from (_rectangle(one.box, one.label, "answered") for one in parse_objects(row["prediction"]).objects)
+        yield from (_rectangle(one.box, one.label, "expected") for one in parse_answer(reference, facts).objects)
+    yield from (_rectangle(one.box, one.label, "answered") for one in parse_answer(row["prediction"], facts).objects)
 
 
 def _rectangle(box: Box, label: str, kind: str) -> Context:

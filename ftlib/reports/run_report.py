@@ -97,11 +97,15 @@ def describe_settings_of(splits: Sequence[SplitRecord]) -> str:
 def scores_context(record: RunRecord) -> Context:
     """Return one row per split and model; missing evaluations with the command to run."""
     evaluated = [*record.splits, *record.other_splits]
+    limits = {_limit(split.latest.scores) for split in evaluated}
+    limit = limits.pop() if len(limits) == 1 else None  # bars of one table have one axis
     metrics = sorted({split.latest.scores["metric"] for split in evaluated})
     source, several = record.config.data.source, len(metrics) > 1
+    rows = [row for split in evaluated for row in _rows(split, source, several, limit)]
     return {
         "metrics": ", ".join(metrics),
-        "rows": [row for split in evaluated for row in _rows(split, source, several)],
+        "axis": [f"{share * limit:g}" for share in (0, 0.5, 1)] if limit and any(row["bar"] for row in rows) else [],
+        "rows": rows,
         "method": _method(evaluated[0].latest.scores) if evaluated else "",
         "details": [details for split in evaluated if (details := _details(split))],
         "warnings": [*_settings_remarks(record), *[text for split in evaluated for text in _warnings(split)]],
@@ -170,8 +174,12 @@ def _curves(whens: list[EvaluationResult]) -> Iterator[Context]:
             }
 
 
-def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
-    """Yield table rows: with several metrics, values have the metric's name; parts of a mixture follow the total."""
+def _rows(split: SplitRecord, own: str, several: bool, limit: float | None) -> Iterator[Context]:
+    """Yield table rows: with several metrics, values have the metric's name; parts of a mixture follow the total.
+
+    Args:
+        limit: the end of the bars' axis, if there are bars.
+    """
     name = split.split if split.dataset == own else f"{split.dataset} {split.split}"
     name += f" ({split.settings})" if split.settings else ""
     for when, evaluation in split.by_when.items():
@@ -183,7 +191,7 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
                 "when": when,
                 "metric": f"{scores['metric']} " if several else "",
                 "value": _value(scores),
-                "bar": _bar(scores, when),
+                "bar": _bar(scores, when, limit),
                 "interval": format_interval(interval, unit_of(scores, scores["metric"]), 3),
                 "n": scores["n"],
                 "invalid": NO_VALUE if invalid is None else invalid,
@@ -191,13 +199,22 @@ def _rows(split: SplitRecord, own: str, several: bool) -> Iterator[Context]:
             }
 
 
-def _bar(scores: dict[str, Any], when: str) -> str:
-    """Return the bar; empty for undefined metrics and metrics outside 0…1, such as CIDEr."""
+def _limit(scores: dict[str, Any]) -> float | None:
+    """Return the largest possible value of the headline; None if unknown."""
+    info = metric_info_of_rule(scores.get("rule", ""), scores["metric"])
+    if info:
+        return info.upper
+    return {"fraction": 1.0, "percent": 100.0}.get(unit_of(scores, scores["metric"]))
+
+
+def _bar(scores: dict[str, Any], when: str, limit: float | None) -> str:
+    """Return the bar; empty for undefined metrics, and without an interval or a limit."""
     value, interval = scores["value"], scores["interval"]
-    if value is None or not interval or not 0 <= interval[0] <= value <= interval[1] <= 1:
-        return NO_VALUE
+    if value is None or not limit or not interval or not 0 <= interval[0] <= value <= interval[1] <= limit:
+        return ""
     low, high = interval
-    return charts.interval_bar(value, low, high, when, f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    told = f"{format_value(value, unit_of(scores, scores['metric']), 3)}, 95 % interval {low:.3f} to {high:.3f}"
+    return charts.interval_bar(value / limit, low / limit, high / limit, when, told)
 
 
 def _value(scores: dict[str, Any]) -> str:

@@ -171,7 +171,7 @@ def runs_table(groups: Sequence[RunGroup]) -> Table:
     """Return a table of all training runs with their status."""
     headers = ["run", "setting", "seed", "state", "steps", "GPU-h", SELECTION_SPLIT, REPORT_SPLIT, "details"]
     rows = [_run_row(group, run) for group in groups for run in group.runs]
-    return Table("Runs", "llrlrrrrl", headers, rows)
+    return Table("Runs", "lwrlrrrrl", headers, rows)
 
 
 def _run_row(group: RunGroup, run: RunRecord) -> list[str]:

@@ -32,13 +32,13 @@ class Forecast:
         seconds: of training.
         startup: seconds from the start of a job to its first step.
         gpus: of the whole job.
-        runs: how many finished runs this is known from.
+        basis: what this is known from, such as "3 finished runs".
     """
 
     seconds: float
     startup: float
     gpus: int
-    runs: int
+    basis: str
 
     def starts(self, limit: float, margin: float = 120.0) -> int:
         """Return how many starts a job needs whose time limit is `limit` seconds; 0 if it would never get on."""
@@ -49,11 +49,13 @@ class Forecast:
         """Return the forecast of `count` such runs as text."""
         starts = self.starts(limit)
         if not starts:
-            return f"job.time is shorter than the start-up of earlier runs ({self.startup:.0f} s) and the time to save"
+            return f"job.time is shorter than the start-up ({self.startup:.0f} s in {self.basis}) and the time to save"
         hours = (self.seconds + starts * self.startup) / 3600
-        told = f"about {hours:.2g} h a run ({self.gpus * hours:.2g} GPU-h), as {_runs(self.runs)} took"
+        cost = f" ({self.gpus * hours:.2g} GPU-h)" if self.gpus else ""
+        told = f"about {hours:.2g} h a run{cost}, as {self.basis} took"
         requeues = f"; job.time means {starts - 1} {'requeue' if starts == 2 else 'requeues'}" if starts > 1 else ""
-        total = f"; {count} runs: {count * hours:.2g} h, {count * self.gpus * hours:.2g} GPU-h" if count > 1 else ""
+        cost = f", {count * self.gpus * hours:.2g} GPU-h" if self.gpus else ""
+        total = f"; {count} runs: {count * hours:.2g} h{cost}" if count > 1 else ""
         return told + requeues + total
 
 
@@ -67,7 +69,7 @@ def forecast(experiment: Experiment, site: Site) -> Forecast | None:
     startup = statistics.median(each for _, each, _ in found)
     rows = _rows(config, [total for _, _, total in found])
     gpus = config.job.gpus * config.job.nodes
-    return Forecast(rows / rows_per_second, startup, gpus, len(found)) if rows else None
+    return Forecast(rows / rows_per_second, startup, gpus, _runs(len(found))) if rows else None
 
 
 def _newest(site: Site) -> list[Run]:
@@ -133,5 +135,6 @@ def describe_forecast(experiments: Sequence[Experiment], path: Path, site: Site,
     """
     if known := forecast(experiments[0], site):
         return known.describe(limit, len(experiments))
-    short = f"sbatch jobs/train.sbatch {path} name=timing training.max_steps=50"
-    return f"hours: unknown, since no finished run is like this one. A short one would tell: {short}"
+    gpu = "--gres=gpu:1 " if experiments[0].config.job.gpus else ""
+    measure = f"sbatch {gpu}jobs/ftlib.sbatch plan {path} --time"
+    return f"hours: unknown, since no finished run is like this one. In a job, this measures them: {measure}"

@@ -15,6 +15,8 @@ from ftlib.runs.run import Run
 _TAIL_BYTES = 1 << 14
 _LONGEST_LINE = 300
 _OWN_PREFIX = "ftlib: "
+_JOB_LOG = re.compile(r"ftlib(-[a-z]+)?-\d+\.log")
+"""Output of jobs/*.sbatch, which is in the folder where sbatch was called."""
 _ERROR = re.compile(r"error|cannot|fail|denied|not found|no such", re.IGNORECASE)
 
 
@@ -22,12 +24,16 @@ def in_log_folder(path: Path, run: Run) -> Path:
     """Return the resolved path of a log: another user may have written the run's history, which names it.
 
     Raises:
-        UserError: it is not in a log folder, also through a link.
+        UserError: it is not in a log folder, also through a link, nor named as those of jobs/*.sbatch.
     """
     real, own = path.resolve(), run.folder.parent.name
     known = [run.folder, *(place / "logs" for place in (_working_folder(), REPOSITORY) if place)]
     above = real.parent.parent if real.parent.name == own else real.parent
-    if above.name != "logs" and not any(real.is_relative_to(folder.resolve()) for folder in known):
+    if (
+        above.name != "logs"
+        and not _JOB_LOG.fullmatch(real.name)
+        and not any(real.is_relative_to(folder.resolve()) for folder in known)
+    ):
         remedy = f"If you trust the history of {run.folder}, look at the file itself: tail -f {shlex.quote(str(path))}"
         raise UserError(f"{path}: not shown: it is not in a log folder", remedy)
     return real

@@ -144,24 +144,38 @@ def _loading(config: Config) -> str:
     base = hub_name(model.base) or f"FOLDER OF {public_name(model.base)}"
     processor, name = ("AutoProcessor", "processor") if model.entry.images else ("AutoTokenizer", "tokenizer")
     transformers = f"from transformers import {', '.join(sorted([processor, kind]))}"
+    pillow = ", use_fast=False" if model.entry.auto_processor else ""  # the pixels of training, also with torchvision
     whole = [
         transformers,
         "",
         f'model = {kind}.from_pretrained("FOLDER")',
-        f'{name} = {processor}.from_pretrained("FOLDER")',
+        f'{name} = {processor}.from_pretrained("FOLDER"{pillow})',
     ]
+    images = (
+        [f"Call the processor with `{model.image_arguments}`, as in training.", ""] if model.image_arguments else []
+    )
     if not isinstance(config.adapter, Lora):
-        return "\n".join(["## Loading", "", "FOLDER is the folder of this file.", "", *_python(whole)])
+        return "\n".join(["## Loading", "", *images, "FOLDER is the folder of this file.", "", *_python(whole)])
     adapted = [
         "from peft import PeftModel",
         transformers,
         "",
         f'base = {kind}.from_pretrained("{base}"{revision})',
         'model = PeftModel.from_pretrained(base, "FOLDER")',
-        f'{name} = {processor}.from_pretrained("{base}"{revision})',
+        f'{name} = {processor}.from_pretrained("{base}"{revision}{pillow})',
     ]
     exported = f"Or as a whole model, without PEFT; FOLDER is what `ftlib export {config.name} -o FOLDER` has written:"
-    lines = ["## Loading", "", "With PEFT; FOLDER is the folder of this file:", "", *_python(adapted), "", exported, ""]
+    lines = [
+        "## Loading",
+        "",
+        *images,
+        "With PEFT; FOLDER is the folder of this file:",
+        "",
+        *_python(adapted),
+        "",
+        exported,
+        "",
+    ]
     return "\n".join([*lines, *_python(whole)])
 
 

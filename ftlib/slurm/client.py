@@ -2,7 +2,7 @@
 
 Every query is one call for all jobs, has a time-out, and has three results: found, not found (the ID is missing from
 the result) and `SlurmUnavailable`. Queries that need several programs start them at the same time. The commands and
-their output formats are those of sacct(1), squeue(1), scontrol(1), sacctmgr(1) and scancel(1) of Slurm 22.05.
+their output formats are those of sacct(1), squeue(1), scontrol(1), sacctmgr(1) and scancel(1) of Slurm 22.05 to 24.11.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_
 _INHERITED = re.compile(r"SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_|PMIX?_|SUBMITIT_")
 _SACCT_FIELDS = "JobID,State,ExitCode,Reason,NodeList,ElapsedRaw"
 _ALLOCATION_FIELDS = "JobID,State,ElapsedRaw,Start,Submit,TotalCPU,AllocTRES,TRESUsageInAve"
+_ASSOCIATION = ("account", "partition", "defaultqos", "maxsubmitjobs", "maxwall", "maxtres")
+_QOS = ("name", "maxsubmitpu", "maxwall", "maxtres", "maxtrespu", "flags")
 _SQUEUE_FORMAT = "%i|%T|%r|%N|%M|%a|%P|%q|%j"
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|is not in PATH")
 
@@ -129,6 +131,44 @@ class _Queued:
     name: str
 
 
+@dataclass(frozen=True)
+class JobLimit:
+    """What accounting allows one job.
+
+    Attributes:
+        where: whose limit it is.
+        limit: MaxWall, MaxTRESPerJob or MaxTRESPerUser.
+        resource: time, or a TRES such as cpu, mem, node, gres/gpu or gres/gpu:a100.
+        amount: as sacctmgr prints it.
+    """
+
+    where: str
+    limit: str
+    resource: str
+    amount: str
+
+
+@dataclass(frozen=True)
+class _AccountingRules:
+    """The user's associations, and QOS by name, as rows of sacctmgr; empty, and not `known`, if nothing is enforced."""
+
+    known: bool
+    associations: Sequence[Mapping[str, str]]
+    qos: Mapping[str, Mapping[str, str]]
+
+    def association(self, account: str | None, partition: str | None) -> Mapping[str, str] | None:
+        """Return the association of a job; None if it depends on Slurm's defaults."""
+        fits = [
+            row
+            for row in self.associations
+            if row["account"] == (account or row["account"]).lower()
+            and row["partition"] in ("", partition or row["partition"])
+        ]
+        if partition and len({row["account"] for row in fits}) == 1:
+            fits = [row for row in fits if row["partition"]] or fits  # one with a partition takes precedence
+        return fits[0] if len(fits) == 1 else None
+
+
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without variables of a surrounding job and the user's SBATCH_* settings."""
     return {name: value for name, value in environment.items() if not _INHERITED.match(name)}
@@ -142,12 +182,14 @@ def run_program(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 class Slurm:
     """A Slurm client; tests replace `run` by a function that returns the commands' output.
 
-    The user's own queue is asked for once, and remembered.
+    The user's own queue, limits and Slurm's configuration are asked for once, and remembered.
     """
 
     def __init__(self, run: Runner = run_program) -> None:
         self._run = run
         self._own_queue: list[_Queued] | None = None
+        self._rules: _AccountingRules | None = None
+        self._config: str | None = None
 
     def jobs(self, ids: Iterable[str], own: bool = False) -> dict[str, Job]:
         """Return jobs by ID, such as 12 or 12_3; jobs that Slurm does not know are missing.
@@ -185,6 +227,19 @@ class Slurm:
         return recorded | {
             name: _with_queue(recorded[name], job) if name in recorded else job for name, job in waiting.items()
         }
+
+    def waiting_reasons(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Return why jobs wait that have just been submitted: ID (of an array without index) → Slurm's reasons.
+
+        Raises:
+            SlurmUnavailable: squeue does not respond.
+        """
+        found: dict[str, list[str]] = {}
+        for row in _queued(self._answer(*_squeue_command(False, ",".join(ids)))):
+            job = row.job.partition("_")[0]
+            if row.attempt.state in WAITING and job in ids and row.attempt.reason not in found.setdefault(job, []):
+                found[job].append(row.attempt.reason)
+        return found
 
     def find_by_name(self, names: Sequence[str], since: float) -> dict[str, str]:
         """Return the user's jobs of some names, waiting, running or ended: name → ID, of an array without index.
@@ -238,7 +293,8 @@ class Slurm:
         Raises:
             SlurmUnavailable: no answer.
         """
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", self._answer("scontrol", "show", "config"), re.MULTILINE)
+        config = self._config or self._answer("scontrol", "show", "config")
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
         return max(1, int(found[1])) if found else 1001
 
     def partitions(self) -> tuple[dict[str, dict[str, str]], dict[str, list[NodeKind]]]:
@@ -266,25 +322,61 @@ class Slurm:
         Raises:
             SlurmUnavailable: squeue does not respond. Without accounting there are no limits.
         """
-        fields = "format=account,partition,defaultqos,maxsubmitjobs"
-        own, every = self._ask(
-            ("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", fields),
-            ("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitpu"),
-        )
-        if isinstance(own, SlurmUnavailable) or isinstance(every, SlurmUnavailable):
+        rules = self._accounting_rules()
+        if not rules.known or (own := rules.association(account, partition)) is None:
             return None
-        found = _association([line.split("|") for line in own.splitlines()], account, partition)
-        if not found:
-            return None
-        of_qos = dict(line.split("|", 1) for line in every.splitlines())
-        own_account, own_partition, default, limit = found
-        used_qos = qos or default
+        used_qos = qos or own["defaultqos"]
         left = []
-        if limit.isdigit():
-            left.append(int(limit) - self._count_queued(account=own_account, partition=own_partition))
-        if (of_this_qos := of_qos.get(used_qos, "")).isdigit():
+        if (limit := own["maxsubmitjobs"]).isdigit():
+            left.append(int(limit) - self._count_queued(account=own["account"], partition=own["partition"]))
+        if (of_this_qos := rules.qos.get(used_qos, {}).get("maxsubmitpu", "")).isdigit():
             left.append(int(of_this_qos) - self._count_queued(qos=used_qos))
         return max(0, min(left)) if left else None
+
+    def job_limits(
+        self, account: str | None, partition: str | None, qos: str | None, partition_qos: str | None
+    ) -> list[JobLimit]:
+        """Return what accounting allows one job; empty without limits, if they are not enforced, and if unknown.
+
+        Of each limit the one counts that Slurm takes: of the partition's QOS, the job's QOS, the association (which
+        includes those of its account), in this order; with the flag OverPartQOS the job's QOS comes first.
+        MaxTRESPerUser of a QOS counts whatever the association says.
+        """
+        rules = self._accounting_rules()
+        own = rules.association(account, partition)
+        name = qos or (own["defaultqos"] if own else "")
+        places = [(f"QOS {each}", rules.qos[each]) for each in (partition_qos or "", name) if each in rules.qos]
+        if "OverPartQOS" in rules.qos.get(name, {}).get("flags", ""):
+            places.reverse()
+        if own:
+            places.append((f"your association with account {own['account']}", own))
+        found: dict[tuple[str, str], JobLimit] = {}
+        for where, row in places:
+            for limit, key in (("MaxWall", "maxwall"), ("MaxTRESPerJob", "maxtres"), ("MaxTRESPerUser", "maxtrespu")):
+                text = row.get(key, "")
+                amounts = {"time": text} if limit == "MaxWall" and text else _tres_texts(text)
+                for resource, amount in amounts.items():
+                    found.setdefault((limit, resource), JobLimit(where, limit, resource, amount))
+        return list(found.values())
+
+    def _accounting_rules(self) -> _AccountingRules:
+        """Return the user's associations and all QOS, which are asked for once."""
+        if self._rules is None:
+            own, every, config = self._ask(
+                ("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", f"format={','.join(_ASSOCIATION)}"),
+                ("sacctmgr", "-nP", "show", "qos", f"format={','.join(_QOS)}"),
+                ("scontrol", "show", "config"),
+            )
+            self._config = config if isinstance(config, str) else None
+            enforced = re.search(r"^AccountingStorageEnforce\s*=\s*(\S+)", self._config or "", re.MULTILINE)
+            unused = enforced and not re.search(r"\b(limits|safe|all)\b", enforced[1])
+            if isinstance(own, str) and isinstance(every, str) and not unused:
+                associations = [dict(zip(_ASSOCIATION, line.split("|"), strict=False)) for line in own.splitlines()]
+                qos = [dict(zip(_QOS, line.split("|"), strict=False)) for line in every.splitlines()]
+                self._rules = _AccountingRules(True, associations, {row["name"]: row for row in qos})
+            else:
+                self._rules = _AccountingRules(False, [], {})
+        return self._rules
 
     def has_jobs(self) -> bool:
         """Return whether this user has jobs that are queued or running.
@@ -374,14 +466,6 @@ def _with_queue(recorded: Job, queued: Job) -> Job:
     return Job((*recorded.attempts, now))
 
 
-def _association(rows: Sequence[Sequence[str]], account: str | None, partition: str | None) -> Sequence[str] | None:
-    """Return the association (account, partition, …) of a job; None if it depends on Slurm's defaults."""
-    fits = [row for row in rows if row[0] == (account or row[0]).lower() and row[1] in ("", partition or row[1])]
-    if partition and len({row[0] for row in fits}) == 1:
-        fits = [row for row in fits if row[1]] or fits  # an association with a partition takes precedence
-    return fits[0] if len(fits) == 1 else None
-
-
 def _allocations(text: str) -> list[Allocation]:
     """Return the allocations in sacct's rows: each job's row is followed by those of its steps."""
     found: list[Allocation] = []
@@ -413,11 +497,16 @@ def _allocations(text: str) -> list[Allocation]:
     return sorted(whole, key=lambda one: one.start)
 
 
+def _tres_texts(text: str) -> dict[str, str]:
+    """Return the amounts of a TRES list such as cpu=8,gres/gpu:a100=2,mem=16G."""
+    return {name: value for name, _, value in (part.partition("=") for part in text.split(",")) if value}
+
+
 def _tres(text: str) -> dict[str, float]:
     """Return the numbers of a TRES list such as billing=1,cpu=8,gres/gpu:a100=2,mem=16G (tres.html of Slurm's manual);
     sizes are left out."""
-    pairs = (part.partition("=") for part in text.split(","))
-    return {name: float(value) for name, _, value in pairs if re.fullmatch(r"\d+(\.\d+)?", value)}
+    numbers = re.compile(r"\d+(\.\d+)?")
+    return {name: float(value) for name, value in _tres_texts(text).items() if numbers.fullmatch(value)}
 
 
 def _gpus(given: Mapping[str, float]) -> int | None:

@@ -228,7 +228,7 @@ def _sbatch(submission: Submission, array: JobArray, intent: intents.Intent) -> 
         intents.withdraw(intent)
         raise
     answer = (done.stderr.strip() or done.stdout.strip()) if done else f"no answer within {_SBATCH_SECONDS} s"
-    if done and done.returncode == 0 and (found := re.search(r"job (\d+)", done.stdout)):
+    if done and (found := re.search(r"Submitted batch job (\d+)", done.stdout)):  # a site's own sbatch may fail later
         return found[1]
     if done and done.returncode > 0 and not is_away(answer):
         intents.withdraw(intent)

@@ -16,10 +16,12 @@ _REMEDIES = {
     "less time",
     "NodeDown": f"a node that it asks for is down; wait, or {_SUBMIT_AGAIN} without that node",
     "(Account|QOS)NotAllowed|Invalid(Account|QOS)": f"{_SUBMIT_AGAIN} with another job.account or job.qos",
-    r"(Assoc|QOS)Max\w*Per(Job|Node)(Limit)?|QOSMin\w+": "one job may not request that much (or that little) with this "
-    f"account or QOS; {_SUBMIT_AGAIN} with other job.*",
+    r"(Assoc|QOS)Max\w*Per(Job|Node)(Limit)?|QOSMin\w+|(Association|QOS)TimeLimit": "one job may not request that much "
+    f"(or that little) with this account or QOS; {_SUBMIT_AGAIN} with other job.*",
     r"(Assoc|QOS)(Grp|Max)\w*Minutes\w*": "the account's or QOS's time is used up; ask your site, or use another "
     "job.account",
+    r"(Assoc|QOS)(Grp|Max)(?!Jobs|Submit)\w+": "a limit of the account or QOS; it starts when enough other "
+    "jobs have ended, and never if the limit is below this request (sacctmgr show qos, show assoc)",
     "DependencyNeverSatisfied": f"the job that it waits for failed; {_SUBMIT_AGAIN}",
     "JobHeld(User|Admin)": "it is held; scontrol release JOB, or ask your site if an administrator holds it",
     "launch failed requeued held": "its start failed, and Slurm holds it; ask your site, then scontrol release JOB",

@@ -22,7 +22,7 @@ from ftlib.errors import UserError
 from ftlib.hub import cache
 from ftlib.runs.run import Run, run_for
 from ftlib.runs.warm_start import warm_start_folder
-from ftlib.slurm.client import NodeKind, Slurm, clean_environment
+from ftlib.slurm.client import JobLimit, NodeKind, Slurm, clean_environment
 from ftlib.slurm.jobspec import JobSpec, minutes_of
 
 TEST_SECONDS = 20
@@ -109,13 +109,21 @@ def _has_started(run: Run) -> bool:
 
 def _node_request(spec: JobSpec) -> NodeKind:
     """Return what a job asks of each of its nodes; memory is 0 for all of a node, or if the site decides."""
-    found = re.fullmatch(r"([0-9.]+)([KMGT]?)B?", str(spec.mem or "0").upper())
-    memory = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    return NodeKind(spec.cpus * max(1, spec.gpus), memory, spec.gpus)
+    cpus = spec.cpus * max(1, spec.gpus)
+    memory = _mebibytes(spec.mem) + _mebibytes(spec.mem_per_cpu) * cpus + _mebibytes(spec.mem_per_gpu) * spec.gpus
+    return NodeKind(cpus, memory, spec.gpus)
+
+
+def _mebibytes(text: str | None) -> float:
+    """Return a size in Slurm's notation in MiB; 0 for none, and for what is no size."""
+    found = re.fullmatch(r"([0-9.]+)([KMGT]?)B?", str(text or "0").upper())
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0
 
 
 def check_limits(spec: JobSpec, slurm: Slurm) -> None:
-    """Refuse a request that every partition that it names rules out; what cannot be read counts as allowed.
+    """Refuse a request that every partition that it names rules out, by its limits or those of QOS and association.
+
+    What cannot be read counts as allowed.
 
     Raises:
         UserError: the limit, and the key to change.
@@ -125,7 +133,11 @@ def check_limits(spec: JobSpec, slurm: Slurm) -> None:
         return
     default = [name for name, facts in partitions.items() if facts.get("Default") == "YES"]
     named = spec.partition.split(",") if spec.partition else default
-    faults = [_fault(spec, name, partitions.get(name), nodes.get(name, []), partitions) for name in named]
+    faults = [
+        _fault(spec, name, partitions.get(name), nodes.get(name, []), partitions)
+        or _accounting_fault(spec, slurm.job_limits(spec.account, name, spec.qos, partitions[name].get("QoS")))
+        for name in named
+    ]
     if faults and all(faults):
         raise UserError("\n".join(dict.fromkeys(faults)), "Slurm would never start this job; nothing was submitted.")
 
@@ -168,6 +180,30 @@ def _fault(
             return f"{key}: {getattr(wanted, field):g}{unit} on a node; nodes of {where} have at most {most:g}{unit}"
     if nodes and not any(_fits(wanted, node) for node in nodes):
         return f"no node of {where} has {wanted.cpus} CPUs, {wanted.memory:g} MiB and {wanted.gpus} GPUs together"
+    return ""
+
+
+def _accounting_fault(spec: JobSpec, limits: Sequence[JobLimit]) -> str:
+    """Return which limit of a QOS or association a job exceeds; "" if it exceeds none."""
+    node = _node_request(spec)
+    gpus, typed = float(spec.nodes * node.gpus), f"gres/gpu:{spec.gpu_type}" if spec.gpu_type else "gres/gpu"
+    wanted = {
+        "cpu": ("cpus", float(spec.nodes * node.cpus)),
+        "mem": ("mem", spec.nodes * node.memory),
+        "node": ("nodes", float(spec.nodes)),
+        "gres/gpu": ("gpus", gpus),
+        typed: ("gpus", gpus),
+    }
+    for one in limits:
+        if one.resource == "time":
+            if one.amount[0].isdigit() and spec.minutes > minutes_of(one.amount):
+                told = f"{one.where} allows {one.amount} ({one.limit}). A run that needs longer requeues itself"
+                return f"job.time: {spec.minutes} minutes; {told}"
+            continue
+        field, amount = wanted.get(one.resource, ("", 0.0))
+        if amount > _mebibytes(one.amount):
+            unit = " MiB" if field == "mem" else ""
+            return f"job.{field}: {amount:g}{unit} in all; {one.where} has {one.limit} {one.resource}={one.amount}"
     return ""
 
 

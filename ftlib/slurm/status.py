@@ -36,7 +36,7 @@ _SIGNALS = {"SIGUSR1": "time limit", "SIGTERM": "preempted"}
 _SLURM_REASONS = {
     "TIMEOUT": "time limit",
     "DEADLINE": "deadline",
-    "OUT_OF_MEMORY": "out of memory; request more with job.mem",
+    "OUT_OF_MEMORY": "out of memory; request more with job.mem, or sbatch --mem=…",
     "NODE_FAIL": "node failure",
     "BOOT_FAIL": "node failure",
     "PREEMPTED": "preempted, and Slurm did not requeue it",

@@ -36,6 +36,7 @@ from ftlib.slurm.executors import (
 )
 from ftlib.slurm.gpu_support import require_gpu_support
 from ftlib.slurm.jobspec import JobSpec
+from ftlib.slurm.pending import pending_remedy
 from ftlib.slurm.replace import finish_interrupted, replaced_runs
 from ftlib.slurm.sweep import SweepRun, expand_sweep
 
@@ -121,7 +122,24 @@ def submit(source: RawConfig, site: Site, options: SubmitOptions) -> SubmittedRu
         if options.executor == "slurm":
             requirements.require_startable([member.experiment for member in chosen], site, site_settings())
             requirements.check_request(submission.spec, slurm)
-        return _submit(submission, chosen, site, options)
+        submitted = _submit(submission, chosen, site, options)
+    if options.executor == "slurm":
+        _report_pending(submitted.jobs, slurm)
+    return submitted
+
+
+def _report_pending(jobs: Sequence[str], slurm: Slurm) -> None:
+    """Report reasons for waiting that do not pass by themselves. Slurm knows some only after its next scheduling, of
+    which `ftlib status` tells."""
+    try:
+        reasons = slurm.waiting_reasons(jobs)
+    except SlurmUnavailable as error:
+        log.debug(f"why the jobs wait is not known: {error}")
+        return
+    for job, waits in reasons.items():
+        for reason in waits:
+            if remedy := pending_remedy(reason):
+                log.warning(f"job {job} waits for {reason}: {remedy}")
 
 
 def _settle(site: Site, slurm: Slurm) -> None:

@@ -104,6 +104,10 @@ class Task:
             return row
         if not self.keeps_whitespace:
             row = _stripped(row)
+        if row.other_images and self.validate_image_size:
+            return InvalidRecord(
+                row.location, f"{len(row.images)} images, but answers of task {self.name} locate in one"
+            )
         if self.validate_target is None or not (reason := self.validate_target(row)):
             return row
         return InvalidRecord(row.location, reason)
@@ -139,10 +143,15 @@ def facts_of(records: Sequence[PredictionRecord], name: str, otherwise: str = ""
 
 def groups_of(records: Sequence[PredictionRecord], name: str) -> list[Any]:
     """Return the groups for resampling: rows of one dataset with the same value of a fact (an image, a document)."""
-    own = facts_of(records, name, "image")
+    own = [record.get("facts", {}).get(name, image_of(record)) for record in records]
     return [
         (record["dataset"], fact) if "dataset" in record else fact for record, fact in zip(records, own, strict=True)
     ]
+
+
+def image_of(record: PredictionRecord) -> str:
+    """Return what a record asks about: the name of its image, the names of several, or its id without an image."""
+    return "\n".join(record.get("images", ())) or record.get("image") or str(record["id"])
 
 
 def result_file(own: str, official: str, answer: str, records: Sequence[PredictionRecord]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ftlib.core.registry import register_task
-from ftlib.tasks.base import PredictionRecord, Task, result_file
+from ftlib.tasks.base import PredictionRecord, Task, image_of, result_file
 
 if TYPE_CHECKING:
     from ftlib.metrics.base import MetricResult
@@ -30,7 +30,7 @@ def _caption(records: Sequence[PredictionRecord], labels: Sequence[str], positiv
 
 
 def _picture(record: PredictionRecord) -> tuple[str, str]:
-    return record.get("dataset", ""), record["image"]
+    return record.get("dataset", ""), image_of(record)
 
 
 @register_task(name="caption")

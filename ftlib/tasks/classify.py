@@ -6,6 +6,7 @@ Its metrics are computed in metrics/classification.py; their directions are decl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ftlib.core.registry import register_task
@@ -14,7 +15,7 @@ from ftlib.data.sources.records import format_ids, read_text_predictions, read_t
 from ftlib.errors import UserError
 from ftlib.metrics import classification
 from ftlib.metrics.base import MetricResult
-from ftlib.tasks.base import PredictionRecord, Task, expected_of
+from ftlib.tasks.base import PredictionRecord, Task, expected_of, image_of, predictions_of
 
 
 def score(references: Sequence[Path], predictions: Path, positive: str | None = None) -> MetricResult:
@@ -38,7 +39,8 @@ def score(references: Sequence[Path], predictions: Path, positive: str | None = 
     if positive is not None and positive not in labels:
         raise UserError(f"--positive {positive}: no such label in {path}", f"Labels: {format_ids(labels)}")
     answers = read_text_predictions(predictions, rows)
-    return classification.measure(answers, asked, labels, [row.group for row in rows], positive)
+    found = classification.measure(predictions_of(answers), asked, labels, [row.group for row in rows], positive)
+    return replace(found, answers=answers)
 
 
 def _classification(records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None) -> MetricResult:
@@ -46,7 +48,7 @@ def _classification(records: Sequence[PredictionRecord], labels: Sequence[str], 
         [record["prediction"] for record in records],
         [expected_of(record) for record in records],
         labels,
-        [record["image"] for record in records],
+        [image_of(record) for record in records],
         positive,
     )
 

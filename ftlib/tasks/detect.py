@@ -13,7 +13,8 @@ import numpy as np
 
 from ftlib.core.registry import register_task
 from ftlib.data.example import Example
-from ftlib.data.location_tokens import ParsedObjects, find_errors, object_spans, parse_objects, to_pixels
+from ftlib.data.json_boxes import answer_errors, box_syntax, parse_answer
+from ftlib.data.location_tokens import ParsedObjects, object_spans, to_pixels
 from ftlib.errors import UserError
 from ftlib.metrics import coco_ap
 from ftlib.metrics.base import Array, MetricResult, ResampleableMetric
@@ -157,7 +158,7 @@ def _image_objects(records: Sequence[PredictionRecord]) -> list[_ImageObjects]:
         size = size_of(record) or (1.0, 1.0)
         objects = listed_objects(record) if "objects" in row_facts(record) else _read(record, size)
         image = places.setdefault(record["image"], len(places))
-        answer = parse_objects(record["prediction"])
+        answer = parse_answer(record["prediction"], row_facts(record))
         all_objects.append(_ImageObjects(image, size, objects, answer, record.get("box_scores", [])))
     return all_objects
 
@@ -204,8 +205,9 @@ def listed_objects(record: PredictionRecord) -> list[tuple[str, Box, float, bool
 
 def _read(record: PredictionRecord, size: tuple[float, float]) -> list[tuple[str, Box, float, bool]]:
     """Return the objects in the expected answer."""
-    parsed = parse_objects(record["references"][0])
-    require(not parsed.unreadable, record, "an expected answer of boxes (<loc0000>… and a label)")
+    parsed = parse_answer(record["references"][0], row_facts(record))
+    syntax = box_syntax(row_facts(record))
+    require(not parsed.unreadable, record, f"an expected answer of boxes ({syntax} and a label)")
     found = [(one.label, to_pixels(one.box, *size)) for one in parsed.objects]
     return [(label, box, (box[2] - box[0]) * (box[3] - box[1]), False) for label, box in found]
 
@@ -289,12 +291,12 @@ def _xyxy_to_xywh(box: Box) -> Box:
 
 def validate_detect_target(row: Example) -> str:
     """Check that the answer is a list of boxes with labels that match the field `objects`, if there is one."""
-    wrong = find_errors(row.suffix)
-    parsed = parse_objects(row.suffix)
+    wrong = answer_errors(row.suffix, row.facts)
+    parsed = parse_answer(row.suffix, row.facts)
     if not wrong:
         wrong = [f"object {n}: no label after its box" for n, one in enumerate(parsed.objects, 1) if not one.label]
     if wrong:
-        needed = "each object needs four <locYYYY> tokens and a label"
+        needed = f"each object needs {box_syntax(row.facts)} and a label"
         return f"field suffix: {wrong[0]}; {needed}, got {row.suffix!r}"[:300]
     if "objects" not in row.facts:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ftlib.data.sources.records import read_text_predictions, read_text_referenc
 from ftlib.errors import UserError
 from ftlib.metrics import text as metrics_text
 from ftlib.metrics.base import MetricResult
-from ftlib.tasks.base import PredictionRecord, Task, predictions_of, references_of
+from ftlib.tasks.base import PredictionRecord, Task, image_of, predictions_of, references_of
 
 
 def score(references: Sequence[Path], predictions: Path, tokenize: str = "auto") -> MetricResult:
@@ -27,7 +28,8 @@ def score(references: Sequence[Path], predictions: Path, tokenize: str = "auto")
     rows = read_text_references(single_file(references, "text"))
     answers = read_text_predictions(predictions, rows)
     groups = [row.group for row in rows]
-    return _measure(answers, [row.expected for row in rows], groups, tokenize, "--tokenize")
+    found = _measure(predictions_of(answers), [row.expected for row in rows], groups, tokenize, "--tokenize")
+    return replace(found, answers=answers)
 
 
 def _measure(
@@ -59,7 +61,7 @@ def _measure(
 def _instruct(
     records: Sequence[PredictionRecord], labels: Sequence[str], positive: str | None, tokenize: str = "auto"
 ) -> MetricResult:
-    groups = [record["image"] or record["id"] for record in records]
+    groups = [image_of(record) for record in records]
     return _measure(predictions_of(records), references_of(records), groups, tokenize, "evaluation.tokenize")
 
 

@@ -9,11 +9,13 @@ answer, whose resolution is 1/1023 of the image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ftlib.data.example import Example
-from ftlib.data.location_tokens import Box, LocatedObject, exceeds_image, parse_objects, to_pixels, tolerance
+from ftlib.data.json_boxes import parse_answer
+from ftlib.data.location_tokens import Box, LocatedObject, exceeds_image, to_pixels, tolerance
 from ftlib.errors import UserError
 from ftlib.tasks.base import PredictionRecord
 
@@ -74,9 +76,9 @@ def _shown(box: Box) -> str:
     return "[" + ", ".join(f"{edge:.5g}" for edge in box) + "]"
 
 
-def parse_single_object(text: str) -> LocatedObject | None:
+def parse_single_object(text: str, facts: Mapping[str, Any] = MappingProxyType({})) -> LocatedObject | None:
     """Return the object of an answer with exactly one object; None for any other answer."""
-    parsed = parse_objects(text)
+    parsed = parse_answer(text, facts)
     return parsed.objects[0] if len(parsed.objects) == 1 and not parsed.unreadable else None
 
 

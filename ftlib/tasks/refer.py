@@ -13,7 +13,8 @@ from typing import Any
 
 from ftlib.core.registry import register_task
 from ftlib.data.example import Example
-from ftlib.data.location_tokens import find_errors, parse_objects, to_fractions, to_pixels
+from ftlib.data.json_boxes import answer_errors, box_syntax, parse_answer
+from ftlib.data.location_tokens import to_fractions, to_pixels
 from ftlib.data.sources.records import Reference, read_predictions, read_reference_rows, single_file
 from ftlib.errors import UserError
 from ftlib.metrics import coco_ap
@@ -76,12 +77,12 @@ def _answered(record: dict[str, Any]) -> Box | None:
 
 def validate_refer_target(row: Example) -> str:
     """Check that the answer is one object (a label is optional) that matches the field `box`, if there is one."""
-    wrong = find_errors(row.suffix)
-    parsed = parse_objects(row.suffix)
+    wrong = answer_errors(row.suffix, row.facts)
+    parsed = parse_answer(row.suffix, row.facts)
     if not wrong and len(parsed.objects) != 1:
         wrong = [f"{len(parsed.objects)} boxes"]
     if wrong:
-        return f"field suffix: {wrong[0]}; must be one box (four <locYYYY> tokens), got {row.suffix!r}"[:300]
+        return f"field suffix: {wrong[0]}; must be one box ({box_syntax(row.facts)}), got {row.suffix!r}"[:300]
     if row.facts.get("box") is None:
         return ""
     try:
@@ -125,12 +126,12 @@ def expected_box(record: PredictionRecord) -> Box:
     if box is not None:
         require(is_box(box) and size, record, "a box [x_min, y_min, x_max, y_max], width and height")
         return to_fractions(tuple(box), *(size or (1, 1)))
-    one = parse_single_object(record["references"][0])
-    require(one, record, "an expected answer of one box (<loc0000>…)")
+    one = parse_single_object(record["references"][0], row_facts(record))
+    require(one, record, f"an expected answer of one box ({box_syntax(row_facts(record))})")
     assert one
     return one.box
 
 
 def _answered_box(record: PredictionRecord) -> Box | None:
-    one = parse_single_object(record["prediction"])
+    one = parse_single_object(record["prediction"], row_facts(record))
     return one.box if one else None

@@ -10,6 +10,7 @@ from typing import Any
 
 from ftlib.core import registry
 from ftlib.errors import UserError
+from ftlib.metrics.answers import add_answer_counts
 from ftlib.metrics.base import MetricResult
 from ftlib.metrics.summary import summary
 from ftlib.metrics.uncertainty import confidence_intervals, paired_test
@@ -52,6 +53,8 @@ def score_files(
     scorer = importlib.import_module(SCORERS[task])
     measured: MetricResult = scorer.score(references, predictions, **options)
     scores = summary(measured, confidence_intervals(measured) if intervals else {})
+    if measured.answers:
+        add_answer_counts(scores, measured.answers, measured.tables.get("labels", ()))
     if against:
         scores["against"] = _differences(measured, scorer.score(references, against, **options))
     return scores

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from ftlib.core import log
 from ftlib.core.out_of_memory import is_out_of_memory
-from ftlib.data.example import MAX_ERRORS_SHOWN, Example, raise_all
-from ftlib.data.images import image_path, open_image
+from ftlib.data.example import MAX_ERRORS_SHOWN, Example, ImageFile, raise_all
+from ftlib.data.images import image_path, open_image, open_row_images
 from ftlib.data.prompts import PromptTemplates, render_prompt
 from ftlib.data.splits import hash_text
 from ftlib.errors import UserError
@@ -124,9 +124,8 @@ class SupervisedDataset(Dataset[EncodedExample]):
         if index < 0:
             return replace(self[~index], n_labels=0)
         example = self.examples[self.indices[index]]
-        path = image_path(self.root, example.image)
-        image = open_image(path, example.frame, example.digest, self.max_pixels) if example.image else None
-        return self.processor.encode_train(render_prompt(example, self.templates), image, example.suffix)
+        images = open_row_images(self.root, example, self.max_pixels)
+        return self.processor.encode_train(render_prompt(example, self.templates), images, example.suffix)
 
     def lengths(self) -> list[tuple[int, int]]:
         """Return (tokens, answer tokens) of every row."""
@@ -357,10 +356,10 @@ def validate_images(
     Raises:
         UserError: images that cannot be used, each with the first row that uses it.
     """
-    first: dict[tuple[str, int, str], str] = {}
+    first: dict[ImageFile, str] = {}
     for row in rows:
-        if row.image:
-            first.setdefault((row.image, row.frame, row.digest), row.id)
+        for file in row.image_files:
+            first.setdefault(file, row.id)
     faults = []
 
     def inspect(image: str, frame: int, digest: str) -> str:

@@ -19,6 +19,7 @@ from ftlib.errors import UserError
 from ftlib.hub.cache import find_model
 from ftlib.memory.estimate import build_meta_model
 from ftlib.memory.search import choose_batch_size, longest_row
+from ftlib.models.encoding import split_batch
 from ftlib.runs.run import Run
 
 # Out of memory during training: halve the micro-batch and compute the same step again.
@@ -53,7 +54,7 @@ class MicroBatchSplitter:
 
         Args:
             step: optimizer steps done; a new number starts a new step.
-            batch: tensors whose first dimension is rows; where that of others is images or patches, nothing is halved.
+            batch: tensors whose first dimension is rows, or what `encoding.PER_ROW` says.
             zero_grad: clears the gradients of this step.
 
         Returns:
@@ -86,16 +87,9 @@ class MicroBatchSplitter:
         size = self.size or _rows(batch)
         if size >= _rows(batch):
             return compute(batch)
-        pieces = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
-        return torch.stack([compute(dict(zip(batch, piece, strict=True))) for piece in pieces]).sum()
+        return torch.stack([compute(piece) for piece in split_batch(batch, size)]).sum()
 
     def _halve(self) -> None:
-        if any(len(tensor) != _rows(batch) for batch in self._step_batches for tensor in batch.values()):
-            raise UserError(
-                "out of memory, and batches of this model cannot be halved: its images have any number of tiles",
-                "Set a smaller training.per_device_train_batch_size, training.gradient_checkpointing: true or smaller "
-                "images (model.image_arguments); the run resumes.",
-            )
         largest = max(map(_rows, self._step_batches))
         size = min(self.size or largest, largest)
         if size == 1:

@@ -5,6 +5,7 @@ The loop over steps is in `training/trainer.py`.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import itertools
@@ -151,6 +152,42 @@ def _run_training(experiment: Experiment, run: Run, prepared: PreparedDataset, s
         run.log_event("restart", **facts)
         log.warning("restarting: attempt {attempt}, seed {seed}, learning rate {learning_rate:g}".format(**facts))
     run.log_event("done", step=files.read_json(run.done_marker)["step"], seconds=round(time.monotonic() - started, 1))
+
+
+class _Enough(Exception):
+    """Ends a training that is only measured."""
+
+
+@offline()
+def collect_steps(experiment: Experiment, run: Run, site: Site, count: int) -> tuple[list[dict[str, Any]], int]:
+    """Train the first steps of a run's first phase, without a checkpoint; see `training/timing.py`.
+
+    Args:
+        run: a folder that nobody else uses; it gets logs only.
+
+    Returns:
+        The records of at most `count` steps (see `ResumableTrainer`), and the steps of the whole phase.
+
+    Raises:
+        UserError: as for training.
+    """
+    require_packages(experiment.config)
+    require_kernels(torch, device().index)
+    prepared = open_prepared(experiment.config, site)
+    base = find_model(experiment.config.model, site)
+    context = _make_context(auto_batch_size(with_precision(experiment, run), run, site), run, prepared, base, site)
+    trainer = _trainer(context, TrainingPhase())
+    records: list[dict[str, Any]] = []
+
+    def keep(record: dict[str, Any]) -> None:
+        records.append(record)
+        if len(records) == min(count, trainer.total_steps):
+            raise _Enough  # before the last step's checkpoint
+
+    trainer.on_step = keep
+    with contextlib.suppress(_Enough), oom_as_user_error(_LESS_MEMORY_HINT), explain_worker_death(), limit_recompiles():
+        trainer.train()
+    return records, trainer.total_steps
 
 
 def _make_context(

@@ -6,6 +6,7 @@ It trains one phase; `training/train.py` has the loops over phases and attempts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import time
@@ -23,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ftlib.config.schema import Config
 from ftlib.core import log
 from ftlib.errors import TrainingDiverged
-from ftlib.models.adapters import no_decay_parameter_names, validate_packing
+from ftlib.models.adapters import no_decay_parameter_names, parameter_part, validate_packing
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.loss import answer_loss, count_items, cut_labels
 from ftlib.models.registry import InputProcessor
@@ -195,7 +196,21 @@ class ResumableTrainer(Trainer):
         """Return this micro-batch's share of the loss, times the number of ranks: DDP averages the gradients."""
         loss = self.config.loss
         part = answer_loss(model, inputs, loss.average, num_items_in_batch, loss.label_smoothing)
+        if self.config.model.entry.images and not any(name.startswith("pixel_values") for name in inputs):
+            # Without a gradient (even zero) for the vision tower, DDP would wait for ever for ranks with images, and
+            # the optimizer would treat a step without images otherwise than one whose other ranks have some.
+            part = part + sum((0.0 * parameter.flatten()[0].float() for parameter in self._vision_parameters), 0.0)
         return part * self.args.world_size
+
+    @functools.cached_property
+    def _vision_parameters(self) -> list[torch.nn.Parameter]:
+        """The trained parameters that only images reach."""
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+            and parameter_part(self.model, name, self.config.model) in ("vision", "projector")
+        ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called by the Trainer after every step (and once at the end, without a loss).

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +75,51 @@ def test_what_a_config_needs(ftlib: Ftlib, write_config: Callable[..., Path]) ->
     assert code == 1 and "Run `ftlib stage CONFIG`" in output
     code, output, _ = ftlib("doctor", write_config(replace=("seed: 3", "sed: 3")))
     assert code == 1 and "sed: unknown key" in output
+
+
+@pytest.mark.parametrize(
+    ("processor", "installed", "expected"),
+    [
+        ("SmolVLMProcessor", (), "needs torchvision and num2words, not installed"),
+        ("SmolVLMProcessor", ("torchvision",), "needs num2words, not installed"),
+        ("Qwen3VLProcessor", ("torchvision",), "needs torchvision, which cannot be imported: other torch"),
+        ("Idefics3Processor", (), ""),
+    ],
+)
+def test_packages_of_a_processor(
+    ftlib: Ftlib, write_config: Callable[..., Path], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    processor: str, installed: tuple[str, ...], expected: str,
+) -> None:  # fmt: skip
+    """Named with the line that installs them, in the build of torch; a torchvision of another torch is found out."""
+    find, load = importlib.util.find_spec, importlib.import_module
+
+    def imported(name: str, package: str | None = None) -> object:
+        if name == "torchvision":
+            raise RuntimeError("other torch")
+        return load(name, package)
+
+    known = {name: object() if name in installed else None for name in ("torchvision", "num2words")}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *package: known[name] if name in known else find(name, *package)
+    )
+    monkeypatch.setattr("importlib.import_module", imported)
+    versions = importlib.metadata.version
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: "2.13.0+cu130" if name == "torch" else versions(name)
+    )
+    base = shutil.copytree(shared / "model", tmp_path / "vlm")
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (base / name).write_text(json.dumps({"processor_class": processor}))
+    code, output, _ = ftlib("doctor", write_config(base=str(base), replace=("family: paligemma", "family: vlm")))
+    if not expected:
+        assert processor not in output
+        return
+    assert code == 1 and f"FAIL  processor: {processor} {expected}" in output
+    packages = " ".join(
+        [*["'torchvision==0.28.*'"] * ("torchvision" in expected), *["num2words"] * ("num2" in expected)]
+    )
+    index = " --extra-index-url https://download.pytorch.org/whl/cu130" * ("torchvision" in expected)
+    assert f"Run: pip install {packages}{index}\n" in output
 
 
 def test_packages_that_shadow(ftlib: Ftlib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,13 @@ def test_logs_show_no_other_files(store: Path, ftlib: Ftlib, tmp_path: Path, by_
     for options in ([], ["-f"]):
         code, output, error = ftlib("logs", "pets", *options)
         assert code == 2 and "is not in a log folder" in error and "planted" not in output + error
+    own = tmp_path / "private" / "ftlib-train-12.log"
+    own.write_text("of jobs/train.sbatch")
+    run.log_event("start", log=str(own), step=0, attempt=0)
+    assert ftlib("logs", "pets")[:2] == (0, "of jobs/train.sbatch")
+    own.unlink()
+    own.symlink_to(secret)
+    assert ftlib("logs", "pets")[0] == 2
 
 
 def test_prepare_names_hostile_files_and_labels(

@@ -133,3 +133,28 @@ def test_checkpointing_only_where_nothing_fits_without_it(config: Path, monkeypa
     assert choose(3) == (2, True)
     with pytest.raises(UserError, match="one row of 10 tokens needs 3"):
         choose(3, gradient_checkpointing=False)
+
+
+def test_time_is_measured_and_nothing_is_left(config: Path, store: Path, ftlib: Ftlib) -> None:
+    assert ftlib("prepare", config)[0] == 0
+    code, out, error = ftlib("plan", config, "--time", "--json", "training.max_steps=9000", "checkpoint.steps=1")
+    facts = json.loads(out)
+    assert code == 0 and "Traceback" not in error
+    assert (facts["device"], facts["measured"], facts["step_rows"], facts["total_steps"]) == ("the CPU", 8, 8, 9000)
+    assert facts["rows_per_second"] == pytest.approx(8 / facts["step_seconds"])
+    assert facts["training_seconds"] == pytest.approx(9000 * facts["step_seconds"]) and facts["startup"] > 0
+    assert "measured on the CPU: " in error and "as 8 measured steps on the CPU took" in error
+    assert "jobs get a GPU, and this was measured on the CPU" in error and "GPU-h" not in error
+    assert (
+        f"sbatch --gres=gpu:1 jobs/ftlib.sbatch plan {config} training.max_steps=9000 checkpoint.steps=1 --time"
+        in error
+    )
+    assert not list(store.glob("runs/**/config.yaml")), "nothing is saved"
+    assert ftlib("plan", config, "--time", "--gpu", "4GiB")[0] == 2
+
+
+def test_time_of_a_run_that_is_shorter_than_the_measurement(config: Path, ftlib: Ftlib) -> None:
+    assert ftlib("prepare", config)[0] == 0
+    code, out, error = ftlib("plan", config, "--time", "--json", "training.max_steps=1", "job.gpus=0")
+    assert code == 0 and (json.loads(out)["measured"], json.loads(out)["total_steps"]) == (1, 1)
+    assert "a single step" in error and "jobs get a GPU" not in error

@@ -9,14 +9,19 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from ftlib.models.loading import load_weights
 from ftlib.models.vlm import module_group
-from tests.conftest import FULL, LORA, read_lines
+from tests.cli.test_export import loaded
+from tests.conftest import FULL, LORA, REPOSITORY, read_lines
+from tests.fake_hub import TOKEN, serving
 from tests.models import tiny_vlm
 from tests.models.test_vlm import ARCHITECTURES, require_packages
 from tests.training.test_divergence import interrupted_after
@@ -57,6 +62,10 @@ def test_the_chain_is_resumed_bit_for_bit_and_its_result_is_plain(
     for command in ("stage", "prepare"):
         code, _, error = ftlib(command, config)
         assert code == 0, error
+    code, planned, error = ftlib("plan", config, "--json", "--gpu", "4GiB", "batch.auto=true")
+    assert code == 0, error
+    tokens = np.load(next((store / "lengths").glob("*.npy"))).sum(axis=1)
+    assert json.loads(planned)["rows"]["tokens"] == tokens.max()
     straight = run_of(config, tmp_path / "straight")
     code, _, error = ftlib("train", config)
     assert code == 0, error
@@ -79,6 +88,14 @@ def test_the_chain_is_resumed_bit_for_bit_and_its_result_is_plain(
     assert json.loads(answer)[0]["answer"].strip() == plain_answer(base, stopped.folder / "adapter", picture).strip()
     assert ftlib("report", stopped.folder)[0] == 0
 
+    merged = ["merge", "--base", base, "--method", "linear", "--model", stopped.folder, "--model", straight.folder]
+    for words in (["export", stopped.folder], merged):
+        whole = tmp_path / str(words[0])
+        code, _, error = ftlib(*words, "-o", whole)
+        assert code == 0, error
+        model, processor = loaded(stopped.folder / "adapter" / "README.md", 1, {"FOLDER": whole})
+        assert greedy(model.eval(), processor, picture).strip() == json.loads(answer)[0]["answer"].strip()
+
 
 def plain_answer(base: Path, adapter: Path, picture: Path) -> str:
     """The greedy answer as a user without ftlib gets it."""
@@ -87,6 +104,10 @@ def plain_answer(base: Path, adapter: Path, picture: Path) -> str:
 
     processor = AutoProcessor.from_pretrained(base, use_fast=False)
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
+    return greedy(model, processor, picture)
+
+
+def greedy(model: Any, processor: Any, picture: Path) -> str:
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which digit is this?"}]}]
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     with Image.open(picture) as image:
@@ -94,6 +115,62 @@ def plain_answer(base: Path, adapter: Path, picture: Path) -> str:
     with torch.no_grad():
         ids = model.generate(**batch, max_new_tokens=4, do_sample=False)
     return str(processor.tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+SHIPPED = {
+    "qwen3_vl": "vlm_qwen3_vl",
+    "gemma3": "vlm_gemma3",
+    "idefics3": "vlm_smolvlm",
+    "internvl": "vlm_internvl",
+    "llava_onevision": "vlm_llava_onevision",
+}
+"""Architecture → the config that is shipped for it."""
+
+
+@pytest.mark.parametrize("base", [one for one in ARCHITECTURES if one.values[0] in SHIPPED], indirect=True)
+def test_a_shipped_config_goes_through_every_command(
+    base: Path, data: Path, store: Path, tmp_path: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its method, task and image arguments, on a tiny model and few rows."""
+    settings = yaml.safe_load((REPOSITORY / "configs" / f"{SHIPPED[base.name]}.yaml").read_text())
+    settings["model"] |= {"base": str(base), "dtype": "float32"}
+    settings["data"] |= {"root": str(data), "split": {"valid": 0.2, "test": 0.2}}
+    few = {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01}
+    checkpointing = settings["training"].get("gradient_checkpointing", False)
+    settings["training"] = {**few, "warmup_steps": 2, "gradient_checkpointing": checkpointing}
+    settings["evaluation"] |= {"max_new_tokens": 4}
+    if settings["task"] == "detect":
+        rows = read_lines(data / "data.jsonl")
+        boxed = [{**row, "suffix": f"<loc0100><loc0200><loc0600><loc0700> {row['suffix']}"} for row in rows]
+        (data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in boxed))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    outputs = {}
+    for command in ("stage", "prepare", "plan", "train", "evaluate"):
+        code, outputs[command], error = ftlib(command, config)
+        assert code == 0, error
+    run = Path(outputs["train"].strip())
+    for when in ("before", "after"):
+        assert len(read_lines(next(run.glob(f"eval/*/valid/{when}/predictions.jsonl")))) == 12
+    picture = sorted(data.glob("images/*"))[0]
+    for words in (
+        ["predict", run, "--image", picture, "--prompt", "which digit is this?"],
+        ["report", run],
+        ["export", run, "-o", tmp_path / "exported"],
+        ["merge", "--base", base, "--method", "linear", "--model", run, "--model", run, "-o", tmp_path / "merged"],
+    ):
+        code, _, error = ftlib(*words)
+        assert code == 0, error
+    with serving(tmp_path / "hub", tmp_path, monkeypatch):
+        (tmp_path / "token").write_text(TOKEN)
+        code, _, error = ftlib("push", run, "--yes", "--to", "lab/vlm")
+    assert code == 0, error
+    pushed = tmp_path / "hub" / "pushed"
+    assert any(pushed.glob("*model.safetensors"))
+    card = (pushed / "README.md").read_text()
+    for key, value in settings["model"].get("image_arguments", {}).items():
+        assert key in card and str(value) in card
+    assert load_weights(tmp_path / "exported", "float32", "vlm") and load_weights(tmp_path / "merged", "float32", "vlm")
 
 
 def test_full_training_and_labels_chosen_by_likelihood(

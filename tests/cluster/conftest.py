@@ -23,8 +23,10 @@ from ftlib.core import files, jsonl
 from tests import isolation, needs
 from tests.conftest import REPOSITORY
 
-USER = "ftuser"
+USER, MEMBER = "ftuser", "ftmember"
+"""An ordinary user, and a second one of the same group."""
 STATE = Path(os.environ.get("FTLIB_CLUSTER_STATE", "/var/lib/ftlib-cluster"))
+NEWER = STATE / "slurm-24.11"
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 
 
@@ -49,7 +51,7 @@ class Cluster:
         return STATE / "login" / "bin" / "python"
 
     def shell(self, command: str, user: str = USER, **environment: object) -> subprocess.CompletedProcess[str]:
-        """Run a shell command as the user, or as another one of the same group, in the clone."""
+        """Run a shell command as the user, or as another one with the same primary group, in the user's clone."""
         settings = {"FTLIB_STORE": self.store, "OMP_NUM_THREADS": 1, "HOME": f"/home/{USER}", **environment}
         exports = "".join(f"export {name}='{value}'; " for name, value in settings.items() if value is not None)
         script = f"cd '{self.home}/ftlib'; {exports}{command}"
@@ -99,7 +101,7 @@ class Cluster:
 
     def log(self, job: str) -> str:
         """What a job has printed."""
-        return "".join(path.read_text() for path in (self.home / "ftlib" / "logs").glob(f"*-{job}.log"))
+        return "".join(path.read_text() for path in (self.home / "ftlib").glob(f"*-{job}.log"))
 
     def run(self, name: str, runs: Path | None = None) -> Path:
         """The only run folder of a name."""
@@ -148,23 +150,40 @@ def no_job_outlives_its_test(cluster: Cluster) -> Iterator[None]:
 
 def _make_login() -> None:
     """The login node's Python: Debian's own, which the user may run, with the light install's requirements and the
-    clone, as by `pip install -e`.
+    clone, as by `pip install -e`. `wheels` in it serves further installs without a package index.
     """
     login, lock = STATE / "login", REPOSITORY / "containers" / "lock-py311.txt"
     settings = configparser.ConfigParser()
     settings.read(REPOSITORY / "setup.cfg")
     needed = settings["options"]["install_requires"].split()
     installed = files.json_sha256([needed, lock.read_text()])
-    if not (login / "done").exists() or (login / "done").read_text() != installed:
+    done = (login / "done").exists() and (login / "done").read_text() == installed
+    if not done or not (login / "wheels").is_dir():
         shutil.rmtree(login, ignore_errors=True)
         subprocess.run(["/usr/bin/python3", "-m", "venv", login], check=True)
-        subprocess.run([login / "bin" / "pip", "install", "-q", "-c", lock, *needed], check=True)
+        pip, wheels = login / "bin" / "pip", login / "wheels"
+        subprocess.run([pip, "wheel", "-q", "-w", wheels, "-c", lock, *needed, "setuptools"], check=True)
+        subprocess.run([pip, "install", "-q", "--no-index", "--find-links", wheels, *needed], check=True)
         (packages,) = login.glob("lib/python3*/site-packages")
         (packages / "ftlib.pth").write_text(f"{STATE}/home/ftlib\n")
         program = f"#!{login}/bin/python\nimport sys\n\nfrom ftlib.__main__ import main\n\nsys.exit(main())\n"
         (login / "bin" / "ftlib").write_text(program)
         (login / "bin" / "ftlib").chmod(0o755)
         (login / "done").write_text(installed)
+
+
+def life() -> Path:
+    """The folder of the version of Slurm that is up: its pid files, logs, devices."""
+    settings = Path("/etc/slurm/slurm.conf").read_text()
+    return NEWER if f"StateSaveLocation={NEWER}/" in settings else STATE
+
+
+def bring_up() -> None:
+    """Start what is missing of the cluster that is up."""
+    version = "24.11" if life() == NEWER else "22.05"
+    subprocess.run(
+        [REPOSITORY / "tests/cluster/up.sh"], check=True, capture_output=True, env={**os.environ, "SLURM": version}
+    )
 
 
 def _problem() -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import pwd
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-from tests.cluster.conftest import FINISHED, USER, Cluster, status
+import pytest
+
+from tests.cluster.conftest import FINISHED, MEMBER, USER, Cluster, life, status
 
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
 
@@ -34,6 +37,61 @@ def test_a_run_is_watched_and_cancelled_by_name(cluster: Cluster) -> None:
     assert "1 missing" in again.stderr, "what was cancelled can be submitted again"
 
 
+LOST_ANSWERS = {
+    "timed out": '"$sbatch" "$@" >&2; echo "Batch job submission failed: Socket timed out on send/recv" >&2; exit 1',
+    "killed after": '"$sbatch" "$@"; kill -9 $PPID',
+    "killed before": "kill -9 $PPID",
+    "disk full": '"$sbatch" "$@"; dd if=/dev/zero of="$FTLIB_RUNS/filler" bs=4k 2> /dev/null; exit 0',
+}
+"""What an sbatch does that is called by `ftlib submit`."""
+
+
+@pytest.mark.parametrize("how", LOST_ANSWERS)
+def test_a_lost_answer_of_sbatch_leaves_one_job(cluster: Cluster, how: str) -> None:
+    """The job is found by `status`, not sent again, and cancelled; what was not sent is sent once."""
+    runs, program, user = cluster.home / f"runs {how}", cluster.home / "lost answers" / "sbatch", pwd.getpwnam(USER)
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/bash\nif [[ $1 == --test-only ]]; then exit; fi\n{LOST_ANSWERS[how]}\n")
+    real = shutil.which("sbatch")
+    program.chmod(0o755)
+    runs.mkdir()
+    options = f"size=64m,mode=700,uid={user.pw_uid},gid={user.pw_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", runs], check=True)
+    name = f"lost-{how.replace(' ', '-')}"
+    what = f"submit configs/digits.yaml name={name} {SMALL} 'job.sbatch={{reservation: later}}'"
+    queue = ["squeue", "-h", "-u", USER, "-o", "%i %j"]
+    queued = lambda: [  # noqa: E731
+        line.split()[0]
+        for line in subprocess.run(queue, capture_output=True, text=True).stdout.splitlines()
+        if name in line
+    ]
+    later = ["reservationname=later", "starttime=now+30minutes", "duration=1", "nodes=n1", f"users={USER}"]
+    subprocess.run(["scontrol", "create", "reservation", *later], check=True, capture_output=True)
+    try:
+        first = cluster.ftlib(what, FTLIB_RUNS=runs, PATH=f"{program.parent}:/usr/local/bin:/usr/bin:/bin", sbatch=real)
+        sent = queued()
+        assert len(sent) == (how != "killed before"), first.stderr
+        assert first.returncode in {"timed out": (0,), "disk full": (2,)}.get(how, (-9, 128 + 9)), first.stderr
+        if how == "timed out":
+            assert first.stdout.split() == sent, first.stderr
+            assert f"job {sent[0]} waits for Reservation: the reservation has not begun" in first.stderr, first.stderr
+        (runs / "filler").unlink(missing_ok=True)
+        if sent:
+            found = status(cluster, name, runs)
+            assert (found["state"], found["job"]) == ("queued", sent[0])
+        again = cluster.ftlib(what, FTLIB_RUNS=runs)
+        assert again.returncode == 0 and ("1 queued or running" in again.stderr) == bool(sent), again.stderr
+        (job,) = queued()
+        assert sent in ([], [job]) and again.stdout.split() == ([] if sent else [job])
+        assert f"cancelled job {job}" in cluster.ftlib(f"cancel {name}", FTLIB_RUNS=runs).stderr
+        cluster.wait_until(lambda: not queued(), "its cancellation", 30)
+    finally:
+        subprocess.run(["scancel", *queued()], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", runs], check=True)
+        cluster.wait_until(lambda: not queued(), "its end", 30)
+        subprocess.run(["scontrol", "delete", "reservationname=later"], check=True)
+
+
 def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
     runs = cluster.home / "mistaken"
     (cluster.home / "nowhere").mkdir()  # `submit` refuses a folder that is not there
@@ -42,20 +100,6 @@ def test_a_mistake_in_the_data_is_told_by_status(cluster: Cluster) -> None:
     assert cluster.wait(job) == "FAILED"
     found = status(cluster, "mistaken", runs)
     assert found["state"] == "never begun" and "nowhere" in found["reason"]
-
-
-def test_two_users_share_a_store_whatever_their_umask(cluster: Cluster) -> None:
-    store = cluster.home / "group store"
-    store.mkdir()
-    shutil.chown(store, USER, USER)
-    store.chmod(0o2775)
-    chain = ((USER, "stage"), ("nobody", "stage"), ("nobody", "prepare"), (USER, "prepare"), (USER, "train"))
-    for user, command in chain:
-        what = f"umask 077; jobs/run.sh ftlib {command} configs/digits.yaml training.max_steps=2"
-        done = cluster.shell(what, user=user, FTLIB_STORE=store, FTLIB_IMAGE=cluster.image)
-        assert done.returncode == 0, f"{user}: {command}: {done.stderr}"
-    owners = {path.owner() for path in (store / "prepared").iterdir()}
-    assert owners == {"nobody"} and (store / "runs" / USER / "digits").is_dir()
 
 
 def test_doctor_in_a_job_finds_the_gpu_that_is_none(cluster: Cluster) -> None:
@@ -94,7 +138,7 @@ def test_a_token_in_the_environment_is_in_no_file_and_no_process_list(cluster: C
 
 def test_nobody_else_s_code_runs(cluster: Cluster) -> None:
     """Another member of the group can neither replace a run nor have a script of theirs run in a job of the user."""
-    store, other = cluster.home / "guarded store", "nobody"
+    store, other = cluster.home / "guarded store", MEMBER
     store.mkdir()
     shutil.chown(store, USER, USER)
     store.chmod(0o2770)
@@ -120,3 +164,58 @@ def test_nobody_else_s_code_runs(cluster: Cluster) -> None:
     assert cluster.wait(cluster.jobs[-1]) == "FAILED"
     assert f"FTLIB_HOOK is not used: {hook} is owned by {other}" in cluster.log(cluster.jobs[-1])
     assert not (store / "executed").exists()
+
+
+def test_a_job_opens_only_the_gpu_that_it_was_given(cluster: Cluster) -> None:
+    if "ConstrainDevices=yes" not in Path("/etc/slurm/cgroup.conf").read_text():
+        pytest.skip("this Slurm constrains no devices: make cluster SLURM=24.11")
+    devices = life() / "dev"
+    look = f"head -c 1 {devices}/gpu0; head -c 1 {devices}/gpu1; echo visible $CUDA_VISIBLE_DEVICES; sleep 5"
+    jobs = [
+        cluster.sbatch(f"-w n1 --gres=gpu:1 --mem=200 --output='{cluster.home}/gpu-%j' --wrap '{look}'") for _ in "12"
+    ]
+    seen = []
+    for job in jobs:
+        assert cluster.wait(job, 60) == "COMPLETED"
+        seen.append((cluster.home / f"gpu-{job}").read_text())
+    for text in seen:
+        assert text.count("Operation not permitted") == text.count("No such device") == 1, text
+        assert "visible 0" in text, "numbered within the job"
+    assert len(set(seen)) == 2, "each its own"
+
+
+def test_a_limit_of_a_qos(cluster: Cluster) -> None:
+    """A job that Slurm would keep pending for ever is refused, where limits are enforced."""
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=True).stdout
+    enforced = "limits" in next(line for line in shown.splitlines() if line.startswith("AccountingStorageEnforce"))
+    accounting("add", "qos", "brief")
+    try:
+        accounting("modify", "qos", "brief", "set", "MaxWall=00:05:00", "MaxTRESPerJob=gres/gpu=1")
+        accounting("modify", "user", USER, "set", "qos+=brief")
+        runs, settings = cluster.home / "brief", "configs/digits.yaml name=brief job.mem=2500M job.qos=brief job.cpus=1"
+        for wrong, said in (
+            ("job.time='6'", "job.time: 6 minutes; QOS brief allows 00:05:00 (MaxWall)"),
+            ("job.time='5' job.gpus=2", "job.gpus: 2 in all; QOS brief has MaxTRESPerJob gres/gpu=1"),
+        ):
+            done = cluster.ftlib(f"submit {settings} {wrong}", FTLIB_RUNS=runs)
+            if enforced:
+                assert (done.returncode, done.stdout) == (2, "") and said in done.stderr, done.stderr
+                assert not list(runs.glob("brief/*"))
+            else:
+                assert done.returncode == 0 and said not in done.stderr, done.stderr
+                cluster.jobs.append(done.stdout.strip())
+        assert cluster.submit(f"{settings} name=short job.time='5'", FTLIB_RUNS=runs)
+        if enforced:
+            job = cluster.sbatch("--qos=brief --time=6 --wrap true")
+            asked = ["squeue", "-h", "-o", "%r", "-j", job]
+            reason = lambda: subprocess.run(asked, capture_output=True, text=True).stdout  # noqa: E731
+            cluster.wait_until(lambda: reason().strip() == "QOSMaxWallDurationPerJobLimit", "Slurm to say so", 30)
+    finally:
+        subprocess.run(["scancel", *cluster.jobs], check=False, capture_output=True)
+        accounting("modify", "user", USER, "set", "qos-=brief")
+        accounting("delete", "qos", "brief")
+
+
+def accounting(*arguments: str) -> None:
+    """Run sacctmgr as root."""
+    subprocess.run(["sacctmgr", "-i", *arguments], check=True, capture_output=True)

@@ -60,6 +60,18 @@ def test_relative_paths_count_from_the_config_s_folder(load: Callable[..., Exper
     assert [experiment.config.model.base, experiment.config.data.root] == [str(home / "m"), str(home / "d")]
 
 
+def test_in_a_job_they_count_from_the_folder_of_the_original(
+    load: Callable[..., Experiment], site: Site, tmp_path: Path
+) -> None:
+    """jobs/run.sh copies the config, and notes its folder beside the copy."""
+    original = load("./m", "d")
+    job = tmp_path / "12"
+    job.mkdir()
+    shutil.copy(tmp_path / "configs" / "x.yaml", job / "config.yaml")
+    (job / "config.folder").write_text(f"{tmp_path}/configs\n")
+    assert load_experiment(job / "config.yaml", (), site, {}).identity == original.identity
+
+
 def test_those_of_overrides_count_from_the_current_folder(load: Callable[..., Experiment], elsewhere: Path) -> None:
     experiment = load("./m", "d", "", "model.base=./m", "data={source: jsonl, root: d}")
     assert saved(experiment)[:2] == [str(elsewhere / "m"), str(elsewhere / "d")]

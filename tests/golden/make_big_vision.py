@@ -33,6 +33,7 @@ FOLDER = Path(__file__).parent / "big_vision"
 TOKENIZER = Path(__file__).parents[1] / "models" / "sentencepiece" / "tokenizer.model"
 
 TEXT_LENGTH, MAX_TEXT_LENGTH, ANSWER_LENGTH = 24, 120, 12
+BEAMS = 3
 SMOOTHING = 0.3
 EXAMPLES = (
     ("which digit is this?", "7"),
@@ -283,7 +284,7 @@ def run_model(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     decode = {"devices": jax.devices(), "max_decode_len": ANSWER_LENGTH, "eos_token": words.eos_token}
     prompts["_mask"] = np.ones(len(EXAMPLES), bool)
     expected["decoded"] = np.asarray(predict["decode"]({"params": parameters}, prompts, **decode))
-    expected["beams"] = np.asarray(predict["beam_decode"]({"params": parameters}, prompts, beam_size=3, **decode))
+    expected["beams"] = np.asarray(predict["beam_decode"]({"params": parameters}, prompts, beam_size=BEAMS, **decode))
     if not name.endswith("28b"):
         gradients = jax.grad(loss)(parameters, model, batch, 0.0)
         expected |= {f"gradient/{key}": np.asarray(a) for key, a in flatten_dict(gradients, sep="/").items()}

@@ -21,7 +21,7 @@ from ftlib.models.generation import generate_answers
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_logits, answer_loss, cut_labels
 from ftlib.models.paligemma import PaliGemmaInputProcessor
-from tests.golden.make_big_vision import EXAMPLES, FOLDER, SMOOTHING, TOKENIZER, VARIANTS
+from tests.golden.make_big_vision import BEAMS, EXAMPLES, FOLDER, SMOOTHING, TOKENIZER, VARIANTS
 from tests.models import literal_big_vision as literal
 
 Array = np.ndarray[Any, Any]
@@ -130,17 +130,66 @@ def test_gradients(name: str, convert: Convert, tmp_path: Path) -> None:
         assert apart < TOLERANCE and expected[key].any(), (key, float(apart))
 
 
+def generate(
+    model: Model, patch: pytest.MonkeyPatch, name: str, **settings: Any
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the rows' answers without their ends: ours, and the authors' in an array of theirs."""
+    answers: list[list[int]] = []
+    patch.setattr(model.inputs, "decode", lambda ids: answers.append(list(ids)))
+    theirs = model.expected[name]
+    generate_answers(model.weights, model.inputs, model.rows(answers=False), theirs.shape[1], **settings)
+    end = model.inputs.eos_token_id
+    return answers, [[*row.tolist(), end][: [*row.tolist(), end].index(end)] for row in theirs]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_answers(name: str, convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = convert(name)
-    answers: list[list[int]] = []
-    monkeypatch.setattr(model.inputs, "decode", lambda ids: answers.append(list(ids)))
-    decoded = model.expected["decoded"]
-    generate_answers(model.weights, model.inputs, model.rows(answers=False), decoded.shape[1])
-    end = model.inputs.eos_token_id
-    expected = [[*row.tolist(), end][: [*row.tolist(), end].index(end)] for row in decoded]
+    answers, expected = generate(convert(name), monkeypatch, "decoded")
     assert answers == expected
     assert len({len(answer) for answer in answers}) > 1 and len({token for answer in answers for token in answer}) > 5
+
+
+def beam_search(model: Model, row: EncodedExample, length: int, ends_anywhere: bool) -> list[int]:
+    """The likeliest answer of a search that computes everything anew at every step.
+
+    Args:
+        ends_anywhere: every beam may end at every step, and the answer is one that ended; else a beam ends only where
+            `<eos>` is among the `BEAMS` likeliest continuations, and an answer may be cut off at the maximum length.
+    """
+    end = model.inputs.eos_token_id
+    live: list[tuple[float, list[int]]] = [(0.0, [])]
+    found: list[tuple[float, list[int]]] = []
+    for step in range(length):
+        rows = [EncodedExample([*row.input_ids, *ids, end], step + 1, row.image_inputs) for _, ids in live]
+        with torch.no_grad():
+            logits = answer_logits(model.weights, cut_labels(model.inputs.collate(rows)))[0][:, step]
+        scores = torch.tensor([[score] for score, _ in live]) + logits.log_softmax(dim=-1)
+        if ends_anywhere:
+            found += [(float(score), ids) for score, (_, ids) in zip(scores[:, end], live, strict=True)]
+        best = scores.flatten().topk(2 * BEAMS)
+        going = []
+        for rank, (score, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            ids, token = live[index // scores.shape[1]][1], index % scores.shape[1]
+            if token != end:
+                going.append((score, [*ids, token]))
+            elif rank < BEAMS and not ends_anywhere:
+                found.append((score, ids))
+        live = going[:BEAMS]
+    return max(found if ends_anywhere else found + live)[1]
+
+
+def test_answers_of_a_beam_search(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ftlib's beam search (transformers') and the authors' differ in where a beam may end, and in nothing else."""
+    n_equal = 0
+    for name in VARIANTS:
+        model, settings = convert(name), {"num_beams": BEAMS, "generation": {"length_penalty": 0.0}}
+        answers, expected = generate(model, monkeypatch, "beams", **settings)
+        length = model.expected["beams"].shape[1]
+        for row, ours, theirs in zip(model.rows(answers=False), answers, expected, strict=True):
+            assert theirs == beam_search(model, row, length, ends_anywhere=True), name
+            assert ours == beam_search(model, row, length, ends_anywhere=False), name
+            n_equal += ours == theirs
+    assert n_equal >= len(VARIANTS)
 
 
 def test_conversion_keeps_every_number(convert: Convert) -> None:

@@ -10,16 +10,31 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, GPTNeoXConfig, PaliGemmaConfig
 
 from ftlib.config.schema import Config, Job
-from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, empty_batch, estimate_step
+from ftlib.core.paths import Site
+from ftlib.memory.estimate import (
+    MemoryEstimate,
+    RowShape,
+    build_meta_model,
+    empty_batch,
+    estimate_step,
+    row_flops,
+)
+from ftlib.memory.search import ASSUMED_IMAGE, longest_row
 from ftlib.memory.tracing import AllocationTracker, GpuKernelEmulation
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import choose_implementation, use_full_attention
+from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss
 from ftlib.models.registry import model_family
+from tests.gpu.flops import paligemma_flops
+from tests.models import tiny_vlm
+from tests.models.test_vlm import ARCHITECTURES, require_packages
 
 pytestmark = pytest.mark.gates
 LORA = {"method": "lora", "r": 8}
@@ -181,6 +196,40 @@ def test_a_step_needs_what_the_cpu_really_allocates(
     counted = estimate_step(empty, chosen, rows, 2, checkpointing)
     peak = peak_of_the_allocator(model, batch, checkpointing)
     assert counted.activations + counted.logits + counted.gradients == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_of_a_vision_language_model(tmp_path: Path, architecture: str) -> None:
+    """Without prepared data the image is 640 × 480; what is counted is what the CPU allocates, also with an image's
+    tokens, patches and positions computed from its size.
+    """
+    require_packages(architecture)
+    tiny_vlm.save(architecture, tmp_path)
+    chosen = config("vlm", FULL, dtype="float32")
+    empty = build_meta_model(tmp_path, chosen)
+    rows, found = longest_row(chosen, Site(tmp_path, tmp_path), tmp_path, empty)
+    assert not found and rows.batch is not None and ASSUMED_IMAGE == (640, 480)
+    counted = estimate_step(empty, chosen, rows, 2, checkpointing=True)
+    batch = {name: torch.cat([tensor] * 2) for name, tensor in rows.batch.items()}
+    batch["attention_mask"][0, :2] = 0
+    model = prepare_for_training(load_weights(tmp_path, "float32", "vlm"), chosen.adapter, "base", "vlm").train()
+    with FlopCounterMode(display=False) as real_flops, sdpa_kernel(SDPBackend.MATH):
+        answer_loss(model, dict(rows.batch), "token").backward()
+    assert row_flops(empty, chosen, rows) == pytest.approx(real_flops.get_total_flops(), rel=0.15)
+    peak = peak_of_the_allocator(model, batch, checkpointing=True)
+    assert counted.activations + counted.logits + counted.gradients == pytest.approx(peak, rel=0.1)
+    half = estimate_step(empty, chosen, rows, 1, checkpointing=True)
+    assert 1.7 * half.activations < counted.activations < 2.1 * half.activations
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_flops_of_paligemma(tmp_path: Path, method: str) -> None:
+    """As counted by hand, but for adapters, projector and patch embedding, which that leaves out."""
+    shapes = paligemma(224)
+    shapes.save_pretrained(tmp_path)
+    chosen = config("paligemma", {"method": method, **({"r": 8} if method == "lora" else {})})
+    found = row_flops(build_meta_model(tmp_path, chosen), chosen, RowShape(304, 17))
+    assert found == pytest.approx(paligemma_flops(shapes, (304, 18), method), rel=0.03)
 
 
 def kept_on_shapes(model: torch.nn.Module, rows: RowShape) -> int:

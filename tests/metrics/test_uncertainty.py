@@ -174,3 +174,41 @@ def test_many_groups_are_left_out_in_blocks() -> None:
     scores = np.random.default_rng(0).random(5000)
     low, high = confidence_intervals(measured(means(list(scores))))["score"] or (0, 0)
     assert high - low == pytest.approx(2 * 1.96 * scores.std() / 5000**0.5, rel=0.08)
+
+
+def test_ten_like_scores_do_not_show_that_none_fails() -> None:
+    """Ten masks of .90 to .92: the jackknife alone says .90–.92."""
+    low, high = confidence_intervals(measured(means([0.9 + 0.002 * number for number in range(11)])))["score"] or (0, 0)
+    assert low < 0.85 and 0.93 < high < 1
+
+
+def test_a_group_that_decides_leaves_few_degrees_of_freedom() -> None:
+    """One of thirty masks has half of all area: the variance that it makes is known from one mask."""
+    draw = np.random.default_rng(0)
+    shared, area = draw.beta(3, 1, 30), np.ones(30)
+
+    def width(largest: float) -> tuple[float, float]:
+        totals = GroupedSums(range(30))
+        own = np.append(area[1:], largest)
+        totals.add_ratio("score", shared * own, own)
+        low, high = confidence_intervals(measured(totals))["score"] or (0, 0)
+        values = totals.values(1 - np.eye(30))["score"]
+        error = np.sqrt(29 / 30 * ((values - values.mean()) ** 2).sum())
+        return high - low, error
+
+    (equal, equal_error), (unlike, unlike_error) = width(1), width(30)
+    assert equal / equal_error < 4.5 < 5 < unlike / unlike_error
+
+
+def test_a_class_that_is_never_answered_rests_on_one_row_at_most() -> None:
+    """Its precision is 0 by definition, whatever the other classes show."""
+    names = ["cat"] * 30 + ["dog"] * 15 + ["owl"] * 5
+    answers = ["cat"] * 30 + ["dog"] * 20
+    found = confidence_intervals(classification.measure(answers, names, ["cat", "dog", "owl"]))["macro precision"]
+    assert found and found[0] < 0.4 and found[1] > 0.8
+
+
+def test_no_f1_interval_without_a_row_of_the_positive_label() -> None:
+    names = ["cat", "dog"] * 10
+    found = confidence_intervals(classification.measure(["owl"] * 20, names, ["cat", "dog", "owl"], positive="owl"))
+    assert found["F1"] is None

@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,11 +18,12 @@ from transformers import AutoProcessor, Florence2Config, PreTrainedModel
 
 from ftlib.config.schema import Lora
 from ftlib.errors import UserError
+from ftlib.merging.checkpoint_io import canonical_name, canonical_names, model_part_of, open_weights
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs
+from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs, split_batch
 from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
-from ftlib.models.loss import answer_loss
+from ftlib.models.loss import answer_loss, count_items
 from ftlib.models.vlm import VisionLanguageProcessor, module_group
 from tests.models import tiny_vlm
 from tests.models.logprobs import assert_logprobs_are_the_models_own
@@ -101,7 +102,7 @@ def test_only_the_answer_and_its_end_carry_labels(inputs: VisionLanguageProcesso
         assert inputs.decode(kept) == answer and kept[-1] == inputs.eos_token_id
         assert inputs._image_id not in kept and inputs._image_id in ids.tolist()
         assert kept.count(inputs.eos_token_id) == 1
-    lengths = inputs.token_lengths(PROMPTS, ANSWERS, SIZES)
+    lengths = inputs.token_lengths(PROMPTS, ANSWERS, [[size] for size in SIZES])
     assert lengths == [(len(row.input_ids) - row.n_labels, row.n_labels) for row in rows]
 
 
@@ -114,6 +115,10 @@ def test_loss_is_the_model_s_own_and_does_not_depend_on_the_batch(
         found = float(answer_loss(model, batch, "token"))
         own = float(model(**model_inputs(batch), labels=batch["labels"]).loss)
         alone = [float(answer_loss(model, inputs.collate([row]), "token")) * row.n_labels for row in rows]
+        pieces = [
+            answer_loss(model, piece, "token", count_items(batch["labels"], "token")) for piece in split_batch(batch, 2)
+        ]
+    assert len(pieces) == 2 and float(sum(pieces)) == pytest.approx(found, abs=1e-5)
     assert found == pytest.approx(own, abs=1e-5)
     assert found == pytest.approx(sum(alone) / sum(row.n_labels for row in rows), abs=1e-5)
 
@@ -158,6 +163,48 @@ def test_parts_and_adapters(folder: Path, model: PreTrainedModel) -> None:
         assert any(word in name for name in names for word in part), names
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "nf4"])
+def test_gradients_of_a_method(
+    folder: Path, inputs: VisionLanguageProcessor, pictures: list[Image.Image], method: Literal["lora", "dora", "nf4"]
+) -> None:
+    """Adapters of language model and vision tower get gradients, the same with gradient checkpointing; NF4 leaves the
+    vision tower, the projector and the head as they are.
+    """
+    quantization: Literal["none", "nf4"] = "nf4" if method == "nf4" else "none"
+    base = load_weights(folder, "float32", "vlm", quantization)
+    packed = {
+        module_group(base, f"{name}.weight") for name, one in base.named_modules() if "4bit" in type(one).__name__
+    }
+    assert packed == ({"language"} if method == "nf4" else set())
+    adapter = Lora(method="dora" if method == "dora" else "lora", r=2, alpha=4, dropout=0.0, freeze=[])
+    model = prepare_for_training(base, adapter, "base", "vlm").train()
+    batch = inputs.collate([inputs.encode_train(*row) for row in zip(PROMPTS, pictures, ANSWERS, strict=True)])
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad and "lora_B" in name}
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad(set_to_none=True)
+        answer_loss(model, batch, "token").backward()
+        gradients.append({name: one.grad for name, one in trained.items() if one.grad is not None and one.grad.any()})
+    plain, checkpointed = gradients
+    for part in (("language_model", "text_model"), ("vision", "visual")):
+        assert any(word in name for name in plain for word in part), part
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        assert torch.allclose(gradient, checkpointed[name], atol=1e-6), name
+
+
+def test_merges_know_names_and_parts(folder: Path, model: PreTrainedModel) -> None:
+    """Files and modules are named differently; both have one canonical name, and its part is the module's."""
+    stored = set(canonical_names(open_weights(folder)).values())
+    for name, _ in model.named_parameters():
+        key = canonical_name(name)
+        assert key in stored, name
+        part = model_part_of(key)
+        assert module_group(model, name) == {"head": "embeddings"}.get(part, part), name
+
+
 def test_an_image_is_never_cut(inputs: VisionLanguageProcessor, folder: Path, pictures: list[Image.Image]) -> None:
     (asked,) = inputs.encode_prompts(["what?"], pictures[0])
     short = VisionLanguageProcessor.load(folder, len(asked.input_ids) + 2)
@@ -166,6 +213,19 @@ def test_an_image_is_never_cut(inputs: VisionLanguageProcessor, folder: Path, pi
     tight = VisionLanguageProcessor.load(folder, len(asked.input_ids))
     with pytest.raises(UserError, match="no room for an answer"):
         generate_answers(torch.nn.Linear(1, 1), tight, [asked], 4)
+
+
+def test_a_batch_is_split_with_its_images() -> None:
+    """Of rows with two patches, with three, and without an image."""
+    batch = {
+        "input_ids": torch.arange(3)[:, None],
+        "pixel_values": torch.tensor([0, 0, 1, 1, 1])[:, None],
+        "pixel_values_per_row": torch.tensor([2, 3, 0]),
+    }
+    first, second, third = split_batch(batch, 1)
+    assert first["pixel_values"].flatten().tolist() == [0, 0] and second["pixel_values"].flatten().tolist() == [1, 1, 1]
+    assert list(third) == ["input_ids"] and third["input_ids"].tolist() == [[2]]
+    assert list(model_inputs(first)) == ["input_ids", "pixel_values", "use_cache"]
 
 
 def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ def test_the_quantile_of_student(freedom: int, inside: float) -> None:
     assert student_quantile(freedom, inside) == pytest.approx(student.ppf((1 + inside) / 2, freedom), rel=1e-9)
 
 
+@pytest.mark.parametrize(("freedom", "most"), [(1.3, 0.25), (2.5, 0.04), (8.7, 0.002)])
+def test_the_quantile_of_student_between_whole_numbers_is_no_smaller(freedom: float, most: float) -> None:
+    exact = student.ppf(0.975, freedom)
+    assert exact <= student_quantile(freedom) <= exact * (1 + most)
+
+
 def test_the_interval_over_seeds_is_scipys() -> None:
     values = [0.61, 0.72, 0.55, 0.7]
     found = seed_statistics(values)

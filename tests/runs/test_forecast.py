@@ -39,19 +39,19 @@ def test_hours_from_finished_runs_like_it(tmp_path: Path) -> None:
     long = load_experiment(path, ["training.max_steps=3600"], site)
     assert forecast(long, site) is None
     told = describe_forecast([long], path, site, 3600)
-    assert "unknown" in told and f"{path} name=timing training.max_steps=50" in told
+    assert "unknown" in told and f"plan {path} --time" in told
     finished(site, path, "a", 2.0)
     finished(site, path, "other-gpu", 9.0, "job.gpu_type=h100")
     finished(site, path, "other-adapter", 9.0, "adapter.method=lora")
-    assert forecast(long, site) == Forecast(seconds=7200.0, startup=50, gpus=1, runs=1)
+    assert forecast(long, site) == Forecast(seconds=7200.0, startup=50, gpus=1, basis="1 finished run")
     finished(site, path, "b", 4.0)
     known = forecast(long, site)
-    assert known and (known.runs, known.seconds) == (2, 3600 / ((1 / 2 + 1 / 4) / 2))
+    assert known and (known.basis, known.seconds) == ("2 finished runs", 3600 / ((1 / 2 + 1 / 4) / 2))
     assert "as 2 finished runs took" in describe_forecast([long, long], path, site, 3600)
 
 
 def test_what_a_time_limit_means() -> None:
-    known = Forecast(seconds=7200, startup=50, gpus=4, runs=1)
+    known = Forecast(seconds=7200, startup=50, gpus=4, basis="1 finished run")
     assert known.starts(3600) == 3 and known.starts(8 * 3600) == 1 and known.starts(150) == 0
     assert known.describe(8 * 3600) == "about 2 h a run (8.1 GPU-h), as 1 finished run took"
     assert known.describe(3600, 3).endswith("; job.time means 2 requeues; 3 runs: 6.1 h, 24 GPU-h")

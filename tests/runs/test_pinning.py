@@ -122,7 +122,9 @@ def test_a_requeued_job_keeps_its_code_and_config(clone: Path, machine: dict[str
     (clone / "config.yaml").write_text("broken: [")
     again = run_job(clone, machine, begin, SLURM_RESTART_COUNT="1")
     assert again.returncode == 75 and again.stdout == first.stdout, again.stderr
-    assert (Path(machine["FTLIB_RUNS"]) / ".jobs" / "12" / "config.yaml").read_text() == "name: mine\n"
+    pinned = Path(machine["FTLIB_RUNS"]) / ".jobs" / "12"
+    assert (pinned / "config.yaml").read_text() == "name: mine\n"
+    assert (pinned / "config.folder").read_text() == f"{clone}\n"
     other = run_job(clone, machine, begin, SLURM_JOB_ID="13")
     assert other.returncode == 1 and "SyntaxError" in other.stderr, "a new job takes the code as it is now"
 

@@ -175,8 +175,9 @@ def test_room_is_what_the_limits_of_these_very_jobs_leave(
     where: tuple[str | None, str | None, str | None], room: int | None
 ) -> None:
     answers = {
-        ("assoc", "account,partition,defaultqos,maxsubmitjobs"): "lab||normal|50\nlab|long|normal|9\nother|||\n",
-        ("qos", "name,maxsubmitpu"): "normal|\ndebug|2\n",
+        "assoc": "lab||normal|50||\nlab|long|normal|9||\nother|||||\n",
+        "qos": "normal|||||\ndebug|2||||\n",
+        "config": "AccountingStorageEnforce = associations,limits,qos\n",
     }
     rows = ("1|lab|long|normal", "2_0|lab|long|normal", "2_1|lab|long|normal", "3|lab|gpu|debug", "4|none|gpu|normal")
     jobs = [row.split("|") for row in rows]
@@ -184,10 +185,12 @@ def test_room_is_what_the_limits_of_these_very_jobs_leave(
     queue += "9|COMPLETED|None||0:00|lab|gpu|debug|x\n"
 
     def answer(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-        text = queue if command[0] == "squeue" else answers[command[3], command[-1].removeprefix("format=")]
+        text = queue if command[0] == "squeue" else next(answers[word] for word in command if word in answers)
         return subprocess.CompletedProcess(command, 0, text, "")
 
     assert Slurm(answer).remaining_submit_quota(*where) == room
+    answers["config"] = "AccountingStorageEnforce = associations\n"
+    assert Slurm(answer).remaining_submit_quota(*where) is None
     assert Slurm(Programs()).remaining_submit_quota(*where) is None
 
 

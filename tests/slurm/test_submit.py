@@ -686,11 +686,82 @@ def test_a_request_that_its_partition_rules_out_is_refused(
     assert bool(list(store.glob("runs/*/tiny"))) is not bool(said)
 
 
+RULES = "lab||brief|20|02:00:00|gres/gpu=2,mem=8G\nbrief|9|00:10:00|gres/gpu:a100=1|cpu=2|\nwide|||gres/gpu=4||\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("job.time='10'", "job.cpus=2", "job.gpus=1"), ""),
+        (("job.time='11'",), "job.time: 11 minutes; QOS brief allows 00:10:00 (MaxWall). A run that needs longer"),
+        (("job.time='11'", "job.qos=wide"), ""),
+        (("job.time='121'", "job.qos=wide"), "121 minutes; your association with account lab allows 02:00:00"),
+        (("job.gpus=2", "job.gpu_type=a100"), "job.gpus: 2 in all; QOS brief has MaxTRESPerJob gres/gpu:a100=1"),
+        (("job.gpus=2", "job.nodes=2", "job.qos=unknown"), "association with account lab has MaxTRESPerJob gres/gpu=2"),
+        (("job.gpus=2", "job.nodes=2", "job.qos=wide"), ""),
+        (("job.cpus=3",), "job.cpus: 3 in all; QOS brief has MaxTRESPerUser cpu=2"),
+        (("job.mem=5G", "job.nodes=2"), "job.mem: 10240 MiB in all; your association with account lab has"),
+        (("job.mem=null", "job.mem_per_cpu=5G", "job.cpus=2"), "job.mem: 10240 MiB in all"),
+    ],
+)  # fmt: skip
+def test_a_request_that_qos_or_association_rules_out_is_refused(
+    submit: Submit, slurm: FakeSlurm, settings: tuple[str, ...], said: str
+) -> None:
+    slurm.answers(scontrol="AccountingStorageEnforce = associations,limits,qos\n" + PARTITION, sacctmgr=RULES)
+    code, _, err = submit("job.mem=1G", "job.time='5'", "job.account=lab", *settings)
+    assert (code, len(slurm.scripts())) == ((2, 0) if said else (0, 1)) and said in err, err
+    assert len(slurm.asked("sacctmgr")) == 2, "asked once"
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"scontrol": "AccountingStorageEnforce = associations\n" + PARTITION},
+        {"sacctmgr": None},
+        {"sacctmgr": "lab||||\nbrief\n"},
+    ],
+)
+def test_limits_that_are_not_enforced_or_not_readable_refuse_nothing(
+    submit: Submit, slurm: FakeSlurm, answers: dict[str, str | None]
+) -> None:
+    slurm.answers(scontrol=PARTITION, sacctmgr=RULES)
+    slurm.answers(**answers)
+    assert submit("job.mem=1G", "job.time='11'", "job.account=lab", "job.cpus=3")[0] == 0
+
+
 def test_what_a_test_of_the_request_says_is_a_warning(submit: Submit, slurm: FakeSlurm) -> None:
     (slurm.folder / "test-only").write_text("allocation failure: all nodes are down\n")
     code, _, err = submit(*FOUR)
     assert code == 0 and "sbatch --test-only: allocation failure: all nodes are down" in err
     assert len(slurm.asked("sbatch")) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("Priority", ""),
+        ("QOSMaxJobsPerUserLimit", ""),
+        ("QOSMaxWallDurationPerJobLimit", "with other job.*"),
+        ("QOSMaxGRESPerUser", "and never if the limit is below this request"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "request less time"),
+    ],
+)
+def test_a_reason_that_does_not_pass_is_told_after_sbatch(
+    submit: Submit, slurm: FakeSlurm, reason: str, told: str
+) -> None:
+    """By one question for all jobs; other jobs of the queue do not count."""
+    rows = [queued(f"71_{element}", reason=reason) for element in range(4)]
+    slurm.answers(squeue="".join([*rows, queued("70", reason="JobHeldUser")]))
+    code, _, err = submit(*FOUR)
+    assert code == 0 and "JobHeldUser" not in err
+    assert err.count(f"job 71 waits for {reason}: ") == bool(told) and told in err
+    assert [asked for asked in slurm.asked("squeue") if "-j" in asked.split()] == [slurm.asked("squeue")[-1]]
+
+
+def test_after_sbatch_a_silent_slurm_is_no_error(submit: Submit, slurm: FakeSlurm) -> None:
+    slurm.answers(squeue=None)
+    code, out, err = submit()
+    assert (code, out) == (0, "71\n") and "squeue" not in err
 
 
 def test_jobs_that_cannot_start_are_refused(

@@ -12,6 +12,7 @@ from ftlib.config.schema import COCO, TABLES, Data
 from ftlib.core import log
 from ftlib.data.example import Example, InvalidRecord
 from ftlib.data.sources.base import NumberedFile, RowParser, RowReader
+from ftlib.data.sources.image_references import is_extracted
 from ftlib.data.sources.json_stream import FileChunk, split_into_chunks
 from ftlib.data.sources.release_files import image_name
 from ftlib.data.split_names import (
@@ -131,7 +132,9 @@ def _in_file(parse: RowParser, name: str, root: Path, path: Path) -> RowParser:
             if beside is None and row.image:
                 beside = not (root / row.image).exists() and (path.parent / row.image).exists()
             if beside:
-                row.image = image_name(folder, row.image)
+                names = [one if is_extracted(one) else image_name(folder, one) for one in row.images]
+                first, *others = names or [""]
+                row.image, row.other_images = first, tuple(others)
         return rows
 
     return parse_row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -217,6 +216,7 @@ CHAT_COLUMNS = ("messages", "conversations")
 def row_parser(
     columns: Mapping[Any, str],
     prompt: str,
+    locate: Callable[[str], str],
     splits: SplitNames,
     outer: NamedSplit | None = None,
     may_be_empty: bool = False,
@@ -229,6 +229,7 @@ def row_parser(
     Args:
         columns: field of `FIELDS` → name in the records, if it differs.
         prompt: the template; if it does not use the prefix, records may lack it.
+        locate: reference of an image → its path, see `image_references.ImageLocator`.
         splits, outer: see `SplitNames.of_row`.
         may_be_empty: whether an empty answer is valid.
     """
@@ -239,27 +240,66 @@ def row_parser(
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         without = names["prefix"] not in record
         if without and (chat := next((name for name in CHAT_COLUMNS if name in record), "")):
-            reason = "chats about images are not supported; write a row for each question"
-            raise ValueError(f"field {chat}: {reason}, with image, prefix and suffix")
+            raise ValueError(f"field {chat}: chats are read by source instructions; hub needs its image column there")
         references = references_of(record, names["references"])
-        image = text_of(record, names["image"])
+        (image, *others), holding = images_of(record)
         prefix = "" if without and may_lack else text_of(record, names["prefix"])
         asked = references and names["suffix"] not in record
         suffix = most_frequent(references) if asked else answer_of(record, names["suffix"])
-        if not image:
-            raise ValueError(f"field {names['image']}: is empty")
         identity = record_id(record, names["id"])
         split = splits.of_row(record, outer)
         if split is None:
             return []
-        facts = extra_fields(record, own)
+        facts = extra_fields(record, own | holding)
         answer = suffix if may_be_empty else require_text(suffix, names["suffix"])
-        path = posixpath.normpath(image)
-        return [
-            Example(identity, path, prefix, answer, references, facts, split.split, part_name=split.name),
-        ]
+        row = Example(identity, image, prefix, answer, references, facts, split.split, part_name=split.name)
+        row.other_images = tuple(others)
+        return [row]
+
+    def images_of(record: dict[str, Any]) -> tuple[list[str], set[str]]:
+        """Return the paths of a record's images, and the fields that they are in.
+
+        A row without an image says so by null or an empty list: a missing field may have another name.
+        """
+        name, several = names["image"], str(columns.get("images", "images"))
+        value = record.get(name)
+        if value == "":
+            raise ValueError(f"field {name}: is empty")
+        if not isinstance(record.get(several), list) and (
+            name not in record or not isinstance(value, (list, type(None)))
+        ):
+            return [locate(text_of(record, name))], {name}
+        references, fields = record_images(record, columns)
+        return [locate(reference) for reference in references or []] or [""], fields
 
     return parse
+
+
+def record_images(record: Mapping[str, Any], columns: Mapping[Any, str]) -> tuple[list[str] | None, set[str]]:
+    """Return the references of a record's images, and the fields that they are in.
+
+    Returns:
+        Paths, `data:` URIs or URLs: one of `image`, or those of a list in `image` or `images`. None if the record has
+        no such field, or null in it.
+
+    Raises:
+        ValueError: something else in it, or images in both fields.
+    """
+    names = [str(columns.get(name, name)) for name in ("image", "images")]
+    found: list[str] | None = None
+    for name in names:
+        value = record.get(name)
+        if value is None:
+            continue
+        listed = value if isinstance(value, list) else [value]
+        paths = [one.get("path") if isinstance(one, dict) else one for one in listed]
+        references = [path for path in paths if isinstance(path, str) and path]
+        if len(references) < len(paths):
+            raise ValueError(f"field {name}: must be a path or a list of paths, got {value!r}"[:200])
+        if found and references:
+            raise ValueError(f"fields {' and '.join(names)}: images in both; use one of them")
+        found = references or found or []
+    return found, set(names)
 
 
 def extra_fields(record: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:

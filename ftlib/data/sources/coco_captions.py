@@ -265,7 +265,7 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
         raise UserError(f"caption needs one reference file, the captions of the split; got {len(references)}")
     images = {image.image_id: image.captions for image in read_captions(references[0])}
     captions = align_predictions(predictions, read_results(predictions), images, "image_id")
-    return measure(images, captions)
+    return replace(measure(images, captions), answers=[{"prediction": text} for text in captions.values()])
 
 
 def _listed(

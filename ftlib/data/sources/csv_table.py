@@ -20,6 +20,7 @@ from ftlib.data.example import Example, InvalidRecord
 from ftlib.data.sources.annotations import annotation_paths, read_files
 from ftlib.data.sources.base import row_parser
 from ftlib.data.sources.encodings import encoding_hint
+from ftlib.data.sources.image_references import ImageLocator
 from ftlib.data.sources.json_stream import InvalidJson, parse_json, read_lines
 from ftlib.data.split_names import SplitNames
 from ftlib.errors import UserError
@@ -47,7 +48,7 @@ def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example |
     Raises:
         UserError: as `annotations.read_files`; the header lacks required columns, or a quote is not closed.
     """
-    parser = partial(row_parser, data.columns, data.prompt)
+    parser = partial(row_parser, data.columns, data.prompt, ImageLocator(data))
     return read_files(data, splits, ("data.csv",), lambda path: ("line", _records(path, data)), parser)
 
 

@@ -166,12 +166,13 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
     ids = [question.question_id for question in questions]
     answers = align_predictions(predictions, read_results(predictions), ids, "questionId")
     types = [question.types for question in questions]
-    return anls.measure(
+    found = anls.measure(
         [answers[key] for key in ids],
         [question.answers for question in questions],
         [question.document for question in questions],
         {"question type": types},
     )
+    return replace(found, answers=[{"prediction": text} for text in answers.values()])
 
 
 def parse_question(record: dict[str, Any]) -> DocVqaQuestion:

@@ -209,7 +209,8 @@ def score(references: Sequence[Path], predictions: Path, choices: Path | None = 
     found = read_choices(choices) if choices else None
     if found is not None and (absent := balanced - found.keys()):
         raise UserError(f"{choices}: no choices for {len(absent)} questions: {format_ids(absent)}")
-    return metrics_gqa.measure(questions, answers, found)
+    asked = [{"prediction": answers[key]} for key in questions if key in balanced]
+    return replace(metrics_gqa.measure(questions, answers, found), answers=asked)
 
 
 def _read_by_id(

@@ -26,6 +26,7 @@ from ftlib.core.registry import register_source
 from ftlib.data.example import Example, InvalidRecord
 from ftlib.data.sources.base import CHAT_COLUMNS, NumberedFile, RowParser, RowReader, row_parser
 from ftlib.data.sources.hf_tables import files_of, folders_of, inner_type, is_plain, load_tables, records
+from ftlib.data.sources.image_references import ImageLocator
 from ftlib.data.sources.instructions import instruction_parser
 from ftlib.data.split_names import NamedSplit, SplitNames
 from ftlib.errors import UserError
@@ -177,7 +178,11 @@ def _parser(
     if text_only and (media := [name for name, feature in features.items() if _is_media(feature)]):
         problem = f"dataset {data.file}: column {media[0]} of split {split} would not be used"
         raise UserError(problem, "Set a column with one image for each row: data.columns: {image: …}; or remove it.")
-    read = instruction_parser(columns, splits, outer) if text_only else row_parser(columns, data.prompt, splits, outer)
+    read = (
+        instruction_parser(data, splits, outer, columns)
+        if text_only
+        else row_parser(columns, data.prompt, ImageLocator(data), splits, outer)
+    )
     labels = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
     prompted = columns.get("prefix", "prefix") in features
     suffix = columns.get("suffix", "suffix")

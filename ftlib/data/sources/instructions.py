@@ -1,15 +1,22 @@
-"""Instructions without images: Alpaca's and Dolly's fields, or chats, `{"messages": [{"role", "content"}]}`.
+"""Instructions and conversations, with and without images: the form of each record is recognized by its fields.
 
-A JSON list or JSONL, with any file name. In an instruction, `input` (Dolly: `context`) is its context, `system` the
-system prompt, `history` the earlier turns as [question, answer] pairs; all are optional. `output` is the answer (Dolly:
-`response`). `data.columns` sets other names for instruction (`prefix`) and output (`suffix`). Chats may have ShareGPT's
-format, `{"conversations": [{"from", "value"}]}`, with an optional `system` text. Source of the first format:
-the Alpaca project.
+A JSON list or JSONL, with any file name. Forms of a record:
+
+- Alpaca, LLaMA-Factory: `instruction`, `input`, `output`, `system`, `history`; Dolly: `context`, `response`.
+- OpenAI, LLaMA-Factory: `messages` of `{"role", "content"}`, also with parts, tool calls and `tools`.
+- ShareGPT, LLaVA: `conversations` of `{"from", "value"}`, with an optional `system` text.
+- TRL: `prompt` and `completion`, texts or messages.
+- `text` alone: raw text for language modelling.
+
+Images are in parts of messages, or in `image` or `images` beside them (see conversations.py). `data.columns` sets other
+names. Source of the first form: the Alpaca project.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +25,7 @@ from ftlib.config.schema import Data
 from ftlib.core.files import json_sha256
 from ftlib.core.registry import register_source
 from ftlib.data.example import Example, InvalidRecord
-from ftlib.data.prompts import history_turns
+from ftlib.data.prompts import NO_LOSS, answer_of_turn, history_turns
 from ftlib.data.sources.annotations import annotation_paths, chunks_of, read_files
 from ftlib.data.sources.base import (
     CHAT_COLUMNS,
@@ -26,35 +33,31 @@ from ftlib.data.sources.base import (
     answer_of,
     extra_fields,
     record_id,
+    record_images,
     references_of,
     require_text,
     text_of,
 )
+from ftlib.data.sources.conversations import (
+    Conversation,
+    image_parts,
+    read_conversation,
+    read_tools,
+    text_of_turn,
+)
+from ftlib.data.sources.image_references import ImageLocator
 from ftlib.data.sources.json_stream import FileChunk, read_records
 from ftlib.data.split_names import NamedSplit, SplitNames
 
 _DEFAULTS = ("data.jsonl", "data.json")
-_ROLES = ("system", "user", "assistant")
-_SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"} | {
-    role: role for role in _ROLES
-}
-"""Allowed values of `from` → role."""
-
-_WEIGHTS = frozenset({"weight", "train", "training", "loss", "loss_weight"})
-"""Fields that say whether a message is trained on (OpenAI, axolotl, ms-swift and others)."""
-
 _JUDGED = ("label", "kto_tag")
 """Fields of a record that rate its answer in TRL, LLaMA-Factory and ms-swift."""
 
-_MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
-_SHAPING = frozenset(
-    {"tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking", "train_detail"}
-)
-"""Fields of a message that are not supported and would change the prompt or the answer."""
-
-
-_READ = frozenset({"role", "content", "from", "value"}) | _WEIGHTS | _MEDIA | _SHAPING
-"""Fields of a message that are used or rejected."""
+_MOVING = frozenset({"video", "videos", "audio", "audios"})
+_TRL = ("prompt", "completion")
+_RAW = "text"
+_PLACEHOLDERS = re.compile(r"\A(?:\s*<image>)+\s*|(?:\s*<image>)+\s*\Z")
+"""LLaVA's placeholders before or behind an instruction."""
 
 
 def files(data: Data) -> list[Path]:
@@ -80,67 +83,195 @@ def chunks(data: Data) -> list[FileChunk]:
 def examples(
     data: Data, splits: SplitNames | None = None, chunk: FileChunk | None = None
 ) -> Iterator[Example | InvalidRecord]:
-    """Yield a row for each instruction, and for each answer of a chat that is trained on.
+    """Yield a row for each instruction, and for each answer of a chat that is trained on (see `data.chat_turns`).
 
     Raises:
         UserError: as `annotations.read_files` and `json_stream.read_records`.
     """
-    parser = partial(instruction_parser, data.columns)
+    parser = partial(instruction_parser, data)
     return read_files(data, splits, _DEFAULTS, lambda path: read_records(path, data.encoding, chunk), parser, chunk)
 
 
-def instruction_parser(columns: Mapping[Any, str], splits: SplitNames, outer: NamedSplit | None = None) -> RowParser:
-    """Return a parser of records into rows without images; a record with an ID, or a chat, is a group.
+def instruction_parser(
+    data: Data, splits: SplitNames, outer: NamedSplit | None = None, columns: Mapping[Any, str] | None = None
+) -> RowParser:
+    """Return a parser of records into rows; a record with an ID, or a chat, is a group.
 
     An instruction's facts are instruction, input and the record's other fields. A chat gives a row for each answer that
     is trained on: its facts are the messages before it, the last one also as instruction, and the record's other
-    fields. A record whose answer is marked as bad is invalid.
+    fields; with another `data.chat_turns` it is one row. A record whose answer is marked as bad is invalid.
 
     Args:
         splits, outer: see `SplitNames.of_row`.
+        columns: instead of `data.columns`.
     """
-    names = {"prefix": "instruction", "suffix": "output", "id": "id", "references": "references"} | dict(columns)
+    records = _Records(data, dict(data.columns if columns is None else columns))
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         split = splits.of_row(record, outer)
         if split is None:
             return []
-        rows = rows_of(record)
+        rows = records.rows(record)
         for row in rows:
             row.part, row.part_name = split.split, split.name
         return rows
 
-    def rows_of(record: dict[str, Any]) -> list[Example]:
-        key = record_id(record, names["id"])
-        if name := _first_nonempty(record, _MEDIA):
-            raise ValueError(f"field {name}: source instructions is text-only; use source jsonl for images")
-        if unwanted := next((name for name in _JUDGED if record.get(name) is False and name != names["suffix"]), ""):
-            raise ValueError(f"field {unwanted}: false marks a bad answer, which must not be trained on")
-        chats = [name for name in CHAT_COLUMNS if record.get(name) is not None]
-        if len(chats) > 1:
-            raise ValueError(f"fields {' and '.join(chats)}: only one of them is allowed")
-        if chats:
-            return _turns(key, record, chats[0], {names["id"], *CHAT_COLUMNS, "system"})
-        return [_instruction(key, record, names)]
-
     return parse
 
 
-def _instruction(key: str, record: dict[str, Any], names: Mapping[Any, str]) -> Example:
-    answer = names["suffix"]
-    if answer == "output" and answer not in record and "response" in record:
-        answer = "response"
-    instruction, output = text_of(record, names["prefix"]), answer_of(record, answer)
-    if not instruction.strip():
-        raise ValueError(f"field {names['prefix']}: is empty")
-    known = {names["id"], names["prefix"], answer, names["references"]}
-    facts = extra_fields(record, known)
-    facts |= {"instruction": instruction, "input": _context(record, known)}
-    if facts.get("history") or facts.get("system"):
-        history_turns(facts)
-    return Example(
-        key, "", instruction, require_text(output, answer), references_of(record, names["references"]), facts, group=key
-    )
+@dataclass(frozen=True)
+class _Records:
+    """Turns records into rows, as a dataset's config asks."""
+
+    data: Data
+    columns: Mapping[Any, str]
+
+    def rows(self, record: dict[str, Any]) -> list[Example]:
+        usual = {"prefix": "instruction", "suffix": "output", "id": "id", "references": "references"}
+        names: dict[Any, str] = {**usual, **self.columns}
+        key = record_id(record, names["id"])
+        if name := next((name for name in sorted(_MOVING & record.keys()) if record[name]), ""):
+            raise ValueError(f"field {name}: videos and sounds are not supported")
+        if unwanted := next((name for name in _JUDGED if record.get(name) is False and name != names["suffix"]), ""):
+            raise ValueError(f"field {unwanted}: false marks a bad answer, which must not be trained on")
+        lists = self._messages(record, names)
+        if lists:
+            return self._turns(key, record, lists, names)
+        if record.get(_RAW) is not None and "prefix" not in self.columns and not _has_question(record, names):
+            return [self._raw(key, record, names)]
+        named = {"prefix", "suffix"} & self.columns.keys() or names["prefix"] in record
+        if all(isinstance(record.get(name), str) for name in _TRL) and not named:
+            names |= {"prefix": _TRL[0], "suffix": _TRL[1]}
+        return [self._instruction(key, record, names)]
+
+    def _messages(self, record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+        """Return field → messages of a conversation; empty for another form.
+
+        Raises:
+            ValueError: the record can be read in two forms.
+        """
+        forms: dict[str, list[str]] = {}
+        chosen = self.columns.get("messages")
+        chats = [name for name in ([chosen] if chosen else CHAT_COLUMNS) if record.get(name) is not None]
+        if len(chats) > 1:
+            raise ValueError(f"fields {' and '.join(chats)}: only one of them is allowed")
+        if chats:
+            forms["a conversation"] = chats
+        if all(record.get(name) not in (None, "", []) for name in _TRL):
+            forms["TRL's form"] = list(_TRL)
+        pair = [names["prefix"], next((n for n in (names["suffix"], "response") if record.get(n)), names["suffix"])]
+        if all(record.get(name) not in (None, "") for name in pair):
+            forms["an instruction"] = pair
+        if chats and chosen:
+            return {chosen: record[chosen]}
+        if "prefix" in self.columns and "an instruction" in forms:
+            return {}
+        if len(forms) > 1:
+            told = " and as ".join(f"{form} ({', '.join(fields)})" for form, fields in forms.items())
+            raise ValueError(
+                f"can be read as {told}; set data.columns: {{messages: …}} or {{prefix: …, suffix: …}}, or remove one"
+            )
+        if chats:
+            return {chats[0]: record[chats[0]]}
+        if forms.keys() == {"TRL's form"} and any(isinstance(record[name], list) for name in _TRL):
+            return {name: record[name] for name in _TRL}
+        return {}
+
+    def _raw(self, key: str, record: dict[str, Any], names: Mapping[str, str]) -> Example:
+        facts = extra_fields(record, {names["id"], _RAW, names["references"]})
+        text = require_text(answer_of(record, _RAW), _RAW)
+        return Example(key, "", "", text, references_of(record, names["references"]), facts, group=key)
+
+    def _instruction(self, key: str, record: dict[str, Any], names: Mapping[Any, str]) -> Example:
+        answer = names["suffix"]
+        if answer == "output" and answer not in record and "response" in record:
+            answer = "response"
+        instruction, output = text_of(record, names["prefix"]), answer_of(record, answer)
+        images, own = record_images(record, self.columns)
+        if images is not None:
+            instruction = _without_placeholders(instruction, len(images), names["prefix"])
+        if not instruction.strip():
+            raise ValueError(f"field {names['prefix']}: is empty")
+        known = {names["id"], names["prefix"], answer, names["references"]}
+        facts = extra_fields(record, known | own)
+        facts |= {"instruction": instruction, "input": _context(record, known)}
+        if facts.get("history") or facts.get("system"):
+            history_turns(facts)
+        row = Example(
+            key,
+            "",
+            instruction,
+            require_text(output, answer),
+            references_of(record, names["references"]),
+            facts,
+            group=key,
+        )
+        row.image, row.other_images = self._located(images or [])
+        return row
+
+    def _turns(
+        self, key: str, record: dict[str, Any], lists: Mapping[str, Any], names: Mapping[Any, str]
+    ) -> list[Example]:
+        given, own = record_images(record, self.columns)
+        chat = read_conversation(lists, given, record.get("system"), prompts=_TRL[: len(lists) - 1])
+        tools = read_tools(record.get("tools"))
+        group = key or json_sha256(chat.turns)[:16]  # all answers of a chat are in one group
+        facts = extra_fields(record, {names["id"], *lists, *CHAT_COLUMNS, "system", *own})
+        if tools:
+            facts["tools"] = tools
+        field = next(iter(lists)) if len(lists) == 1 else _TRL[1]
+        answers = [number for number, turn in enumerate(chat.turns) if turn["role"] == "assistant"]
+        if not answers or chat.turns[-1]["role"] != "assistant":
+            raise ValueError(f"field {field}: the last message must be an answer (role assistant)")
+        learned = [number for number in answers if chat.learned[number]]
+        for number in learned:
+            if not number or chat.turns[number - 1]["role"] not in ("user", "tool"):
+                raise ValueError(f"field {field}: message {number + 1} is an answer without a user message before it")
+        if not learned:
+            raise ValueError(f"field {field}: none of its answers is marked to be trained on")
+        mode = self.data.chat_turns
+        rows = []
+        for number in learned if mode == "rows" else learned[-1:]:
+            before = chat.turns[:number]
+            if mode == "all":
+                before = [
+                    turn | NO_LOSS if turn["role"] == "assistant" and not chat.learned[at] else turn
+                    for at, turn in enumerate(before)
+                ]
+            question = text_of_turn(before[-1])
+            answer = require_text(answer_of_turn(chat.turns[number]), field)
+            name = f"{key}-{answers.index(number) + 1}" if key and mode == "rows" else key
+            own_facts = facts | {"messages": before, "instruction": question, "input": ""}
+            row = Example(name, "", question, answer, facts=own_facts, group=group)
+            row.image, row.other_images = self._located(_shown(chat, number))
+            rows.append(row)
+        rows[0].unlabelled_turns = len(answers) - (1 if mode == "last" else len(learned))
+        rows[0].unused = frozenset(chat.unused)
+        return rows
+
+    def _located(self, references: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+        """Return the paths of the first image ("" if there is none) and of the others."""
+        locate = ImageLocator(self.data)
+        first, *others = [locate(reference) for reference in references] or [""]
+        return first, tuple(others)
+
+
+def _has_question(record: Mapping[str, Any], names: Mapping[str, str]) -> bool:
+    return any(record.get(name) is not None for name in (names["prefix"], *_TRL, "output", "response"))
+
+
+def _shown(chat: Conversation, answer: int) -> list[str]:
+    """Return the images of the turns before an answer: all of them if no turn has parts for them."""
+    return chat.images[: image_parts(chat.turns[:answer])] if image_parts(chat.turns) else chat.images
+
+
+def _without_placeholders(instruction: str, images: int, field: str) -> str:
+    """Return an instruction without LLaVA's placeholders at its beginning or end; images stand before the question."""
+    text = _PLACEHOLDERS.sub("", instruction) if "<image>" in instruction else instruction
+    if (found := instruction.count("<image>")) not in (0, images) or "<image>" in text:
+        where = "; images between words need `messages`" if found == images else ""
+        raise ValueError(f"field {field}: {found} placeholders <image> for {images} images{where}")
+    return text
 
 
 def _context(record: dict[str, Any], known: set[str]) -> str:
@@ -152,103 +283,3 @@ def _context(record: dict[str, Any], known: set[str]) -> str:
     if own.strip() and dollys.strip():
         raise ValueError("fields input and context: only one is allowed; rename the one that is not part of the prompt")
     return own if own.strip() else dollys
-
-
-def _turns(key: str, record: dict[str, Any], field: str, own: set[str]) -> list[Example]:
-    if record.get("tools") not in (None, "", "[]", [], {}):
-        raise ValueError("field tools: chats with tools are not supported")
-    said, learned = _messages(record, field)
-    group = key or json_sha256(said)[:16]  # all answers of a chat are in one group
-    rows: list[Example] = []
-    answers = 0
-    others = extra_fields(record, own)
-    for index, message in enumerate(said):
-        if message["role"] != "assistant":
-            continue
-        answers += 1
-        if not learned[index]:
-            continue
-        before = said[:index]
-        if not before or before[-1]["role"] != "user":
-            raise ValueError(f"field {field}: message {index + 1} is an answer without a user message before it")
-        question = before[-1]["content"]
-        facts = others | {"messages": before, "instruction": question, "input": ""}
-        answer = require_text(message["content"], field)
-        name = f"{key}-{answers}" if key else ""
-        rows.append(Example(name, "", question, answer, facts=facts, group=group))
-    if not answers or said[-1]["role"] != "assistant":
-        raise ValueError(f"field {field}: the last message must be an answer (role assistant)")
-    if not rows:
-        raise ValueError(f"field {field}: none of its answers is marked to be trained on")
-    rows[0].unlabelled_turns = answers - len(rows)
-    unused = {name for message in record[field] for name in message} - _READ
-    rows[0].unused = frozenset(f"{field}.{name}" for name in unused)
-    return rows
-
-
-def _messages(record: dict[str, Any], field: str) -> tuple[list[dict[str, str]], list[bool]]:
-    """Return the turns of a chat, and whether each answer is trained on."""
-    messages = record[field]
-    if not isinstance(messages, list):
-        raise ValueError(f"field {field}: must be a list of messages, got {messages!r}"[:200])
-    said: list[dict[str, str]] = []
-    learned: list[bool] = []
-    for number, message in enumerate(messages, 1):
-        try:
-            said.append(_turn(message))
-            learned.append(_has_loss(message))
-        except ValueError as error:
-            raise ValueError(f"field {field}: message {number}: {error}") from None
-    if system := record.get("system"):
-        if not isinstance(system, str):
-            raise ValueError(f"field system: must be text, got {system!r}"[:200])
-        if any(turn["role"] == "system" for turn in said):
-            raise ValueError(f"field system: {field} also has a system message")
-        if system.strip():
-            said, learned = [{"role": "system", "content": system}, *said], [False, *learned]
-    return said, learned
-
-
-def _turn(message: Any) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise ValueError("must be an object with a text `content`")
-    if name := _first_nonempty(message, _MEDIA):
-        raise ValueError(f"field {name}: source instructions is text-only")
-    if name := _first_nonempty(message, _SHAPING):
-        raise ValueError(f"field {name}: is not supported")
-    sharegpt = "from" in message and "role" not in message
-    role = message.get("from" if sharegpt else "role")
-    known = _SHAREGPT.get(role) if sharegpt and isinstance(role, str) else role
-    if known not in _ROLES:
-        shown = repr(role)[:50]
-        raise ValueError(f"role {' or '.join(_SHAREGPT if sharegpt else _ROLES)} expected, got {shown}")
-    name = "value" if sharegpt else "content"
-    return {"role": known, "content": _content(message.get(name), name)}
-
-
-def _content(content: Any, name: str) -> str:
-    """Return a message's text, which may be a list of parts."""
-    if isinstance(content, list):
-        parts = [part if isinstance(part, dict) else {} for part in content]
-        if kinds := sorted({str(part.get("type"))[:20] for part in parts} - {"text"}):
-            raise ValueError(f"a part of type {kinds[0]}: source instructions is text-only")
-        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
-        content = "".join(texts) if len(texts) == len(parts) else None
-    if not isinstance(content, str):
-        raise ValueError(f"must be an object with a text `{name}`")
-    return content
-
-
-def _first_nonempty(record: dict[str, Any], names: frozenset[str]) -> str:
-    """Return the first of some fields that is not empty, or ""."""
-    return "" if names.isdisjoint(record) else min((name for name in names & record.keys() if record[name]), default="")
-
-
-def _has_loss(message: dict[str, Any]) -> bool:
-    if _WEIGHTS.isdisjoint(message):
-        return True
-    found = {name: message[name] for name in sorted(_WEIGHTS) if message.get(name) is not None}
-    for name, weight in found.items():
-        if weight not in (0, 1):
-            raise ValueError(f"field {name}: must be 0 or 1, got {weight!r}"[:100])
-    return all(found.values())

@@ -17,6 +17,7 @@ from ftlib.core.registry import register_source
 from ftlib.data.example import Example, InvalidRecord
 from ftlib.data.sources.annotations import annotation_paths, chunks_of, read_files
 from ftlib.data.sources.base import row_parser
+from ftlib.data.sources.image_references import ImageLocator
 from ftlib.data.sources.json_stream import FileChunk, read_records
 from ftlib.data.split_names import SplitNames
 
@@ -65,7 +66,7 @@ def detect(
 def _read(
     data: Data, splits: SplitNames | None, chunk: FileChunk | None, may_be_empty: bool
 ) -> Iterator[Example | InvalidRecord]:
-    parser = partial(row_parser, data.columns, data.prompt, may_be_empty=may_be_empty)
+    parser = partial(row_parser, data.columns, data.prompt, ImageLocator(data), may_be_empty=may_be_empty)
     return read_files(
         data, splits, ("data.jsonl",), lambda path: read_records(path, data.encoding, chunk), parser, chunk
     )

@@ -371,8 +371,10 @@ def read_text_references(path: Path) -> list[Reference[tuple[str, ...]]]:
     return read_reference_rows(path, {}, _accepted)
 
 
-def read_text_predictions(path: Path, references: Sequence[Reference[Any]]) -> list[str]:
-    """Read text predictions, stripped, in the order of the references' rows. Numbers become text.
+def read_text_predictions(path: Path, references: Sequence[Reference[Any]]) -> list[dict[str, Any]]:
+    """Read text predictions, in the order of the references' rows: `prediction`, stripped, and its `finish_reason`.
+
+    Numbers become text.
 
     Raises:
         UserError: the file is malformed, IDs are not unique, are missing or unknown.
@@ -399,11 +401,11 @@ def _parse_all(
     return values
 
 
-def _answer(record: dict[str, Any]) -> str:
+def _answer(record: dict[str, Any]) -> dict[str, Any]:
     text = plain_text(record["prediction"])
     if text is None:
         raise ValueError(f"field prediction: must be text or a number, found {record['prediction']!r}"[:200])
-    return text.strip()
+    return {"prediction": text.strip(), "finish_reason": record.get("finish_reason")}
 
 
 def _accepted(record: dict[str, Any]) -> tuple[str, ...]:

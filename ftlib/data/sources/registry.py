@@ -128,20 +128,25 @@ def _in_mixture(row: Example, part: str, folder: str, roots: Sequence[str]) -> E
         folder: of the part, relative to the root.
         roots: the root's absolute path, with and without resolved symbolic links.
     """
-    image = row.image
-    if image.startswith("/"):
-        image = _below(image, roots) or _below(os.path.realpath(image), roots) or image
-        row = replace(row, image=image)
-    elif part and image:
-        if folder == ".." or folder.startswith("../"):
-            problem = f"part {part}: its images are outside data.root"
-            raise UserError(problem, "Set data.root to a folder above all parts.")
-        image = posixpath.normpath(posixpath.join(folder, image))
+    images = [_image_in_mixture(image, part, folder, roots) for image in row.images]
+    if images != row.images:
+        row = replace(row, image=images[0], other_images=images[1:])
     if not part:
         return row
     group = f"{part}/{row.group}" if row.group else ""
     key = f"{part}/{row.id}" if row.id else ""
-    return replace(row, id=key, image=image, group=group, dataset=part)
+    return replace(row, id=key, group=group, dataset=part)
+
+
+def _image_in_mixture(image: str, part: str, folder: str, roots: Sequence[str]) -> str:
+    if image.startswith("/"):
+        return _below(image, roots) or _below(os.path.realpath(image), roots) or image
+    if not part:
+        return image
+    if folder == ".." or folder.startswith("../"):
+        problem = f"part {part}: its images are outside data.root"
+        raise UserError(problem, "Set data.root to a folder above all parts.")
+    return posixpath.normpath(posixpath.join(folder, image))
 
 
 def _below(path: str, roots: Sequence[str]) -> str:

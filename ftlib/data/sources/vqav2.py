@@ -238,12 +238,13 @@ def score(references: Sequence[Path], predictions: Path) -> MetricResult:
         remedy = "VQA accuracy needs answers of several annotators, usually ten; `ftlib score text` compares with one."
         raise UserError(f"{path}: {problem}, so that even a correct answer scores below 100 %", remedy)
     answers = align_predictions(predictions, read_results(predictions), annotations, "question_id")
-    return vqa_accuracy.measure(
+    found = vqa_accuracy.measure(
         [answers[key] for key in annotations],
         [one.answers for one in annotations.values()],
         [_image(questions[key], one) for key, one in annotations.items()],
         _breakdowns(list(annotations.values())),
     )
+    return replace(found, answers=[{"prediction": text} for text in answers.values()])
 
 
 def _breakdowns(annotations: Sequence[Annotation]) -> dict[str, list[str]]:

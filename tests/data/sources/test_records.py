@@ -24,6 +24,10 @@ def jsonl(path: Path, records: list[Any]) -> Path:
     return path
 
 
+def predicted(path: Path, rows: list[Any]) -> list[str]:
+    return [one["prediction"] for one in read_text_predictions(path, rows)]
+
+
 def test_references_in_both_forms(tmp_path: Path) -> None:
     records = [
         {"id": 1, "references": ["a", " b "], "image": "x.png"},
@@ -46,7 +50,7 @@ def test_a_row_without_image_is_alone_even_if_named_like_one(tmp_path: Path) -> 
 def test_predictions_come_in_the_order_of_the_references(tmp_path: Path) -> None:
     rows = read_text_references(jsonl(tmp_path / "references.jsonl", [{"id": n, "suffix": "a"} for n in (3, 1, 2)]))
     found = [{"id": "1", "prediction": " one "}, {"id": 2, "prediction": "two"}, {"id": "3", "prediction": ""}]
-    assert read_text_predictions(jsonl(tmp_path / "predictions.jsonl", found), rows) == ["", "one", "two"]
+    assert predicted(jsonl(tmp_path / "predictions.jsonl", found), rows) == ["", "one", "two"]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -54,7 +58,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         jsonl(tmp_path / "references.jsonl", [{"id": "ä", "suffix": "a"}, {"id": 2, "suffix": "b"}])
     )
     answers = [{"id": "2", "prediction": "猫\nhund"}, {"id": "ä", "prediction": "a"}]
-    assert read_text_predictions(jsonl(tmp_path / "predictions.jsonl", answers), rows) == ["a", "猫\nhund"]
+    assert predicted(jsonl(tmp_path / "predictions.jsonl", answers), rows) == ["a", "猫\nhund"]
 
 
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.json", "answers.txt", "answers"])
@@ -69,7 +73,7 @@ def test_lines_and_lists_are_told_apart_by_content(tmp_path: Path, name: str, fo
     else:
         path.write_text(json.dumps(records, indent=2 if form == "printed list" else None))
     rows = read_text_references(jsonl(tmp_path / "references", [{"id": n, "suffix": "a"} for n in range(3)]))
-    assert read_text_predictions(path, rows) == ["a"] * 3
+    assert predicted(path, rows) == ["a"] * 3
 
 
 def test_a_printed_object_is_no_line(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Rows with two images, one and none through every command; a conversation with images and labels on all answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import LORA, read_lines
+from tests.models import tiny_vlm
+
+Ftlib = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for number in range(36):
+        pixels = noise.integers(0, 255, (20 + number % 3, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    return folder
+
+
+def write(data: Path, rows: list[dict[str, object]]) -> None:
+    (data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def images_of(number: int) -> list[str]:
+    return [f"images/{one}.png" for one in (number, 24 + number % 12)][: 2 - number % 3]
+
+
+def test_paligemma(data: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib) -> None:
+    write(data, [{"images": images_of(n), "prefix": f"which {n}?", "suffix": "ab"[n % 2]} for n in range(24)])
+    config = write_config(LORA, root=str(data), replace=("max_steps: 12", "max_steps: 4"))
+    for command in ("stage", "prepare", "plan", "train", "evaluate"):
+        code, _, error = ftlib(command, config, *(["--gpu", "4GiB"] if command == "plan" else []))
+        assert code == 0, error
+    (run,) = (store / "runs").glob("*/tiny/*")
+    records = read_lines(next(run.glob("eval/*/valid/after/predictions.jsonl")))
+    split_of = {record["id"]: record for record in records}
+    assert {len(record.get("images", [1])) for record in split_of.values()} >= {1, 2}
+    pair = next(record for record in records if "images" in record)
+    assert pair["images"] == images_of(int(pair["prompt"][6:-1]))
+    lengths = np.load(next((store / "lengths").glob("*.npy")))
+    assert len(set(lengths[:, 0])) >= 3
+    pictures = [data / name for name in pair["images"]]
+    code, answer, error = ftlib(
+        "predict", run, "--prompt", pair["prompt"], *(word for path in pictures for word in ("--image", path)), "--json"
+    )
+    assert code == 0, error
+    assert json.loads(answer)[0]["answer"] == pair["prediction"]
+    questions = data / "questions.json"
+    write_questions = [{"prompt": pair["prompt"], "images": list(map(str, pictures))}, {"prompt": "x", "images": []}]
+    questions.write_text(json.dumps(write_questions))
+    code, answer, error = ftlib("predict", run, "--file", questions, "--json")
+    assert code == 0, error
+    assert json.loads(answer)[0]["answer"] == pair["prediction"] and len(json.loads(answer)) == 2
+    assert "needs an image" in ftlib("predict", run, "--prompt", "x")[2]
+    assert ftlib("report", run)[0] == 0
+    page = next(run.glob("**/*.html")).read_text()
+    assert all(f'alt="{name}"' in page for name in pair["images"])
+
+
+def test_a_shared_image_keeps_rows_together(
+    data: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> None:
+    """Also as the second of several, and under another name."""
+    (data / "images" / "copy.png").write_bytes((data / "images" / "0.png").read_bytes())
+    rows = [{"images": [f"images/{n}.png", "images/20.png"], "prefix": "q", "suffix": "a"} for n in (0, 1, 2)]
+    rows += [{"images": ["images/3.png", "images/copy.png"], "prefix": "q", "suffix": "b"}]
+    rows += [{"image": f"images/{n}.png", "prefix": "q", "suffix": "ab"[n % 2]} for n in range(4, 20)]
+    write(data, rows)
+    config = write_config(LORA, root=str(data))
+    for command in ("stage", "prepare"):
+        code, _, error = ftlib(command, config)
+        assert code == 0, error
+    from datasets import load_from_disk
+
+    (folder,) = (store / "prepared").iterdir()
+    splits = load_from_disk(str(folder))
+    together = [name for name, split in splits.items() for other in split["other_images"] if other]
+    assert len(together) == 4 and len(set(together)) == 1
+    digests = [one for split in splits.values() for row in split["other_digests"] if row for one in row]
+    assert all(len(digest) == 64 for digest in digests)
+    (data / "images" / "20.png").write_bytes((data / "images" / "5.png").read_bytes())
+    assert ftlib("train", config, "training.max_steps=1")[0] != 0 or together[0] != "train"
+
+
+def test_labels_on_all_answers_of_a_conversation(
+    data: Path, tmp_path: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> None:
+    tiny_vlm.save("gemma3", tmp_path / "gemma3")
+    rows = []
+    for n in range(18):
+        said = [f"{'<image>' * len(images_of(n))}what?", "a digit", "which?", "ab"[n % 2]]
+        turns = [{"from": who, "value": text} for who, text in zip(["human", "gpt"] * 2, said, strict=True)]
+        rows.append({"conversations": turns, "images": images_of(n), "system": "Be brief."})
+    write(data, rows)  # type: ignore[arg-type]
+    config = write_config(LORA, str(tmp_path / "gemma3"), str(data), ("family: paligemma", "family: vlm"))
+    text = config.read_text().replace("max_steps: 12", "max_steps: 2").replace("task: classify", "task: instruct")
+    chat = "source: instructions\n  prompt: chat\n  chat_turns: all"
+    config.write_text(text.replace("source: jsonl", chat))
+    for command in ("stage", "prepare", "train", "evaluate"):
+        code, _, error = ftlib(command, config)
+        assert code == 0, error
+    (run,) = (store / "runs").glob("*/tiny/*")
+    records = read_lines(next(run.glob("eval/*/valid/after/predictions.jsonl")))
+    assert all(record["references"][0] in ("a", "b") for record in records)
+    lengths = np.load(next((store / "lengths").glob("*.npy")))
+    assert lengths[:, 1].min() > 10, "labels from the first answer on"

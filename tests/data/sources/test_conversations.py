@@ -1,0 +1,256 @@
+"""Instructions and conversations in the forms of other programs: what becomes of each record."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ftlib.config.schema import Config, Data
+from ftlib.data.example import Example, InvalidRecord
+from ftlib.data.prompts import prompt_checker, render_prompt, turn_of_answer
+from ftlib.data.sources.instructions import examples
+from ftlib.data.sources.jsonl import examples as jsonl_examples
+from ftlib.tasks.registry import load_task
+
+Turns = list[dict[str, Any]]
+
+
+def read(root: Path, *records: Any, read_of: Any = examples, **settings: Any) -> list[Example]:
+    (root / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = list(read_of(Data(source="instructions", root=str(root), **{"prompt": "chat", **settings})))
+    assert not [one for one in found if isinstance(one, InvalidRecord)], found
+    return [one for one in found if isinstance(one, Example)]
+
+
+def turns(*texts: str) -> Turns:
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return [{"role": roles[text[0]], "content": text[1:]} for text in texts]
+
+
+def shown(row: Example) -> Any:
+    return json.loads(render_prompt(row, "chat"))
+
+
+def image_turn(*parts: str) -> dict[str, Any]:
+    """A user's turn with images ("") and texts."""
+    return {
+        "role": "user",
+        "content": [{"type": "text", "text": part} if part else {"type": "image"} for part in parts],
+    }
+
+
+SHAREGPT = [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "a1"}]
+LLAVA = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a cat"}]
+PARTS = [
+    {"type": "text", "text": "Compare"},
+    {"type": "image_url", "image_url": {"url": "a.png"}},
+    {"type": "image", "image": "b/../c.png"},
+]
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "answer", "images"),
+    [
+        ({"instruction": "q", "input": "i", "output": "a"}, turns("uq\n\ni"), "a", []),
+        (
+            {"instruction": "q", "output": "a", "system": "s", "history": [["x", "y"]]},
+            turns("ss", "ux", "ay", "uq"),
+            "a",
+            [],
+        ),
+        ({"instruction": "<image>\nq", "output": "a", "images": ["1.png"]}, turns("uq"), "a", ["1.png"]),
+        ({"messages": turns("ss", "uq", "aa")}, turns("ss", "uq"), "a", []),
+        ({"messages": [{"role": "developer", "content": "s"}, *turns("uq", "aa")]}, turns("ss", "uq"), "a", []),
+        ({"conversations": SHAREGPT, "system": "s"}, turns("ss", "uq1"), "a1", []),
+        ({"image": "1.png", "conversations": LLAVA}, [image_turn("", "What?")], "a cat", ["1.png"]),
+        (
+            {"messages": [{"role": "user", "content": PARTS}, *turns("aa")]},
+            [image_turn("Compare", "", "")],
+            "a",
+            ["a.png", "c.png"],
+        ),
+        (
+            {"messages": turns("uA <image> or <image>?", "aa"), "images": ["1.png", "2.png"], "system": "s"},
+            [*turns("ss"), image_turn("A", "", "or", "", "?")],
+            "a",
+            ["1.png", "2.png"],
+        ),
+        ({"messages": turns("uq", "aa"), "images": ["1.png"]}, turns("uq"), "a", ["1.png"]),
+        (
+            {"images": ["1.png"], "prompt": [image_turn("", "q")], "completion": turns("aa")},
+            [image_turn("", "q")],
+            "a",
+            ["1.png"],
+        ),
+        ({"prompt": "q", "completion": " a"}, turns("uq"), " a", []),
+        ({"prompt": turns("ss", "uq"), "completion": turns("aa")}, turns("ss", "uq"), "a", []),
+        ({"messages": turns("u<image>", "aa")}, turns("u<image>"), "a", []),  # the record has no images: it is text
+    ],
+)
+def test_forms(tmp_path: Path, record: dict[str, Any], prompt: Turns, answer: str, images: list[str]) -> None:
+    (row,) = read(tmp_path, record)
+    assert (shown(row), row.suffix, row.images) == (prompt, answer, images)
+    assert not prompt_checker("chat")(row)
+
+
+def test_columns_decide_between_two_forms(tmp_path: Path) -> None:
+    record = {"instruction": "i", "output": "o", "messages": turns("uq", "aa")}
+    (chat,) = read(tmp_path, record, columns={"messages": "messages"})
+    (pair,) = read(tmp_path, record, columns={"prefix": "instruction"})
+    assert (shown(chat), chat.suffix) == (turns("uq"), "a") and pair.suffix == "o" and pair.prefix == "i"
+
+
+def test_several_answers(tmp_path: Path) -> None:
+    """A row for each answer, one row with loss on all answers, or one with loss on the last."""
+    said = turns("uq1", "aa1", "uq2", "aa2", "uq3", "aa3")
+    said[3]["weight"] = 0
+    record = {"id": "k", "messages": said}
+    rows = read(tmp_path, record)
+    assert [(row.id, row.suffix) for row in rows] == [("k-1", "a1"), ("k-3", "a3")]
+    assert shown(rows[1]) == turns("uq1", "aa1", "uq2", "aa2", "uq3")
+    (whole,) = read(tmp_path, record, chat_turns="all")
+    assert (whole.id, whole.suffix, whole.unlabelled_turns) == ("k", "a3", 1)
+    assert shown(whole) == [turn if turn["content"] != "a2" else {**turn, "weight": 0} for turn in said[:5]]
+    (last,) = read(tmp_path, record, chat_turns="last")
+    assert (last.id, last.suffix, last.unlabelled_turns) == ("k", "a3", 2)
+    assert shown(last) == turns("uq1", "aa1", "uq2", "aa2", "uq3")
+
+
+def test_answers_in_a_prompt_are_not_trained_on(tmp_path: Path) -> None:
+    record = {"prompt": turns("uq1", "aa1", "uq2"), "completion": turns("aa2")}
+    (row,) = read(tmp_path, record, chat_turns="all")
+    assert [turn.get("weight") for turn in shown(row)] == [None, 0, None] and row.suffix == "a2"
+
+
+def test_images_of_later_turns_are_not_shown_before(tmp_path: Path) -> None:
+    record = {"messages": turns("u<image>q1", "aa1", "u<image>q2", "aa2"), "images": ["1.png", "2.png"]}
+    assert [row.images for row in read(tmp_path, record)] == [["1.png"], ["1.png", "2.png"]]
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "tools": TOOLS,
+            "messages": [
+                *turns("uq"),
+                {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {**CALL["function"], "arguments": '{"x": 1}'}}]},  # type: ignore[dict-item]  # noqa: E501
+                {"role": "tool", "tool_call_id": "c1", "content": "2"},
+                *turns("ait is 2"),
+            ],
+        },
+        {
+            "tools": json.dumps(TOOLS),
+            "conversations": [
+                {"from": "human", "value": "q"},
+                {"from": "function_call", "value": '{"name": "add", "arguments": {"x": 1}}'},
+                {"from": "observation", "value": "2"},
+                {"from": "gpt", "value": "it is 2"},
+            ],
+        },
+    ],
+)  # fmt: skip
+def test_tool_calls(tmp_path: Path, record: dict[str, Any]) -> None:
+    first, second = read(tmp_path, record)
+    assert shown(first) == {"messages": turns("uq"), "tools": TOOLS}
+    (call,) = turn_of_answer(first.suffix)["tool_calls"]
+    assert call["function"] == CALL["function"]  # type: ignore[comparison-overlap]
+    messages = shown(second)["messages"]
+    assert messages[1]["tool_calls"] == [call] and messages[2]["role"] == "tool" and second.suffix == "it is 2"
+    for template in ("alpaca", "{prefix}"):
+        assert "data.prompt" in prompt_checker(template)(second) or "no tools" in prompt_checker(template)(second)
+
+
+def test_raw_text(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, {"text": "Once upon a time.", "source": "web"})
+    assert (row.prefix, row.suffix, row.facts) == ("", "Once upon a time.", {"source": "web"})
+    assert render_prompt(row, "{prefix}") == "" and not prompt_checker("{prefix}")(row)
+    for prompt in ("alpaca", "chat"):
+        assert "raw text (field text) has no question" in prompt_checker(prompt)(row)
+
+
+def test_data_uris(tmp_path: Path) -> None:
+    """The bytes are written once below the dataset's folder, whatever the number of rows."""
+    made = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(made, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "q"}]
+    rows = read(tmp_path, *[{"messages": [{"role": "user", "content": parts}, *turns("aa")]}] * 2)
+    name = f".images/embedded/{hashlib.sha256(made.getvalue()).hexdigest()}"
+    assert [row.images for row in rows] == [[name], [name]] and (tmp_path / name).read_bytes() == made.getvalue()
+    assert uri not in json.dumps([row.facts for row in rows])
+    assert [one.name for one in (tmp_path / ".images" / "embedded").iterdir()] == [Path(name).name]
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("data:text/plain;base64,aGk=", "must hold an image"),
+        ("data:image/png;base64,a?b", "base64 of a data: URI is malformed"),
+        ("http://example.org/a.png", "is a URL"),
+    ],
+)
+def test_references_that_cannot_be_used(tmp_path: Path, reference: str, reason: str) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": reference, "prefix": "q", "suffix": "a"}))
+    (bad,) = jsonl_examples(Data(source="jsonl", root=str(tmp_path)))
+    assert isinstance(bad, InvalidRecord) and reason in bad.reason
+
+
+def test_rows_with_several_images_and_without(tmp_path: Path) -> None:
+    rows = read(
+        tmp_path,
+        {"images": ["a.png", "./b.png"], "prefix": "same?", "suffix": "no"},
+        {"image": ["a.png"], "prefix": "q", "suffix": "a"},
+        {"image": None, "prefix": "q", "suffix": "a"},
+        {"images": [], "prefix": "q", "suffix": "a"},
+        {"image": "a.png", "prefix": "q", "suffix": "a", "images": 3},
+        read_of=jsonl_examples,
+        prompt="{prefix}",
+    )
+    assert [row.images for row in rows] == [["a.png", "b.png"], ["a.png"], [], [], ["a.png"]]
+    assert [row.facts for row in rows] == [{}, {}, {}, {}, {"images": 3}]
+    (bad,) = jsonl_examples(_written(tmp_path, {"prefix": "q", "suffix": "a"}))
+    assert isinstance(bad, InvalidRecord) and "field image: is missing" in bad.reason
+
+
+def _written(root: Path, record: dict[str, Any]) -> Data:
+    (root / "data.jsonl").write_text(json.dumps(record))
+    return Data(source="jsonl", root=str(root))
+
+
+def test_boxes_need_a_single_image() -> None:
+    row = Example("1", "a.png", "detect cat", "", other_images=("b.png",), location="x:1")
+    found = load_task("detect").validated(row)
+    assert isinstance(found, InvalidRecord) and "2 images, but answers of task detect locate in one" in found.reason
+
+
+def test_all_turns_need_a_chat_template() -> None:
+    with pytest.raises(ValueError, match="chat_turns: all requires prompt: chat"):
+        Data(source="instructions", root=".", chat_turns="all", prompt="alpaca")
+
+
+def test_configs_without_the_new_keys_stay_what_they_were() -> None:
+    from ftlib.config.identity import canonical_fields
+
+    data = Config.model_validate(
+        {
+            "name": "x",
+            "task": "instruct",
+            "model": {"family": "causal", "base": "ftlib/tiny-neox"},
+            "adapter": {"method": "full"},
+            "data": {"source": "instructions", "root": "/d"},
+        }
+    ).data
+    assert "chat_turns" not in canonical_fields(data)
+    assert canonical_fields(data.model_copy(update={"chat_turns": "last"}))["chat_turns"] == "last"
