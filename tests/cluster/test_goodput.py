@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ftlib.core import jsonl
-from ftlib.runs.checkpoint_interval import expected_goodput, measured_costs
+from ftlib.runs.checkpoint_interval import best_interval, expected_goodput, measured_costs
 from ftlib.runs.run import Run
 from tests.cluster.conftest import Cluster, history
 from tests.cluster.test_jobs import LONG
@@ -73,17 +73,22 @@ def test_goodput_of_a_run_that_is_preempted_and_killed_again_and_again(cluster: 
     useful = sum(trained for *_, trained in interruptions) + TRAINING - lost * step - sum(saves)
     costs = measured_costs(run)
     assert costs
-    startup, checkpoint = costs
+    usual, checkpoint = costs
+    starts = [event for event in history(run.folder) if event["event"] in ("start", "training")]
+    startups = [one["time"] - start["allocated"] for start, one in zip(starts[::2], starts[1::2], strict=True)]
+    startup = statistics.mean(startups)  # on a busy machine the first one takes much longer
     between = spent / (len(interruptions) + 1)
     expected = [expected_goodput(SAVED_EVERY * step, checkpoint, startup, between, warned) for warned in (True, False)]
     print(f"\n{spent:.0f} s allocated, {len(steps)} steps of {step:.3f} s, interrupted and resumed at {interruptions}")
-    print(f"start-up {startup:.1f} s, checkpoint {checkpoint:.2f} s every {SAVED_EVERY * step:.0f} s")
+    print(f"start-up {startup:.1f} s, median {usual:.1f} s")
+    print(f"checkpoint {checkpoint:.2f} s every {SAVED_EVERY * step:.0f} s")
     print(f"goodput by the clock {useful / spent:.3f}, by ftlib {told['goodput']:.3f}: {told['time']}")
     print(f"expected with and without warning: {expected[0]:.3f}, {expected[1]:.3f}")
     for minutes in (30, 10):
-        shares = [expected_goodput(120, checkpoint, startup, 60 * minutes, warned) for warned in (True, False)]
-        print(f"expected every {minutes} min, saved every 2 min: {shares[0]:.3f}, {shares[1]:.3f}")
+        apart = best_interval(checkpoint, 60 * minutes)
+        shares = [expected_goodput(apart, checkpoint, usual, 60 * minutes, warned) for warned in (True, False)]
+        print(f"expected every {minutes} min, saved every {apart:.0f} s: {shares[0]:.3f}, {shares[1]:.3f}")
     assert abs(told["goodput"] - useful / spent) < 0.05
     assert abs(told["time"]["allocated"] - spent) < 5
     assert abs(told["time"]["lost"] - lost * step) < max(8.0, 0.5 * lost * step)
-    assert abs(statistics.mean(expected) - useful / spent) < 0.15
+    assert abs(statistics.mean(expected) - useful / spent) < 0.08
