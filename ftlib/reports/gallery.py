@@ -180,7 +180,7 @@ def _line(name: str, text: str, mark: str = "", main: bool = False) -> Context:
 
 
 def _expected(row: PredictionRow) -> str:
-    texts = [located_labels(reference) or reference or "(empty)" for reference in row["references"]]
+    texts = [located_labels(reference) or reference.strip() or "(empty)" for reference in row["references"]]
     return ", ".join(dict.fromkeys(texts))
 
 

@@ -12,7 +12,7 @@ import pytest
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
 from ftlib.reports.exports import score_lines
-from ftlib.reports.gallery import evenly_spaced
+from ftlib.reports.gallery import _expected, evenly_spaced
 from ftlib.runs.run import Run
 from tests.reports.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, evaluate, finish, new_run, record_of, row, train
 
@@ -390,3 +390,7 @@ def test_missing_image_leaves_a_placeholder(finished: Run, page: Page, site: Sit
 def test_a_dataset_of_very_many_answers_has_no_list_of_them(run: Run, page: Callable[[Run], str]) -> None:
     train(run, labels=None)
     assert "more than 10,000 different answers" in page(run)
+
+
+def test_blanks_around_expected_answers_are_not_shown() -> None:
+    assert _expected({"references": [" Paris", "Paris ", " "]}) == "Paris, (empty)"
