@@ -26,19 +26,22 @@ pytestmark = pytest.mark.real
 
 TEXT = (
     "The water cycle describes how water moves on the surface of the Earth and in the air. The sun heats the oceans "
-    "and the lakes, and some of the water evaporates. The vapour rises, cools down and forms clouds. When the drops in the "
-    "clouds become too heavy, they fall as rain or snow. Rivers bring the water back to the sea. Plants take up water "
-    "through their roots and give it back to the air through their leaves."
+    "and the lakes, and some of the water evaporates. The vapour rises, cools down and forms clouds. When the drops in "
+    "the clouds become too heavy, they fall as rain or snow. Rivers bring the water back to the sea. Plants take up "
+    "water through their roots and give it back to the air through their leaves."
 )
 MAX_PERPLEXITY_GROWTH = 1.25
-"""A factor. Trained models were measured within 0.9 and 1.1."""
+"""A factor; that of LoRA is 1.02."""
+
+SHORT = {"max_steps": 12, "learning_rate": 2e-3}
+"""Half of the demo's steps with twice its rate."""
 
 NOUNS = (
     "apple arm bag ball bank bed bell bird boat bone book boot bottle bridge brother cake camera car carrot cat chair "
     "circle cloud coat coin cow cup desk doctor dog door dream duck ear egg engine eye farm finger floor flower fork "
     "friend garden girl goat hat hill horse hotel island jacket key king lake lamp lemon letter map moon mountain nail "
     "nose ocean onion orange pencil pig plant plate queen rabbit river road rock room ship shirt shoe shop sister song "
-    "spoon star street table teacher tiger tooth tower town train tree wall wheel window"
+    "spoon star street table teacher tiger tower town train tree wall wheel window"
 )
 
 
@@ -122,11 +125,11 @@ def chat_data(folder: Path) -> str:
     ("name", "sections"),
     [
         ("lora", {}),
-        ("dora", {"adapter": {"method": "dora"}}),
-        ("full", {"training": {"learning_rate": 5e-5}}),
-        ("qlora", {"model": {"quantization": "nf4"}}),
-        ("packing", {"loss": {"packing": True}}),
-        ("chat", {"data": {"prompt": "chat"}}),
+        ("dora", {"training": SHORT, "adapter": {"method": "dora"}}),
+        ("full", {"training": {**SHORT, "learning_rate": 1e-4}}),
+        ("qlora", {"training": SHORT, "model": {"quantization": "nf4"}}),
+        ("packing", {"training": SHORT, "loss": {"packing": True}}),
+        ("chat", {"training": SHORT, "data": {"prompt": "chat"}}),
     ],
 )
 def test_unseen_countries(name: str, sections: dict[str, Any], base: tuple[Path, float], tmp_path: Path) -> None:
@@ -155,24 +158,28 @@ def test_unseen_countries(name: str, sections: dict[str, Any], base: tuple[Path,
 
 
 def test_an_exported_model_keeps_what_the_adapter_knows(base: tuple[Path, float], tmp_path: Path) -> None:
-    run = train(config())
+    run = train(config(training=SHORT))
     whole = api.export(run, tmp_path / "whole", dtype="float32")
     assert perplexity(whole) == pytest.approx(perplexity(base[0], run.folder / "adapter"), rel=1e-3)
 
 
 def test_a_merge_keeps_both_skills(base: tuple[Path, float], tmp_path: Path) -> None:
     """The second skill has a form of its own: `many dogs`, which no adapter of capitals answers."""
-    rows = [{"instruction": noun, "output": f" many {noun}s"} for noun in NOUNS.split() if noun != "tooth"]
-    plurals = config(data={"root": write_data(tmp_path / "plurals", rows), "prompt": "The plural of {instruction} is"})
+    rows = [{"instruction": noun, "output": f" many {noun}s"} for noun in NOUNS.split()]
+    capitals = config(training=SHORT)
+    plurals = config(
+        training=SHORT,
+        data={"root": write_data(tmp_path / "plurals", rows), "prompt": "The plural of {instruction} is"},
+    )
     plurals["name"] = "plurals"
     files = {}
-    for name, fields in (("capitals", config()), ("plurals", plurals)):
+    for name, fields in (("capitals", capitals), ("plurals", plurals)):
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(yaml.safe_dump(fields), encoding="utf-8")
-    skills = {"capitals": train(config()), "plurals": train(plurals)}
+    skills = {"capitals": train(capitals), "plurals": train(plurals)}
     merged = api.merge(
         {
-            "base": config()["model"]["base"],
+            "base": capitals["model"]["base"],
             "models": [{"model": str(run.folder)} for run in skills.values()],
             "method": "task_arithmetic",
             "dtype": "float32",
