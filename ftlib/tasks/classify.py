@@ -46,7 +46,7 @@ def _classification(records: Sequence[PredictionRecord], labels: Sequence[str], 
         [record["prediction"] for record in records],
         [expected_of(record) for record in records],
         labels,
-        [record["image"] for record in records],
+        [record["image"] or record["id"] for record in records],
         positive,
     )
 
