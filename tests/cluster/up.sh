@@ -194,4 +194,4 @@ install_apptainer
 start_slurm
 make_image
 verify
-say "is up"
+say "is up after $SECONDS s"
