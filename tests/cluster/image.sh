@@ -18,6 +18,8 @@ mkdir "$work/source" "$work/store"
 copy_tracked "$root" "$work/source"
 chown -R ftuser: "$work"
 settings=(HOME=/home/ftuser BOOTSTRAP=localimage BASE="$state/base.sif" FTLIB_STORE="$work/store" FTLIB_TMP="$work")
+# zstd at level 1 packs in a seventh of gzip's time, and each job reads the image faster.
+settings+=(APPTAINER_MKSQUASHFS_ARGS="-comp zstd -Xcompression-level 1")
 if [[ -n ${PIP_CERT:-} ]]; then settings+=(CA_FILE="$PIP_CERT"); fi
 if [[ -d ${PIP_FIND_LINKS:-} ]]; then settings+=(WHEELS="$PIP_FIND_LINKS"); fi
 if [[ -n ${PIP_INDEX_URL:-} ]]; then settings+=(INDEX_URL="$PIP_INDEX_URL"); fi
@@ -31,4 +33,4 @@ if ! runuser -u ftuser -- env "${settings[@]}" bash -c "$submit" || [[ ! -e $wor
 fi
 mv "$work/store/images/ftlib.sif" "$state/ftlib.sif"
 echo "$wanted" > "$state/ftlib.sif.inputs"
-echo "image: built $state/ftlib.sif"
+echo "image: built $state/ftlib.sif in $SECONDS s"

@@ -256,4 +256,4 @@ install_apptainer
 start_slurm
 make_image
 verify
-say "$(sinfo --version) is up"
+say "$(sinfo --version) is up after $SECONDS s"
