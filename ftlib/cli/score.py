@@ -13,7 +13,8 @@
 With --against, a second result file for the same references: the differences, with a paired test.
 
 JSONL: references `{"id": …, "references": […]}` (or `"suffix": …`), predictions `{"id": …, "prediction": …}`; rows
-with the same `image` are resampled together.
+with the same `image` are one unit of the confidence intervals. Empty and repeated answers are counted, and in ftlib's
+own predictions.jsonl those that were cut off.
 """
 
 from __future__ import annotations

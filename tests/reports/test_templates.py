@@ -102,7 +102,7 @@ FAULTS = {
     "{{ 1 / 0 }}": "division by zero",
     "{% include 'run.html.j2' %}": "recursion",
     "{% import 'macros.html.j2' as m %}{{ m.nothing() }}": "has no attribute 'nothing'",
-    "{% import 'macros.html.j2' as m %}{{ m.table(5) }}": "has no attribute 'title'",
+    "{% import 'macros.html.j2' as m %}{{ m.table(5) }}": "has no attribute 'headers'",
 }
 
 
