@@ -199,7 +199,7 @@ def _decode(
         cache = output.past_key_values
         if len(going) < len(open_rows):
             kept = torch.tensor(going, device=mask.device)
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)  # which layers with states other than keys and values have, too
             mask, position, tokens = mask[kept], position[kept], tokens[kept]
             open_rows = [open_rows[index] for index in going]
         mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ftlib.data.images import image_path, open_image
@@ -253,7 +254,7 @@ def overlay(row: dict[str, Any]) -> list[Context]:
     return [*_masks(row), *_boxes(row)]
 
 
-def located_labels(text: str, facts: Mapping[str, Any]) -> str | None:
+def located_labels(text: str, facts: Mapping[str, Any] = MappingProxyType({})) -> str | None:
     """Return the labels of an answer's boxes; None for an answer without any.
 
     Args:

@@ -124,7 +124,10 @@ def test_loss_is_the_model_s_own_and_does_not_depend_on_the_batch(
 
 
 def test_answers_are_those_of_generate(
-    model: PreTrainedModel, inputs: VisionLanguageProcessor, pictures: list[Image.Image]
+    model: PreTrainedModel,
+    inputs: VisionLanguageProcessor,
+    pictures: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a batch padded on the left, with two questions about one image."""
     rows = [*inputs.encode_prompts(PROMPTS[:2], pictures[0]), *inputs.encode_prompts(["x"], pictures[1])]
@@ -133,6 +136,9 @@ def test_answers_are_those_of_generate(
     assert found == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
     assert found == [generate_answers(model, inputs, [row], 8)[0] for row in rows]
     assert_logprobs_are_the_models_own(model, inputs, rows, generate_with_logprobs(model, inputs, rows, 8))
+    longest = max(len(row.input_ids) for row in rows)
+    monkeypatch.setattr(inputs, "max_length", longest + 2)  # the longest row is done before the others
+    assert generate_answers(model, inputs, rows, 8) == [generate_answers(model, inputs, [row], 8)[0] for row in rows]
 
 
 def test_likelihoods_are_those_of_training_rows(
