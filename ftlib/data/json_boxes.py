@@ -26,6 +26,8 @@ BOX_FORMAT = "box_format"
 THOUSANDTHS, PIXELS = "json_1000", "json_pixels"
 _START = re.compile(r"\{")
 _READ = json.JSONDecoder()
+_BOX = re.compile(r'"bbox_2d"\s*:\s*\[([^\]]*)\]')
+_LABEL = re.compile(r'"label"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 
 def parse_answer(text: str, facts: Mapping[str, Any]) -> ParsedObjects:
@@ -81,6 +83,21 @@ def parse_json_objects(text: str, width: float, height: float) -> ParsedObjects:
     if not objects and not unreadable and plain not in ("", "[]"):
         unreadable = 1
     return ParsedObjects(objects, unreadable)
+
+
+def json_object_spans(text: str) -> list[tuple[range, range]]:
+    """Return where the objects of `parse_json_objects` are in the text: characters of the numbers, of the label."""
+    spans = []
+    place = 0
+    while found := _START.search(text, place):
+        try:
+            value, place = _READ.raw_decode(text, found.start())
+        except (ValueError, RecursionError):
+            break
+        box, label = _BOX.search(text, found.start(), place), _LABEL.search(text, found.start(), place)
+        if box and _object(value, 1.0, 1.0):
+            spans.append((range(*box.span(1)), range(*label.span(1)) if label else range(0)))
+    return spans
 
 
 def _object(value: Any, width: float, height: float) -> LocatedObject | None:

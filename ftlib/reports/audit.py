@@ -331,7 +331,8 @@ def corrected_rows(config: Config, site: Site, run: Run, corrected: Path) -> tup
 
 
 def _as_jsonl(row: Example, label: str) -> dict[str, Any]:
-    own = {"id": row.id, "image": row.image, "prefix": row.prefix, "suffix": label or row.suffix}
+    image = {"images": row.images} if row.other_images else {"image": row.image}
+    own = {"id": row.id, **image, "prefix": row.prefix, "suffix": label or row.suffix}
     official = {"split": row.part} if row.part else {}
     references = {"references": list(row.references)} if row.references and not label else {}
     return {**row.facts, **{name: value for name, value in own.items() if value}, **references, **official}

@@ -13,7 +13,7 @@ import numpy as np
 
 from ftlib.core.registry import register_task
 from ftlib.data.example import Example
-from ftlib.data.json_boxes import answer_errors, box_syntax, parse_answer
+from ftlib.data.json_boxes import answer_errors, box_syntax, json_object_spans, parse_answer
 from ftlib.data.location_tokens import ParsedObjects, object_spans, to_pixels
 from ftlib.errors import UserError
 from ftlib.metrics import coco_ap
@@ -53,8 +53,9 @@ class _ImageObjects:
 def box_scores(text: str, ends: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any]:
     """Return the field `box_scores`: a score between 0 and 1 for each object of a generated answer.
 
-    It is the probability of the label, times the geometric mean of the probabilities of the location tokens. Pix2Seq
-    (Chen et al., ICLR 2022) ranks by the probability of the class token alone.
+    It is the probability of the label, times the geometric mean of the probabilities of the location tokens (in JSON:
+    of the tokens of the four numbers). Pix2Seq (Chen et al., ICLR 2022) ranks by the probability of the class token
+    alone.
 
     Args:
         ends: where each token ends in the text, in characters.
@@ -75,7 +76,7 @@ def box_scores(text: str, ends: Sequence[int], logprobs: Sequence[float]) -> dic
         ]
 
     scores = []
-    for location, label in object_spans(text):
+    for location, label in object_spans(text) or json_object_spans(text):
         numbers = chosen(location)
         scores.append(round(math.exp(sum(numbers) / len(numbers) + sum(chosen(label))), 9))
     return {"box_scores": scores}
@@ -159,7 +160,8 @@ def _image_objects(records: Sequence[PredictionRecord]) -> list[_ImageObjects]:
         objects = listed_objects(record) if "objects" in row_facts(record) else _read(record, size)
         image = places.setdefault(record["image"], len(places))
         answer = parse_answer(record["prediction"], row_facts(record))
-        all_objects.append(_ImageObjects(image, size, objects, answer, record.get("box_scores", [])))
+        scores = record.get("box_scores", []) if answer.objects else []  # of objects in another form
+        all_objects.append(_ImageObjects(image, size, objects, answer, scores))
     return all_objects
 
 

@@ -143,6 +143,41 @@ def test_scores_come_from_the_tokens_of_each_object() -> None:
     assert load("", [0], [-0.1]) == {"box_scores": []} and load(text, ends[:-3], logprobs[:-3]) == {}
 
 
+def test_scores_of_boxes_in_json() -> None:
+    """Of the tokens of the numbers and of the label; a token may hold more than that."""
+    pieces = [
+        '[{"',
+        "bbox",
+        '_2d":',
+        " [",
+        "1",
+        ", 2,",
+        " 30",
+        ", 40",
+        "],",
+        ' "label": "',
+        "traffic",
+        " light",
+        '"}, ',
+    ]
+    pieces += ['{"bbox_2d": [5, 5, 5, 5], "label": "no area"}, ', '{"bbox_2d": [', "1, 2, 3, 4", "]}", "]"]
+    shares = [0.9, 0.9, 0.9, 0.9, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.4, 0.3, 0.9, 0.1, 0.9, 0.2, 0.9, 0.9]
+    text, ends = "".join(pieces), np.cumsum([len(piece) for piece in pieces]).tolist()
+    load = load_task("detect").answer_fields
+    assert load
+    found = load(text, ends, np.log(shares).tolist())
+    assert found == {"box_scores": pytest.approx([(0.5 * 0.6 * 0.7 * 0.8) ** 0.25 * 0.4 * 0.3, 0.2])}
+    facts = {"box_format": "json_1000", "width": 100, "height": 100}
+    row = {"id": "1", "image": "a", "references": ['[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]'], "facts": facts}
+    task = load_task("detect")
+    answer = '[{"bbox_2d": [1, 2, 30, 40], "label": "cat"}]'
+    scored = task.score([{**row, "prediction": answer, "box_scores": [0.5]}], [], None)
+    assert scored.values()["AP"] == pytest.approx(1.0) and "token probability" in scored.rule
+    other = format_objects([LocatedObject((0, 0, 0.5, 0.5), "cat")])
+    wrong = task.score([{**row, "prediction": other, "box_scores": [0.5]}], [], None)
+    assert wrong.values()["AP"] == 0 and "token probability" in wrong.rule, "boxes in another form are none"
+
+
 def test_the_first_of_every_image_come_before_the_second_of_any() -> None:
     """Found, found, wrong: precision 1 up to full recall."""
     box, other = LocatedObject((0, 0, 0.5, 0.5), "cat"), LocatedObject((0.5, 0.5, 1, 1), "cat")
