@@ -58,6 +58,11 @@ def _show(plan: MemoryPlan) -> None:
     origin = "the longest of the prepared data" if plan.found else "assumed; `ftlib prepare` makes them exact"
     log.info(f"rows of {plan.rows.tokens:,} tokens, {plan.rows.answer:,} of them answer ({origin})")
     log.info(f"forward and backward pass of such a row: {plan.flops / 1e12:.3g} TFLOP")
+    if plan.config.job.world_size > 1:
+        gpus = f"{plan.config.job.world_size} GPUs"
+        shared = f"the model is sharded over {plan.sharding.shards} of {gpus}"
+        held = f"each of {gpus} holds the whole model"
+        log.info(f"{held if plan.sharding.shards == 1 else shared}: {plan.sharding.reason}")
     log.info(f"micro-batch {plan.config.micro_batch_size} of {plan.config.effective_batch_size} rows a step, in GiB:\n")
     without, checkpointed = (
         asdict(plan.estimates[one]) | {"together": plan.estimates[one].total} for one in (False, True)

@@ -44,7 +44,7 @@ ORIGINAL_KEYS: dict[str, frozenset[str]] = {
 """Section → its keys of version 0.1. Never add keys. If the schema loses a key, its default must still be hashed."""
 
 _NOT_IN_RESULT = {
-    "Config": {"name", "batch", "checkpoint", "evaluation", "job", "plugins", "privacy", "sweep"},
+    "Config": {"name", "batch", "checkpoint", "evaluation", "job", "parallel", "plugins", "privacy", "sweep"},
     "Model": {"attention"},
     "Guard": {"restarts"},
 }

@@ -33,6 +33,8 @@ SHA256 = r"^[0-9a-f]{64}$"
 LORA_INIT = r"^(default|pissa|pissa_niter_[1-9][0-9]{0,2})$"
 PathKind = Literal["path", "model", "dataset", "run"]
 """A path; `model`, `dataset` (before a colon) and `run` also accept a hub name or the name of a run."""
+SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Values of training.optim that can update sharded weights; Adafactor and bitsandbytes' optimizers cannot."""
 LOSS = "loss"
 """The metric of all tasks: the loss, computed as in training."""
 
@@ -117,6 +119,16 @@ class Batch(Section):
     auto: bool = False
     """Use the largest micro-batch that fits the GPU, with gradient checkpointing only if nothing fits without it; halve
     the micro-batch if memory runs out.
+    """
+
+
+class Parallel(Section):
+    """How several GPUs share a model. It does not change the result, beyond rounding."""
+
+    shard: Literal["auto", "none", "full"] = "auto"
+    """`none`: every GPU holds the whole model (DDP). `full`: each holds a part of all weights, and of what is trained
+    also of gradients and optimizer states (FSDP2). `auto`: `none` if `ftlib plan` says that it fits the GPU, else
+    shards, only within each node if that fits.
     """
 
 
@@ -985,6 +997,7 @@ class Config(Section):
     rounds: list[Round] = []
     """Several trainings in sequence, each with its own learning rate."""
     batch: Batch = Batch()
+    parallel: Parallel = Parallel()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     job: Job = Job()
@@ -1052,6 +1065,8 @@ class Config(Section):
         if isinstance(self.adapter, Attention) and self.model.dtype == "bfloat16" and not auto and "bf16" not in modes:
             problem = "adapter.method: attention mixes float32 and bfloat16 weights"
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
+        if self.parallel.shard == "full" and (obstacle := self.sharding_obstacle):
+            raise ValueError(f"parallel.shard: full: {obstacle}")
         if self.batch.auto and self.job.world_size > 1:
             raise ValueError("batch.auto supports one GPU; with several, set training.per_device_train_batch_size")
         self._check_parts()
@@ -1082,6 +1097,28 @@ class Config(Section):
             raise ValueError("adapter.init_lora_weights: pissa changes the base's weights; set quantization: none")
         if isinstance(adapter, Lora) and adapter.pissa and self.warm_start:
             raise ValueError("adapter.init_lora_weights: pissa and warm_start both set the initial adapter; remove one")
+
+    @property
+    def sharding_obstacle(self) -> str | None:
+        """Why the model of this config cannot be sharded over several GPUs, and what to set; None if it can."""
+        optimizer = str(self.training.get("optim", "adamw_torch_fused"))
+        if self.model.quantization != "none":
+            problem = "packed weights of bitsandbytes can be corrupted when they are gathered"
+            return f"model.quantization: {self.model.quantization}: {problem}; set quantization: none"
+        if self.model.entry.auto_processor:
+            return f"model.family: {self.model.family} is not sharded yet; set parallel.shard: none"
+        for name in ("torch_compile", "use_liger_kernel"):
+            if self.training.get(name):
+                return f"training.{name} does not work on sharded weights; remove it"
+        if isinstance(self.adapter, Lora):
+            return None
+        if optimizer not in SHARDED_OPTIMIZERS:
+            choice = ", ".join(SHARDED_OPTIMIZERS)
+            problem = "cannot update sharded weights (adapter.method: lora and dora can use it: adapters stay whole)"
+            return f"training.optim: {optimizer} {problem}; choose one of {choice}"
+        if self.training.get("fp16"):
+            return "training.fp16: the scaler does not see all parts of a gradient; set training.bf16: true"
+        return None
 
     @property
     def generates_in_training(self) -> bool:

@@ -4,14 +4,15 @@ The model is built on the meta device (shapes without weights), adapted by the s
 is run on it while its allocations are counted (`tracing.py`). So the parts do not come from a formula: they are the
 allocations of the libraries' own code.
 
-    weights      parameters and buffers of the base, in their types or quantized
+    weights      parameters and buffers of the base, in their types or quantized; of a sharded model this GPU's part,
+                 and the blocks that are gathered at a time
     adapter      parameters that train in an adapter
     gradients    one for every trainable parameter, in its type
     optimizer    its state, from `state_bytes`
     logits       micro-batch × (answer + 1) × vocabulary, in 16 and in 32 bits, and their gradients, at the peak
     activations  all other tensors at the peak: those saved for the backward pass, and temporaries
     context      of CUDA itself
-    buckets      with several GPUs: a second copy of all gradients, for DistributedDataParallel's all-reduce
+    buckets      with several GPUs: copies of gradients that are being reduced, of all of them without sharding
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.hub.offline import offline
 from ftlib.memory.tracing import AllocationTracker, GpuKernelEmulation, IntegerValues
+from ftlib.models import sharding
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import unchecked_implementation, use_full_attention
 from ftlib.models.custom_code import load_error_message
@@ -227,6 +229,43 @@ def _estimate_of(counted: AllocationTracker, config: Config, trainable: list[tor
         logits=counted.peak["logits"],
         buckets=own if config.job.world_size > 1 else 0,
     )
+
+
+_GATHERED_BLOCKS = 3
+"""Blocks whose weights are whole at a time: the one that computes, the next one, and the buffer that it is gathered in.
+"""
+
+
+def shard_estimate(whole: MemoryEstimate, model: torch.nn.Module, shards: int) -> MemoryEstimate:
+    """Memory of a step on each GPU if the model is sharded, from the estimate without sharding; see `models/sharding`.
+
+    Args:
+        model: from `build_meta_model`.
+        shards: the number of GPUs that share a model.
+    """
+    replicated = {id(parameter) for parameter in sharding.replicated_parameters(model)}
+    sizes = {id(one): one.numel() * one.element_size() for one in model.parameters() if id(one) not in replicated}
+    trained = {id(one) for one in model.parameters() if one.requires_grad} - replicated
+    blocks = [
+        {id(one) for module in group for one in module.parameters()} & set(sizes) for group in sharding.groups(model)
+    ]
+    root = set(sizes).difference(*blocks)
+
+    def largest(counted: set[int]) -> int:
+        return max(sum(sizes[one] for one in block & counted) for block in [*blocks, root])
+
+    always = sum(sizes[one] for one in root)  # the root's weights stay gathered until the backward pass
+    kept = sum(sizes.values())
+    parts = {
+        "weights": whole.weights - kept + -(-kept // shards) + always + _GATHERED_BLOCKS * largest(set(sizes)),
+    }
+    if trained:  # gradients of one block at a time are whole, and copied to be reduced
+        parts |= {
+            "gradients": -(-whole.gradients // shards) + largest(trained),
+            "optimizer": -(-whole.optimizer // shards),
+            "buckets": largest(trained),
+        }
+    return replace(whole, **parts)
 
 
 # Quantized linear layers on the meta device, with the memory of bitsandbytes' layers; it need not be installed.

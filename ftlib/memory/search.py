@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,19 @@ from ftlib.data.dataset import open_prepared
 from ftlib.data.prompts import render_prompt
 from ftlib.errors import UserError
 from ftlib.hub.cache import find_model
-from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, estimate_step, row_flops
+from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, estimate_step, row_flops, shard_estimate
 from ftlib.models.lengths import ImageFolder, cached_token_lengths, length_cache_path
 from ftlib.models.registry import family_of
+from ftlib.models.sharding import Scope
 from ftlib.runs.run import Run
 
 ASSUMED_TEXT, ASSUMED_ANSWER = 96, 32
 """Assumed tokens of prompt and answer, and of the answer alone, without prepared data."""
 ASSUMED_IMAGE = (640, 480)
 """Assumed width and height of an image in pixels, where they matter."""
+
+MEMORY_SHARE = 0.94
+"""Share of the GPU memory that the estimate may use; the rest is for fragmentation."""
 
 _UNITS = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -143,6 +148,7 @@ def largest_batch_size(
     capacity: int,
     checkpointing: bool,
     at_most: int | None = None,
+    shards: int = 1,
 ) -> BatchPlan | None:
     """The largest micro-batch that fits; None if not even a single row does.
 
@@ -151,18 +157,23 @@ def largest_batch_size(
     Args:
         capacity: bytes of the GPU.
         at_most: upper bound of the micro-batch.
+        shards: number of GPUs that share the model.
     """
     share = config.rows_per_gpu
     sizes = [size for size in range(1, min(share, at_most or share) + 1) if share % size == 0]
     best, low, high = None, 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
-        found = estimate_step(model, config, rows, sizes[middle], checkpointing)
+        found = _per_gpu(estimate_step(model, config, rows, sizes[middle], checkpointing), model, shards)
         if found.total <= capacity:
             best, low = BatchPlan(sizes[middle], checkpointing, found), middle + 1
         else:
             high = middle
     return best
+
+
+def _per_gpu(whole: MemoryEstimate, model: torch.nn.Module, shards: int) -> MemoryEstimate:
+    return shard_estimate(whole, model, shards) if shards > 1 else whole
 
 
 def choose_batch_size(
@@ -185,6 +196,68 @@ def choose_batch_size(
     raise UserError(problem, "Try model.quantization: nf4, a smaller image size, or a shorter model.max_length.")
 
 
+# `parallel.shard`: whether several GPUs share a model.
+
+
+@dataclass(frozen=True)
+class ShardingChoice:
+    """Over which GPUs a model is sharded.
+
+    Attributes:
+        shards: the number of GPUs that share a model; 1: each has all of it.
+        reason: a sentence for the log.
+    """
+
+    scope: Scope
+    shards: int
+    reason: str
+
+
+def choose_sharding(
+    config: Config,
+    estimate: Callable[[], tuple[torch.nn.Module, MemoryEstimate]],
+    capacity: int | None,
+    world: int,
+    nodes: int,
+) -> ShardingChoice:
+    """Choose by `parallel.shard`.
+
+    Args:
+        estimate: returns the model, from `build_meta_model`, and its memory without sharding; called only if needed.
+        capacity: bytes of each GPU; None: unknown.
+        world: number of GPUs, on all nodes together.
+
+    Raises:
+        UserError: the config asks for sharding, which is not possible with it.
+    """
+    wanted, obstacle = config.parallel.shard, config.sharding_obstacle
+    if world == 1:
+        return ShardingChoice("none", 1, "there is one GPU")
+    if wanted == "none":
+        return ShardingChoice("none", 1, "parallel.shard: none")
+    if wanted == "full":
+        if obstacle:
+            raise UserError(f"parallel.shard: full: {obstacle}")
+        return ShardingChoice("full", world, "parallel.shard: full")
+    if obstacle:
+        return ShardingChoice("none", 1, f"this config cannot be sharded: {obstacle}")
+    if capacity is None:
+        return ShardingChoice("none", 1, "the memory of the GPUs is unknown")
+    model, whole = estimate()
+    there = f"{format_gib(capacity)} of each GPU"
+    if whole.total <= MEMORY_SHARE * capacity:
+        return ShardingChoice("none", 1, f"the whole model needs {format_gib(whole.total)}, which fits into {there}")
+    per_node = world // nodes
+    if nodes > 1 and per_node > 1:
+        in_node = shard_estimate(whole, model, per_node)
+        if in_node.total <= MEMORY_SHARE * capacity:
+            needs = f"{format_gib(whole.total)} do not fit into {there}; over the {per_node} GPUs of a node"
+            return ShardingChoice("node", per_node, f"{needs} it is {format_gib(in_node.total)}")
+    sharded = shard_estimate(whole, model, world)
+    needs = f"{format_gib(whole.total)} do not fit into {there}; over {world} GPUs it is {format_gib(sharded.total)}"
+    return ShardingChoice("full", world, needs)
+
+
 # The GPU memory of a config with and without gradient checkpointing, and the largest micro-batches that fit.
 
 _BOTH = (False, True)
@@ -198,7 +271,8 @@ class MemoryPlan:
     Attributes:
         found: whether `rows` come from prepared data; else they are assumed.
         capacity: bytes of the GPU; None: unknown.
-        estimates: for the config's micro-batch, by checkpointing.
+        sharding: over which GPUs the model is sharded.
+        estimates: for the config's micro-batch on each GPU, by checkpointing.
         largest: micro-batch that fits, by checkpointing; None if nothing fits, or the capacity is unknown.
         flops: of a longest row, see `estimate.row_flops`.
     """
@@ -207,6 +281,7 @@ class MemoryPlan:
     rows: RowShape
     found: bool
     capacity: int | None
+    sharding: ShardingChoice
     estimates: dict[bool, MemoryEstimate]
     largest: dict[bool, BatchPlan | None]
     flops: int
@@ -232,6 +307,7 @@ class MemoryPlan:
             "fits": self.fits,
             "need": {_key(one): {**asdict(self.estimates[one]), "total": self.estimates[one].total} for one in _BOTH},
             "largest": {_key(one): self._batch_plan_json(self.largest[one]) for one in _BOTH},
+            **({"sharding": asdict(self.sharding)} if self.config.job.world_size > 1 else {}),
         }
 
     def _batch_plan_json(self, plan: BatchPlan | None) -> dict[str, int] | None:
@@ -255,5 +331,11 @@ def plan_memory(config: Config, site: Site, capacity: int | None) -> MemoryPlan:
     model = build_meta_model(folder, config)
     rows, found = longest_row(config, site, folder, model)
     needs = {one: estimate_step(model, config, rows, config.micro_batch_size, one) for one in _BOTH}
-    cuts = {one: largest_batch_size(model, config, rows, capacity, one) if capacity else None for one in _BOTH}
-    return MemoryPlan(config, rows, found, capacity, needs, cuts, row_flops(model, config, rows))
+    own = needs[bool(config.training.get("gradient_checkpointing"))]
+    choice = choose_sharding(config, lambda: (model, own), capacity, config.job.world_size, config.job.nodes)
+    needs = {one: _per_gpu(needs[one], model, choice.shards) for one in _BOTH}
+    cuts = {
+        one: largest_batch_size(model, config, rows, capacity, one, shards=choice.shards) if capacity else None
+        for one in _BOTH
+    }
+    return MemoryPlan(config, rows, found, capacity, choice, needs, cuts, row_flops(model, config, rows))

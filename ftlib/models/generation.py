@@ -294,7 +294,8 @@ def _generate(
         )
         with _ignore_generation_config(model), torch.random.fork_rng():
             torch.manual_seed(seed)
-            ids: Tensor = model.generate(**batch, generation_config=config)  # type: ignore[operator]
+            # every process has all weights and answers its own rows, of a sharded model too (`sharding.whole`)
+            ids: Tensor = model.generate(**batch, generation_config=config, synced_gpus=False)  # type: ignore[operator]
     except (ValueError, TypeError) as error:
         raise UserError(f"evaluation.generation: transformers refuses: {str(error).splitlines()[0]}") from None
     ends = processor.stop_token_ids

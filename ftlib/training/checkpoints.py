@@ -6,8 +6,10 @@ checkpoints are kept; `training/resume.py` where a run resumes, and it deletes l
 those of an attempt that diverged.
 
 Only trainable parameters are stored, under the module's own parameter names, so that the same format serves
-adapters, full fine-tuning and frozen parts. (transformers' own checkpoints of a fully trained PaliGemma use other
-names than the module and are loaded with strict=False: such a run would silently resume from its initial weights.)
+adapters, full fine-tuning and frozen parts. Of a sharded model whole tensors are stored: the format is the same, and
+any number of processes can resume from it, with sharding or without. (transformers' own checkpoints of a fully trained
+PaliGemma use other names than the module and are loaded with strict=False: such a run would silently resume from its
+initial weights.)
 """
 
 from __future__ import annotations
@@ -22,27 +24,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlib.config.schema import Checkpoint
 from ftlib.core import files, signals
+from ftlib.models import sharding
 from ftlib.training import distributed
 
 _WEIGHTS_FILE = "trainable.safetensors"
 _METADATA_FILE = "ftlib.json"
+_OPTIMIZER_FILE, _SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
+"""The Trainer's names."""
 
 
 def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -> None:
     """Write a checkpoint to `target`. All ranks must call it: each writes its RNG state, rank 0 everything else.
 
+    Of a sharded model rank 0 gathers all trained weights and their optimizer states in its host's memory.
+
     Args:
         metadata: returned by `read_metadata`.
     """
-    if trainer.is_world_process_zero():
+    main = trainer.is_world_process_zero()
+    weights = gather_trainable_parameters(trainer.model, keep=main)
+    sharded = sharding.trains_shards(trainer.model)
+    optimizer = sharding.gather_optimizer_state(_plain(trainer.optimizer), keep=main) if sharded else None
+    if main:
         with files.atomic_directory(target) as folder:
-            save_trainable_parameters(trainer.model, folder, metadata)
-            trainer._save_optimizer_and_scheduler(str(folder))
+            save_trainable_parameters(weights, folder, metadata)
+            if optimizer is None:
+                trainer._save_optimizer_and_scheduler(str(folder))
+            else:
+                torch.save(optimizer, folder / _OPTIMIZER_FILE)
+                torch.save(trainer.lr_scheduler.state_dict(), folder / _SCHEDULER_FILE)
             trainer._save_scaler(str(folder))
             trainer._save_rng_state(distributed.broadcast_object(str(folder)))
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
@@ -55,9 +71,15 @@ def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -
     signals.mark_resumable()
 
 
-def save_trainable_parameters(model: torch.nn.Module, folder: Path, metadata: dict[str, Any]) -> None:
+def gather_trainable_parameters(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters as whole tensors. All ranks must call it; without `keep` it is empty."""
+    trained = ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    gathered = ((name, sharding.gather(p, keep)) for name, p in trained)
+    return {name: tensor.contiguous() for name, tensor in gathered if tensor is not None}
+
+
+def save_trainable_parameters(weights: dict[str, torch.Tensor], folder: Path, metadata: dict[str, Any]) -> None:
     """Write the trainable parameters, and `metadata` with the number of CPU threads."""
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(weights, folder / _WEIGHTS_FILE)
     files.write_json(folder / _METADATA_FILE, {"threads": torch.get_num_threads(), **metadata})
 
@@ -69,19 +91,36 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def load_trainable_parameters(model: torch.nn.Module, folder: Path) -> None:
-    """Load saved parameters into the model, in place.
+    """Load saved parameters into the model, in place; of a sharded parameter this rank's part.
 
     Raises:
         RuntimeError: the names in the checkpoint are not exactly the trainable ones.
     """
-    weights = load_file(folder / _WEIGHTS_FILE)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if set(weights) != set(parameters):
-        wrong = sorted(set(weights) ^ set(parameters))
-        raise RuntimeError(f"{folder}: does not match the model: {len(wrong)} parameters differ, such as {wrong[0]}")
-    with torch.no_grad():
+    with safe_open(folder / _WEIGHTS_FILE, framework="pt") as weights, torch.no_grad():
+        if wrong := sorted(set(weights.keys()) ^ set(parameters)):
+            problem = f"does not match the model: {len(wrong)} parameters differ, such as {wrong[0]}"
+            raise RuntimeError(f"{folder}: {problem}")
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+            whole = weights.get_tensor(name)
+            if whole.shape != parameter.shape:
+                raise RuntimeError(f"{folder}: {name} has shape {[*whole.shape]}, here {[*parameter.shape]}")
+            parameter.copy_(sharding.own_part(whole, parameter))
+
+
+def load_optimizer_and_scheduler(trainer: Trainer, folder: Path) -> None:
+    """Load the states of an optimizer of sharded parameters, and of the scheduler.
+
+    The file is mapped into memory, so that ranks of a node share its pages instead of each reading all of it.
+    """
+    state = torch.load(folder / _OPTIMIZER_FILE, map_location="cpu", mmap=True, weights_only=True)
+    sharding.load_optimizer_state(_plain(trainer.optimizer), state)
+    trainer.lr_scheduler.load_state_dict(torch.load(folder / _SCHEDULER_FILE, weights_only=True))
+
+
+def _plain(optimizer: Any) -> Any:
+    """Return the optimizer in accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 @contextlib.contextmanager
@@ -93,7 +132,7 @@ def keep_optimizer_paged(optimizer: Any) -> Iterator[None]:
     Args:
         optimizer: the optimizer, or accelerate's wrapper of it.
     """
-    plain = getattr(optimizer, "optimizer", optimizer)
+    plain = _plain(optimizer)
     if not getattr(plain, "is_paged", False):
         yield
         return

@@ -106,6 +106,22 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
+@contextlib.contextmanager
+def in_turns(enabled: bool = True) -> Iterator[None]:
+    """Context that the ranks of a node enter one after the other; they must not communicate inside.
+
+    So a node needs memory for loading one whole model, not one for each GPU.
+    """
+    local, turns = int(os.environ.get("SLURM_LOCALID", 0)), 1
+    if enabled and distributed.is_initialized():
+        turns = all_reduce_max(local + 1)[0]
+    for turn in range(turns):
+        if turn == local or turns == 1:
+            yield
+        if turns > 1:
+            barrier()
+
+
 def barrier() -> None:
     """Wait until all ranks have called this."""
     all_reduce_max(0)

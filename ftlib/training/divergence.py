@@ -10,6 +10,7 @@ import torch
 
 from ftlib.config.schema import Guard
 from ftlib.errors import TrainingDiverged
+from ftlib.models import sharding
 from ftlib.training import distributed
 
 WINDOW = 50
@@ -31,12 +32,14 @@ def require_finite(model: torch.nn.Module) -> None:
     Raises:
         TrainingDiverged: some trainable parameters are not finite, on any rank.
     """
-    trained = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad and one.numel()}
-    ends = torch.stack([torch.stack(one.aminmax()).float() for one in trained.values()]).cpu()  # NaN if any is
-    wrong = [name for name, pair in zip(trained, ends.isfinite().all(dim=1), strict=True) if not pair]
-    if any(distributed.all_reduce_max(len(wrong))):
+    trained = {name: sharding.local_part(one.detach()) for name, one in model.named_parameters() if one.requires_grad}
+    trained = {name: one for name, one in trained.items() if one.numel()}
+    ends = [torch.stack(one.aminmax()).float() for one in trained.values()] or [torch.zeros(2)]  # NaN if any is
+    finite = torch.stack(ends).cpu().isfinite().all(dim=1).tolist()
+    wrong = [name for name, fine in zip(trained, finite, strict=False) if not fine]
+    if (most := distributed.all_reduce_max(len(wrong))[0]) > 0:  # of a sharded model, ranks see different parts
         shown = f", such as {wrong[0]}" if wrong else ""
-        raise TrainingDiverged(f"NaN or infinity in the weights of {len(wrong)} of {len(trained)} parameters{shown}")
+        raise TrainingDiverged(f"NaN or infinity in the weights of {most} of {len(trained)} parameters{shown}")
 
 
 class DivergenceDetector:

@@ -29,6 +29,7 @@ from ftlib.evaluation.evaluate import EvaluationRequest, evaluate_on_all_ranks, 
 from ftlib.evaluation.model import EvalModel
 from ftlib.metrics import meteor_spice
 from ftlib.metrics.formatting import format_value
+from ftlib.models import sharding
 from ftlib.models.adapters import master_weights
 from ftlib.models.lengths import length_cache_path
 from ftlib.models.registry import family_of
@@ -181,7 +182,7 @@ class CheckpointEvaluator:
         """Return the loss for metrics.jsonl, and a message."""
         rows, batches = self._loss_batches(split)
         model = trainer.model
-        with preserve_training_state(model):
+        with preserve_training_state(model), sharding.whole(model):
             model.eval()
             found = split_loss(model, rows, batches, self.config, trainer.accelerator.autocast(), f"loss on {split}")
         return (
@@ -219,7 +220,12 @@ class CheckpointEvaluator:
         config = self.config.model_copy(update={"evaluation": evaluation})
         subject = EvalModel(f"attempt {attempt}, step {step}", self.base, config, point.checkpoint, loaded=model)
         folder = self.run.evaluation_folder(config.data.source, split, f"attempt-{attempt}-step-{step}")
-        with preserve_training_state(model), in_inference_dtype(model, config), signals.raise_on_signal():
+        with (
+            preserve_training_state(model),
+            sharding.whole(model),
+            in_inference_dtype(model, config),
+            signals.raise_on_signal(),
+        ):
             return evaluate_on_all_ranks(EvaluationRequest(subject, config, self.prepared), split, folder)
 
 

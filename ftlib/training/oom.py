@@ -18,7 +18,7 @@ from ftlib.core.text import format_gib
 from ftlib.errors import UserError
 from ftlib.hub.cache import find_model
 from ftlib.memory.estimate import build_meta_model
-from ftlib.memory.search import choose_batch_size, longest_row
+from ftlib.memory.search import MEMORY_SHARE, choose_batch_size, longest_row
 from ftlib.models.encoding import split_batch
 from ftlib.runs.run import Run
 
@@ -120,9 +120,6 @@ def _restore(states: list[Tensor]) -> None:
 
 
 # `batch.auto`: the micro-batch size for this GPU.
-
-MEMORY_SHARE = 0.94
-"""Share of the GPU memory that the estimate may use; the rest is for fragmentation."""
 
 
 def auto_batch_size(experiment: Experiment, run: Run, site: Site) -> Experiment:

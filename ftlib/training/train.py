@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
 from ftlib.config.loader import Experiment
 from ftlib.config.schema import Attention, Config, Full, Lora
 from ftlib.core import files, jsonl, log, signals
 from ftlib.core.environment import describe_environment, version_changes
-from ftlib.core.gpu import gpu_name, has_bfloat16, require_kernels
+from ftlib.core.gpu import gpu_memory_bytes, gpu_name, has_bfloat16, require_kernels
 from ftlib.core.lease import acquire_lease
 from ftlib.core.out_of_memory import SMALLER_MODEL_HINT, oom_as_user_error
 from ftlib.core.paths import Site
@@ -34,6 +36,9 @@ from ftlib.data.dataset import PreparedDataset, open_prepared
 from ftlib.errors import TrainingDiverged, UserError
 from ftlib.hub.cache import find_model, model_hashes
 from ftlib.hub.offline import offline
+from ftlib.memory.estimate import MemoryEstimate, build_meta_model, estimate_step
+from ftlib.memory.search import choose_sharding, longest_row
+from ftlib.models import sharding
 from ftlib.models.adapters import count_parameters, master_weights
 from ftlib.models.lengths import ImageFolder, length_cache_path
 from ftlib.models.loading import device
@@ -75,6 +80,7 @@ class _TrainingContext:
     Attributes:
         base: the folder of the base model.
         init_weights: the folder of the initial weights, if they are not the base model's.
+        mesh: the ranks that share a sharded model; None: each has all of it.
         compile_cache: the compile cache of torch.compile, if there is one.
     """
 
@@ -82,6 +88,7 @@ class _TrainingContext:
     run: Run
     base: Path
     init_weights: Path | None
+    mesh: DeviceMesh | None
     rows: SupervisedDataset
     evaluator: CheckpointEvaluator
     splitter: MicroBatchSplitter
@@ -206,6 +213,7 @@ def _make_context(
         run,
         base,
         init_weights,
+        _sharding_mesh(config, run, base, site),
         _training_dataset(config, run, prepared, base, site),
         evaluator,
         splitter,
@@ -214,6 +222,37 @@ def _make_context(
     if config.model.entry.images:
         _validate_images_once(context, prepared)
     return context
+
+
+def _sharding_mesh(config: Config, run: Run, base: Path, site: Site) -> DeviceMesh | None:
+    """Decide whether the GPUs share the model, by `parallel.shard`; log the choice, and return the ranks that share it.
+
+    All ranks must call it; rank 0 decides.
+
+    Raises:
+        UserError: sharding is not possible with this config or this version of torch.
+    """
+    world, nodes = log.rank_and_world_size()[1], int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if world == 1:
+        return None
+
+    def estimate() -> tuple[torch.nn.Module, MemoryEstimate]:
+        model = build_meta_model(base, config)
+        rows, _ = longest_row(config, site, base, model, run)
+        checkpointing = bool(config.training.get("gradient_checkpointing"))
+        return model, estimate_step(model, config, rows, config.micro_batch_size, checkpointing)
+
+    choice = distributed.broadcast_object(
+        choose_sharding(config, estimate, gpu_memory_bytes(), world, nodes) if log.is_main_process() else None
+    )
+    assert choice is not None
+    if choice.scope == "none":
+        log.debug(f"every GPU holds the whole model: {choice.reason}")
+        return None
+    sharding.require_torch()
+    run.log_event("parallel", shard=choice.scope, gpus=world, nodes=nodes, reason=choice.reason)
+    log.info(f"the model is sharded over {choice.shards} of {world} GPUs: {choice.reason}")
+    return sharding.make_mesh(device(), choice.scope, nodes)
 
 
 def _validate_images_once(context: _TrainingContext, prepared: PreparedDataset) -> None:
@@ -248,8 +287,9 @@ def _train_attempt(context: _TrainingContext, point: ResumePoint) -> bool:
             distributed.barrier()
             return False
         if over:
+            weights = _gather_result(context, trainer)
             if log.is_main_process():
-                _publish(context, trainer, point)
+                _publish(context, trainer, point, weights)
             distributed.barrier()
             return True
         point = point.next_phase()
@@ -286,13 +326,14 @@ def _trainer(context: _TrainingContext, phase: TrainingPhase) -> ResumableTraine
         torch.cuda.empty_cache()
     training_arguments = arguments.build_training_arguments(config, context.run.folder, phase)
     set_seed(training_arguments.seed)
-    with oom_as_user_error():
+    # With PiSSA ranks communicate while they load.
+    turns = context.mesh is not None and not (isinstance(config.adapter, Lora) and config.adapter.pissa)
+    checkpoints = context.run.checkpoint_root(phase.attempt)
+    with oom_as_user_error(), distributed.in_turns(turns):
         model = trainable_model(config, context.run, context.base, context.init_weights)
         trained, total = count_parameters(model)
         log.info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.3%}) on {_describe_device()}")
-        trainer = ResumableTrainer(
-            config, model, context.rows, training_arguments, context.run.checkpoint_root(phase.attempt), phase
-        )
+        trainer = ResumableTrainer(config, model, context.rows, training_arguments, checkpoints, phase, context.mesh)
     context.splitter.reset()
     trainer.splitter = context.splitter
     return trainer
@@ -408,17 +449,36 @@ def _load_result_weights(context: _TrainingContext, trainer: ResumableTrainer) -
     """Load the weights that are published: the best checkpoint's with `checkpoint.best`, else the last ones.
 
     Master weights of `full` and of `modules_to_save` are rounded to the model's dtype; those of `attention` are rounded
-    when they are loaded.
+    when they are loaded, sharded ones when they are gathered.
     """
     if best := distributed.broadcast_object(context.evaluator.best_checkpoint(trainer.phase.attempt)):
         load_trainable_parameters(trainer.model, runs.checkpoint_folder(trainer.checkpoints, best["step"]))
-    if not isinstance(context.config.adapter, Attention):
+    if not isinstance(context.config.adapter, Attention) and not sharding.trains_shards(trainer.model):
         for parameter in master_weights(trainer.model, context.config.adapter):
             parameter.data = parameter.data.to(getattr(torch, context.config.model.dtype))
 
 
-def _publish(context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint) -> None:
-    """Write the result, which transformers and peft can load, and the DONE marker."""
+def _gather_result(context: _TrainingContext, trainer: ResumableTrainer) -> dict[str, Tensor] | None:
+    """Return the whole weights of a sharded model for rank 0 to publish; None if `save_pretrained` needs none.
+
+    All ranks must call it.
+    """
+    if not sharding.trains_shards(trainer.model):
+        return None
+    config = context.config
+    masters = isinstance(config.adapter, Full) and config.adapter.master_weights
+    dtype = getattr(torch, config.model.dtype) if masters else None
+    return sharding.gather_weights(trainer.model, log.is_main_process(), dtype)
+
+
+def _publish(
+    context: _TrainingContext, trainer: ResumableTrainer, point: ResumePoint, weights: dict[str, Tensor] | None
+) -> None:
+    """Write the result, which transformers and peft can load, and the DONE marker.
+
+    Args:
+        weights: from `_gather_result`.
+    """
     method = context.config.adapter.method
     result = context.run.result_folder(method)
     facts = {"step": point.step, "result": result.name, "threads": torch.get_num_threads()}
@@ -426,7 +486,7 @@ def _publish(context: _TrainingContext, trainer: ResumableTrainer, point: Resume
         facts["best"] = {name: best[name] for name in ("step", "metric", "value")}
     with files.atomic_directory(result) as folder:
         if result.name == "model":
-            trainer.model.save_pretrained(folder)
+            trainer.model.save_pretrained(folder, state_dict=weights)
             trainer.train_dataset.processor.save(folder)
         else:
             trainer.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would access the hub

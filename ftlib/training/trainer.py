@@ -18,12 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ftlib.config.schema import Config
 from ftlib.core import log
 from ftlib.errors import TrainingDiverged
+from ftlib.models import sharding
 from ftlib.models.adapters import no_decay_parameter_names, parameter_part, validate_packing
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.loss import answer_loss, count_items, cut_labels
@@ -33,6 +36,7 @@ from ftlib.training import distributed
 from ftlib.training.checkpoints import (
     CheckpointCallback,
     keep_optimizer_paged,
+    load_optimizer_and_scheduler,
     load_trainable_parameters,
     write_checkpoint,
 )
@@ -60,6 +64,7 @@ class ResumableTrainer(Trainer):
         arguments: from `arguments.build_training_arguments`.
         checkpoints: the folder for checkpoints.
         phase: attempt and round.
+        mesh: the ranks over which the model is sharded, see `models/sharding.py`; None: every rank has all of it (DDP).
 
         Raises:
             UserError: `loss.packing` with a model that does not separate packed rows.
@@ -82,7 +87,9 @@ class ResumableTrainer(Trainer):
         arguments: TrainingArguments,
         checkpoints: Path,
         phase: TrainingPhase,
+        mesh: DeviceMesh | None = None,
     ) -> None:
+        self.mesh = mesh
         static = arguments.torch_compile and not config.loss.packing
         lengths = rows.lengths() if static or config.micro_batch_size < config.effective_batch_size else None
         collate = (
@@ -101,6 +108,10 @@ class ResumableTrainer(Trainer):
         if config.loss.packing:
             with self.accelerator.autocast():
                 validate_packing(model, rows.processor)
+        self._replicated: list[torch.nn.Parameter] = []
+        if mesh:
+            self._replicated = sharding.replicated_parameters(model)
+            sharding.shard(model, mesh, arguments.device)
         self.config = config
         self.checkpoints = checkpoints
         self.phase = phase
@@ -167,6 +178,24 @@ class ResumableTrainer(Trainer):
             )
         return optimizer
 
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Leave a model that will be sharded where it is: sharding moves this rank's part of it."""
+        if self.mesh is None:
+            super()._move_model_to_device(model, device)
+
+    def _wrap_model(self, model: torch.nn.Module, *arguments: Any, **settings: Any) -> torch.nn.Module:
+        """Return the model for the forward pass. A sharded one gets mixed precision only: accelerate, which leaves a
+        prepared model alone, would wrap it for DDP.
+        """
+        if self.mesh is None:
+            return super()._wrap_model(model, *arguments, **settings)
+        sharding.broadcast_parameters(self._replicated)
+        return self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
+        norm = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Return the divisor of the loss: the item count of the whole effective batch."""
         counts = [count_items(batch["labels"], self.config.loss.average) for batch in batch_samples]
@@ -183,7 +212,10 @@ class ResumableTrainer(Trainer):
         compute = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         with self._compiling():
             if not self.config.batch.auto:
-                return compute(inputs)
+                loss = compute(inputs)
+                if self._replicated and self.accelerator.sync_gradients:  # the last micro-batch of the step
+                    sharding.average_gradients(self._replicated)
+                return loss
             return self.splitter.run(self.state.global_step, inputs, compute, model.zero_grad)
 
     def compute_loss(
@@ -257,6 +289,9 @@ class ResumableTrainer(Trainer):
         load_trainable_parameters(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint and sharding.trains_shards(self.model):
+            load_optimizer_and_scheduler(self, Path(checkpoint))
+            return
         with keep_optimizer_paged(self.optimizer):
             super()._load_optimizer_and_scheduler(checkpoint)
 

@@ -43,6 +43,7 @@ SECTIONS = {
     "Part": "data.parts", "SplitRule": "data.split", "Loss": "loss", "Guard": "guard", "Round": "rounds",
     "Until": "rounds", "Batch": "batch", "Checkpoint": "checkpoint", "Best": "checkpoint.best",
     "PartOptimization": "parts", "Evaluation": "evaluation", "Job": "job", "Privacy": "privacy",
+    "Parallel": "parallel",
 }  # fmt: skip
 """Definition of the JSON Schema → the config's section."""
 

@@ -93,11 +93,17 @@ def config(
 
 
 def start_two(*arguments: object, program: Sequence[str] = ("-m", "ftlib")) -> list[subprocess.Popen[str]]:
+    return start_ranks(2, *arguments, program=program)
+
+
+def start_ranks(
+    count: int, *arguments: object, program: Sequence[str] = ("-m", "ftlib")
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    slurm = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    places = [{**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    slurm = {"SLURM_STEP_NUM_TASKS": str(count), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    places = [{**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(count)]
     return [start_ftlib("train", *arguments, program=program, **place) for place in places]
 
 
