@@ -110,15 +110,17 @@ def test_images_between_words_and_in_later_turns(vlm: Path, pictures: list[Image
     ]
     shown = pictures[:2]
     row = inputs.encode_train(json.dumps(turns), shown, "two")
-    (first,) = inputs.encode_prompts([json.dumps(turns[:1])], shown[:1])
+    # LLaVA-OneVision cuts the only image of a row into tiles, but none of several.
+    texts = inputs._image_texts([one.size for one in shown])
+    (first,) = inputs._prompt_ids([json.dumps(turns[:1])], [texts[:1]])
     (second,) = inputs.encode_prompts([json.dumps(turns)], shown)
     answer = inputs.encode_answer("a cat")
     labels = inputs.collate([row])["labels"][0].tolist()
     expected = [-100] * len(second.input_ids) + inputs.encode_answer("two")
-    expected[len(first.input_ids) : len(first.input_ids) + len(answer)] = answer
-    assert labels == expected and row.input_ids[: len(first.input_ids)] == first.input_ids
+    expected[len(first) : len(first) + len(answer)] = answer
+    assert labels == expected and row.input_ids[: len(first)] == first
     assert inputs.token_lengths([json.dumps(turns)], ["two"], [[one.size for one in shown]]) == [
-        (len(first.input_ids), len(row.input_ids) - len(first.input_ids))
+        (len(first), len(row.input_ids) - len(first))
     ]
     with pytest.raises(UserError, match="shows 2 images, but its row has 1"):
         inputs.encode_prompts([json.dumps(turns)], shown[:1])
