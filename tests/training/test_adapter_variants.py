@@ -112,9 +112,9 @@ def test_a_run_is_plain_peft_and_merges(
     seen: dict[str, Any] = {}
     publish = train._publish
 
-    def keep(context: Any, trainer: Any, point: Any) -> None:
+    def keep(context: Any, trainer: Any, *others: Any) -> None:
         seen["trained"] = logits_of(trainer.model.eval(), batch)
-        publish(context, trainer, point)
+        publish(context, trainer, *others)
 
     monkeypatch.setattr(train, "_publish", keep)
     assert ftlib("prepare", config)[0] == 0 and ftlib("train", config, "training.max_steps=6")[0] == 0

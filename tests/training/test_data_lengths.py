@@ -48,7 +48,8 @@ def family(name: str) -> tuple[torch.nn.Module, InputProcessor]:
 
 def rows_of(inputs: InputProcessor, images: bool, count: int = 12) -> tuple[list[Example], list[EncodedExample]]:
     draw = random.Random(0)
-    examples = [Example(str(n), "", "p" * draw.randint(1, 50), "a" * draw.randint(1, 9)) for n in range(count)]
+    name = "red.png" if images else ""
+    examples = [Example(str(n), name, "p" * draw.randint(1, 50), "a" * draw.randint(1, 9)) for n in range(count)]
     picture = Image.new("RGB", (40, 40), "red") if images else None
     return examples, [inputs.encode_train(f"{row.prefix}\n", picture, row.suffix) for row in examples]
 
@@ -90,10 +91,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     real = PaliGemmaInputProcessor.token_lengths
 
     def token_lengths(
-        self: PaliGemmaInputProcessor, prompts: Sequence[str], answers: Sequence[str]
+        self: PaliGemmaInputProcessor, prompts: Sequence[str], answers: Sequence[str], *images: Any
     ) -> list[tuple[int, int]]:
         found.update(f"{prompt}|{answer}" for prompt, answer in zip(prompts, answers, strict=True))
-        return real(self, prompts, answers)
+        return real(self, prompts, answers, *images)
 
     monkeypatch.setattr(PaliGemmaInputProcessor, "token_lengths", token_lengths)
     return found
