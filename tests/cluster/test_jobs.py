@@ -122,7 +122,7 @@ def test_interrupted_runs_end_like_an_undisturbed_one(cluster: Cluster, times: i
         name: cluster.sbatch(f"--time=120 --nodelist={nodes[name]} {what}", FTLIB_RUNS=runs[name])
         for name in ("straight", "preempted")
     }
-    soon = "--time=2 --signal=B:USR1@30"  # the signal comes up to 60 s earlier than asked for: 30 to 90 s after the start
+    soon = "--time=2 --signal=B:USR1@30"  # the signal comes 30 to 90 s after the start
     jobs["limited"] = cluster.sbatch(f"{soon} --nodelist=n2 {what}", FTLIB_RUNS=runs["limited"])
     moments = sorted(random.sample(range(20, 29 * epochs), times))
     print(f"preempting after steps {moments}")
