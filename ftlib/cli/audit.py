@@ -11,6 +11,8 @@ corrected CSV file as JSONL.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shlex
 from pathlib import Path
 
 from ftlib.cli import arguments
@@ -19,6 +21,9 @@ from ftlib.core import files, log
 from ftlib.core.paths import Site, find_site
 from ftlib.errors import UserError
 from ftlib.runs.run import Run, find_runs, run_for
+
+_OF_OTHER_FILES = {"files": "{}", "columns": "{}", "splits": "{}", "encoding": "utf-8"}
+"""Keys of `data` that describe the files of the dataset → what fits the corrected one."""
 
 
 def main(argv: list[str]) -> int:
@@ -115,14 +120,24 @@ def _folds(source: RawConfig, folds: int) -> RawConfig:
 
 
 def _apply(parsed: argparse.Namespace, run: Run, site: Site) -> int:
+    from ftlib.data.sources.registry import annotation_files
     from ftlib.reports import audit
 
-    if not parsed.output or parsed.output.suffix != ".jsonl":
-        raise UserError("--apply needs -o FILE.jsonl, in the dataset's folder (data.root)")
-    config = load_experiment(run.config_file, [], site).config
+    data = (config := load_experiment(run.config_file, [], site).config).data
+    target, root = (path.resolve() for path in (parsed.output or Path(), Path(data.root)))
+    if target.suffix != ".jsonl" or not target.is_relative_to(root):
+        raise UserError(f"--apply needs -o FILE.jsonl, in the dataset's folder: {data.root}")
+    own: list[Path] = []
+    with contextlib.suppress(UserError):  # the dataset's files may be gone; its prepared rows are there
+        own = annotation_files(data)
+    if target in {path.resolve() for path in own}:
+        raise UserError(f"{parsed.output}: is a file of the dataset, which is not changed", "Name another file.")
     text, changed, dropped = audit.corrected_rows(config, site, run, parsed.apply)
     files.write_text(parsed.output, text)
     log.info(f"{changed} labels changed, {dropped} rows left out")
-    log.info(f"use it with: data.source=jsonl data.root={config.data.root} data.file={parsed.output.name}")
+    others = [f"data.{key}={value}" for key, value in _OF_OTHER_FILES.items() if getattr(data, key)]
+    place = target.relative_to(root).as_posix()
+    fields = ["data.source=jsonl", f"data.root={data.root}", f"data.file={place}", *others]
+    log.info(f"use it with: {shlex.join(fields)}")
     log.print_result(str(parsed.output))
     return 0

@@ -8,14 +8,22 @@ InternVL). The text does not say which: `data.box_format` does, and every row ke
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ftlib.data.example import Example, InvalidRecord
-from ftlib.data.location_tokens import Box, LocatedObject, ParsedObjects, find_errors, parse_objects, to_fractions
+from ftlib.data.location_tokens import (
+    Box,
+    LocatedObject,
+    ParsedObjects,
+    exceeds_image,
+    find_errors,
+    parse_objects,
+    to_fractions,
+    to_pixels,
+)
 
 if TYPE_CHECKING:
     from ftlib.data.scan import RowTransform
@@ -24,6 +32,9 @@ BOX_FORMAT = "box_format"
 """The field of a row's facts that says in which form its answers have boxes; without it, in location tokens."""
 
 THOUSANDTHS, PIXELS = "json_1000", "json_pixels"
+_ENDLESS = 1e9
+"""No number of a box is as large; the areas of larger ones would overflow."""
+
 _START = re.compile(r"\{")
 _READ = json.JSONDecoder()
 _BOX = re.compile(r'"bbox_2d"\s*:\s*\[([^\]]*)\]')
@@ -41,9 +52,16 @@ def answer_errors(text: str, facts: Mapping[str, Any]) -> list[str]:
     size = _unit(facts)
     if size is None:
         return find_errors(text)
-    unreadable = parse_json_objects(text, *size).unreadable
+    parsed = parse_json_objects(text, *size)
     form = '[{"bbox_2d": [x_min, y_min, x_max, y_max], "label": "…"}]'
-    return [f"{unreadable} of its objects cannot be read as {form}"] if unreadable else []
+    if parsed.unreadable:
+        return [f"{parsed.unreadable} of its objects cannot be read as {form}"]
+    unit = f"pixels of an image of {size[0]:g} × {size[1]:g}" if facts[BOX_FORMAT] == PIXELS else "thousandths"
+    return [
+        f"object {number}: its box is outside of the image ({BOX_FORMAT}: {facts[BOX_FORMAT]} are {unit})"
+        for number, one in enumerate(parsed.objects, 1)
+        if exceeds_image(to_pixels(one.box, *size), *size)
+    ]
 
 
 def box_syntax(facts: Mapping[str, Any]) -> str:
@@ -106,9 +124,10 @@ def _object(value: Any, width: float, height: float) -> LocatedObject | None:
     box, label = value.get("bbox_2d"), value.get("label", "")
     if not isinstance(box, list) or len(box) != 4 or not isinstance(label, str):
         return None
-    if not all(type(edge) in (int, float) and math.isfinite(edge) for edge in box):
+    if not all(type(edge) in (int, float) and abs(edge) < _ENDLESS for edge in box):  # not of NaN and infinity either
         return None
     left, top, right, bottom = box
+    label = label.encode(errors="replace").decode()  # JSON can write half a surrogate pair, which no file can hold
     return LocatedObject(to_fractions((left, top, right, bottom), width, height), label) if _has_area(box) else None
 
 

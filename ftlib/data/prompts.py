@@ -58,8 +58,12 @@ def alpaca_prompt(example: Example) -> str:
     if turns and turns[0]["role"] == "system":
         preamble, turns = turns[0]["content"], turns[1:]
     names = {"user": "instruction", "assistant": "response"}
-    if example.facts.get("tools") or any(
-        "tool_calls" in turn or not isinstance(turn["content"], str) for turn in turns
+    asked = _turns_of_messages(example)[-1] if "messages" in example.facts else {}
+    if (
+        example.facts.get("tools")
+        or asked.get("role") == "tool"
+        or _has_images_between_words(asked)
+        or any("tool_calls" in turn or not isinstance(turn["content"], str) for turn in turns)
     ):
         problem = f"row {example.id}: prompt alpaca shows no tools, and no images between words"
         raise UserError(problem, "Set data.prompt: chat.")
@@ -214,6 +218,9 @@ PromptTemplates = str | Mapping[str, str]
 BUILTIN_TEMPLATES: dict[str, Callable[[Example], str]] = {ALPACA: alpaca_prompt, CHAT: chat_prompt}
 """Built-in values of `data.prompt` → function that renders the prompt."""
 
+_NO_ID = "row : "
+"""Begins the text of an error about a row that has no ID yet."""
+
 _MEDIA_MARKER = re.compile("<(?:image|video|audio)>")
 """Image placeholders of other programs; ftlib would train on them as text."""
 
@@ -297,11 +304,11 @@ def _conversation_error(prompt: Callable[[Example], str], row: Example) -> str:
     facts = row.facts
     if not (row.prefix or row.image or facts.keys() & {"instruction", "messages"}):
         return "raw text (field text) has no question; set data.prompt: '{prefix}'"
-    if "messages" in facts or facts.get("history") or facts.get("system"):
+    if "messages" in facts or any(map(facts.get, ("history", "system", "tools"))):
         try:
             prompt(row)
         except UserError as error:
-            return error.problem
+            return error.problem.removeprefix(_NO_ID)
     return ""
 
 
@@ -313,7 +320,7 @@ def _template_error(template: str, names: frozenset[str], row: Example) -> str:
             return f"field {name}: is missing, but data.prompt uses it; available: {have}"[:300]
         if plain_text(facts[name]) is None:
             return f"field {name}: data.prompt uses it, so it must be text or a number, got {facts[name]!r}"[:200]
-    told = not row.image or ("instruction" in facts and facts.keys() & {"messages", "history", "system"})
+    told = not row.image or ("instruction" in facts and facts.keys() & {"messages", "history", "system", "tools"})
     if told and (omitted := _omitted_fields(template, names, row)):
         return omitted
     if not row.image:
@@ -331,20 +338,23 @@ def _omitted_fields(template: str, names: frozenset[str], row: Example) -> str:
     try:
         turns = previous_turns(row)
     except UserError as error:
-        return error.problem
+        return error.problem.removeprefix(_NO_ID)
     if any(turn["role"] != "system" for turn in turns):
         return f"earlier turns of the conversation: {remedy}"
     if turns and "system" not in names:
         return f"system prompt: {remedy}"
     facts = row.facts
-    if isinstance(facts.get("messages"), list):
-        asked = facts["messages"][-1]
-        if (
-            (isinstance(facts.get("tools"), list) and facts["tools"])
-            or "tool_calls" in asked
-            or asked.get("role") == "tool"
-        ):
-            return f"tools: {remedy.removesuffix(' or alpaca')}"
-        if isinstance(asked["content"], list) and asked["content"][0].get("type") != "image":
-            return f"images between words: {remedy.removesuffix(' or alpaca')}"
+    asked = facts["messages"][-1] if isinstance(facts.get("messages"), list) else {}
+    has_tools = isinstance(facts.get("tools"), list) and facts["tools"] and facts.keys() & {"instruction", "messages"}
+    if has_tools or "tool_calls" in asked or asked.get("role") == "tool":
+        return f"tools: {remedy.removesuffix(' or alpaca')}"
+    if _has_images_between_words(asked):
+        return f"images between words: {remedy.removesuffix(' or alpaca')}"
     return ""
+
+
+def _has_images_between_words(turn: Mapping[str, Any]) -> bool:
+    """Whether an image of a turn does not stand before all of its texts."""
+    content = turn.get("content")
+    kinds = [part.get("type") == "image" for part in content] if isinstance(content, list) else []
+    return kinds != sorted(kinds, reverse=True)

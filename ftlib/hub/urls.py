@@ -8,12 +8,14 @@ token, cookie or password.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 MAX_REDIRECTS = 5
@@ -25,6 +27,8 @@ _CHUNK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNQUOTED = "%/?:@!$&'()*+,;=~-._[]"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_DOCUMENTATION = ipaddress.ip_network("3fff::/20")
 
 Resolver = Callable[[str, int], Sequence[str]]
 """(host, port) → its addresses."""
@@ -54,6 +58,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if found not in _GLOBAL_UNICAST or found in _DOCUMENTATION:  # is_global misses some, by Python's version
+            return False
     return found.is_global and not found.is_multicast
 
 
@@ -84,14 +90,15 @@ def download(
         shown = without_query(url)
         try:
             found = _request(url, max_bytes, resolve, is_allowed, trusted, deadline)
+            if isinstance(found, bytes):
+                return found
+            url = urljoin(url, found)
         except DownloadError as error:
             raise DownloadError(f"{shown}: {error}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             kind = type(error).__name__  # the text of an error may contain the URL
-            raise DownloadError(f"{shown}: cannot be downloaded ({kind})") from None
-        if isinstance(found, bytes):
-            return found
-        url = urljoin(url, found)
+            reason = f"cannot be downloaded ({kind})" if time.monotonic() < deadline else _too_late()
+            raise DownloadError(f"{shown}: {reason}") from None
     raise DownloadError(f"{shown}: more than {MAX_REDIRECTS} redirects")
 
 
@@ -114,8 +121,11 @@ def _request(
     if not addresses or not all(map(is_allowed, addresses)):
         raise DownloadError(f"{host} is not a host of the public internet")
     connection = http.client.HTTPSConnection(host, port, timeout=_WAIT, context=context)
-    with socket.create_connection((addresses[0], port), timeout=_WAIT) as plain:
-        connection.sock = context.wrap_socket(plain, server_hostname=host)
+    with (
+        _connect(addresses, port, deadline) as plain,
+        context.wrap_socket(plain, server_hostname=host) as connection.sock,
+        _shut_down_at(deadline, connection.sock),
+    ):
         try:
             path = quote(urlunsplit(("", "", parts.path or "/", parts.query, "")), safe=_UNQUOTED)
             headers = {"User-Agent": "ftlib", "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
@@ -130,6 +140,38 @@ def _request(
             connection.close()
 
 
+def _connect(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
+    """Connect to the first address that answers."""
+    for number, address in enumerate(addresses, 1):
+        try:
+            return socket.create_connection((address, port), timeout=_WAIT)
+        except OSError:
+            if number == len(addresses) or time.monotonic() > deadline:
+                raise
+    raise AssertionError("no address")
+
+
+@contextlib.contextmanager
+def _shut_down_at(deadline: float, connected: socket.socket) -> Iterator[None]:
+    """Context in which a connection ends at a time. The timeout of a socket starts anew with each byte it gets."""
+
+    def shut_down() -> None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)  # SSLSocket's own goes on without encryption
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), shut_down)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _too_late() -> str:
+    return f"not complete after {SECONDS} s"
+
+
 def _content(response: http.client.HTTPResponse, max_bytes: int, deadline: float) -> bytes:
     if (response.length or 0) > max_bytes:
         raise DownloadError(f"larger than {max_bytes:,} bytes")
@@ -139,7 +181,9 @@ def _content(response: http.client.HTTPResponse, max_bytes: int, deadline: float
         if len(content) > max_bytes:
             raise DownloadError(f"larger than {max_bytes:,} bytes")
         if time.monotonic() > deadline:
-            raise DownloadError(f"not complete after {SECONDS} s")
+            break
+    if time.monotonic() > deadline:
+        raise DownloadError(_too_late())
     if expected is not None and len(content) < expected:
         raise DownloadError("the connection ended early")
     return bytes(content)

@@ -317,42 +317,79 @@ def corrected_rows(config: Config, site: Site, run: Run, corrected: Path) -> tup
     prepared = open_prepared(config, site, run)
     lines, left = [], dict(changes)
     changed = dropped = 0
+    labels, faults = set(), []
     for split in SPLITS:
         for row in prepared.rows(split):
             if row.frame:
                 raise UserError(f"row {row.id}: frames of animated images cannot be written as JSONL")
-            label, drop = left.pop(row.id, ("", False))
-            changed += bool(label) and label != row.suffix and not drop
-            dropped += drop
-            if not drop:
-                lines.append(json.dumps(_as_jsonl(row, label), ensure_ascii=False) + "\n")
-    raise_all([f"{corrected}: id {name}: no such row" for name in left], "Nothing was written.")
+            labels.add(row.suffix)
+            change = left.pop(escape_control_characters(row.id), _NO_CHANGE)
+            if (change.label or change.drop) and change.given not in (None, escape_control_characters(row.suffix)):
+                told = f"its label is {row.suffix!r}, but the column given has {change.given!r}"
+                faults.append(f"{corrected}: id {row.id}: {told}: it is of other data, or a spreadsheet changed it")
+            changed += bool(change.label) and change.label != row.suffix and not change.drop
+            dropped += change.drop
+            if not change.drop:
+                lines.append(json.dumps(_as_jsonl(row, change.label), ensure_ascii=False) + "\n")
+    faults += [f"{corrected}: id {name}: no such row" for name in left]
+    raise_all(faults, "Nothing was written.")
+    used = {change.label for change in changes.values() if change.label and not change.drop}
+    if new := sorted(used - labels):
+        log.warning(f"labels that the data do not have yet: {', '.join(map(repr, new[:10]))}; check their spelling")
     return "".join(lines), changed, dropped
 
 
 def _as_jsonl(row: Example, label: str) -> dict[str, Any]:
-    image = {"images": row.images} if row.other_images else {"image": row.image}
-    own = {"id": row.id, **image, "prefix": row.prefix, "suffix": label or row.suffix}
+    image = {"images": row.images} if row.other_images else {"image": row.image or None}
+    own = {"id": row.id, "prefix": row.prefix, "suffix": label or row.suffix}
     official = {"split": row.part} if row.part else {}
     references = {"references": list(row.references)} if row.references and not label else {}
-    return {**row.facts, **{name: value for name, value in own.items() if value}, **references, **official}
+    return {**row.facts, **image, **{name: value for name, value in own.items() if value}, **references, **official}
 
 
-def _read_corrections(path: Path) -> dict[str, tuple[str, bool]]:
-    """Return id → (corrected label or "", whether to leave the row out)."""
+@dataclass(frozen=True)
+class _Change:
+    """A row of a corrected CSV file.
+
+    Attributes:
+        given: the label that the audit saw; None: the file has no such column.
+        label: the corrected label, or "".
+        drop: whether to leave the row out.
+    """
+
+    given: str | None = None
+    label: str = ""
+    drop: bool = False
+
+
+_NO_CHANGE = _Change()
+
+
+def _read_corrections(path: Path) -> dict[str, _Change]:
+    """Return the changes by ID.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or has a row with too many cells, or an ID twice.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8", "Save it in the spreadsheet as CSV UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     separator = ";" if ";" in text.partition("\n")[0] else ","  # as spreadsheets of some countries write it
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     if missing := {"id", "label", "drop"} - set(reader.fieldnames or ()):
         raise UserError(f"{path}: column {sorted(missing)[0]} is missing", "Correct the file that ftlib audit wrote.")
-    found: dict[str, tuple[str, bool]] = {}
+    found: dict[str, _Change] = {}
     faults = []
     for line in reader:
-        if line["id"] in found:
-            faults.append(f"{path}:{reader.line_num}: id {line['id']} occurs twice")
-        found[line["id"]] = ((line["label"] or "").strip(), bool((line["drop"] or "").strip()))
+        key = line["id"] or ""
+        if None in line:
+            faults.append(f"{path}:{reader.line_num}: more cells than columns; quote a text that contains {separator}")
+        if key in found:
+            faults.append(f"{path}:{reader.line_num}: id {key} occurs twice")
+        label, drop = ((line[name] or "").strip() for name in ("label", "drop"))
+        found[key] = _Change(line.get("given"), label, bool(drop))
     raise_all(faults, "Nothing was written.")
     return found

@@ -227,8 +227,14 @@ class ResumableTrainer(Trainer):
     ) -> Tensor:
         """Return this micro-batch's share of the loss, times the number of ranks: DDP averages the gradients."""
         loss = self.config.loss
+        without_images = self.config.model.entry.images and not any(name.startswith("pixel_values") for name in inputs)
+        if without_images and self.mesh:
+            # Weights are gathered block by block, by all ranks: those of the vision tower, too, if a rank has images.
+            # Features of this one go nowhere, since no token stands for it; their gradients are zero.
+            edge = self.model.config.vision_config.image_size
+            inputs = {**inputs, "pixel_values": torch.zeros(1, 3, edge, edge, device=self.args.device)}
         part = answer_loss(model, inputs, loss.average, num_items_in_batch, loss.label_smoothing)
-        if self.config.model.entry.images and not any(name.startswith("pixel_values") for name in inputs):
+        if without_images and not self.mesh:
             # Without a gradient (even zero) for the vision tower, DDP would wait for ever for ranks with images, and
             # the optimizer would treat a step without images otherwise than one whose other ranks have some.
             part = part + sum((0.0 * parameter.flatten()[0].float() for parameter in self._vision_parameters), 0.0)

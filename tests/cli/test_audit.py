@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,15 +128,41 @@ def test_of_a_single_run_only_what_it_did_not_see_is_judged(config: Path, ftlib:
         ("id,label\n7,dog\n", "column drop is missing"),
         ("id,label,drop\n7,dog,\n7,,x\n", "id 7 occurs twice"),
         ("id,label,drop\n99,dog,\n", "id 99: no such row"),
+        ("id,label,drop\n7,dog, or cat,\n", "bad.csv:2: more cells than columns"),
+        ("id,given,label,drop\n8,mouse,dog,\n", "its label is '<b>cat</b>', but the column given has 'mouse'"),
+        ("id,label,drop\n7,\xe9,\n", "bad.csv: is not UTF-8"),
     ],
 )
 def test_mistakes(config: Path, ftlib: Ftlib, store: Path, tmp_path: Path, text: str, told: str) -> None:
     answer(ftlib, config, "generate")
     code, _, error = ftlib("audit", "pets-audit")
     assert code == 2 and "no evaluation with the probabilities" in error and "evaluation.decode=choose" in error
-    (tmp_path / "bad.csv").write_text(text)
+    (tmp_path / "bad.csv").write_text(text, encoding="latin-1")
     target = tmp_path / "data" / "new.jsonl"
     code, _, error = ftlib("audit", "pets-audit", "--apply", tmp_path / "bad.csv", "-o", target)
     assert code == 2 and told in error and not target.exists()
+    for place in (tmp_path / "elsewhere.jsonl", tmp_path / "data" / "data.jsonl"):
+        code, _, error = ftlib("audit", "pets-audit", "--apply", tmp_path / "bad.csv", "-o", place)
+        assert code == 2 and ("in the dataset's folder" in error or "is a file of the dataset" in error)
     code, _, error = ftlib("audit", "pets-audit", "data.prompt=x")
     assert code == 2 and "for a CONFIG" in error and "Traceback" not in error
+
+
+def test_rows_of_text_and_of_renamed_fields(config: Path, ftlib: Ftlib, store: Path, tmp_path: Path) -> None:
+    """The printed fields make the config fit the corrected file; rows without an image say so there, too."""
+    lines = [{"id": str(n), "q": f"pet {n}?", "a": LABELS[n % 2], "image": None} for n in range(40)]
+    (tmp_path / "data" / "data.jsonl").write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode("utf-16"))
+    columns = "source: jsonl, encoding: utf-16, columns: {prefix: q, suffix: a}"
+    config.write_text(config.read_text().replace("source: jsonl", columns))
+    answer(ftlib, config)
+    corrected = tmp_path / "corrected.csv"
+    corrected.write_text(f"id,given,label,drop\n7,dog,bird,\n21,dog,,x\n8,{EVIL},,\n", encoding="utf-8-sig")
+    target = tmp_path / "data" / "new" / "corrected.jsonl"
+    target.parent.mkdir()
+    code, _, error = ftlib("audit", "pets-audit", "--apply", corrected, "-o", target)
+    assert code == 0 and "do not have yet: 'bird'; check their spelling" in error, error
+    fields = shlex.split(error.partition("use it with: ")[2].splitlines()[0])
+    assert "data.file=new/corrected.jsonl" in fields and "data.encoding=utf-8" in fields
+    code, _, error = ftlib("prepare", config, "--check", *fields)
+    assert code == 0, error
+    assert {(line["prefix"], line["suffix"]) for line in read_lines(target)} >= {("pet 7?", "bird"), ("pet 9?", "dog")}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftlib.data.example import Example, InvalidRecord
-from ftlib.data.json_boxes import box_writer, format_json_objects, parse_json_objects
+from ftlib.data.json_boxes import box_writer, format_json_objects, json_object_spans, parse_json_objects
 from ftlib.data.location_tokens import LocatedObject, format_objects, to_fractions
 from ftlib.tasks.detect import detection_results, score_detections, validate_detect_target
 from ftlib.tasks.refer import score_referring, validate_refer_target
@@ -39,6 +39,12 @@ def test_text_is_read_again() -> None:
         ('[{"bbox_2d": [1, 2, 3, 4], "label": "a"}, {"bbox_2d": [1, 2', "a", 1),
         ('[{"bbox_2d": [3, 2, 1, 4], "label": "a"}, {"bbox_2d": [1, 2, 3], "label": "b"}, {"point": [1, 2]}]', "", 3),
         ('[{"bbox_2d": [1, 2, 3, NaN], "label": "a"}, {"bbox_2d": [1, 2, 3, 4], "label": 3}]', "", 2),
+        (
+            f'[{{"bbox_2d": [1, 2, 3, {"9" * 400}], "label": "a"}}, {{"bbox_2d": [1, 2, 3, 1e300], "label": "b"}}]',
+            "",
+            2,
+        ),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "a\\ud83d"}]', "a?", 0),
         ("there is no cat", "", 1),
         ("[]", "", 0),
         ("```json\n[]\n```", "", 0),
@@ -48,6 +54,7 @@ def test_text_is_read_again() -> None:
     ],
 )
 def test_what_models_write(text: str, labels: str, unreadable: int) -> None:
+    json_object_spans(text)
     found = parse_json_objects(text, 1000, 1000)
     assert "".join(one.label for one in found.objects) == labels and found.unreadable == unreadable
 
@@ -94,5 +101,10 @@ def test_what_cannot_be_trained_on() -> None:
             objects=[{"label": "cat", "box": [64, 48, 320, 240]}],
         )
     )
+    for form, box in (("json_1000", [100, 100, 640, 1100]), ("json_pixels", [100, 100, 500, 600])):
+        beyond = row(form, f'[{{"bbox_2d": {box}, "label": "cat"}}]')
+        for validate in (validate_detect_target, validate_refer_target):
+            assert "object 1: its box is outside of the image (box_format: " + form in validate(beyond)
+    assert not validate_detect_target(row("json_pixels", '[{"bbox_2d": [0, 0, 641, 482], "label": "cat"}]'))
     unsized = box_writer("json_pixels")(Example("1", "1.png", "detect cat", CAT))
     assert isinstance(unsized, InvalidRecord) and "width and height" in unsized.reason

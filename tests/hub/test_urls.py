@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +55,21 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", query)
             self.end_headers()
+            return
+        if path == "/slow.png":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            with contextlib.suppress(OSError):
+                while True:
+                    time.sleep(0.05)
+                    self.wfile.write(b"X: y\r\n")
+            return
+        if path == "/trickle.png":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    time.sleep(0.05)
+                    self.wfile.write(b"x")
             return
         body = {"/a.png": picture(), "/long.png": picture() * 50, "/text.png": b"hello"}.get(path)
         self.send_response(200 if body else 404)
@@ -126,6 +143,7 @@ def test_redirects_are_followed(server: Server, fetch: Callable[..., bytes]) -> 
         ("/none.png?key=secret", "answer 404"),
         ("/long.png", "larger than 1,000 bytes"),
         ("https://images.test:99999/a.png", "cannot be downloaded"),
+        ("https://[/a.png?key=secret", "cannot be downloaded"),
     ],
 )
 def test_what_is_refused_directly_and_after_a_redirect(
@@ -138,6 +156,32 @@ def test_what_is_refused_directly_and_after_a_redirect(
         if "/to/x?/to/x" not in url:
             assert reason in str(error.value)
         assert "secret" not in str(error.value) and "?" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["slow.png", "trickle.png"])
+def test_a_server_that_never_ends(
+    server: Server, fetch: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Neither in its headers, which no timeout of a read ends, nor in its content."""
+    monkeypatch.setattr("ftlib.hub.urls.SECONDS", 0.3)
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=r"not complete after 0\.3 s"):
+        fetch(f"{server.url}/{name}", 10**6)
+    assert time.monotonic() - start < 10
+
+
+def test_another_address_is_tried(server: Server, fetch: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    reached = socket.create_connection
+
+    def connect(address: tuple[str, int], *words: Any, **named: Any) -> socket.socket:
+        if ":" in address[0]:
+            raise OSError("no route")
+        return reached(address, *words, **named)
+
+    monkeypatch.setattr("ftlib.hub.urls.socket.create_connection", connect)
+    assert fetch(f"{server.url}/a.png", 10**6, resolve=lambda host, port: ["2606:4700::1111", PUBLIC]) == picture()
 
 
 def test_a_server_with_another_certificate(server: Server, fetch: Callable[..., bytes]) -> None:
@@ -153,11 +197,20 @@ def test_a_server_with_another_certificate(server: Server, fetch: Callable[..., 
         (PUBLIC, True), ("2606:4700::1111", True), ("127.0.0.1", False), ("10.0.0.1", False), ("100.64.0.1", False),
         ("169.254.169.254", False), ("0.0.0.0", False), ("224.0.0.1", False), ("::1", False), ("fe80::1%eth0", False),
         ("fd00::1", False), ("::ffff:10.0.0.1", False), ("64:ff9b::a00:1", False), ("2002:a00:1::1", False),
-        ("::", False), ("192.168.1.1", False), ("172.16.0.1", False),
+        ("::", False), ("192.168.1.1", False), ("172.16.0.1", False), ("::127.0.0.1", False),
+        ("::ffff:0:10.0.0.1", False), ("fec0::1", False), ("64:ff9b:1::a00:1", False), ("3fff::1", False),
     ],
 )  # fmt: skip
 def test_public_addresses(address: str, public: bool) -> None:
     assert is_public(address) == public
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f.1", "127.1", "0", "localhost", "[::ffff:127.0.0.1]", "127.0.0.1."]
+)
+def test_other_names_of_this_machine(host: str) -> None:
+    with pytest.raises(DownloadError, match=r"not a host of the public internet|cannot be downloaded \(gaierror\)"):
+        download(f"https://{host}:1/a.png", 1000)
 
 
 def test_urls_in_messages() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,9 @@ from ftlib.data.sources.json_stream import InvalidJson, stream_lists
 from ftlib.data.split_names import NamedSplit, SplitNames
 
 _MAX_SHOWN = 300
+_QUERY = re.compile(r"(?<=://)([^\s?#'\"]*)[?#][^\s'\"]*")
+"""Query string of a URL, which may be its signature."""
+
 Value = TypeVar("Value")
 RowParser = Callable[[dict[str, Any], int], Sequence[Example]]
 """(record, its number) → its rows; raises ValueError with a message."""
@@ -174,7 +178,8 @@ def unused_fields(lists: Mapping[str, JsonTable[Any]]) -> frozenset[str]:
 
 
 def invalid(location: str, reason: str) -> InvalidRecord:
-    """Return an InvalidRecord; a long reason is shortened."""
+    """Return an InvalidRecord; a long reason is shortened, and URLs in it lose their query strings."""
+    reason = _QUERY.sub(r"\1", reason)
     return InvalidRecord(location, reason if len(reason) <= _MAX_SHOWN else reason[:_MAX_SHOWN] + "…")
 
 

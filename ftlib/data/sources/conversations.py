@@ -166,12 +166,16 @@ def read_tools(tools: Any) -> list[Any]:
     if isinstance(tools, str) and tools.strip():
         try:
             found = json.loads(tools)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"field tools: must be a list of tools, or its JSON, got {tools!r}"[:200]) from None
     if found in (None, "", [], {}) or (isinstance(found, str) and not found.strip()):
         return []
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise ValueError(f"field tools: must be a list of tools, or its JSON, got {tools!r}"[:200])
+    for tool in found:
+        function = tool.get("function", tool)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise ValueError(f"field tools: a tool needs a function with a name, got {tool!r}"[:200])
     return found
 
 
@@ -207,8 +211,10 @@ def _tool_calls(message: dict[str, Any], written: Any, name: str) -> list[Turn]:
     if written == "function_call":
         try:
             calls = json.loads(message.get(name) or "")
-        except (ValueError, TypeError):
-            raise ValueError("a function_call must be the JSON of a call: name and arguments") from None
+        except (ValueError, TypeError, RecursionError):
+            calls = None
+        if not calls:
+            raise ValueError("a function_call must be the JSON of a call: name and arguments")
     if not calls:
         return []
     return [_tool_call(call) for call in (calls if isinstance(calls, list) else [calls])]
@@ -222,7 +228,7 @@ def _tool_call(call: Any) -> Turn:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"arguments of a tool call: not JSON: {arguments!r}"[:200]) from None
     if not isinstance(arguments, (dict, type(None))):
         raise ValueError(f"arguments of a tool call: must be an object, got {arguments!r}"[:200])

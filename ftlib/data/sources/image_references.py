@@ -11,6 +11,7 @@ import importlib.util
 import os
 import posixpath
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -138,7 +139,7 @@ def _collect() -> Iterator[set[str]]:
 
 def _stage(url: str, target: Path, max_pixels: int | None, fetch: Callable[[str, int], bytes]) -> None:
     content = fetch(url, MAX_BYTES)
-    temporary = target.with_name(f"{files.TEMPORARY_PREFIX}{target.name}")
+    temporary = target.with_name(f"{files.TEMPORARY_PREFIX}{uuid.uuid4().hex}")  # another process may stage it too
     try:
         _write(temporary, content)
         try:

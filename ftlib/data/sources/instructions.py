@@ -53,6 +53,9 @@ _DEFAULTS = ("data.jsonl", "data.json")
 _JUDGED = ("label", "kto_tag")
 """Fields of a record that rate its answer in TRL, LLaMA-Factory and ms-swift."""
 
+_REJECTED = ("rejected", "rejected_response", "rejected_messages")
+"""Fields with the worse answer of a preference pair in TRL, LLaMA-Factory and ms-swift."""
+
 _MOVING = frozenset({"video", "videos", "audio", "audios"})
 _TRL = ("prompt", "completion")
 _RAW = "text"
@@ -134,6 +137,10 @@ class _Records:
             raise ValueError(f"field {name}: videos and sounds are not supported")
         if unwanted := next((name for name in _JUDGED if record.get(name) is False and name != names["suffix"]), ""):
             raise ValueError(f"field {unwanted}: false marks a bad answer, which must not be trained on")
+        chosen = {"messages", "suffix"} & self.columns.keys()
+        if pair := next((name for name in _REJECTED if record.get(name) and not chosen), ""):
+            remedy = "to train on the better answer, set data.columns: {messages: …} or {prefix: …, suffix: …}"
+            raise ValueError(f"field {pair}: preference pairs are not supported; {remedy}")
         lists = self._messages(record, names)
         if lists:
             return self._turns(key, record, lists, names)
@@ -193,8 +200,11 @@ class _Records:
         if not instruction.strip():
             raise ValueError(f"field {names['prefix']}: is empty")
         known = {names["id"], names["prefix"], answer, names["references"]}
-        facts = extra_fields(record, known | own)
+        empty = {name for name in CHAT_COLUMNS if record.get(name) is None}  # of a table with records of other forms
+        facts = extra_fields(record, known | own | empty)
         facts |= {"instruction": instruction, "input": _context(record, known)}
+        if "tools" in facts:
+            facts["tools"] = read_tools(facts["tools"])
         if facts.get("history") or facts.get("system"):
             history_turns(facts)
         row = Example(
@@ -229,7 +239,11 @@ class _Records:
                 raise ValueError(f"field {field}: message {number + 1} is an answer without a user message before it")
         if not learned:
             raise ValueError(f"field {field}: none of its answers is marked to be trained on")
+        if record.get("history"):
+            raise ValueError(f"field history: {field} also has earlier turns")
         mode = self.data.chat_turns
+        for number in learned if mode == "all" else []:
+            require_text(answer_of_turn(chat.turns[number]), f"{field}: message {number + 1}")
         rows = []
         for number in learned if mode == "rows" else learned[-1:]:
             before = chat.turns[:number]

@@ -172,6 +172,72 @@ def test_tool_calls(tmp_path: Path, record: dict[str, Any]) -> None:
         assert "data.prompt" in prompt_checker(template)(second) or "no tools" in prompt_checker(template)(second)
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"messages": turns("uq", "aa"), "tools": DEEP}, "field tools: must be a list of tools"),
+        ({"messages": turns("uq", "aa"), "tools": [{"function": "x"}]}, "a tool needs a function with a name"),
+        ({"messages": turns("uq", "aa"), "tools": [{"type": "web_search"}]}, "a tool needs a function with a name"),
+        ({"conversations": [SHAREGPT[0], {"from": "function_call", "value": DEEP}]}, "must be the JSON of a call"),
+        ({"conversations": [SHAREGPT[0], {"from": "function_call", "value": "[]"}]}, "must be the JSON of a call"),
+        (
+            {
+                "messages": [
+                    *turns("uq"),
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]},
+                ]
+            },
+            "arguments of a tool call",
+        ),
+        ({"messages": turns("uq", "aa"), "history": [["x", "y"]]}, "field history: messages also has earlier turns"),
+        ({"messages": turns("uq", "aa"), "rejected": turns("ab")}, "preference pairs are not supported"),
+        ({"instruction": "q", "output": "a", "rejected": "b"}, "preference pairs are not supported"),
+        ({"messages": turns("uq", "a", "uq2", "aa")}, "message 2: is empty"),
+        ({"image": {"url": "https://x.org/a.png?sig=secret"}, "messages": turns("uq", "aa")}, "x.org/a.png'}"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, record: dict[str, Any], reason: str) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps(record))
+    (bad,) = examples(Data(source="instructions", root=str(tmp_path), prompt="chat", chat_turns="all"))
+    assert isinstance(bad, InvalidRecord) and reason in bad.reason and "secret" not in bad.reason
+
+
+def test_the_better_answer_of_a_pair_can_be_chosen(tmp_path: Path) -> None:
+    record = {"chosen": turns("uq", "aa"), "rejected": turns("uq", "ab")}
+    (row,) = read(tmp_path, record, columns={"messages": "chosen"})
+    assert (shown(row), row.suffix) == (turns("uq"), "a")
+
+
+def test_a_table_with_several_forms_has_null_in_the_fields_of_the_others(tmp_path: Path) -> None:
+    nothing = {"messages": None, "conversations": None, "system": None, "history": None, "tools": None, "text": None}
+    pair = {**nothing, "instruction": "q", "input": None, "output": "a"}
+    chat = {**nothing, "instruction": None, "output": None, "messages": turns("uq", "aa")}
+    for row in read(tmp_path, pair, chat):
+        assert shown(row) == turns("uq") and row.suffix == "a"
+        assert not any(prompt_checker(template)(row) for template in ("chat", "alpaca", "{prefix}"))
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_tools_of_an_instruction(tmp_path: Path, tools: Any) -> None:
+    (row,) = read(tmp_path, {"instruction": "q", "output": "a", "tools": tools})
+    assert shown(row) == {"messages": turns("uq"), "tools": TOOLS}
+    for template in ("alpaca", "{prefix}"):
+        assert prompt_checker(template)(row).startswith(("tools: ", "prompt alpaca shows no tools"))
+
+
+def test_images_between_words_need_a_chat_template(tmp_path: Path) -> None:
+    before = {"images": ["1.png", "2.png"], "messages": turns("u<image><image>a", "ay")}
+    between = {"images": ["1.png", "2.png"], "messages": turns("u<image>a<image>b", "ay")}
+    for record, errors in ((before, 0), (between, 2)):
+        (row,) = read(tmp_path, record)
+        assert not prompt_checker("chat")(row)
+        found = [error for template in ("alpaca", "{prefix}") if (error := prompt_checker(template)(row))]
+        assert len(found) == errors and all("images between words" in error for error in found)
+
+
 def test_raw_text(tmp_path: Path) -> None:
     (row,) = read(tmp_path, {"text": "Once upon a time.", "source": "web"})
     assert (row.prefix, row.suffix, row.facts) == ("", "Once upon a time.", {"source": "web"})
