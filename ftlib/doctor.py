@@ -1,4 +1,4 @@
-"""Checks of a machine: Python and packages, GPUs, storage, permissions, Slurm and the image."""
+"""Checks of a machine: Python and packages, GPUs, InfiniBand, storage, permissions, Slurm and the image."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+import resource
 import shlex
 import shutil
 import site
@@ -24,6 +25,7 @@ from typing import Any
 
 from ftlib.config.schema import Config
 from ftlib.core import files, permissions, trust
+from ftlib.core import infiniband as core_infiniband
 from ftlib.core.gpu import REMEDY, find_mismatch
 from ftlib.core.paths import REPOSITORY, Site, find_site, site_settings
 from ftlib.core.permissions import RECORD_FOLDERS, STICKY_FOLDERS, Sharing
@@ -244,6 +246,27 @@ def _check_gpu(torch: Any, index: int) -> CheckResult:
         return CheckResult(check, f"{state}: adds wrongly", "Ask your site about this node.", fatal=True)
     remedy = "No bfloat16 here: use training.fp16, or training.precision: auto." if not bf16 else ""
     return CheckResult(check, f"{state}, {'with' if bf16 else 'without'} bfloat16", remedy)
+
+
+_LITTLE_MEMLOCK = 1 << 30
+
+
+def infiniband(root: Path = Path("/")) -> Iterator[CheckResult]:
+    """Can NCCL use the InfiniBand or RoCE devices of this node, if there are any?"""
+    devices = core_infiniband.active_devices(root)
+    if not devices:
+        return
+    names = ", ".join(devices)
+    if fault := core_infiniband.find_obstacle(root):
+        yield CheckResult("InfiniBand", f"{names}, but NCCL would use sockets: {fault}", core_infiniband.REMEDY)
+    else:
+        yield CheckResult("InfiniBand", f"{names}, with libibverbs and providers")
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit != resource.RLIM_INFINITY and limit < _LITTLE_MEMLOCK:
+        remedy = "NCCL may fail to register memory. Ask your site for an unlimited memlock in jobs (slurmd's limits)."
+        yield CheckResult("memlock", f"at most {format_size(limit)} of locked memory", remedy)
+    else:
+        yield CheckResult("memlock", "enough memory can be locked")
 
 
 # Python, packages, the hub's token.

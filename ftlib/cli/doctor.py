@@ -24,6 +24,7 @@ CHECKS = (
     ftlib_doctor.packages,
     ftlib_doctor.user_packages,
     ftlib_doctor.gpus,
+    ftlib_doctor.infiniband,
     ftlib_doctor.roots,
     ftlib_doctor.local_temporary,
     ftlib_doctor.sharing,

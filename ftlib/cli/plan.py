@@ -63,6 +63,10 @@ def _show(plan: MemoryPlan) -> None:
         shared = f"the model is sharded over {plan.sharding.shards} of {gpus}"
         held = f"each of {gpus} holds the whole model"
         log.info(f"{held if plan.sharding.shards == 1 else shared}: {plan.sharding.reason}")
+        log.info(f"a node needs {format_gib(plan.host.loading)} of its own memory to load the model")
+        if plan.host.gathering:
+            log.info(f"the first node needs {format_gib(plan.host.gathering)} to gather a checkpoint or the result")
+        log.info(f"a checkpoint takes {format_gib(plan.host.checkpoint)}")
     log.info(f"micro-batch {plan.config.micro_batch_size} of {plan.config.effective_batch_size} rows a step, in GiB:\n")
     without, checkpointed = (
         asdict(plan.estimates[one]) | {"together": plan.estimates[one].total} for one in (False, True)

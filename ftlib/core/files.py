@@ -68,8 +68,9 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise (_storage_user_error(error.errno, Path(error.filename or path)) or error) from None
     except Exception as error:
-        if "No space left" in str(error) or "os error 28" in str(error) or find_shortage(path, 1 << 20):
-            raise _storage_user_error(errno.ENOSPC, path) from None  # type: ignore[misc]
+        told = next((number for number in NO_SPACE if f"os error {number})" in str(error)), None)
+        if told or "No space left" in str(error) or find_shortage(path, 1 << 20):
+            raise _storage_user_error(told or errno.ENOSPC, path) from None  # type: ignore[misc]
         raise
 
 

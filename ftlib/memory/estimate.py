@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftlib.config.schema import Config
+from ftlib.config.schema import Config, Lora
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.hub.offline import offline
@@ -266,6 +266,43 @@ def shard_estimate(whole: MemoryEstimate, model: torch.nn.Module, shards: int) -
             "buckets": largest(trained),
         }
     return replace(whole, **parts)
+
+
+@dataclass(frozen=True)
+class HostEstimate:
+    """Bytes that a run on several GPUs needs beside their memory.
+
+    Attributes:
+        loading: of a node's memory while its tasks load the model: one after the other if it is sharded (except with
+            PiSSA), else all at once.
+        gathering: of the first node's memory while a checkpoint or the result is written; 0 unless trained weights are
+            sharded.
+        checkpoint: of storage, for one checkpoint.
+    """
+
+    loading: int
+    gathering: int
+    checkpoint: int
+
+
+def host_estimate(model: torch.nn.Module, config: Config, sharded: bool) -> HostEstimate:
+    """Memory of the hosts and storage, beside torch's own (about 1 GiB a task) and that of data loading.
+
+    Args:
+        model: from `build_meta_model`.
+        sharded: whether GPUs share the model.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    state = state_bytes(
+        str(config.training.get("optim", "adamw_torch_fused")), str(config.training.get("optim_args", "")), trained
+    )
+    checkpoint = sum(parameter.numel() * parameter.element_size() for parameter in trained) + state
+    in_turns = sharded and not (isinstance(config.adapter, Lora) and config.adapter.pissa)
+    gathers = sharded and len(sharding.replicated_parameters(model)) < len(trained)
+    copies = 1 if in_turns else max(1, config.job.gpus)
+    return HostEstimate(copies * whole, max(checkpoint, whole) if gathers else 0, checkpoint)
 
 
 # Quantized linear layers on the meta device, with the memory of bitsandbytes' layers; it need not be installed.

@@ -20,7 +20,16 @@ from ftlib.data.dataset import open_prepared
 from ftlib.data.prompts import render_prompt
 from ftlib.errors import UserError
 from ftlib.hub.cache import find_model
-from ftlib.memory.estimate import MemoryEstimate, RowShape, build_meta_model, estimate_step, row_flops, shard_estimate
+from ftlib.memory.estimate import (
+    HostEstimate,
+    MemoryEstimate,
+    RowShape,
+    build_meta_model,
+    estimate_step,
+    host_estimate,
+    row_flops,
+    shard_estimate,
+)
 from ftlib.models.lengths import ImageFolder, cached_token_lengths, length_cache_path
 from ftlib.models.registry import family_of
 from ftlib.models.sharding import Scope
@@ -272,6 +281,7 @@ class MemoryPlan:
         found: whether `rows` come from prepared data; else they are assumed.
         capacity: bytes of the GPU; None: unknown.
         sharding: over which GPUs the model is sharded.
+        host: memory of nodes, and storage.
         estimates: for the config's micro-batch on each GPU, by checkpointing.
         largest: micro-batch that fits, by checkpointing; None if nothing fits, or the capacity is unknown.
         flops: of a longest row, see `estimate.row_flops`.
@@ -282,6 +292,7 @@ class MemoryPlan:
     found: bool
     capacity: int | None
     sharding: ShardingChoice
+    host: HostEstimate
     estimates: dict[bool, MemoryEstimate]
     largest: dict[bool, BatchPlan | None]
     flops: int
@@ -307,7 +318,9 @@ class MemoryPlan:
             "fits": self.fits,
             "need": {_key(one): {**asdict(self.estimates[one]), "total": self.estimates[one].total} for one in _BOTH},
             "largest": {_key(one): self._batch_plan_json(self.largest[one]) for one in _BOTH},
-            **({"sharding": asdict(self.sharding)} if self.config.job.world_size > 1 else {}),
+            **(
+                {"sharding": asdict(self.sharding), "host": asdict(self.host)} if self.config.job.world_size > 1 else {}
+            ),
         }
 
     def _batch_plan_json(self, plan: BatchPlan | None) -> dict[str, int] | None:
@@ -338,4 +351,5 @@ def plan_memory(config: Config, site: Site, capacity: int | None) -> MemoryPlan:
         one: largest_batch_size(model, config, rows, capacity, one, shards=choice.shards) if capacity else None
         for one in _BOTH
     }
-    return MemoryPlan(config, rows, found, capacity, choice, needs, cuts, row_flops(model, config, rows))
+    host, flops = host_estimate(model, config, choice.shards > 1), row_flops(model, config, rows)
+    return MemoryPlan(config, rows, found, capacity, choice, host, needs, cuts, flops)

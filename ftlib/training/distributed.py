@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
+import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from ftlib.core import log
+from ftlib.core import infiniband, log
 from ftlib.core.job_memory import job_memory
 from ftlib.errors import RankLost, UserError
 from ftlib.models.loading import device
@@ -29,6 +32,9 @@ _CONNECTION_LOST = re.compile(
     "connection (was )?(closed|reset)|broken pipe|ncclRemoteError|remote process exit", re.IGNORECASE
 )
 """Messages of gloo, NCCL and the TCP store."""
+
+_peers: list[tuple[str, str, int]] = []
+"""Host, PID namespace and PID of every rank."""
 
 _FIRST_PORT, _PORTS = 12_000, 20_000
 """Below Linux's ephemeral ports (32768 and above)."""
@@ -57,7 +63,7 @@ def process_group(timeout: float) -> Iterator[None]:
         if _TIMED_OUT.search(str(error)):
             raise RankLost(f"another task did not respond for {timeout:g} s (training.ddp_timeout)") from error
         if _CONNECTION_LOST.search(str(error)):
-            raise RankLost(f"another task of this job is gone; {job_memory()}") from error
+            raise RankLost(f"another task of this job is gone{_name_lost()}; {job_memory()}") from error
         raise
     if distributed.is_initialized():  # not after a failure: other ranks might never reach this call
         distributed.destroy_process_group()
@@ -78,6 +84,41 @@ def _init_process_group(timeout: float) -> None:
     if here.type == "cuda":
         torch.cuda.set_device(here)
     distributed.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    _peers[:] = [("", "", 0)] * world
+    distributed.all_gather_object(_peers, (*_place(), os.getpid()))
+    if here.type == "cuda":
+        warn_of_sockets()
+
+
+def warn_of_sockets(root: Path = Path("/")) -> None:
+    """Warn on the first rank of a job on several nodes if NCCL cannot use the node's InfiniBand."""
+    several = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1
+    devices = infiniband.active_devices(root) if several and log.is_main_process() else []
+    if devices and (fault := infiniband.find_obstacle(root)):
+        log.warning(f"NCCL uses TCP sockets between the nodes, several times slower than {', '.join(devices)}: {fault}")
+        log.warning(infiniband.REMEDY)
+
+
+def _place() -> tuple[str, str]:
+    return socket.gethostname(), str(Path("/proc/self/ns/pid").readlink())
+
+
+def _name_lost() -> str:
+    """Name the tasks whose processes have ended, for a message; of other nodes only the nodes are known."""
+    for _ in range(20):  # a killed process closes its connections a moment before it ends
+        if lost := [rank for rank, (*place, pid) in enumerate(_peers) if (*place,) == _place() and _has_ended(pid)]:
+            return f": task {', '.join(map(str, lost))} on {_place()[0]}"
+        time.sleep(0.05)
+    elsewhere = sorted({host for host, *_ in _peers} - {_place()[0]})
+    return f": one on {' or '.join(elsewhere)}" if elsewhere else ""
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in ("Z", "X")
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:

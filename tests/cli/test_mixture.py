@@ -110,7 +110,7 @@ def instruction_sets(root: Path) -> Path:
 SMALL = ["model.dtype=float32", "training.max_steps=2", "training.fp16=false", "evaluation.max_new_tokens=4"]
 
 
-@pytest.mark.parametrize("name", ["opencalm_3b", "opencalm_7b"])
+@pytest.mark.parametrize("name", ["opencalm_3b", "opencalm_7b", "opencalm_7b_full"])
 def test_opencalm_learns_from_both_sets(name: str, tmp_path: Path, store: Path, ftlib: Ftlib) -> None:
     instruction_sets(tmp_path)
     config = REPOSITORY / "configs" / f"{name}.yaml"

@@ -47,8 +47,10 @@ def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib)
 
 def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:
     """Two GPUs × 2 × 4 are 16 rows a step, 8 of them on each."""
-    _, out, _ = ftlib("plan", config, "--json", "--gpu", "4GiB", "job.gpus=2")
+    _, out, error = ftlib("plan", config, "--json", "--gpu", "4GiB", "job.gpus=2")
     facts = json.loads(out)
+    assert facts["host"]["loading"] > facts["host"]["checkpoint"] > facts["host"]["gathering"] == 0
+    assert "of its own memory to load the model" in error and "a checkpoint takes" in error
     largest = facts["largest"]["no_checkpointing"]
     assert (facts["effective_batch"], largest["micro_batch"], largest["accumulation"]) == (16, 8, 1)
 

@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from ftlib.config.identity import identity
 from ftlib.config.schema import Config
 from ftlib.errors import UserError
-from ftlib.memory.estimate import MemoryEstimate, shard_estimate
+from ftlib.memory.estimate import MemoryEstimate, host_estimate, shard_estimate
 from ftlib.memory.search import choose_sharding
 from ftlib.models import sharding
 from ftlib.models.adapters import prepare_for_training
@@ -67,6 +67,12 @@ def test_each_gpu_holds_its_part_and_auto_shards_only_what_does_not_fit(adapter:
     base = every if adapter is FULL else every - trained
     whole = MemoryEstimate(base, every - base, trained, 2 * trained, 0, 0, context=0)
     parts = [shard_estimate(whole, model, shards) for shards in (2, 8)]
+    four = one.model_copy(update={"job": one.job.model_copy(update={"gpus": 4})})
+    hosts = [host_estimate(model, four, sharded) for sharded in (False, True)]
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert [host.loading for host in hosts] == [4 * (every + buffers), every + buffers]
+    assert [host.checkpoint for host in hosts] == [3 * trained] * 2, "weights and two moments"
+    assert [host.gathering for host in hosts] == [0, 3 * trained if adapter is FULL else 0]
     assert base / 8 < parts[1].weights < base / 2 < parts[0].weights < base
     if adapter is FULL:
         assert [one.optimizer for one in parts] == [trained, trained // 4]

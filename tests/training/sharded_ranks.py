@@ -1,14 +1,19 @@
 """One rank of a job that runs `ftlib train` several times: `python -m tests.training.sharded_ranks CASES.json`.
 
 Starting Python and importing torch takes longer than training a tiny model, so that one start serves several runs.
-A case has `runs` (FTLIB_RUNS), `port`, `arguments`, and `stop_after`: a step in which the last rank gets a signal,
-or 0.
+A case has `runs` (FTLIB_RUNS), `port`, `arguments`, and optionally
+
+    stop_after   a step in which the last rank gets a signal
+    kill_after   a step after which the last rank dies: the last case of a start
+    fill_after   a step after which rank 0 can write no file larger than 64 KiB: the last case of a start
+    scope        the scope that `choose_sharding` is to choose
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -16,10 +21,11 @@ from typing import Any
 
 from ftlib.cli.main import main
 from ftlib.core import signals
+from ftlib.memory.search import ShardingChoice
 from ftlib.models import sharding
 from ftlib.training import train
 
-_log_step, _train_phase = train._log_step, train._train_phase
+_log_step, _train_phase, _choose_sharding = train._log_step, train._train_phase, train.choose_sharding
 
 
 def run_cases(cases: list[dict[str, Any]], rank: int, world: int) -> None:
@@ -29,10 +35,15 @@ def run_cases(cases: list[dict[str, Any]], rank: int, world: int) -> None:
         signals._pending = None
         seen: dict[str, Any] = {}
 
-        def log_step(run: Any, record: dict[str, Any], update: Any, stop_after: int = case["stop_after"]) -> None:
+        def log_step(run: Any, record: dict[str, Any], update: Any, case: dict[str, Any] = case) -> None:
             _log_step(run, record, update)
-            if record["step"] == stop_after and rank == world - 1:
+            last = rank == world - 1
+            if last and record["step"] == case.get("stop_after"):
                 os.kill(os.getpid(), signal.SIGUSR1)
+            if last and record["step"] == case.get("kill_after"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rank == 0 and record["step"] == case.get("fill_after"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
 
         def train_phase(context: Any, trainer: Any, point: Any, seen: dict[str, Any] = seen) -> Any:
             reached = _train_phase(context, trainer, point)
@@ -43,7 +54,12 @@ def run_cases(cases: list[dict[str, Any]], rank: int, world: int) -> None:
             seen["differing"] = sharding.differing_parameters(kept) if seen["sharded"] else []
             return reached
 
-        train._log_step, train._train_phase = log_step, train_phase
+        def choose(*arguments: Any, case: dict[str, Any] = case) -> ShardingChoice:
+            if "scope" not in case:
+                return _choose_sharding(*arguments)
+            return ShardingChoice(case["scope"], world // arguments[-1], "as the test wants")
+
+        train._log_step, train._train_phase, train.choose_sharding = log_step, train_phase, choose
         print(json.dumps({"code": main(["train", *case["arguments"]]), **seen}), flush=True)
 
 

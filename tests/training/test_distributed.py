@@ -313,7 +313,7 @@ def test_a_rank_whose_partner_is_killed_says_so(config: Path, tmp_path: Path) ->
             time.sleep(0.2)
         second.kill()
         error = first.communicate(timeout=120)[1]
-        assert first.returncode == 76 and "ftlib: another task of this job is gone; the job has " in error, error
+        assert first.returncode == 76 and "ftlib: another task of this job is gone: task 1 on " in error, error
         assert "Traceback" not in error
         assert jsonl.read_jsonl_log(run.history)[-1]["reason"].startswith("another task of this job is gone")
     finally:

@@ -6,6 +6,8 @@ Processes with Slurm's variables, joined by gloo, stand for the tasks of a step.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from ftlib.core import jsonl
 from ftlib.runs import run as runs
 from ftlib.runs.run import Run
-from tests.conftest import FULL, LORA, start_ftlib
+from tests.conftest import FULL, LORA, read_lines, start_ftlib
 from tests.models import tiny_causal, tiny_paligemma
 from tests.training.test_resume import run_of
 
@@ -31,35 +33,46 @@ seed: 3
 model: {family: causal, base: BASE}
 adapter: ADAPTER
 data: {source: instructions, root: ROOT, file: data.jsonl, split: {valid: 7, test: 0}}
-training: {max_steps: 8, per_device_train_batch_size: 1, gradient_accumulation_steps: 4, learning_rate: 1.0e-2}
+training: {max_steps: 4, per_device_train_batch_size: 1, gradient_accumulation_steps: 4, learning_rate: 1.0e-2}
 evaluation: {splits: [valid], loss: true}
-checkpoint: {steps: 4, keep: 9}
+checkpoint: {steps: 2, keep: 9}
 """
 WAIT = "training.ddp_timeout=60"
 
 
-def job(count: int, shard: str = "full") -> list[str]:
-    """The effective batch of four as micro-batches of one row on some ranks."""
-    cut = f"training.gradient_accumulation_steps={4 // count}"
-    return [f"job.gpus={count}", "training.per_device_train_batch_size=1", cut, f"parallel.shard={shard}", WAIT]
+def job(count: int, shard: str = "full", micro: int = 1, nodes: int = 1) -> list[str]:
+    """The effective batch of four on some ranks, in micro-batches of `micro` rows."""
+    where = [f"job.gpus={count // nodes}", f"job.nodes={nodes}", f"parallel.shard={shard}", WAIT]
+    cut = f"training.gradient_accumulation_steps={4 // count // micro}"
+    return [*where, f"training.per_device_train_batch_size={micro}", cut]
 
 
-def case(runs: Path, arguments: Sequence[object], stop_after: int = 0) -> dict[str, Any]:
-    return {"runs": str(runs), "arguments": [*map(str, arguments)], "stop_after": stop_after}
+def case(runs: Path, arguments: Sequence[object], **more: Any) -> dict[str, Any]:
+    """What `sharded_ranks` reads."""
+    return {"runs": str(runs), "arguments": [*map(str, arguments)], **more}
 
 
-def train_on(count: int, cases: list[dict[str, Any]], folder: Path, expect: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Run cases on some ranks; return what the first rank saw of each."""
+def run_ranks(
+    count: int, cases: list[dict[str, Any]], folder: Path, nodes: int = 1
+) -> list[tuple[int, list[dict[str, Any]], str]]:
+    """Run cases on some ranks; return each one's exit code, what it saw of each case, and its messages."""
     for one in cases:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             one["port"] = probe.getsockname()[1]
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    place = {"SLURM_STEP_NUM_TASKS": str(count), "OMP_NUM_THREADS": "1"}
+    place = {"SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NUM_NODES": str(nodes), "MASTER_ADDR": "127.0.0.1"}
     program = ("-m", "tests.training.sharded_ranks")
     ranks = [
-        start_ftlib(file, program=program, **place, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+        start_ftlib(
+            file,
+            program=program,
+            **place,
+            OMP_NUM_THREADS="1",
+            SLURM_PROCID=str(rank),
+            SLURM_LOCALID=str(rank % (count // nodes)),
+        )
         for rank in range(count)
     ]
     try:
@@ -67,15 +80,31 @@ def train_on(count: int, cases: list[dict[str, Any]], folder: Path, expect: Sequ
     finally:
         for rank in ranks:
             rank.kill()
-    found = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in ended]
-    errors = "\n---\n".join(error[-4000:] for _, error in ended)
+    return [
+        (rank.returncode, [json.loads(line) for line in out.splitlines() if line.startswith("{")], error[-6000:])
+        for rank, (out, error) in zip(ranks, ended, strict=True)
+    ]
+
+
+def train_on(
+    count: int, cases: list[dict[str, Any]], folder: Path, expect: Sequence[int] = (), nodes: int = 1
+) -> list[dict[str, Any]]:
+    """Run cases on some ranks, which all end them with the same codes; return what the first rank saw of each."""
+    ended = run_ranks(count, cases, folder, nodes)
     wanted = list(expect) or [0] * len(cases)
-    assert [[one["code"] for one in seen] for seen in found] == [wanted] * count, errors
-    for one, seen in zip(cases, found[0], strict=True):
-        if "parallel.shard=full" in one["arguments"] and "sharded" in seen:
+    errors = "\n---\n".join(error for _, _, error in ended)
+    assert [[one["code"] for one in seen] for _, seen, _ in ended] == [wanted] * count, errors
+    if count > 1:
+        assert_sharded(cases, ended[0][1])
+    return ended[0][1]
+
+
+def assert_sharded(cases: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
+    """Where sharding was asked for, everything but adapters was sharded."""
+    for one, seen in zip(cases, found, strict=True):
+        if ("parallel.shard=full" in one["arguments"] or "scope" in one) and "sharded" in seen:
             assert seen["sharded"] and not seen["differing"], "all ranks hold the same adapters"
             assert not [name for name in seen["whole"] if not ("lora_" in name or "modules_to_save" in name)]
-    return found[0]
 
 
 def values_of(run: Run, name: str) -> list[float]:
@@ -161,12 +190,12 @@ def causal_config(folder: Path, architecture: str, adapter: str, ftlib: Ftlib) -
 def paligemma(
     store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., Path]]:
-    """Make a config on tiny PaliGemmas without dropout; 37 rows: in an epoch's last batch a rank has none."""
+    """Make a config on tiny PaliGemmas without dropout; 17 rows: in an epoch's last batch, step 5, a rank has none."""
     monkeypatch.setenv("FTLIB_RUNS", "")
 
     def make(adapter: str, generation: int = 1) -> Path:
         base = tiny_paligemma.save(tmp_path / f"paligemma{generation}", generation)
-        rows = ("split: {valid: 0.2, test: 0.2}", "split: {valid: 11, test: 12}")
+        rows = ("split: {valid: 0.2, test: 0.2}", "split: {valid: 11, test: 32}")
         path = write_config(adapter.replace("dropout: 0.1", "dropout: 0.0"), base=str(base), replace=rows)
         path = path.rename(tmp_path / f"config-{len(list(tmp_path.glob('config-*')))}.yaml")
         assert ftlib("prepare", path)[0] == 0
@@ -175,32 +204,90 @@ def paligemma(
     yield make
 
 
-def test_two_sharded_ranks_are_one(paligemma: Callable[..., Path], tmp_path: Path, ftlib: Ftlib) -> None:
-    """PaliGemma fully trained, with evaluations by loss and by generation between the steps, stopped by a signal and
-    resumed; then Llama with LoRA. 11 rows of valid are two batches for generation and eleven for the loss.
+def test_two_sharded_ranks_are_one(paligemma: Callable[..., Path], shared: Path, tmp_path: Path, ftlib: Ftlib) -> None:
+    """PaliGemma fully trained, with evaluations by loss and by generation between the steps: straight, stopped by a
+    signal and resumed, killed and resumed; then Llama with LoRA. 11 rows of valid are two batches for generation and
+    eleven for the loss. The results are used like any other. One start of the ranks serves all of it, and a second one
+    what comes after the kill.
     """
     full = paligemma(FULL)
-    asked = ["checkpoint.steps=6", "checkpoint.keep=9", "evaluation.loss=true"]
-    asked += ["checkpoint.best={metric: accuracy, every: 6}"]
+    asked = ["training.max_steps=6", "checkpoint.steps=3", "checkpoint.keep=9", "evaluation.loss=true"]
+    asked += ["checkpoint.best={metric: accuracy, every: 3}"]
     lora = causal_config(tmp_path / "llama", "llama", LORA.replace("dropout: 0.1", "dropout: 0.0"), ftlib)
-    places = {name: tmp_path / name for name in ("full", "full-two", "full-stopped", "lora", "lora-two")}
-    one = run_of(full, places["full"], *asked)
-    assert ftlib("train", full, *asked)[0] == 0
-    small = run_of(lora, places["lora"])
-    assert ftlib("train", lora)[0] == 0
-    two = run_of(full, places["full-two"], *asked, *job(2))
-    stopped = run_of(full, places["full-stopped"], *asked, *job(2))
-    small_two = run_of(lora, places["lora-two"], *job(2))
+    one, small = run_of(full, tmp_path / "one", *asked), run_of(lora, tmp_path / "small")
+    for config, place, overrides in ((full, "one", asked), (lora, "small", [])):
+        os.environ["FTLIB_RUNS"] = str(tmp_path / place)
+        assert ftlib("train", config, *overrides)[0] == 0
+    places = {name: tmp_path / name for name in ("two", "stopped", "killed", "filled")}
+    two, stopped, killed, filled = (run_of(full, place, *asked, *job(2)) for place in places.values())
+    small_two = run_of(lora, tmp_path / "small-two", *job(2))
+    still = [f"warm_start={two.folder}", "training.max_steps=1", "training.learning_rate=0"]
+    arguments = [full, *asked, *job(2)]
     cases = [
-        case(places["full-two"], [full, *asked, *job(2)]),
-        case(places["full-stopped"], [full, *asked, *job(2)], stop_after=8),
-        case(places["full-stopped"], [full, *asked, *job(2)]),
-        case(places["lora-two"], [lora, *job(2)]),
+        case(places["two"], arguments),
+        case(places["stopped"], arguments, stop_after=4),
+        case(places["stopped"], arguments),
+        case(tmp_path / "small-two", [lora, *job(2)]),
+        case(places["two"], [full, *still, *job(2)]),
+        case(places["killed"], arguments, kill_after=4),
     ]
-    train_on(2, cases, tmp_path, [0, 75, 0, 0])
+    first, second = run_ranks(2, cases, tmp_path)
+    assert [one["code"] for one in first[1]] == [0, 75, 0, 0, 0, 76], first[2] + second[2]
+    assert [one["code"] for one in second[1]] == [0, 75, 0, 0, 0] and second[0] == -signal.SIGKILL, second[2]
+    assert_sharded(cases, first[1])
     assert [found[:2] for found in evaluations_of(two)] == [
-        (6, "loss"), (6, "accuracy"), (12, "loss"), (12, "accuracy")
+        (3, "loss"), (3, "accuracy"), (6, "loss"), (6, "accuracy")
     ]  # fmt: skip
     assert_same(two, one)
     assert exact(stopped) == exact(two), "the same number of ranks resumes bit for bit"
     assert_same(small_two, small)
+    warm = run_of(full, places["two"], *still, *job(2))
+    ours, theirs = (load_file(result_of(run) / "model.safetensors") for run in (warm, two))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs), "a step of size 0 from a run's result"
+    results_are_plain(two, one, small_two, small, shared / "data", tmp_path, ftlib)
+    told = f"another task of this job is gone: task 1 on {socket.gethostname()}"
+    assert told in first[2] and "Traceback" not in first[2]
+    assert checkpoint_step(killed) == 3
+
+    cases = [case(places["killed"], arguments), case(places["filled"], arguments, fill_after=4)]
+    first, second = run_ranks(2, cases, tmp_path)
+    assert [[one["code"] for one in seen] for _, seen, _ in (first, second)] == [[0, 2], [0, 76]], first[2]
+    assert exact(killed) == exact(two)
+    assert "no space left on the storage" in first[2] and "another task of this job is gone" in second[2]
+    assert "Traceback" not in first[2] + second[2]
+    assert checkpoint_step(filled) == 3, "the earlier checkpoint stays"
+    os.environ["FTLIB_RUNS"] = str(places["filled"])
+    assert ftlib("train", full, *asked)[0] == 0
+    assert_same(filled, one)
+
+
+def results_are_plain(
+    full: Run, other: Run, lora: Run, other_lora: Run, data: Path, folder: Path, ftlib: Ftlib
+) -> None:
+    """The results of sharded runs are evaluated, asked, exported and merged with those of others."""
+    assert ftlib("evaluate", full.folder, "--split", "valid")[0] == 0
+    folders = (full.folder / "eval" / "jsonl" / "valid" / name for name in ("after", "attempt-0-step-3"))
+    records, sharded = (read_lines(place / "predictions.jsonl") for place in folders)
+    answers = [record["prediction"] for record in records]
+    assert answers == [record["prediction"] for record in sharded], "what the ranks answered, of the best checkpoint"
+    asked = ["--image", data / str(records[0]["image"]), "--prompt", records[0]["prompt"]]
+    code, answer, _ = ftlib("predict", full.folder, *asked)
+    assert (code, answer.strip()) == (0, answers[0])
+    models = [result_of(run) for run in (full, other)]
+    merged = folder / "merged"
+    base = folder / "paligemma1"
+    assert ftlib("merge", "--base", base, "--model", *models, "--method", "linear", "-o", merged)[0] == 0
+    weights, *parts = (load_file(next(place.glob("*.safetensors"))) for place in (merged, *models))
+    blocks = [name for name in weights if "language_model" in name and ".layers." in name]
+    assert blocks and all(torch.allclose(weights[n], (parts[0][n] + parts[1][n]) / 2, atol=1e-5) for n in blocks)
+    for run in (lora, other_lora):
+        code, _, error = ftlib("export", run.folder, "-o", folder / f"exported-{run.folder.parent.parent.name}")
+        assert code == 0, error
+    whole = [load_file(next(path.glob("*.safetensors"))) for path in sorted(folder.glob("exported-*"))]
+    assert len(whole) == 2 and all(torch.allclose(whole[0][name], whole[1][name], atol=1e-3) for name in whole[0])
+
+
+def checkpoint_step(run: Run) -> int:
+    found = runs.last_checkpoint(run.checkpoint_root())
+    assert found
+    return found[0]

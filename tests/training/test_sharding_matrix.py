@@ -1,0 +1,163 @@
+"""Sharded training of more models and methods, with other numbers of ranks, and killed at random moments."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlib.core import jsonl
+from ftlib.runs.run import Run
+from tests.conftest import LORA
+from tests.training.test_distributed import start_ranks
+from tests.training.test_resume import run_of
+from tests.training.test_sharding import Ftlib, assert_same, case, causal_config, exact, job, paligemma, train_on
+
+__all__ = ["paligemma"]  # a fixture
+
+FULL, ATTENTION = "{method: full}", "{method: attention}"
+LORA_0 = LORA.replace("dropout: 0.1", "dropout: 0.0")
+DORA = LORA_0.replace("lora", "dora")
+SHORT = ("training.max_steps=6", "checkpoint.steps=3", "checkpoint.keep=9", "evaluation.loss=true")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A config, and the ranks that train it.
+
+    Attributes:
+        model: paligemma1, paligemma2, or an architecture of `tiny_causal`.
+        micro: rows of a micro-batch.
+        nodes: with two of them the model is sharded within each.
+    """
+
+    model: str
+    adapter: str
+    overrides: tuple[str, ...] = ()
+    count: int = 2
+    micro: int = 1
+    nodes: int = 1
+
+
+VARIANTS = {
+    "paligemma-lora": Variant("paligemma1", LORA_0, ("evaluation.loss=true",)),
+    "paligemma-dora": Variant("paligemma1", DORA),
+    "paligemma-attention": Variant("paligemma1", ATTENTION),
+    "paligemma-projector": Variant("paligemma1", LORA_0.replace("r: 4", "r: 4, modules_to_save: [projector]")),
+    "paligemma2-full": Variant("paligemma2", FULL),
+    "paligemma2-lora": Variant("paligemma2", LORA_0, ("loss.average=example",)),
+    "paligemma2-four": Variant("paligemma2", FULL, ("loss.average=example",), count=4),
+    "neox-full": Variant("gpt_neox", FULL),
+    "neox-lora": Variant("gpt_neox", LORA_0, ("loss.average=example",)),
+    "neox-sgd": Variant("gpt_neox", FULL, ("training.optim=sgd",)),
+    "llama-full": Variant("llama", FULL, ("loss.average=example",)),
+    "llama-dora": Variant("llama", DORA),
+    "llama-four": Variant("llama", LORA_0, count=4),
+    "gemma-tied": Variant("gemma", FULL),
+    "llama-pissa": Variant("llama", LORA_0.replace("r: 4", "r: 4, init_lora_weights: pissa")),
+    "packing": Variant("llama", FULL, ("loss.packing=true",), micro=2),
+    "mixture": Variant("llama", FULL, ("data.source=mixture",)),
+    "whole-batch": Variant("gpt_neox", FULL, micro=2),
+    "checkpointing-full": Variant("llama", FULL, ("training.gradient_checkpointing=true",)),
+    "checkpointing-lora": Variant("paligemma1", LORA_0, ("training.gradient_checkpointing=true",)),
+    "clipping": Variant("llama", FULL, ("training.max_grad_norm=0.05",)),
+    "nodes-full": Variant("llama", FULL, count=4, nodes=2),
+    "nodes-lora": Variant("llama", LORA_0, count=4, nodes=2),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sharded_ranks_are_one(paligemma: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, name: str) -> None:
+    one = VARIANTS[name]
+    overrides = [*one.overrides]
+    if one.model.startswith("paligemma"):
+        config = paligemma(one.adapter, int(one.model[-1]))
+        overrides += SHORT
+    else:
+        config = causal_config(tmp_path / "causal", one.model, one.adapter, ftlib)
+    if name == "mixture":
+        overrides = [mixture_of(tmp_path / "causal" / "data")]
+        assert ftlib("prepare", config, *overrides)[0] == 0
+    plain = run_of(config, tmp_path / "one", *overrides)
+    assert ftlib("train", config, *overrides)[0] == 0
+    shard = "auto" if one.nodes > 1 else "full"
+    ranks = [*overrides, *job(one.count, shard, one.micro, one.nodes)]
+    ours = run_of(config, tmp_path / "ranks", *ranks)
+    more: dict[str, Any] = {"scope": "node"} if one.nodes > 1 else {}
+    train_on(one.count, [case(tmp_path / "ranks", [config, *ranks], **more)], tmp_path, nodes=one.nodes)
+    assert_same(ours, plain)
+
+
+def mixture_of(folder: Path) -> str:
+    """Two datasets, the second with longer answers and drawn twice."""
+    rows = [{"instruction": f"{n} times", "input": "", "output": "word " * (1 + n % 9)} for n in range(24)]
+    (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = [{"name": name, "source": "instructions", "file": f"{file}.jsonl"} for name, file in
+             (("sums", "data"), ("words", "words"))]  # fmt: skip
+    data = {"source": "mixture", "root": str(folder), "parts": [parts[0], {**parts[1], "weight": 2}]}
+    return f"data={json.dumps({**data, 'split': {'valid': 7, 'test': 0}})}"
+
+
+CHAINS = {
+    "ranks": [(4, "full", 2), (2, "full", 4), (1, "full", 6), (4, "full", 0)],
+    "methods": [(2, "none", 2), (2, "full", 4), (2, "none", 6), (4, "full", 0)],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("model", "adapter"), [("gpt_neox", FULL), ("llama", LORA_0), ("gemma", FULL)])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_runs_resume_with_other_numbers_of_ranks(
+    paligemma: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, model: str, adapter: str, chain: str
+) -> None:
+    config = causal_config(tmp_path / "causal", model, adapter, ftlib)
+    long = ["training.max_steps=8", "checkpoint.steps=4"]
+    plain = run_of(config, tmp_path / "one", *long)
+    assert ftlib("train", config, *long)[0] == 0
+    ours = run_of(config, tmp_path / "ranks", *long, *job(2))
+    for count, shard, stop in CHAINS[chain]:
+        arguments = [config, *long, *job(count, shard)]
+        one = case(tmp_path / "ranks", arguments, stop_after=stop)
+        train_on(count, [one], tmp_path, [75 if stop else 0])
+    assert_same(ours, plain)
+    starts = [line["step"] for line in jsonl.read_jsonl_log(ours.history) if line["event"] == "start"]
+    assert starts == [0, 2, 4, 6]
+
+
+@pytest.mark.long
+def test_killed_at_random_moments_the_result_is_the_same(paligemma: Any, tmp_path: Path, ftlib: Ftlib) -> None:
+    """20 times a random rank of two that share a fully trained model."""
+    config = causal_config(tmp_path / "causal", "gpt_neox", FULL, ftlib)
+    long = ["training.max_steps=300", "checkpoint.steps=4", "checkpoint.keep=2", "evaluation.loss=false", *job(2)]
+    straight, broken = (run_of(config, tmp_path / name, *long) for name in ("straight", "broken"))
+    train_on(2, [case(tmp_path / "straight", [config, *long])], tmp_path)
+    run_of(config, tmp_path / "broken", *long)
+    chance, codes = random.Random(5), []
+    for _ in range(20):
+        codes += [kill_one(broken, [config, *long], chance)]
+    train_on(2, [case(tmp_path / "broken", [config, *long])], tmp_path)
+    assert exact(broken) == exact(straight)
+    assert codes.count([-signal.SIGKILL, 76]) > 10, codes
+
+
+def kill_one(run: Run, arguments: list[object], chance: random.Random) -> list[int]:
+    """Start two ranks, kill one at a random moment after a step; return the exit codes of the killed and the other."""
+    before = len(jsonl.read_jsonl_log(run.metrics))
+    ranks = start_ranks(2, *arguments)
+    while all(rank.poll() is None for rank in ranks) and len(jsonl.read_jsonl_log(run.metrics)) <= before:
+        time.sleep(0.02)
+    time.sleep(chance.uniform(0, 0.6))
+    victim = chance.randrange(2)
+    ranks[victim].kill()
+    errors = [rank.communicate(timeout=200)[1] for rank in ranks]
+    codes = [ranks[victim].returncode, ranks[1 - victim].returncode]
+    assert codes[1] in (0, 76), errors
+    return codes
