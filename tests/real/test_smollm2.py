@@ -30,8 +30,8 @@ TEXT = (
     "the clouds become too heavy, they fall as rain or snow. Rivers bring the water back to the sea. Plants take up "
     "water through their roots and give it back to the air through their leaves."
 )
-MAX_PERPLEXITY_GROWTH = 1.25
-"""A factor; that of LoRA is 1.02."""
+MAX_PERPLEXITY_GROWTH = 1.5
+"""A factor; that of LoRA is 1.02, of QLoRA with its higher rate 1.36, of two merged adapters 1.40."""
 
 SHORT = {"max_steps": 12, "learning_rate": 2e-3}
 """Half of the demo's steps with twice its rate."""
@@ -127,7 +127,7 @@ def chat_data(folder: Path) -> str:
         ("lora", {}),
         ("dora", {"training": SHORT, "adapter": {"method": "dora"}}),
         ("full", {"training": {**SHORT, "learning_rate": 1e-4}}),
-        ("qlora", {"training": SHORT, "model": {"quantization": "nf4"}}),
+        ("qlora", {"training": {"learning_rate": 2e-3}, "model": {"quantization": "nf4"}}),
         ("packing", {"training": SHORT, "loss": {"packing": True}}),
         ("chat", {"training": SHORT, "data": {"prompt": "chat"}}),
     ],
@@ -153,7 +153,7 @@ def test_unseen_countries(name: str, sections: dict[str, Any], base: tuple[Path,
         f"\n{name}: exact match {told_before} -> {told_after}, perplexity x {growth:.3f}, {seconds:.0f} CPU s",
         flush=True,
     )
-    assert before <= 5 and after >= (30 if name == "qlora" else 50)  # NF4 costs some of what the model knows
+    assert before <= 5 and after >= 50
     assert growth < MAX_PERPLEXITY_GROWTH
 
 
@@ -166,9 +166,8 @@ def test_an_exported_model_keeps_what_the_adapter_knows(base: tuple[Path, float]
 def test_a_merge_keeps_both_skills(base: tuple[Path, float], tmp_path: Path) -> None:
     """The second skill has a form of its own: `many dogs`, which the adapter of capitals never answers."""
     rows = [{"instruction": noun, "output": f" many {noun}s"} for noun in NOUNS.split()]
-    capitals = config(training=SHORT)
+    capitals = config()
     plurals = config(
-        training=SHORT,
         data={"root": write_data(tmp_path / "plurals", rows), "prompt": "The plural of {instruction} is"},
     )
     plurals["name"] = "plurals"
@@ -189,7 +188,7 @@ def test_a_merge_keeps_both_skills(base: tuple[Path, float], tmp_path: Path) -> 
     )
     growth = perplexity(merged) / base[1]
     print(f"\nmerge: perplexity x {growth:.3f}", flush=True)
-    assert growth < 1.6
+    assert growth < MAX_PERPLEXITY_GROWTH
     for name, other in (("capitals", "plurals"), ("plurals", "capitals")):
         own, told_own = exact_match(skills[name])
         foreign, told_foreign = exact_match(skills[other], data=[files[name]])
@@ -197,4 +196,4 @@ def test_a_merge_keeps_both_skills(base: tuple[Path, float], tmp_path: Path) -> 
         fields["model"]["base"] = str(merged)
         both, told_both = exact_match(fields, before=True)
         print(f"{name}: own adapter {told_own}, the other {told_foreign}, merged {told_both}", flush=True)
-        assert foreign < 35 and own >= 50 and both >= 40
+        assert own >= 50 and both >= own - 10 and foreign <= own - 20, "the other adapter alone lacks this skill"
