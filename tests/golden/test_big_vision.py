@@ -235,7 +235,7 @@ def test_pixels_are_within_one_step_of_the_authors(convert: Convert) -> None:
     numbers = [name.removeprefix("image/") for name in pixels if name.startswith("image/")]
     assert len(numbers) == 4
     for number in numbers:
-        made = inputs._image_inputs(Image.fromarray(pixels[f"image/{number}"]))["pixel_values"]
+        made = inputs._image_inputs([Image.fromarray(pixels[f"image/{number}"])])["pixel_values"]
         found = made[0].permute(1, 2, 0).numpy()
         apart = np.abs(found - pixels[f"antialias/{number}"])
         assert apart.max() < 1.001 * 2 / 255, number
