@@ -320,17 +320,6 @@ def test_other_ways_to_train(config: Path, ftlib: Ftlib, override: str) -> None:
         assert json.loads(str(prompt["prompt"]))[0]["role"] == "user"
 
 
-def test_text_rows_are_nothing_for_paligemma(config: Path, shared: Path, ftlib: Ftlib) -> None:
-    overrides = ["model.family=paligemma", f"model.base={shared / 'model'}"]
-    assert ftlib("prepare", config, *overrides)[0] == 0
-    for command in (
-        ["train", config, *overrides, "adapter.targets=[attention]"],
-        ["evaluate", config, *overrides, "--before"],
-    ):
-        code, _, error = ftlib(*command)
-        assert code == 2 and "has no image, but model.family paligemma looks at an image in every row" in error
-
-
 def test_images_are_nothing_for_a_causal_model(
     write_config: Callable[..., Path], store: Path, base: Path, ftlib: Ftlib
 ) -> None:

@@ -154,7 +154,7 @@ def test_model_and_images_are_loaded_once_for_all_prompts(
 
         monkeypatch.setattr(module, name, call)
 
-    counted(inference, "open_image")
+    counted(images, "open_image")
     counted(evaluation_model, "load_model")
     config = write_config(replace=("batch_size: 8}", 'batch_size: 8, prompts: ["which {prefix}", "{prefix}?"]}'))
     assert ftlib("prepare", config)[0] == 0

@@ -283,12 +283,10 @@ def test_coco_files_that_are_splits_are_found(tmp_path: Path) -> None:
 
 
 def test_a_chat_about_an_image_is_named(tmp_path: Path) -> None:
-    """LLaVA's form, which instructions sends here."""
+    """LLaVA's form, which source instructions reads."""
     put(tmp_path / "data.jsonl", {"image": "1.png", "conversations": [{"from": "human", "value": "<image>?"}]})
     (bad,) = rows_of(Data(source="jsonl", root=str(tmp_path)))[1]
-    assert bad.reason.startswith(
-        "field conversations: chats about images are not supported; write a row for each question"
-    )
+    assert bad.reason.startswith("field conversations: chats are read by source instructions")
 
 
 @pytest.mark.parametrize("source", NAMES)

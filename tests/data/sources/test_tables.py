@@ -552,11 +552,11 @@ def test_instruction_faults(tmp_path: Path, record: Any, reason: str) -> None:
 
 
 def test_fields_beside_a_chat_are_kept(tmp_path: Path) -> None:
-    """They were dropped without a word: KTO's label, the answer that is rejected, where a chat comes from."""
-    record = {**said("sx", "uq", "aa"), "label": True, "rejected_response": "b", "tools": "[]"}
+    """They were dropped without a word: KTO's label, where a chat comes from."""
+    record = {**said("sx", "uq", "aa"), "label": True, "tools": "[]"}
     write(tmp_path / "data.json", [record, {**said("uq", "aa"), "system": "s", "source": "web"}])
     (first, second), bad = read(instructions.examples, data(tmp_path))
-    assert not bad and {"label": True, "rejected_response": "b", "tools": "[]"}.items() <= first.facts.items()
+    assert not bad and {"label": True, "tools": "[]"}.items() <= first.facts.items()
     assert set(second.facts) == {"source", "messages", "instruction", "input"}
 
 
