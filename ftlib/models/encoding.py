@@ -78,10 +78,11 @@ def split_batch(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor
         counts = batch.get(f"{name}{PER_ROW}")
         lengths = size if counts is None else [int(part.sum()) for part in counts.split(size)]
         pieces[name] = tensor.split(lengths)
-    return [
-        {name: part for name, part in zip(pieces, piece, strict=True) if len(part)}
-        for piece in zip(*pieces.values(), strict=True)
-    ]
+    found = [dict(zip(pieces, piece, strict=True)) for piece in zip(*pieces.values(), strict=True)]
+    for piece in found:
+        for name in [name for name, tensor in piece.items() if not len(tensor)]:
+            del piece[name], piece[f"{name}{PER_ROW}"]
+    return found
 
 
 def labels_of(row: EncodedExample) -> list[int]:

@@ -140,7 +140,7 @@ def test_mistakes(arguments: list[str], words: str, config: Path, ftlib: Ftlib) 
 def test_model_and_images_are_loaded_once_for_all_prompts(
     write_config: Callable[..., Path], store: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftlib.evaluation import inference
+    from ftlib.data import images
     from ftlib.evaluation import model as evaluation_model
 
     calls: Counter[str] = Counter()
