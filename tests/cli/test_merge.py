@@ -24,7 +24,7 @@ from ftlib.core.paths import Site
 from ftlib.errors import EXIT_REQUEUE, UserError
 from ftlib.merging import engine
 from ftlib.merging.recipe import Recipe
-from tests.conftest import LORA
+from tests.conftest import LORA, read_lines
 from tests.merging import bare
 
 Ftlib = Callable[..., tuple[int, str, str]]
