@@ -112,12 +112,12 @@ def base() -> tuple[Path, float]:
 
 
 def chat_data(folder: Path) -> str:
-    """Capitals as conversations."""
+    """Capitals as conversations. In `It is Paris` the name has the token with a blank that the model knows it by."""
     lines = (REPOSITORY / "configs" / "capitals" / "data.jsonl").read_text(encoding="utf-8").splitlines()
     rows = []
     for row in map(json.loads, lines):
         question = {"role": "user", "content": f"What is the capital of {row['instruction']}?"}
-        rows.append({"messages": [question, {"role": "assistant", "content": row["output"].strip()}]})
+        rows.append({"messages": [question, {"role": "assistant", "content": f"It is{row['output']}"}]})
     return write_data(folder, rows)
 
 
@@ -129,7 +129,7 @@ def chat_data(folder: Path) -> str:
         ("full", {"training": {**SHORT, "learning_rate": 1e-4}}),
         ("qlora", {"training": {"learning_rate": 2e-3}, "model": {"quantization": "nf4"}}),
         ("packing", {"training": SHORT, "loss": {"packing": True}}),
-        ("chat", {"training": SHORT, "data": {"prompt": "chat"}}),
+        ("chat", {"data": {"prompt": "chat"}}),
     ],
 )
 def test_unseen_countries(name: str, sections: dict[str, Any], base: tuple[Path, float], tmp_path: Path) -> None:
