@@ -166,6 +166,7 @@ def test_nobody_else_s_code_runs(cluster: Cluster) -> None:
     assert not (store / "executed").exists()
 
 
+@pytest.mark.long  # of `make cluster`, only the newer Slurm constrains devices
 def test_a_job_opens_only_the_gpu_that_it_was_given(cluster: Cluster) -> None:
     if "ConstrainDevices=yes" not in Path("/etc/slurm/cgroup.conf").read_text():
         pytest.skip("this Slurm constrains no devices: make cluster SLURM=24.11")
