@@ -249,6 +249,7 @@ stop_if_limit_is_too_short() {
         needed=$((startup + 2 * step + left)) told="start-up took $startup s and a step $step s in an earlier start"
     fi
     if (( ${needed:-0} <= limit )); then needed=$((2 * used + left)) told="start-up takes more than $used s"; fi
+    if (( needed <= limit )); then needed=$((limit + 60)); fi # USR1 was sent early
     needed=$(clock $(((needed + 59) / 60 * 60)))
     told="two starts reached the time limit ($(clock "$limit")) before anything was saved: $told, and the job must save"
     told+=" $left s before the limit. Request at least --time=$needed (job.time)"
