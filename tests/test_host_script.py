@@ -427,6 +427,11 @@ def test_two_starts_that_the_limit_ends_before_anything_is_saved_end_the_job(tmp
     assert (note["event"], note["exit"]) == ("failed", 2) and "before anything was saved" in note["reason"]
 
 
+def test_the_limit_that_would_do_is_longer_than_the_one_there_was(tmp_path: Path) -> None:
+    assert start(tmp_path, ago=0, left=119).returncode == 75
+    assert "--time=00:03:00" in start(tmp_path, ago=0, left=119).stderr
+
+
 def test_the_limit_that_would_do_comes_from_measured_steps(tmp_path: Path) -> None:
     """An earlier start came to its steps: start-up 100 s, a step 30 s."""
     pace = 'echo "$(($(date +%s) - 20)) 30" > "$job_tmp/notes/pace"; : > "$job_tmp/notes/checkpointed"; SECONDS=120'

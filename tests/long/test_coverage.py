@@ -5,7 +5,7 @@ should contain it. Where almost all rows are right, or a class has few rows, no 
 DasGupta 2001): there it may contain the truth more often than that. Nor can it be exact for all scores of few images
 (Bahadur and Savage 1956): twelve good masks do not tell how often a mask fails.
 
-The second half of the cases was not looked at when the form of the intervals was chosen.
+The form of the intervals was chosen with some of these cases, so that new data may be covered less well.
 """
 
 from __future__ import annotations
