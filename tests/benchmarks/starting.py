@@ -1,7 +1,7 @@
 """What the start of each command costs: a job of one step and a few answers, each command fresh and when it is done.
 
-Run: `python -m tests.benchmarks.starting [full] [lora]`, the adapter methods; by default both. Prints a line of JSON for
-each: for every command the CPU seconds (user and system) of the whole process, the median of three rounds.
+Run: `python -m tests.benchmarks.starting [full] [lora]`, the adapter methods; by default both. Prints a line of JSON
+for each: for every command the CPU seconds (user and system) of the whole process, the median of three rounds.
 `FTLIB_PEER=/path/to/another/checkout` measures that checkout's ftlib, too, in turns with this one.
 
 The model is tiny, so nearly everything is start-up: Python, imports, configuration, checks, model, first batch.
@@ -18,6 +18,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+from ftlib.core import log
 from tests.conftest import REPOSITORY
 
 CONFIG = """
@@ -53,6 +54,7 @@ def main() -> int:
                     Path(folder, "config.yaml").write_text(CONFIG.replace("METHOD", method))
                     for command, arguments in COMMANDS:
                         found[name][command].append(cpu_seconds(arguments, Path(folder), code))
+                        log.info(f"{name}: {command}: {found[name][command][-1]:.2f} s")
         for name, seconds in found.items():
             medians = {command: round(statistics.median(each), 2) for command, each in seconds.items()}
             print(json.dumps({"adapter": method, "code": name, **medians}), flush=True)
