@@ -43,6 +43,7 @@ ROUNDS = 3
 
 def main() -> int:
     """Measure and print."""
+    log.configure()
     codes = {"this": str(REPOSITORY)}
     if "FTLIB_PEER" in os.environ:
         codes["peer"] = os.environ["FTLIB_PEER"]
