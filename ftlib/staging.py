@@ -14,7 +14,7 @@ from pathlib import Path
 from ftlib.config.loader import Experiment
 from ftlib.config.npz_checkpoints import NpzCheckpoint
 from ftlib.config.schema import Config, Data, Model
-from ftlib.core import files, log, permissions
+from ftlib.core import files, imports, log, permissions
 from ftlib.core.lease import compute_once
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
@@ -75,7 +75,8 @@ def _stage_model(config: Config, site: Site) -> Path:
     embedded = cache.is_embedded(config.model)
     folder = cache.embedded_folder(config.model, site) if embedded else download.stage_model(config.model, site)
     if embedded and not files.is_complete(folder):
-        from ftlib.models.tiny import make_embedded
+        with imports.without_garbage_collection():
+            from ftlib.models.tiny import make_embedded
 
         with files.atomic_directory(folder) as temporary:
             make_embedded(config.model.base, temporary)

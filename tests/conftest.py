@@ -18,7 +18,7 @@ if "FTLIB_TORCHVISION" in os.environ:
     torchvision_folder.use(os.environ["FTLIB_TORCHVISION"])
 
 from ftlib.cli.main import main
-from ftlib.core import log, permissions
+from ftlib.core import imports, log, permissions
 from tests import isolation, needs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -151,8 +151,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def process_state() -> Iterator[None]:
-    """What a test sets in the environment is gone after it, and so is its umask: a command limits it for good."""
+def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test sets in the environment is gone after it, and so is its umask: a command limits it for good.
+
+    No command hides packages, which the next test may need.
+    """
+    monkeypatch.setattr(imports, "hide_package", lambda _: None)
     before, mask = dict(os.environ), permissions.read_umask()
     log.configure("normal")  # functions are tested as commands call them
     yield

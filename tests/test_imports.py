@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+from tests.conftest import LORA
 from tests.test_architecture import modules
 
 IMPORTS_ALL = """
@@ -59,3 +62,33 @@ def test_importing_every_module_changes_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['NullHandler'] 0 True\n"
+
+
+def imported_by(*command: object) -> set[str]:
+    """The packages of which a command imports parts, in a process of its own. (One that is not found has no parts.)"""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ftlib", *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "ftlib.cli.main" in found
+    return {name.partition(".")[0] for name in found if "." in name}
+
+
+def test_commands_import_only_what_they_need(store: Path, write_config: Callable[..., Path]) -> None:
+    """torch and transformers take seconds at every start, bitsandbytes two more."""
+    config = write_config(LORA, replace=("max_steps: 12", "max_steps: 1"))
+    large = {"torch", "transformers", "peft", "accelerate", "datasets", "scipy"}
+    assert not imported_by("stage", config) & large, "a local model"
+    assert "torch" not in imported_by("prepare", config)
+    for command in ("train", "evaluate"):
+        found = imported_by(command, config)
+        assert "peft" in found and "bitsandbytes" not in found, command
+    for command in ("stage", "prepare", "train", "evaluate"):
+        assert not imported_by(command, config) & large, f"{command} of what is done"
+    for words in (["status"], ["submit", "--dry-run", config]):
+        assert not imported_by(*words) & large, words

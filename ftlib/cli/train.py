@@ -5,11 +5,14 @@ The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the resul
 
 from __future__ import annotations
 
+import gc
+
 from ftlib.cli import arguments
-from ftlib.core import log
+from ftlib.core import imports, log
 from ftlib.core.paths import find_site
 from ftlib.data.moved import match_existing_runs
 from ftlib.errors import EXIT_FAILURE, TrainingDiverged
+from ftlib.models.libraries import hide_unused_bitsandbytes
 from ftlib.runs import run as runs
 from ftlib.runs.pinning import exec_pinned_code
 
@@ -32,7 +35,10 @@ def main(argv: list[str]) -> int:
         return 0
     # older code would start another run for moved data; the run's config differs only in that
     exec_pinned_code(run, site, ["train", *([str(run.config_file)] if experiment.data_locations else argv)])
-    from ftlib.training.train import train_run
+    hide_unused_bitsandbytes(experiment.config, site)
+    with imports.without_garbage_collection():
+        from ftlib.training.train import train_run
+    gc.freeze()  # collections, some of which libraries ask for, need not look through what has been imported
 
     try:
         train_run(experiment, run, site)

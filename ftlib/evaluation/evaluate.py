@@ -16,21 +16,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ftlib.config.identity import canonical_fields
 from ftlib.config.schema import CHAT, Config
-from ftlib.core import files, jsonl, log
+from ftlib.core import files, imports, jsonl, log
 from ftlib.core.lease import compute_once
 from ftlib.core.registry import TASKS, provider
 from ftlib.data.dataset import PreparedDataset
 from ftlib.data.example import Example
 from ftlib.data.prompts import PromptTemplates, context_of, render_prompt, turn_of_answer
 from ftlib.errors import UserError
-from ftlib.evaluation.inference import Prediction, count_predictions, generate_predictions, scratch_dir, wait_for_tasks
-from ftlib.evaluation.masks import with_masks
 from ftlib.evaluation.model import EvalModel
 from ftlib.evaluation.threshold import Threshold, argmax_labels, choose_threshold, precision_recall, probabilities
 from ftlib.hub.offline import offline
@@ -38,9 +36,12 @@ from ftlib.metrics.answers import add_answer_counts
 from ftlib.metrics.comparability import answer_settings
 from ftlib.metrics.summary import INTERVAL_METHOD, summary
 from ftlib.metrics.uncertainty import confidence_intervals
-from ftlib.models.mask_codec import MaskCodec
 from ftlib.tasks.base import PredictionRecord, by_dataset
 from ftlib.tasks.registry import task_of
+
+if TYPE_CHECKING:
+    from ftlib.evaluation.inference import Prediction
+    from ftlib.models.mask_codec import MaskCodec
 
 _SCRATCH_NAME = "answers"
 
@@ -72,6 +73,8 @@ def evaluate_split(
     def compute() -> dict[str, Any] | None:
         if _has_predictions(folder, settings):
             return _score_again(request, folder, settings) if log.is_main_process() else None
+        with imports.without_garbage_collection():
+            from ftlib.evaluation.inference import scratch_dir
         partial = scratch_dir(scratch / _SCRATCH_NAME, generation_settings(settings), lambda: bool(find()))
         if log.rank_and_world_size()[0] and find():
             return None  # the first process has already finished
@@ -121,6 +124,8 @@ def write_scores(
             record["references"] = [request.model.processor.decode(ids[:-1]).strip()]
     add_without_context_predictions(records, predictions[len(rows) :])
     if codec:
+        from ftlib.evaluation.masks import with_masks
+
         records = with_masks(records, codec)
     scores = _scores(request, records, settings, train_overlap(rows, request.trained_on)) | found
     if found:
@@ -191,6 +196,8 @@ def _mask_codec(config: Config) -> MaskCodec | None:
     if config.evaluation.mask_decoder is None:
         remedy = "Set it to the path of vae-oid.npz (gs://big_vision/paligemma/vae-oid.npz)."
         raise UserError("evaluation.mask_decoder: task segment needs the weights that decode masks", remedy)
+    from ftlib.models.mask_codec import MaskCodec
+
     return MaskCodec.load(Path(config.evaluation.mask_decoder))
 
 
@@ -212,6 +219,8 @@ def evaluate_on_all_ranks(request: EvaluationRequest, split: str, folder: Path) 
     Raises:
         RuntimeError: no new predictions or scores for ten minutes.
     """
+    from ftlib.evaluation.inference import count_predictions, wait_for_tasks
+
     settings = evaluation_settings(request, split, None)
     predictions = _scratch_folder(request, folder, settings) / _SCRATCH_NAME
     scores = evaluate_split(request, split, folder)
@@ -234,6 +243,8 @@ def _predictions(request: EvaluationRequest, split: str, partial: Path, label: s
     prompts = [render_prompt(row, templates) for row in rows]
     labels, root = request.prepared.labels, request.prepared.root
     max_pixels, answer_fields = request.config.data.max_pixels, task_of(request.config).answer_fields
+    from ftlib.evaluation.inference import generate_predictions
+
     return generate_predictions(
         request.model, request.config.evaluation, labels, rows, prompts, root, partial, label, max_pixels, answer_fields
     )

@@ -1,4 +1,4 @@
-"""A lazily loaded model for evaluation."""
+"""A lazily loaded model for evaluation. torch is imported with it: an evaluation that is finished needs neither."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ftlib.config.schema import Config, Evaluation, Lora
-from ftlib.core import files
+from ftlib.core import files, imports
 from ftlib.core.out_of_memory import MORE_MEMORY_HINT, oom_as_user_error
 from ftlib.core.paths import Site
 from ftlib.hub.cache import find_adapter_base, find_model, is_adapter, model_hashes
-from ftlib.models.encoding import EncodedExample
-from ftlib.models.generation import GeneratedAnswer, generate_with_logprobs, label_loglikelihoods
-from ftlib.models.loading import device, load_adapter, load_model
-from ftlib.models.registry import InputProcessor, family_of
 from ftlib.runs.pinning import verify_base_unchanged
 from ftlib.runs.run import Run
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ftlib.models.encoding import EncodedExample
+    from ftlib.models.generation import GeneratedAnswer
+    from ftlib.models.registry import InputProcessor
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class EvalModel:
     @functools.cached_property
     def processor(self) -> InputProcessor:
         """The model's tokenizer and processor."""
+        with imports.without_garbage_collection():
+            from ftlib.models.registry import family_of
         return family_of(self.config.model).load_processor(self.weights, self.config)
 
     @functools.cached_property
@@ -56,6 +60,8 @@ class EvalModel:
         """
         if self.loaded is not None:
             return self.loaded
+        from ftlib.models.loading import device, load_adapter, load_model
+
         settings = self.config.model
         model: torch.nn.Module = load_model(self.weights, settings)
         with oom_as_user_error():
@@ -76,6 +82,8 @@ class EvalModel:
         Raises:
             UserError: out of memory.
         """
+        from ftlib.models.generation import generate_with_logprobs
+
         model = self.model
         with _smaller_batch(rows):
             return generate_with_logprobs(
@@ -88,6 +96,8 @@ class EvalModel:
         Raises:
             UserError: out of memory.
         """
+        from ftlib.models.generation import label_loglikelihoods
+
         model = self.model
         with _smaller_batch(rows):
             return label_loglikelihoods(model, self.processor, rows, labels)

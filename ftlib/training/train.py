@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
 from ftlib.config.loader import Experiment
+from ftlib.config.packages import require_packages
 from ftlib.config.schema import Attention, Config, Full, Lora
 from ftlib.core import files, jsonl, log, signals
 from ftlib.core.environment import describe_environment, version_changes
@@ -556,53 +555,6 @@ def warn_world_size_changed(point: ResumePoint) -> None:
             f"the checkpoint was written by {written_by} processes, now there are {world_size}: the batches are"
         )
         log.warning("the same, but RNG states are not restored, so dropout masks differ")
-
-
-# Packages beyond `ftlib[train]` that a config can require, and how to install them.
-
-_BITSANDBYTES = ("bitsandbytes", "ftlib[quant]")
-_OPTIMIZERS = {
-    "galore": ("galore_torch", "ftlib[optimizers]"),
-    "apollo": ("apollo_torch", "ftlib[optimizers]"),
-    "stable_adamw": ("optimi", "ftlib[optimizers]"),
-    "adamw_torch_4bit": ("torchao", "torchao"),
-    "adamw_torch_8bit": ("torchao", "torchao"),
-    "adamw_8bit": _BITSANDBYTES,
-    "ademamix": _BITSANDBYTES,
-    "lion": _BITSANDBYTES,
-    "bnb": _BITSANDBYTES,
-    "paged": _BITSANDBYTES,
-}
-"""Part of an optimizer's name → (module that it needs, name of the package for pip); the first match counts."""
-
-
-def require_packages(config: Config) -> None:
-    """Check that the packages that the config requires are installed, before data or a model are loaded.
-
-    Raises:
-        UserError: packages are missing; names the config keys and the pip command that installs all of them.
-    """
-    missing = {
-        what: wanted for what, wanted in _required_packages(config) if importlib.util.find_spec(wanted[0]) is None
-    }
-    if missing:
-        problem = "; ".join(f"{what} needs {module}" for what, (module, _) in missing.items())
-        names = " ".join(f"'{name}'" for name in dict.fromkeys(name for _, name in missing.values()))
-        remedy = f"pip install {names} (images built from containers/ftlib.def contain ftlib's extras)"
-        raise UserError(f"{problem}, which is not installed here", remedy)
-
-
-def _required_packages(config: Config) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield (config setting, (module, pip name)) of each required package."""
-    if config.model.quantization != "none":
-        yield f"model.quantization: {config.model.quantization}", _BITSANDBYTES
-    if config.training.get("use_liger_kernel"):
-        yield "training.use_liger_kernel", ("liger_kernel", "ftlib[liger]")
-    optimizer = str(config.training.get("optim", ""))
-    for part, wanted in _OPTIMIZERS.items():
-        if part in optimizer:
-            yield f"training.optim: {optimizer}", wanted
-            break
 
 
 # `training.precision: auto`: bf16 or fp16, chosen by the GPU of the run's first start.

@@ -141,7 +141,7 @@ def test_model_and_images_are_loaded_once_for_all_prompts(
     write_config: Callable[..., Path], store: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ftlib.data import images
-    from ftlib.evaluation import model as evaluation_model
+    from ftlib.models import loading
 
     calls: Counter[str] = Counter()
 
@@ -155,7 +155,7 @@ def test_model_and_images_are_loaded_once_for_all_prompts(
         monkeypatch.setattr(module, name, call)
 
     counted(images, "open_image")
-    counted(evaluation_model, "load_model")
+    counted(loading, "load_model")
     config = write_config(replace=("batch_size: 8}", 'batch_size: 8, prompts: ["which {prefix}", "{prefix}?"]}'))
     assert ftlib("prepare", config)[0] == 0
     code, output, error = ftlib("prompts", config, "--json")

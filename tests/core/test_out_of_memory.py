@@ -167,7 +167,7 @@ def test_commands(
         code, _, error = ftlib("train", config)
     assert code == 2 and "out of memory: [enforce fail" in error and "job.mem" in error and "Traceback" not in error
     assert ftlib("train", config)[0] == 0
-    monkeypatch.setattr("ftlib.evaluation.model.generate_with_logprobs", raising(CUBLAS))
+    monkeypatch.setattr("ftlib.models.generation.generate_with_logprobs", raising(CUBLAS))
     for words in (("evaluate", config), ("predict", "tiny", "--prompt", "which?", "--image", image_in(config))):
         code, _, error = ftlib(*words)
         assert code == 2 and "out of GPU memory with a batch of " in error and "CUBLAS_STATUS_ALLOC_FAILED" in error

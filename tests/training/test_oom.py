@@ -138,7 +138,7 @@ def test_a_model_or_optimizer_that_does_not_fit_is_told_plainly(
 def test_so_is_a_model_that_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = Model(family="paligemma", base="base")
     monkeypatch.setattr(torch.nn.Module, "to", full)
-    monkeypatch.setattr("ftlib.evaluation.model.load_model", lambda *_: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("ftlib.models.loading.load_model", lambda *_: torch.nn.Linear(1, 1))
     subject = EvalModel("base", tmp_path, Config.model_construct(model=settings))
     with pytest.raises(UserError, match="out of GPU memory: CUDA out of memory"):
         _ = subject.model

@@ -10,9 +10,9 @@ import pytest
 
 from ftlib.config import hf_fields
 from ftlib.config.loader import load_experiment
+from ftlib.config.packages import require_packages
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
-from ftlib.training.train import require_packages
 
 Ftlib = Callable[..., tuple[int, str, str]]
 TORCHS = {"adafactor", "adagrad", "adamw_torch", "adamw_torch_fused", "rmsprop", "sgd"}
