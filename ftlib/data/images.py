@@ -41,6 +41,7 @@ _MAX_NAMES = 200_000
 _ORIENTATION = 274
 _TURNED = (5, 6, 7, 8)
 """EXIF's orientation tag, and its values that swap width and height."""
+_UPRIGHT = 1
 
 _PHOTOMETRIC = 262
 """TIFF's photometric tag: whether 0 is white."""
@@ -337,7 +338,9 @@ def _rgb(path: Path, image: Image) -> Image:
     wide_colors = any(";16" in str(tile[3]) for tile in opened.tile)
     white = 65535 if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else None
     negative = image.format == "TIFF" and opened.tag_v2.get(_PHOTOMETRIC) == 0
-    image = ImageOps.exif_transpose(image)
+    image.load()  # of some formats, the orientation is behind the pixels
+    if image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT:
+        image = ImageOps.exif_transpose(image)  # would copy an upright image
     if image.mode == "F":
         image = _grey(path, image, 1.0, negative)
     elif image.mode.startswith("I"):
@@ -351,8 +354,9 @@ def _rgb(path: Path, image: Image) -> Image:
         opaque = images.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
-    plain = image.convert("RGB")
-    plain.info = {}  # saved copies must not contain the comments and color profile
+    # The decoded pixels without a copy, as a plain image: saved copies must not contain comments and color profile.
+    plain = image._new(image.im) if image.mode == "RGB" else image.convert("RGB")
+    plain.info = {}
     return plain
 
 

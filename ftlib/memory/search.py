@@ -30,6 +30,7 @@ from ftlib.memory.estimate import (
     row_flops,
     shard_estimate,
 )
+from ftlib.models.encoding import look_up
 from ftlib.models.lengths import ImageFolder, cached_token_lengths, length_cache_path
 from ftlib.models.registry import family_of
 from ftlib.models.sharding import Scope
@@ -114,7 +115,7 @@ def longest_row(
         return found, True
     blank = [Image.new("RGB", images.size(name)) for name in longest.images]
     row = inputs.encode_train(render_prompt(longest, config.data.templates), blank, longest.suffix)
-    return replace(found, batch=inputs.collate([row])), True
+    return replace(found, batch=look_up(inputs.collate([row]))), True
 
 
 def _longest_row(config: Config, lengths: NDArray[np.int32], limit: int | None) -> RowShape:
@@ -147,7 +148,7 @@ def _assumed_image_row(config: Config, folder: Path) -> RowShape:
     inputs = family_of(config.model).load_processor(folder, plain)
     prompt, answer = (" word" * count for count in (ASSUMED_TEXT - ASSUMED_ANSWER, ASSUMED_ANSWER - 1))
     row = inputs.encode_train(prompt, Image.new("RGB", ASSUMED_IMAGE), answer)
-    return RowShape(len(row.input_ids), max(1, row.n_labels), inputs.collate([row]))
+    return RowShape(len(row.input_ids), max(1, row.n_labels), look_up(inputs.collate([row])))
 
 
 def largest_batch_size(

@@ -21,8 +21,9 @@ class EncodedExample:
     Attributes:
         input_ids: token ids, image tokens included.
         n_labels: how many of the last ids carry labels (answer and end, as a rule); 0 when asking.
-        image_inputs: the model's arguments for the row's images, such as pixel_values; empty for a row of text. Rows
-            about the same images share the object, so that PaliGemma's vision tower sees these images once.
+        image_inputs: the model's arguments for the row's images, such as pixel_values, or their levels with a lookup
+            table (`LOOKUP`); empty for a row of text. Rows about the same images share the object, so that PaliGemma's
+            vision tower sees these images once.
         gaps: (start, end) of the ids among the last `n_labels` that carry no labels after all: turns of the user
             between two answers.
         n_kept: how many ids at the beginning stay when the row is truncated (its images, bos); 0: as the family says.
@@ -60,9 +61,12 @@ def pad_left(rows: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Ten
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE_INDEX)
     for index, row in enumerate(rows):
-        ids[index, longest - len(row.input_ids) :] = torch.tensor(row.input_ids)
-        mask[index, longest - len(row.input_ids) :] = 1
-        labels[index, longest - len(row.input_ids) :] = torch.tensor(labels_of(row))
+        first = longest - len(row.input_ids)
+        ids[index, first:] = torch.tensor(row.input_ids)
+        mask[index, first:] = 1
+        labels[index, longest - row.n_labels :] = ids[index, longest - row.n_labels :]
+        for start, end in row.gaps:
+            labels[index, first + start : first + end] = IGNORE_INDEX
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -71,10 +75,34 @@ PER_ROW = "_per_row"
 `pixel_values_per_row`: shape (rows,), int64, no argument of the model. Missing where every row has one."""
 
 
+LOOKUP = "_lookup"
+"""Ends the name of a batch's tensor that says what the levels of an image argument stand for, such as
+`pixel_values_lookup`: shape (channels, 256), float32. The argument itself then is uint8, shape (images, channels,
+height, width): a quarter of the bytes to copy from workers to the device, where `look_up` makes it what the model
+takes."""
+
+
+def look_up(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch with levels replaced by their values, float32, on the batch's device. Looked up and not computed,
+    the values are the same on every device."""
+    found = {name: tensor for name, tensor in batch.items() if not name.endswith(LOOKUP)}
+    for name, table in batch.items():
+        if name.endswith(LOOKUP):
+            levels = found[name.removesuffix(LOOKUP)].contiguous()
+            offsets = torch.arange(0, table.numel(), table.shape[1], dtype=torch.int32, device=table.device)
+            places = levels + offsets[:, None, None]
+            values = table.flatten().index_select(0, places.flatten())
+            found[name.removesuffix(LOOKUP)] = values.view(levels.shape)
+    return found
+
+
 def split_batch(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     """A batch as batches of at most `size` rows, each with its own images, if it has any; columns stay as they are."""
     pieces: dict[str, Sequence[Tensor]] = {}
+    tables = {name: tensor for name, tensor in batch.items() if name.endswith(LOOKUP)}
     for name, tensor in batch.items():
+        if name in tables:
+            continue
         counts = batch.get(f"{name}{PER_ROW}")
         lengths = size if counts is None else [int(part.sum()) for part in counts.split(size)]
         pieces[name] = tensor.split(lengths)
@@ -82,6 +110,7 @@ def split_batch(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor
     for piece in found:
         for name in [name for name, tensor in piece.items() if not len(tensor)]:
             del piece[name], piece[f"{name}{PER_ROW}"]
+        piece.update({name: table for name, table in tables.items() if name.removesuffix(LOOKUP) in piece})
     return found
 
 
@@ -107,6 +136,9 @@ def join_image_inputs(rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
             named.setdefault(name, []).append(tensor)
     joined = {}
     for name, tensors in named.items():
+        if name.endswith(LOOKUP):
+            joined[name] = tensors[0]
+            continue
         largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
         joined[name] = torch.cat([_fill_up(tensor, largest) for tensor in tensors])
         counts = [len(row.image_inputs[name]) if name in row.image_inputs else 0 for row in rows]
@@ -128,14 +160,15 @@ def position_ids(mask: Tensor, first: int) -> Tensor:
 
 
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-    """What the model is called with: everything but the labels and how images are shared among rows.
+    """What the model is called with: everything but the labels and how images are shared among rows, with levels of
+    images replaced by their values (`look_up`).
 
     PaliGemma's `token_type_ids` must go in, or its prompt becomes causal. Where rows are packed, no mask goes in:
     transformers keeps rows apart by positions that start anew, as long as no cache is made. Nobody reads a cache here,
     and it would hold keys and values of all layers.
     """
     arguments = {name: value for name, value in batch.items() if name != "labels" and not name.endswith(PER_ROW)}
-    return {**arguments, "use_cache": False}
+    return {**look_up(arguments), "use_cache": False}
 
 
 def truncate_left(

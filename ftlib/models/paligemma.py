@@ -32,6 +32,7 @@ from ftlib.models.encoding import (
     Size,
     as_images,
     join_image_inputs,
+    look_up,
     model_inputs,
     pad_left,
     position_ids,
@@ -68,8 +69,9 @@ class PaliGemmaInputProcessor:
         images = processor.image_processor
         self._size = (images.size["width"], images.size["height"])
         self._resample = images.resample
-        self._mean = np.asarray(images.image_mean, dtype=np.float32)
-        self._std = np.asarray(images.image_std, dtype=np.float32)
+        mean, std = (np.asarray(one, dtype=np.float32)[:, None] for one in (images.image_mean, images.image_std))
+        self._values = torch.from_numpy((np.arange(256, dtype=np.float32) / 255.0 - mean) / std)
+        """What the model sees of every level of a channel: shape (3, 256), float32."""
         self._image_ids = [processor.image_token_id] * processor.image_seq_length
         self._newline = self._text_ids("\n")
         self.prefix_length = len(self._image_ids) + 1
@@ -161,8 +163,8 @@ class PaliGemmaInputProcessor:
 
         Returns:
             input_ids, attention_mask, token_type_ids, position_ids, labels: shape (rows, longest), int64; pixel_values
-            of all images of all rows: shape (images, 3, size, size), float32; missing without images; how many images
-            each row has (`encoding.PER_ROW`).
+            of all images of all rows: shape (images, 3, size, size), uint8, with their values (`encoding.LOOKUP`);
+            missing without images; how many images each row has (`encoding.PER_ROW`).
         """
         return {**self._text_batch(rows), **join_image_inputs(rows)}
 
@@ -189,7 +191,8 @@ class PaliGemmaInputProcessor:
         slots = ids == self.processor.image_token_id  # which has no row in the authors' own table
         embedded = model.get_input_embeddings()(ids.masked_fill(slots, self.pad_token_id))  # type: ignore[operator]
         if any(counts):
-            pixels = join_image_inputs(list(distinct.values()))["pixel_values"].to(device)
+            joined = join_image_inputs(list(distinct.values()))
+            pixels = look_up({name: tensor.to(device) for name, tensor in joined.items()})["pixel_values"]
             found = model.get_image_features(pixels).pooler_output.split(counts)  # type: ignore[operator]
             features = torch.cat([found[indices[id(row.image_inputs)]] for row in rows])
             embedded = embedded.masked_scatter(slots.unsqueeze(-1), features.to(embedded.dtype))
@@ -230,15 +233,16 @@ class PaliGemmaInputProcessor:
         return ids
 
     def _image_inputs(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Stretch to the square and scale, always through Pillow: the same pixels with and without torchvision."""
+        """Stretch to the square, always through Pillow: the same pixels with and without torchvision.
+
+        Channels stay last in memory until `encoding.look_up`, so that the device moves them.
+        """
         if not images:
             return {}
-        pixels = []
-        for image in images:
-            resized = image.resize(self._size, Image.Resampling(self._resample))
-            scaled = (np.asarray(resized, dtype=np.float32) / 255.0 - self._mean) / self._std
-            pixels.append(torch.from_numpy(scaled).permute(2, 0, 1)[None])
-        return {"pixel_values": torch.cat(pixels).contiguous()}
+        levels = np.empty((len(images), *self._size[::-1], 3), dtype=np.uint8)
+        for index, image in enumerate(images):
+            levels[index] = image.resize(self._size, Image.Resampling(self._resample))
+        return {"pixel_values": torch.from_numpy(levels).permute(0, 3, 1, 2), "pixel_values_lookup": self._values}
 
 
 def skip_image_token_count(model: torch.nn.Module) -> None:

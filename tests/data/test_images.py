@@ -412,3 +412,19 @@ def test_an_image_with_two_labels_is_told(
     code, _, error = ftlib("prepare", write_config(), *overrides)
     assert code == 0, error
     assert "labels: 1 image has several labels: 20 is '1', and '0' in another row" in error
+
+
+def test_an_upright_image_is_decoded_without_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[274], exif[0x010F] = 1, "a camera"
+    smooth(64, 48).convert("RGB").save(tmp_path / "x.jpg", exif=exif, comment="by someone")
+    with Image.open(tmp_path / "x.jpg") as image:
+        expected = np.asarray(image)
+
+    def copy(self: Image.Image) -> Image.Image:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(Image.Image, "copy", copy)
+    found = open_image(tmp_path / "x.jpg")
+    assert np.array_equal(np.asarray(found), expected)
+    assert type(found) is Image.Image and found.info == {} and not found.getexif()

@@ -16,7 +16,7 @@ from transformers import PaliGemmaForConditionalGeneration
 
 from ftlib.config.npz_checkpoints import NpzCheckpoint
 from ftlib.models import big_vision
-from ftlib.models.encoding import EncodedExample
+from ftlib.models.encoding import EncodedExample, look_up
 from ftlib.models.generation import generate_answers
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_logits, answer_loss, cut_labels
@@ -235,7 +235,7 @@ def test_pixels_are_within_one_step_of_the_authors(convert: Convert) -> None:
     numbers = [name.removeprefix("image/") for name in pixels if name.startswith("image/")]
     assert len(numbers) == 4
     for number in numbers:
-        made = inputs._image_inputs([Image.fromarray(pixels[f"image/{number}"])])["pixel_values"]
+        made = look_up(inputs._image_inputs([Image.fromarray(pixels[f"image/{number}"])]))["pixel_values"]
         found = made[0].permute(1, 2, 0).numpy()
         apart = np.abs(found - pixels[f"antialias/{number}"])
         assert apart.max() < 1.001 * 2 / 255, number

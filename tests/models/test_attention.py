@@ -15,7 +15,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PaliGemmaForConditiona
 
 from ftlib.errors import UserError
 from ftlib.models.attention import validate_trainable
-from ftlib.models.encoding import EncodedExample, model_inputs
+from ftlib.models.encoding import EncodedExample, look_up, model_inputs
 from ftlib.models.generation import generate_answers, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss
@@ -60,7 +60,7 @@ def literal(model: torch.nn.Module, row: EncodedExample, cap: float | None) -> t
     """Logits of one row, shape (tokens, vocabulary)."""
     with torch.no_grad():
         embedded = model.get_input_embeddings()(torch.tensor(row.input_ids))
-        image_tokens = model.get_image_features(row.image_inputs["pixel_values"]).pooler_output[0]
+        image_tokens = model.get_image_features(look_up(row.image_inputs)["pixel_values"]).pooler_output[0]
     embedded[: len(image_tokens)] = image_tokens
     return literal_gemma2.logits(model, embedded, len(row.input_ids) - row.n_labels, cap)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from ftlib.config.schema import Full, Lora
 from ftlib.errors import UserError
 from ftlib.models.adapters import count_parameters, prepare_for_training
-from ftlib.models.encoding import IGNORE_INDEX, EncodedExample, model_inputs
+from ftlib.models.encoding import IGNORE_INDEX, EncodedExample, look_up, model_inputs
 from ftlib.models.generation import generate_answers
 from ftlib.models.loading import load_adapter, load_weights
 from ftlib.models.loss import answer_loss, count_items
@@ -149,11 +149,11 @@ def test_an_image_has_the_tokens_of_its_resolution(size: int, tokens: int) -> No
     row = inputs.encode_train("a", wide, "b")
     assert row.input_ids[:tokens] == [inputs.processor.image_token_id] * tokens
     assert row.input_ids[tokens] == inputs.tokenizer.bos_token_id and len(row.input_ids) == tokens + 5
-    pixels = row.image_inputs["pixel_values"]
+    pixels = look_up(row.image_inputs)["pixel_values"]
     assert pixels.shape == (1, 3, size, size) and -1 <= pixels.min() < pixels.max() <= 1
     theirs = inputs.processor(images=wide, text="<image>a", suffix="b", return_tensors="pt")
     assert row.input_ids == theirs["input_ids"][0].tolist()
-    torch.testing.assert_close(row.image_inputs["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(pixels, theirs["pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputProcessor, image: Image.Image) -> None:
@@ -167,7 +167,8 @@ def test_rows_are_what_the_processor_makes(inputs: PaliGemmaInputProcessor, imag
         theirs = inputs.processor(images=image, text=f"<image>{prompt.rstrip()}", suffix=answer, return_tensors="pt")
         assert row.input_ids == theirs["input_ids"][0].tolist()
         assert row.n_labels == int(theirs["token_type_ids"].sum())
-        torch.testing.assert_close(row.image_inputs["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
+        pixels = look_up(row.image_inputs)["pixel_values"]
+        torch.testing.assert_close(pixels, theirs["pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_location_and_mask_words_are_one_token_each(inputs: PaliGemmaInputProcessor) -> None:
@@ -261,7 +262,7 @@ def test_token_average_is_transformers_own_loss(
 def to_the_right(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same rows, padded on the right."""
     shifts = [int(mask.eq(0).sum()) for mask in batch["attention_mask"]]
-    moved = {name: tensor for name, tensor in batch.items() if name == "pixel_values"}
+    moved = {name: tensor for name, tensor in batch.items() if name.startswith("pixel_values")}
     for name in ("input_ids", "attention_mask", "token_type_ids", "labels"):
         moved[name] = torch.stack([row.roll(-shift) for row, shift in zip(batch[name], shifts, strict=True)])
     return moved

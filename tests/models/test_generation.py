@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from ftlib.models import generation
-from ftlib.models.encoding import EncodedExample
+from ftlib.models.encoding import EncodedExample, look_up
 from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods, token_ends
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss
@@ -50,7 +50,7 @@ def test_answers_are_those_of_transformers(
     model: torch.nn.Module, inputs: PaliGemmaInputProcessor, rows: list[EncodedExample], num_beams: int
 ) -> None:
     answers = generate_answers(model, inputs, rows, 8, num_beams)
-    batch = {name: tensor for name, tensor in inputs.collate(rows).items() if name != "labels"}
+    batch = {name: tensor for name, tensor in look_up(inputs.collate(rows)).items() if name != "labels"}
     settings = GenerationConfig(
         max_new_tokens=8,
         do_sample=False,

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, PreTrainedModel
 
 from ftlib.errors import UserError
-from ftlib.models.encoding import EncodedExample, join_image_inputs, model_inputs
+from ftlib.models.encoding import EncodedExample, join_image_inputs, look_up, model_inputs
 from ftlib.models.generation import generate_answers, label_loglikelihoods, truncate_prompts
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss
@@ -67,7 +67,7 @@ def test_paligemma(folder: Path, pictures: list[Image.Image]) -> None:  # noqa: 
         text=["same?"], images=[[pictures[0], pictures[1]]], suffix=["yes"], return_tensors="pt", padding=True
     )
     assert rows[0].input_ids == theirs["input_ids"][0].tolist()
-    assert torch.allclose(join_image_inputs(rows[:1])["pixel_values"], theirs["pixel_values"], atol=1e-6)
+    assert torch.allclose(look_up(join_image_inputs(rows[:1]))["pixel_values"], theirs["pixel_values"], atol=1e-6)
     assert rows[2].input_ids[0] == inputs.tokenizer.bos_token_id and not rows[2].image_inputs
 
 
