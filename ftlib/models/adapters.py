@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ftlib.config.schema import Attention, Full, Lora, Model
 from ftlib.errors import UserError
+from ftlib.models.columns import KeptColumns
 from ftlib.models.encoding import model_inputs
 from ftlib.models.registry import InputProcessor, ModelFamily, family_of, model_family
 
@@ -53,13 +54,16 @@ def prepare_for_training(
     """
     kind = model_family(family) if isinstance(family, str) else family
     model.enable_input_require_grads = _skip_input_gradients
+    kept = KeptColumns(model)
     if isinstance(adapter, Lora):
         adapted = _add_lora(model, kind, adapter)
+        kept.watch(adapted)
         settings = adapted.peft_config["default"]
         settings.base_model_name_or_path, settings.revision = base_name, revision  # not the folder it was read from
         for parameter in master_weights(adapted, adapter):
             parameter.data = parameter.data.float()
         return adapted
+    kept.watch(model)
     if isinstance(adapter, Attention):
         _train_attention(model, kind)
     else:
