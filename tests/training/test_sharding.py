@@ -91,15 +91,19 @@ def evaluations_of(run: Run) -> list[tuple[int, str, float]]:
     ]
 
 
-def assert_same(ours: Run, theirs: Run) -> None:
-    """Losses, gradient norms and evaluations are equal up to rounding; checkpoints and results have the same layout."""
+def assert_same(ours: Run, theirs: Run, coarse: float = 1) -> None:
+    """Losses, gradient norms and evaluations are equal up to rounding; checkpoints and results have the same layout.
+
+    Args:
+        coarse: factor of the tolerances.
+    """
     assert ours.folder.name == theirs.folder.name, "sharding is not part of a run's identity"
     for name, tolerance in (("loss", 1e-6), ("grad_norm", 1e-5)):
         values, wanted = values_of(ours, name), values_of(theirs, name)
-        assert values[:2] == pytest.approx(wanted[:2], rel=tolerance), name
-        assert values == pytest.approx(wanted, rel=100 * tolerance), f"{name}: Adam amplifies rounding"
+        assert values[:2] == pytest.approx(wanted[:2], rel=coarse * tolerance), name
+        assert values == pytest.approx(wanted, rel=100 * coarse * tolerance), f"{name}: Adam amplifies rounding"
     for one, other in zip(evaluations_of(ours), evaluations_of(theirs), strict=True):
-        assert one[:2] == other[:2] and one[2] == pytest.approx(other[2], rel=1e-4, abs=1e-6)
+        assert one[:2] == other[:2] and one[2] == pytest.approx(other[2], rel=1e-4 * coarse, abs=1e-6)
     for folder, file in ((checkpoint_of(ours), "trainable.safetensors"), (result_of(ours), "*.safetensors")):
         there = checkpoint_of(theirs) if folder == checkpoint_of(ours) else result_of(theirs)
         weights, wanted = (load_file(next(iter(place.glob(file)))) for place in (folder, there))

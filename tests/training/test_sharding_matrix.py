@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from ftlib.core import jsonl
 from ftlib.runs.run import Run
 from tests.conftest import LORA
 from tests.training.sharded_ranks import Case, Ranks
+from tests.training.test_divergence import INFINITE_STEP
 from tests.training.test_resume import run_of
 from tests.training.test_sharding import (
     Ftlib,
@@ -40,6 +42,10 @@ DORA = LORA_0.replace("lora", "dora")
 SHORT = ("training.max_steps=6", "checkpoint.steps=3", "checkpoint.keep=9", "evaluation.loss=true")
 
 
+BFLOAT16 = ("model.dtype=bfloat16", "training.bf16=true")
+BEST = "checkpoint.best={metric: accuracy, every: 3}"
+
+
 @dataclass(frozen=True)
 class Variant:
     """A config, and the ranks that train it.
@@ -48,6 +54,7 @@ class Variant:
         model: paligemma1, paligemma2, or an architecture of `tiny_causal`.
         micro: rows of a micro-batch.
         nodes: with two of them the model is sharded within each.
+        coarse: factor of the tolerances.
     """
 
     model: str
@@ -56,6 +63,7 @@ class Variant:
     count: int = 2
     micro: int = 1
     nodes: int = 1
+    coarse: float = 1
 
 
 VARIANTS = {
@@ -82,6 +90,10 @@ VARIANTS = {
     "clipping": Variant("llama", FULL, ("training.max_grad_norm=0.05",)),
     "nodes-full": Variant("llama", FULL, count=4, nodes=2),
     "nodes-lora": Variant("llama", LORA_0, count=4, nodes=2),
+    "rounds": Variant("llama", FULL, ("rounds=[{learning_rate: 0.01}, {learning_rate: 0.003}]",)),
+    "parts": Variant("paligemma1", FULL, ("parts={vision: {learning_rate_factor: 0.1}}",)),
+    "bfloat16-full": Variant("paligemma1", FULL, (*BFLOAT16, BEST), coarse=1000),
+    "bfloat16-lora": Variant("paligemma2", LORA_0, (*BFLOAT16, BEST), coarse=1000),
 }
 
 
@@ -107,7 +119,22 @@ def test_sharded_ranks_are_one(
     ours = run_of(config, tmp_path / "ranks", *overrides)
     more: dict[str, Any] = {"scope": "node"} if one.nodes > 1 else {}
     train_on(ranks, one.count, [case(tmp_path / "ranks", [config, *overrides], **more)], nodes=one.nodes)
-    assert_same(ours, plain)
+    assert_same(ours, plain, one.coarse)
+
+
+@pytest.mark.long
+def test_ranks_begin_anew_together_when_weights_are_no_numbers(
+    ranks: Ranks, paligemma: Any, tmp_path: Path, ftlib: Ftlib
+) -> None:
+    """Infinite weights may be in one rank's part alone."""
+    config = causal_config(tmp_path / "causal", "llama", FULL, ftlib)
+    again = ("guard.restarts=1", "guard.learning_rate_factor=1e-40", "guard.max_loss=1e9", "evaluation.loss=false")
+    arguments = [*INFINITE_STEP, *again, *job(2)]
+    run = run_of(config, tmp_path / "runs", *arguments)
+    train_on(ranks, 2, [case(tmp_path / "runs", [config, *arguments])])
+    (trip,) = [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "diverged"]
+    assert trip["step"] == 1 and "NaN or infinity in the weights" in trip["reason"]
+    assert all(weight.isfinite().all() for weight in load_file(run.folder / "model" / "model.safetensors").values())
 
 
 def mixture_of(folder: Path) -> str:
