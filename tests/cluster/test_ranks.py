@@ -86,7 +86,7 @@ def test_the_death_of_one_rank_ends_the_job_and_two_sharded_tasks_do_it_again(cl
 
     (run,) = members(runs, "ranks")
     assert_begins_as(run, alone, 25)
-    (job,) = cluster.submit(f"{COURSE} {TWO} {SHARDED}", FTLIB_RUNS=runs)
+    (job,) = cluster.submit(f"--retry {COURSE} {TWO} {SHARDED}", FTLIB_RUNS=runs)
     assert cluster.wait(job, 600) == "COMPLETED"
     assert losses(run) == pytest.approx(losses(alone), rel=1e-3) and len(losses(run)) == STEPS
     (place,) = [event for event in history(run) if event["event"] == "parallel"]

@@ -13,6 +13,7 @@ and then their exit codes. A rank runs its cases one after the other. A case has
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -98,7 +99,8 @@ class Ranks:
     def close(self) -> None:
         """End the ranks that are left, and the process that forks them."""
         for pid in self._pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.communicate()
 
     @property

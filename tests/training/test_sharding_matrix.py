@@ -148,9 +148,10 @@ def mixture_of(folder: Path) -> str:
 
 
 CHAINS = {
-    "ranks": [(4, "full", 2), (2, "full", 4), (1, "full", 6), (4, "full", 0)],
-    "methods": [(2, "none", 2), (2, "full", 4), (2, "none", 6), (4, "full", 0)],
+    "ranks": [(4, "full", 1), (2, "full", 3), (1, "full", 5), (4, "full", 0)],
+    "methods": [(2, "none", 1), (2, "full", 3), (2, "none", 5), (4, "full", 0)],
 }
+"""Number of ranks, `parallel.shard`, and the step after which a signal comes; the checkpoint is that of the next."""
 
 
 @pytest.mark.long
@@ -160,7 +161,7 @@ def test_runs_resume_with_other_numbers_of_ranks(
     ranks: Ranks, paligemma: Any, tmp_path: Path, ftlib: Ftlib, model: str, adapter: str, chain: str
 ) -> None:
     config = causal_config(tmp_path / "causal", model, adapter, ftlib)
-    long = ["training.max_steps=8", "checkpoint.steps=4"]
+    long = ["training.max_steps=8", "checkpoint.steps=2"]
     plain = run_of(config, tmp_path / "one", *long)
     assert ftlib("train", config, *long)[0] == 0
     ours = run_of(config, tmp_path / "ranks", *long, *job(2))
