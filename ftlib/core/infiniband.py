@@ -1,4 +1,4 @@
-"""InfiniBand and RoCE devices of a machine, and whether NCCL can use them; found without NCCL and without a GPU.
+"""InfiniBand and RoCE devices of a machine, and whether NCCL can use them, or does by its log.
 
 NCCL reaches them through rdma-core's user libraries: libibverbs, and a provider for each kind of device (mlx5, …).
 Without these it uses TCP sockets instead, many times slower, and reports that only in its own log.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from pathlib import Path
 
 _LIBRARY = "libibverbs.so.1"
+_USING = re.compile("NCCL INFO Using network (.+)")
 REMEDY = (
     "Install rdma-core's libraries (Debian and Ubuntu: libibverbs1 ibverbs-providers) in the image, which "
     "jobs/build.sbatch does, and start it with /dev (Apptainer's default)."
@@ -38,6 +40,12 @@ def find_obstacle(root: Path = Path("/"), library: str = _LIBRARY) -> str | None
     if not any((root / "dev/infiniband").glob("uverbs*")):
         return "there is no /dev/infiniband/uverbs*"
     return None
+
+
+def network_in_log(log: str) -> str | None:
+    """The network that NCCL chose, such as IB, Socket or AWS Libfabric, by its log (NCCL_DEBUG=INFO); None: unknown."""
+    found = _USING.search(log)
+    return found[1].strip() if found else None
 
 
 def _text(path: Path) -> str:

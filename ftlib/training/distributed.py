@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -83,20 +84,47 @@ def _init_process_group(timeout: float) -> None:
     os.environ.setdefault("MASTER_PORT", str(_FIRST_PORT + (17 * job + step) % _PORTS))
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    distributed.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
-    _peers[:] = [("", "", 0)] * world
-    distributed.all_gather_object(_peers, (*_place(), os.getpid()))
-    if here.type == "cuda":
-        warn_of_sockets()
+    with warn_of_sockets() if here.type == "cuda" else contextlib.nullcontext():
+        distributed.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+        _peers[:] = [("", "", 0)] * world
+        distributed.all_gather_object(_peers, (*_place(), os.getpid()))
 
 
-def warn_of_sockets(root: Path = Path("/")) -> None:
-    """Warn on the first rank of a job on several nodes if NCCL cannot use the node's InfiniBand."""
+@contextlib.contextmanager
+def warn_of_sockets(root: Path = Path("/")) -> Iterator[None]:
+    """Context for the first communication: warn on the first rank of a job on several nodes if NCCL uses TCP sockets
+    although the node has InfiniBand.
+
+    NCCL's choice is read in its log, which goes to a temporary file, unless the user has set NCCL_DEBUG: then what NCCL
+    needs for InfiniBand is checked instead.
+    """
     several = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1
     devices = infiniband.active_devices(root) if several and log.is_main_process() else []
-    if devices and (fault := infiniband.find_obstacle(root)):
-        log.warning(f"NCCL uses TCP sockets between the nodes, several times slower than {', '.join(devices)}: {fault}")
-        log.warning(infiniband.REMEDY)
+    if not devices:
+        yield
+        return
+    network = None
+    if "NCCL_DEBUG" in os.environ:
+        yield
+    else:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            file = Path(folder) / "nccl.log"
+            settings = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT", "NCCL_DEBUG_FILE": str(file)}
+            os.environ.update(settings)
+            try:
+                yield
+            finally:
+                for name in settings:
+                    del os.environ[name]
+            if file.exists():
+                network = infiniband.network_in_log(file.read_text(errors="replace"))
+    fault = infiniband.find_obstacle(root)
+    if network == "Socket" or (network is None and fault):
+        reason = fault or "NCCL_DEBUG=INFO shows why"
+        slower = f"several times slower than {', '.join(devices)}"
+        log.warning(f"NCCL uses TCP sockets between the nodes, {slower}: {reason}")
+        if fault:
+            log.warning(infiniband.REMEDY)
 
 
 def _place() -> tuple[str, str]:

@@ -6,6 +6,7 @@ TOGETHER = {
     "sdpa": 10,
     "agreement": 30,
     "resume": 40,
+    "sharding": 40,
     "numbers": 45,
     "out_of_memory": 30,
     "synchronisation": 10,

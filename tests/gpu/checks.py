@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -252,13 +253,13 @@ def outcome(config: Path, runs_folder: Path) -> tuple[list[float], dict[str, str
     return losses, {path.name: files.file_sha256(path) for path in results}
 
 
-def _interrupted(folder: Path, sections: dict[str, Any], die_at: int = 5) -> dict[str, Any]:
-    """Train once undisturbed and once killed and resumed: what differs."""
+def _interrupted(folder: Path, sections: dict[str, Any], function: str = "train", die_at: int = 5) -> dict[str, Any]:
+    """Train once undisturbed and once killed and resumed, by a function of `processes`: what differs."""
     config = models.write_config(folder, **sections)
     (folder / "store").symlink_to(folder.parent / "store")
-    undisturbed = start("train", config, folder / "straight")
-    killed = start("train", config, folder / "broken", die_at).code()
-    resumed = start("train", config, folder / "broken").code()
+    undisturbed = start(function, config, folder / "straight")
+    killed = start(function, config, folder / "broken", die_at).code()
+    resumed = start(function, config, folder / "broken").code()
     codes = [undisturbed.code(), killed, resumed]
     found: dict[str, Any] = {"exit_codes": codes}
     if codes != [0, -signal.SIGKILL, 0]:
@@ -271,12 +272,15 @@ def _interrupted(folder: Path, sections: dict[str, Any], die_at: int = 5) -> dic
             "first_loss": round(straight[0][0], 4), "last_loss": round(straight[0][-1], 4)}  # fmt: skip
 
 
-def _all_interrupted(folder: Path, kinds: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _all_interrupted(
+    folder: Path, kinds: dict[str, dict[str, Any]], function: str = "train"
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """`_interrupted` of several kinds at the same time; all are trained on the same prepared data."""
     prepare(models.write_config(folder, **next(iter(kinds.values()))))
     with ThreadPoolExecutor(len(kinds)) as pool:
         folders = [folder / name.replace(" ", "-") for name in kinds]
-        yield from zip(kinds, pool.map(_interrupted, folders, kinds.values()), strict=True)
+        found = pool.map(partial(_interrupted, function=function), folders, kinds.values())
+        yield from zip(kinds, found, strict=True)
 
 
 def resume(folder: Path) -> Results:
@@ -285,6 +289,19 @@ def resume(folder: Path) -> Results:
     for name, found in _all_interrupted(folder, kinds):
         ok = found["complete"] and found["loss_difference"] == 0.0 and found["same_bytes"]
         yield f"resume {name}", ok, found
+
+
+def sharding(folder: Path) -> Results:
+    """A model sharded over a single rank: killed and resumed, and the losses of training without sharding."""
+    kinds = {"lora 16 bits": models.mixed(), "full float32": {"adapter": {"method": "full"}}}
+    for name, found in _all_interrupted(folder, kinds, "train_sharded"):
+        place = folder / name.replace(" ", "-")
+        code = start("train", place / "config.yaml", place / "whole").code()
+        ok = code == 0 and found["complete"] and found["loss_difference"] == 0.0 and found["same_bytes"]
+        if ok:
+            runs_of = (outcome(place / "config.yaml", place / kind)[0] for kind in ("straight", "whole"))
+            found["difference_from_whole"] = max(abs(a - b) for a, b in zip(*runs_of, strict=True))
+        yield f"sharding {name}", ok and found["difference_from_whole"] < 2e-2, found
 
 
 def numbers(folder: Path) -> Results:

@@ -75,6 +75,24 @@ def train(config: str, runs_folder: str, die_at: int = 0) -> int:
     return main(["train", config])
 
 
+def train_sharded(config: str, runs_folder: str, die_at: int = 0) -> int:
+    """`train` with the model sharded over this process alone; ftlib itself shards over two or more."""
+    import torch
+    from torch import distributed
+
+    from ftlib.models import sharding
+    from ftlib.models.loading import device
+    from ftlib.training import train as training_train
+    from tests.gpu.machine import REHEARSAL
+
+    if not REHEARSAL:
+        torch.cuda.set_device(device())
+    backend = "gloo" if REHEARSAL else "nccl"
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    training_train._sharding_mesh = lambda *arguments: sharding.make_mesh(device(), "full", 1)
+    return train(config, runs_folder, die_at)
+
+
 def train_out_of_memory(config: str, runs_folder: str, place: str) -> int:
     """`ftlib train` that runs out of memory once, in its fifth micro-batch or step."""
     import torch

@@ -20,7 +20,7 @@ from tests.gpu.flops import neox_flops, paligemma_flops
 
 REHEARSAL = {"FTLIB_GPU_REHEARSAL": "cpu", "PYTHONPATH": str(REPOSITORY)}
 NAMES = {
-    "environment", "sdpa", "agreement", "resume", "numbers", "out_of_memory", "synchronisation", "plan",
+    "environment", "sdpa", "agreement", "resume", "sharding", "numbers", "out_of_memory", "synchronisation", "plan",
     "words_without_memory",
     "paligemma_224", "paligemma_448", "nf4", "generation", "neox", "compile", "all",
 }  # fmt: skip
@@ -42,7 +42,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_every_check_runs_and_is_ok(lines: list[dict[str, Any]]) -> None:
     assert {line["name"].split()[0] for line in lines} == NAMES
     assert all(line["ok"] for line in lines)
-    resumed = [line for line in lines if line["name"].startswith("resume")]
+    resumed = [line for line in lines if line["name"].startswith(("resume", "sharding"))]
     assert all(line["exit_codes"] == [0, -signal.SIGKILL, 0] and line["same_bytes"] for line in resumed)
 
 
@@ -165,11 +165,14 @@ def test_without_a_gpu_nothing_is_measured() -> None:
 @pytest.mark.long
 def test_two_ranks_agree_with_one_and_survive_a_kill(tmp_path: Path) -> None:
     """tests.gpu.several, as Slurm would start it, with gloo."""
-    results = [*_ranks(tmp_path / "shared")]
-    assert [line["name"] for line in results] == ["several bandwidth", "several losses", "several kill and resume"]
+    bandwidth, *results = _ranks(tmp_path / "shared")
+    assert bandwidth["gb_per_s"]["gpus"] == 2
+    names = [f"several {kind} {name}" for kind in ("ddp", "sharded") for name in ("losses", "kill and resume")]
+    assert [line["name"] for line in results] == names
     assert all(line["ok"] for line in results), results
-    assert results[0]["gb_per_s"]["gpus"] == 2 and results[1]["loss_difference"] < 1e-5
-    assert -signal.SIGKILL in results[2]["exit_codes_of_the_killed"] and results[2]["same_bytes"]
+    for losses, killed in (results[:2], results[2:]):
+        assert losses["loss_difference"] < 1e-5
+        assert -signal.SIGKILL in killed["exit_codes_of_the_killed"] and killed["same_bytes"]
 
 
 def _ranks(shared: Path) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -12,20 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from ftlib.core import jsonl
 from ftlib.runs.run import Run
 from tests.conftest import LORA
-from tests.training.test_distributed import start_ranks
+from tests.training.sharded_ranks import Case, Ranks
+from tests.training.test_divergence import INFINITE_STEP
 from tests.training.test_resume import run_of
-from tests.training.test_sharding import Ftlib, assert_same, case, causal_config, exact, job, paligemma, train_on
+from tests.training.test_sharding import (
+    Ftlib,
+    assert_same,
+    case,
+    causal_config,
+    checkpoint_step,
+    exact,
+    job,
+    paligemma,
+    ranks,
+    train_on,
+)
 
-__all__ = ["paligemma"]  # a fixture
+__all__ = ["paligemma", "ranks"]  # fixtures
 
 FULL, ATTENTION = "{method: full}", "{method: attention}"
 LORA_0 = LORA.replace("dropout: 0.1", "dropout: 0.0")
 DORA = LORA_0.replace("lora", "dora")
 SHORT = ("training.max_steps=6", "checkpoint.steps=3", "checkpoint.keep=9", "evaluation.loss=true")
+
+
+BFLOAT16 = ("model.dtype=bfloat16", "training.bf16=true")
+BEST = "checkpoint.best={metric: accuracy, every: 3}"
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,7 @@ class Variant:
         model: paligemma1, paligemma2, or an architecture of `tiny_causal`.
         micro: rows of a micro-batch.
         nodes: with two of them the model is sharded within each.
+        coarse: factor of the tolerances.
     """
 
     model: str
@@ -44,6 +63,7 @@ class Variant:
     count: int = 2
     micro: int = 1
     nodes: int = 1
+    coarse: float = 1
 
 
 VARIANTS = {
@@ -70,12 +90,18 @@ VARIANTS = {
     "clipping": Variant("llama", FULL, ("training.max_grad_norm=0.05",)),
     "nodes-full": Variant("llama", FULL, count=4, nodes=2),
     "nodes-lora": Variant("llama", LORA_0, count=4, nodes=2),
+    "rounds": Variant("llama", FULL, ("rounds=[{learning_rate: 0.01}, {learning_rate: 0.003}]",)),
+    "parts": Variant("paligemma1", FULL, ("parts={vision: {learning_rate_factor: 0.1}}",)),
+    "bfloat16-full": Variant("paligemma1", FULL, (*BFLOAT16, BEST), coarse=1000),
+    "bfloat16-lora": Variant("paligemma2", LORA_0, (*BFLOAT16, BEST), coarse=1000),
 }
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", VARIANTS)
-def test_sharded_ranks_are_one(paligemma: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, name: str) -> None:
+def test_sharded_ranks_are_one(
+    ranks: Ranks, paligemma: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, name: str
+) -> None:
     one = VARIANTS[name]
     overrides = [*one.overrides]
     if one.model.startswith("paligemma"):
@@ -89,11 +115,26 @@ def test_sharded_ranks_are_one(paligemma: Callable[..., Path], tmp_path: Path, f
     plain = run_of(config, tmp_path / "one", *overrides)
     assert ftlib("train", config, *overrides)[0] == 0
     shard = "auto" if one.nodes > 1 else "full"
-    ranks = [*overrides, *job(one.count, shard, one.micro, one.nodes)]
-    ours = run_of(config, tmp_path / "ranks", *ranks)
+    overrides += job(one.count, shard, one.micro, one.nodes)
+    ours = run_of(config, tmp_path / "ranks", *overrides)
     more: dict[str, Any] = {"scope": "node"} if one.nodes > 1 else {}
-    train_on(one.count, [case(tmp_path / "ranks", [config, *ranks], **more)], tmp_path, nodes=one.nodes)
-    assert_same(ours, plain)
+    train_on(ranks, one.count, [case(tmp_path / "ranks", [config, *overrides], **more)], nodes=one.nodes)
+    assert_same(ours, plain, one.coarse)
+
+
+@pytest.mark.long
+def test_ranks_begin_anew_together_when_weights_are_no_numbers(
+    ranks: Ranks, paligemma: Any, tmp_path: Path, ftlib: Ftlib
+) -> None:
+    """Infinite weights may be in one rank's part alone."""
+    config = causal_config(tmp_path / "causal", "llama", FULL, ftlib)
+    again = ("guard.restarts=1", "guard.learning_rate_factor=1e-40", "guard.max_loss=1e9", "evaluation.loss=false")
+    arguments = [*INFINITE_STEP, *again, *job(2)]
+    run = run_of(config, tmp_path / "runs", *arguments)
+    train_on(ranks, 2, [case(tmp_path / "runs", [config, *arguments])])
+    (trip,) = [line for line in jsonl.read_jsonl_log(run.history) if line["event"] == "diverged"]
+    assert trip["step"] == 1 and "NaN or infinity in the weights" in trip["reason"]
+    assert all(weight.isfinite().all() for weight in load_file(run.folder / "model" / "model.safetensors").values())
 
 
 def mixture_of(folder: Path) -> str:
@@ -107,57 +148,65 @@ def mixture_of(folder: Path) -> str:
 
 
 CHAINS = {
-    "ranks": [(4, "full", 2), (2, "full", 4), (1, "full", 6), (4, "full", 0)],
-    "methods": [(2, "none", 2), (2, "full", 4), (2, "none", 6), (4, "full", 0)],
+    "ranks": [(4, "full", 1), (2, "full", 3), (1, "full", 5), (4, "full", 0)],
+    "methods": [(2, "none", 1), (2, "full", 3), (2, "none", 5), (4, "full", 0)],
 }
+"""Number of ranks, `parallel.shard`, and the step after which a signal comes; the checkpoint is that of the next."""
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("model", "adapter"), [("gpt_neox", FULL), ("llama", LORA_0), ("gemma", FULL)])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_runs_resume_with_other_numbers_of_ranks(
-    paligemma: Callable[..., Path], tmp_path: Path, ftlib: Ftlib, model: str, adapter: str, chain: str
+    ranks: Ranks, paligemma: Any, tmp_path: Path, ftlib: Ftlib, model: str, adapter: str, chain: str
 ) -> None:
     config = causal_config(tmp_path / "causal", model, adapter, ftlib)
-    long = ["training.max_steps=8", "checkpoint.steps=4"]
+    long = ["training.max_steps=8", "checkpoint.steps=2"]
     plain = run_of(config, tmp_path / "one", *long)
     assert ftlib("train", config, *long)[0] == 0
     ours = run_of(config, tmp_path / "ranks", *long, *job(2))
     for count, shard, stop in CHAINS[chain]:
         arguments = [config, *long, *job(count, shard)]
         one = case(tmp_path / "ranks", arguments, stop_after=stop)
-        train_on(count, [one], tmp_path, [75 if stop else 0])
+        train_on(ranks, count, [one], [75 if stop else 0])
     assert_same(ours, plain)
     starts = [line["step"] for line in jsonl.read_jsonl_log(ours.history) if line["event"] == "start"]
     assert starts == [0, 2, 4, 6]
 
 
 @pytest.mark.long
-def test_killed_at_random_moments_the_result_is_the_same(paligemma: Any, tmp_path: Path, ftlib: Ftlib) -> None:
+def test_killed_at_random_moments_the_result_is_the_same(
+    ranks: Ranks, paligemma: Any, tmp_path: Path, ftlib: Ftlib
+) -> None:
     """20 times a random rank of two that share a fully trained model."""
     config = causal_config(tmp_path / "causal", "gpt_neox", FULL, ftlib)
     long = ["training.max_steps=300", "checkpoint.steps=4", "checkpoint.keep=2", "evaluation.loss=false", *job(2)]
     straight, broken = (run_of(config, tmp_path / name, *long) for name in ("straight", "broken"))
-    train_on(2, [case(tmp_path / "straight", [config, *long])], tmp_path)
-    run_of(config, tmp_path / "broken", *long)
-    chance, codes = random.Random(5), []
-    for _ in range(20):
-        codes += [kill_one(broken, [config, *long], chance)]
-    train_on(2, [case(tmp_path / "broken", [config, *long])], tmp_path)
+    train_on(ranks, 2, [case(tmp_path / "straight", [config, *long])])
+    whole, chance = case(tmp_path / "broken", [config, *long]), random.Random(5)
+    victims = [kill_one(ranks, broken, whole, chance) for _ in range(20)]
+    train_on(ranks, 2, [whole])
     assert exact(broken) == exact(straight)
-    assert codes.count([-signal.SIGKILL, 76]) > 10, codes
+    assert len(set(victims)) == 2 and checkpoint_step(broken) == 300
+    starts = [line["step"] for line in jsonl.read_jsonl_log(broken.history) if line["event"] == "start"]
+    assert len(set(starts)) > 10, starts
 
 
-def kill_one(run: Run, arguments: list[object], chance: random.Random) -> list[int]:
-    """Start two ranks, kill one at a random moment after a step; return the exit codes of the killed and the other."""
-    before = len(jsonl.read_jsonl_log(run.metrics))
-    ranks = start_ranks(2, *arguments)
-    while all(rank.poll() is None for rank in ranks) and len(jsonl.read_jsonl_log(run.metrics)) <= before:
+def kill_one(ranks: Ranks, run: Run, whole: Case, chance: random.Random) -> int:
+    """Start two ranks and kill one, which is returned, at a random moment after a step."""
+    before = last_step(run)
+    pids = ranks.start(2, [whole])
+    ends = time.monotonic() + 200
+    while last_step(run) <= before:
+        assert time.monotonic() < ends
         time.sleep(0.02)
     time.sleep(chance.uniform(0, 0.6))
     victim = chance.randrange(2)
-    ranks[victim].kill()
-    errors = [rank.communicate(timeout=200)[1] for rank in ranks]
-    codes = [ranks[victim].returncode, ranks[1 - victim].returncode]
-    assert codes[1] in (0, 76), errors
-    return codes
+    os.kill(pids[victim], signal.SIGKILL)
+    ended = ranks.wait()
+    assert (ended[victim].code, ended[1 - victim].codes) == (-signal.SIGKILL, [76]), [one.error for one in ended]
+    return victim
+
+
+def last_step(run: Run) -> int:
+    return max((line["step"] for line in jsonl.read_jsonl_log(run.metrics)), default=0)
