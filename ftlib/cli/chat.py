@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftlib.cli import arguments
-from ftlib.core import log
+from ftlib.core import imports, log
 from ftlib.core.paths import find_site
 from ftlib.errors import UserError
 
@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     name = arguments.find_model_or_run(parsed.run, site)
-    from ftlib.evaluation.predict import Query, is_multi_turn, open_finetuned
+    with imports.without_garbage_collection():
+        from ftlib.evaluation.predict import Query, is_multi_turn, open_finetuned
 
     model, settings = open_finetuned(name, parsed.max_new_tokens, site)
     if not is_multi_turn(model):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlib.cli import arguments
-from ftlib.core import log
+from ftlib.core import imports, log
 from ftlib.core.paths import find_site
 from ftlib.errors import UserError
 
@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
         raise UserError("predict: --draw needs --image" + (", and a single one" if parsed.image else ""))
     site = find_site()
     name = arguments.find_model_or_run(parsed.run, site)
-    from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
+    with imports.without_garbage_collection():
+        from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
 
     model, settings = open_finetuned(name, parsed.max_new_tokens, site)
     if parsed.file:

@@ -5,8 +5,6 @@ The run folder is <runs>/<name>/<identity>/; its adapter/ or model/ is the resul
 
 from __future__ import annotations
 
-import gc
-
 from ftlib.cli import arguments
 from ftlib.core import imports, log
 from ftlib.core.paths import find_site
@@ -38,7 +36,7 @@ def main(argv: list[str]) -> int:
     hide_unused_bitsandbytes(experiment.config, site)
     with imports.without_garbage_collection():
         from ftlib.training.train import train_run
-    gc.freeze()  # collections, some of which libraries ask for, need not look through what has been imported
+    imports.exempt_from_collection()
 
     try:
         train_run(experiment, run, site)

@@ -23,6 +23,16 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def exempt_from_collection() -> None:
+    """Leave what has been imported out of all further collections.
+
+    Each one that looks through torch's and transformers' objects takes half a second, and libraries ask for several.
+    Later calls change nothing: in a process that trains several times, garbage of the first training must be freed.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
+
+
 def hide_package(name: str) -> None:
     """Make a package look as if it were not installed, for the rest of the process, unless it is imported already.
 
