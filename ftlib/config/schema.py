@@ -1032,6 +1032,9 @@ class Config(Section):
             raise ValueError(f"loss.on: everything and loss.packing require model.family: {_families('packing')}")
         if family and not family.chat and self.data.prompt == CHAT:
             raise ValueError(f"data.prompt: chat requires model.family: {_families('chat')}")
+        if family and family.auto_processor and self.training.get("torch_compile"):
+            problem = f"training.torch_compile does not work with model.family: {self.model.family}"
+            raise ValueError(f"{problem}: the shapes of image inputs differ from batch to batch; remove it")
         if family and not family.auto_processor:
             families = _families("auto_processor")
             if self.model.chat_template_arguments and self.data.prompt != CHAT:

@@ -85,7 +85,9 @@ def _open_folder(folder: Path, max_new_tokens: int | None, site: Site) -> tuple[
     base = find_adapter_base(folder, site) if is_adapter(folder) else folder
     require_model(base)
     settings = files.read_json_object(base / "config.json")
-    family = "paligemma" if settings.get("model_type") == "paligemma" else "causal"
+    family = "vlm" if "vision_config" in settings else "causal"
+    if settings.get("model_type") == "paligemma":
+        family = "paligemma"
     tokenizer = base / "tokenizer_config.json"
     templates = [
         (base / "chat_template.jinja").is_file(),
@@ -96,13 +98,13 @@ def _open_folder(folder: Path, max_new_tokens: int | None, site: Site) -> tuple[
     config = Config.model_validate(
         {
             "name": folder.name,
-            "task": "vqa" if family == "paligemma" else "instruct",
+            "task": "instruct" if family == "causal" else "vqa",
             "model": {"family": family, "base": str(folder), "dtype": _dtype(settings), "resize": resize},
             "adapter": {"method": "lora"},
             "data": {
                 "source": "jsonl",
                 "root": str(folder),
-                "prompt": CHAT if any(templates) and family == "causal" else "{prefix}",
+                "prompt": CHAT if family == "vlm" or (family == "causal" and any(templates)) else "{prefix}",
             },
         }
     )

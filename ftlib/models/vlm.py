@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
@@ -298,9 +299,11 @@ class VisionLanguageProcessor:
             encoded = self.processor(
                 text=[text], images=[list(images)], padding=False, add_special_tokens=False, **self._image_arguments
             )
-        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError, StrictDataclassError) as error:
             sizes = ", ".join(f"{image.width} × {image.height}" for image in images)
-            raise UserError(f"the model's processor rejects an image of {sizes} pixels: {error}") from None
+            reason = " ".join(str(error).split())
+            remedy = f"Check model.image_arguments: {self._image_arguments}." if self._image_arguments else ""
+            raise UserError(f"the model's processor rejects an image of {sizes} pixels: {reason}", remedy) from None
         ids = [list(map(int, row)) for row in encoded["input_ids"]]
         return {**{name: value for name, value in encoded.items() if name != "attention_mask"}, "input_ids": ids}
 
@@ -323,8 +326,18 @@ class VisionLanguageProcessor:
     def _require_image_arguments(self) -> None:
         """
         Raises:
-            UserError: an argument that the image processor does not know: it would change nothing.
+            UserError: an argument that the image processor does not know: it would change nothing; a lower bound above
+                the upper one, of which processors silently ignore one.
         """
+        size = self._image_arguments.get("size")
+        for given, low, high in (
+            (self._image_arguments, "min_pixels", "max_pixels"),
+            (size if isinstance(size, Mapping) else {}, "shortest_edge", "longest_edge"),
+            (self._image_arguments, "min_patches", "max_patches"),
+        ):
+            least, most = given.get(low), given.get(high)
+            if isinstance(least, int) and isinstance(most, int) and least > most:
+                raise UserError(f"model.image_arguments: {low} ({least}) is larger than {high} ({most})")
         images = self.processor.image_processor
         known = set(getattr(images.valid_kwargs, "__annotations__", {})) | {"min_pixels", "max_pixels"} & set(
             vars(images)

@@ -22,7 +22,7 @@ from ftlib.core import files, jsonl, log
 from ftlib.core.log import escape_control_characters
 from ftlib.core.paths import Site
 from ftlib.data.dataset import PreparedDataset, open_prepared
-from ftlib.data.example import Example, raise_all
+from ftlib.data.example import Example, ImageFile, raise_all
 from ftlib.data.images import image_path, open_image
 from ftlib.data.splits import SPLITS
 from ftlib.errors import UserError
@@ -181,25 +181,25 @@ def _pairs(prepared: PreparedDataset, places: Mapping[str, str], config: Config)
 
     from ftlib.data.near_duplicates import near_duplicates, perceptual_hash
 
-    first: dict[tuple[str, int], tuple[str, Example]] = {}
+    first: dict[ImageFile, tuple[str, Example]] = {}
     for split in SPLITS:
         for row in prepared.rows(split):
-            if row.image:
-                first.setdefault((row.image, row.frame), (places.get(row.id, split), row))
+            for file in row.image_files:
+                first.setdefault(file, (places.get(row.id, split), row))
     hashes = []
-    for _, row in log.track(list(first.values()), "comparing images"):
-        image = open_image(image_path(prepared.root, row.image), row.frame, row.digest, config.data.max_pixels)
+    for name, frame, digest in log.track(list(first), "comparing images"):
+        image = open_image(image_path(prepared.root, name), frame, digest, config.data.max_pixels)
         hashes.append(perceptual_hash(image))
-    ordered = list(first.values())
     alike = near_duplicates(
         np.array(hashes, dtype=np.uint64).reshape(-1, 2),
-        np.array([bytes.fromhex(row.digest) for _, row in ordered], dtype="V32"),
+        np.array([bytes.fromhex(digest) for _, _, digest in first], dtype="V32"),
     )
+    ordered = list(first.items())
     found = []
     for pair in alike.pairs:
-        (one, left), (other, right) = (ordered[index] for index in pair)
+        ((left_name, _, _), (one, left)), ((right_name, _, _), (other, right)) = (ordered[index] for index in pair)
         if one != other:
-            rows = ((one, left.id, left.suffix, left.image), (other, right.id, right.suffix, right.image))
+            rows = ((one, left.id, left.suffix, left_name), (other, right.id, right.suffix, right_name))
             found.append(NearDuplicatePair(rows))
     return found
 

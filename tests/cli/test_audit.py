@@ -38,7 +38,8 @@ LABELS = [EVIL, "dog"]
 
 @pytest.fixture
 def config(tmp_path: Path, store: Path) -> Path:
-    """Forty images, of which 7 and 21 have the other label, and 31 is 30 a little brighter."""
+    """Forty rows, of which 7 and 21 have the other label; 31 shows, behind another image, that of 30 a little
+    brighter."""
     root = tmp_path / "data"
     root.mkdir()
     draw = np.random.default_rng(0)
@@ -48,9 +49,9 @@ def config(tmp_path: Path, store: Path) -> Path:
         before = pixels
         Image.fromarray(pixels.astype(np.uint8)).save(root / f"{number}.png")
         right = number % 2 if str(number) not in WRONG else 1 - number % 2
-        lines.append(
-            {"id": str(number), "image": f"{number}.png", "prefix": "which pet?", "suffix": [EVIL, "dog"][right]}
-        )
+        shown = {"images": ["other.png", "31.png"]} if number == 31 else {"image": f"{number}.png"}
+        lines.append({"id": str(number), **shown, "prefix": "which pet?", "suffix": [EVIL, "dog"][right]})
+    Image.fromarray(draw.integers(0, 240, (32, 32, 3), dtype=np.uint8)).save(root / "other.png")
     (root / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = tmp_path / "pets.yaml"
     path.write_text(CONFIG.replace("ROOT", str(root)))

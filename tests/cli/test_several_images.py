@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ftlib.models.generation import generate_answers
+from ftlib.models.loading import load_weights
+from ftlib.models.vlm import VisionLanguageProcessor
 from tests.conftest import LORA, read_lines
 from tests.models import tiny_vlm
 
@@ -114,3 +118,41 @@ def test_labels_on_all_answers_of_a_conversation(
     assert all(record["references"][0] in ("a", "b") for record in records)
     lengths = np.load(next((store / "lengths").glob("*.npy")))
     assert lengths[:, 1].min() > 10, "labels from the first answer on"
+
+
+def test_a_model_s_folder_without_a_run_is_asked_about_several_images(data: Path, tmp_path: Path, ftlib: Ftlib) -> None:
+    """About none, one and two images; answers are those of the processor's own rows."""
+    folder = tmp_path / "gemma3"
+    tiny_vlm.save("gemma3", folder)
+    asked = [{"prompt": "what?", "images": [f"images/{one}.png" for one in range(count)]} for count in (2, 1, 0)]
+    (data / "questions.json").write_text(json.dumps(asked))
+    code, answers, error = ftlib(
+        "predict", folder, "--file", data / "questions.json", "--json", "--max-new-tokens", "6"
+    )
+    assert code == 0, error
+    processor, model = VisionLanguageProcessor.load(folder), load_weights(folder, "float32", "vlm").eval()
+    for question, answer in zip(asked, json.loads(answers), strict=True):
+        pictures = [Image.open(data / name).convert("RGB") for name in question["images"]]
+        (row,) = processor.encode_prompts([question["prompt"]], pictures)
+        assert answer["answer"] == generate_answers(model, processor, [row], 6)[0].strip()
+    assert len({answer["mean_logprob"] for answer in json.loads(answers)}) == 3
+
+
+def test_check_and_prepare_read_images_inside_rows(
+    data: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> None:
+    """`data:` URIs, one and two of a row; with `privacy.images: false` the report shows none."""
+    uris = ["data:image/png;base64," + b64encode(path.read_bytes()).decode() for path in sorted(data.glob("images/*"))]
+    write(data, [{"images": uris[n : n + n % 3], "prefix": "q", "suffix": "ab"[n % 2]} for n in range(24)])
+    config = write_config(LORA, root=str(data), replace=("max_steps: 12", "max_steps: 1"))
+    config.write_text(config.read_text() + "privacy: {images: false}\n")
+    code, output, error = ftlib("prepare", config, "--check")
+    assert code == 0 and "24" in output, error
+    for command in ("prepare", "train", "evaluate"):
+        code, _, error = ftlib(command, config)
+        assert code == 0, error
+    (run,) = (store / "runs").glob("*/tiny/*")
+    records = read_lines(next(run.glob("eval/*/valid/after/predictions.jsonl")))
+    assert {len(record.get("images", [1] if record["image"] else [])) for record in records} >= {0, 1}
+    assert ftlib("report", run)[0] == 0
+    assert "data:image/" not in next(run.glob("**/*.html")).read_text().replace("data:image/svg", "")

@@ -173,6 +173,37 @@ def test_a_shipped_config_goes_through_every_command(
     assert load_weights(tmp_path / "exported", "float32", "vlm") and load_weights(tmp_path / "merged", "float32", "vlm")
 
 
+@pytest.mark.parametrize("base", [one for one in ARCHITECTURES if one.values[0] not in SHIPPED], indirect=True)
+def test_other_architectures_train_resume_and_evaluate(
+    base: Path, data: Path, store: Path, tmp_path: Path, write_config: Callable[..., Path], ftlib: Ftlib,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In as few steps and rows as show it: two steps, interrupted behind the first, four rows of small images."""
+    rows = read_lines(data / "data.jsonl")[:8]
+    (data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in data.glob("images/*"):
+        with Image.open(path) as image:
+            image.resize((40, 40)).save(path)
+    config = config_of(write_config, base, data, LORA)
+    few = ("max_steps: 6", "max_steps: 2"), ("test: 0.2", "test: 0"), ("steps: 3", "steps: 1")
+    for old, new in (*few, ("max_new_tokens: 4", "max_new_tokens: 2")):
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
+    assert ftlib("prepare", config)[0] == 0
+    straight = run_of(config, tmp_path / "straight")
+    code, _, error = ftlib("train", config)
+    assert code == 0, error
+    stopped = run_of(config, tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr("ftlib.training.train._log_step", interrupted_after(1))
+        assert ftlib("train", config)[0] != 0
+    assert ftlib("train", config)[0] == 0
+    assert outcome(stopped) == outcome(straight)
+    code, _, error = ftlib("evaluate", config)
+    assert code == 0, error
+    assert len(read_lines(next(stopped.folder.glob("eval/*/valid/after/predictions.jsonl")))) == 2
+
+
 def test_full_training_and_labels_chosen_by_likelihood(
     base: Path, data: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib
 ) -> None:

@@ -81,6 +81,7 @@ def test_the_settings_of_a_note_are_taken() -> None:
         (["loss.packing=true", "loss.average=example"], "packed rows cannot be averaged per row"),
         (["model.dtype=float16", "adapter={method: full}"], "float16 weights cannot be trained"),
         (["data.prompt=chat", "model.family=paligemma"], "data.prompt: chat requires model.family: vlm, causal"),
+        (["training.torch_compile=true", "model.family=vlm"], "torch_compile does not work with model.family: vlm"),
         (["evaluation={decode: choose, generation: {do_sample: true}}"], "generation requires decode: generate"),
     ],
 )

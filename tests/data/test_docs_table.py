@@ -206,7 +206,7 @@ MAKERS: dict[str, tuple[str, str, Callable[[Path], None], int]] = {
         20,
     ),
     "Parquet files with images inside": ("classify", PALIGEMMA, parquet, 20),
-    "Parquet files with a list `images` of one image in each row": ("classify", PALIGEMMA, lists, 20),
+    "Parquet files with a list `images` in each row": ("classify", PALIGEMMA, lists, 20),
     "what `save_to_disk` wrote": ("classify", PALIGEMMA, saved, 20),
     "images with copies and resized versions of each other": ("classify", PALIGEMMA, similar, 40),
     "photographs of more than 100 megapixels, maps": ("classify", PALIGEMMA, huge, 20),

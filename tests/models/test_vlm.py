@@ -248,6 +248,25 @@ def test_arguments_that_the_image_processor_lacks_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            {"min_pixels": 9, "max_pixels": 4},
+            r"model\.image_arguments: min_pixels \(9\) is larger than max_pixels \(4\)",
+        ),
+        ({"size": {"shortest_edge": 9, "longest_edge": 4}}, "shortest_edge .9. is larger than longest_edge .4."),
+        ({"size": {}}, "rejects an image of .* size must have"),
+        ({"do_resize": "big"}, "rejects an image of .*do_resize"),
+    ],
+)
+def test_image_arguments_that_make_no_sense_are_refused(tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
+    tiny_vlm.save("gemma3", tmp_path)
+    with pytest.raises(UserError, match=told) as caught:
+        VisionLanguageProcessor.load(tmp_path, image_arguments=arguments)
+    assert "model.image_arguments" in f"{caught.value.problem} {caught.value.remedy}"
+
+
+@pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda config, processor: setattr(processor, "chat_template", None), "no chat template"),

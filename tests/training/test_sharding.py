@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ftlib.core import jsonl
 from ftlib.runs import run as runs
 from ftlib.runs.run import Run
 from tests.conftest import FULL, LORA, read_lines
-from tests.models import tiny_causal, tiny_paligemma
+from tests.models import tiny_causal, tiny_paligemma, tiny_vlm
 from tests.training.sharded_ranks import Case, Ranks
 from tests.training.test_resume import run_of
 
@@ -271,3 +273,53 @@ def checkpoint_step(run: Run) -> int:
     found = runs.last_checkpoint(run.checkpoint_root())
     assert found
     return found[0]
+
+
+def test_ranks_with_images_and_ranks_without(
+    tmp_path: Path,
+    store: Path,
+    write_config: Callable[..., Path],
+    ftlib: Ftlib,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: Ranks,
+) -> None:
+    """PaliGemma sharded and in DDP, Gemma 3 in DDP: rows have no image, one or three, and in most steps one rank alone
+    has images."""
+    monkeypatch.setenv("FTLIB_RUNS", "")
+    data, adapter = rows_of_many_images(tmp_path / "data"), LORA.replace("dropout: 0.1", "dropout: 0.0")
+    bases = {"paligemma": tiny_paligemma.save(tmp_path / "paligemma"), "vlm": tmp_path / "gemma3"}
+    tiny_vlm.save("gemma3", bases["vlm"])
+    cases, pairs = [], []
+    for family, base in bases.items():
+        path = write_config(adapter, str(base), str(data), ("family: paligemma", f"family: {family}"))
+        path = path.rename(tmp_path / f"{family}.yaml")
+        path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 4"))
+        assert ftlib("prepare", path)[0] == 0
+        one = run_of(path, tmp_path / f"{family}-one")
+        assert ftlib("train", path)[0] == 0
+        for shard in ("full", "none") if family == "paligemma" else ("none",):
+            place, two = tmp_path / f"{family}-{shard}", job(2, shard)
+            pairs.append((run_of(path, place, *two), one))
+            cases.append(case(place, [path, *two]))
+    train_on(ranks, 2, cases)
+    for ours, one in pairs:
+        assert_same(ours, one)
+
+
+def rows_of_many_images(folder: Path) -> Path:
+    """Rows with no image, one, or three, of several sizes."""
+    (folder / "images").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for number in range(26):
+        pixels = noise.integers(0, 255, (20 + number % 3, 24 + number % 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    rows = [
+        {
+            "images": [f"images/{number + image}.png" for image in range((0, 1, 3, 0)[number % 4])],
+            "prefix": f"{number}?",
+            "suffix": "ab"[number % 2],
+        }
+        for number in range(24)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

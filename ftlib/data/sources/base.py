@@ -290,7 +290,7 @@ def record_images(record: Mapping[str, Any], columns: Mapping[Any, str]) -> tupl
     Raises:
         ValueError: something else in it, or images in both fields.
     """
-    names = [str(columns.get(name, name)) for name in ("image", "images")]
+    names = list(dict.fromkeys(str(columns.get(name, name)) for name in ("image", "images")))
     found: list[str] | None = None
     for name in names:
         value = record.get(name)

@@ -5,15 +5,16 @@ output of `save_to_disk`.
 cache; `fetch` downloads it and extracts embedded images to `<data.root>/.images/<version>/<split>/`. Another version of
 the data (commit, or content of the files) or another subset has separate images. An image file that a row refers to
 must be inside the dataset (or, for a local folder, `data.root`), so that rows cannot bring other files into the store.
-Columns are set in `data.columns`. A dataset without an image column, but with `messages`, `conversations` or a prompt
-column (`instruction` or the name in the config), is read as instructions. Columns that are not texts, numbers or lists
-of these are not read.
+Columns are set in `data.columns`. An image column may contain lists of images. A dataset with `messages` or
+`conversations` and no column of answers, or without an image column but with a prompt column (`instruction` or the name
+in the config), is read as instructions. Columns that are not texts, numbers or lists of these are not read.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ _PICTURES = ".images"
 
 _FAULTS = "faults.json"
 """File beside the splits' folders: split → row number → why the row has no image."""
+
+_COUNTS = "counts.json"
+"""File beside it: split → row number → number of images, of rows that have none or several."""
+
+_ONE_ONLY = "images in this row instead of one"
+"""In a fault of version 0.1, which extracted only lists of one image."""
 
 
 def files(data: Data) -> list[Path]:
@@ -81,6 +88,8 @@ def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example |
         raise UserError(problem, "Run `ftlib stage CONFIG`, or in the container `jobs/run.sh ftlib stage CONFIG`.")
     noted = Path(data.root) / pictures / _FAULTS
     faults = core_files.read_json(noted) if pictures and noted.is_file() else {}
+    counted = noted.with_name(_COUNTS)
+    counts = core_files.read_json(counted) if pictures and counted.is_file() else {}
     if unread := {name for table in tables.values() for name in table.features if not _is_read(data, table, name)}:
         log.warning(f"dataset {data.file}: columns not read: {', '.join(sorted(unread))}")
     splits = splits or SplitNames(data)
@@ -90,7 +99,8 @@ def examples(data: Data, splits: SplitNames | None = None) -> Iterator[Example |
     for split, table in tables.items():
         if split in named and named[split] is None:
             continue
-        parse, wanted = _parser(data, split, table, pictures, faults.get(split, {}), splits, named.get(split))
+        extracted = _Extracted(pictures, split, faults.get(split, {}), counts.get(split, {}))
+        parse, wanted = _parser(data, split, table, extracted, splits, named.get(split))
         numbered = enumerate(records(data, table, wanted), 1)
         yield from reading.rows(NumberedFile(Path(data.file), f"{split} row".strip()), numbered, parse)
     splits.finish()
@@ -103,21 +113,26 @@ def fetch(data: Data) -> None:
         UserError: no such dataset, no connection, storage full or read-only.
     """
     known = content_version(data)
-    if known and core_files.is_complete(Path(data.root) / _picture_folder(data, known)):
+    root = Path(data.root)
+    if known and (
+        _is_whole(root / _picture_folder(data, known)) or _is_whole(root / _picture_folder(data, known, True))
+    ):
         return
     tables = load_tables(data)
     pictures = _pictures(data, tables)
-    if not pictures or core_files.is_complete(Path(data.root) / pictures):
+    if not pictures or core_files.is_complete(root / pictures):
         return
     name = data.columns.get("image", "image")
     faults: dict[str, dict[int, str]] = {}
-    with core_files.atomic_directory(Path(data.root) / pictures) as folder:
+    counts: dict[str, dict[int, int]] = {}
+    with core_files.atomic_directory(root / pictures) as folder:
         for split, table in tables.items():
             if _has_pictures(table, name):
                 (folder / split).mkdir(exist_ok=True)
                 rows = records(data, table, [name], _PICTURES_HELD)
-                faults[split] = _write_pictures(rows, name, folder / split, folders_of(data))
+                faults[split], counts[split] = _write_pictures(rows, name, folder / split, folders_of(data))
         core_files.write_json(folder / _FAULTS, faults)
+        core_files.write_json(folder / _COUNTS, counts)
     for split, found in faults.items():
         if found:
             number, reason = next(iter(found.items()))
@@ -127,16 +142,59 @@ def fetch(data: Data) -> None:
 
 def _pictures(data: Data, tables: Mapping[str, Any]) -> str:
     """Return the folder of a dataset's extracted images, relative to `data.root`; "" without embedded images."""
-    if not any(_has_pictures(table, data.columns.get("image", "image")) for table in tables.values()):
+    column = data.columns.get("image", "image")
+    if not any(_has_pictures(table, column) for table in tables.values()):
         return ""
     cached = (entry["filename"] for table in tables.values() for entry in table.cache_files)
-    return _picture_folder(data, content_version(data) or [core_files.file_sha256(Path(name)) for name in cached])
+    known = content_version(data) or [core_files.file_sha256(Path(name)) for name in cached]
+    plain = _picture_folder(data, known)
+    if _is_whole(Path(data.root) / plain) or not any(
+        inner_type(table.features.get(column)) for table in tables.values()
+    ):
+        return plain
+    return _picture_folder(data, known, True)
 
 
-def _picture_folder(data: Data, known: list[str]) -> str:
-    """Return the folder for the images of a column of a version of the dataset."""
+def _picture_folder(data: Data, known: list[str], lists: bool = False) -> str:
+    """Return the folder for the images of a column of a version of the dataset.
+
+    Args:
+        lists: whether the column contains lists of images; version 0.1 extracted those of one image to the folder of
+            other columns.
+    """
     subset, column = data.file.partition(":")[2], data.columns.get("image", "image")
-    return f"{_PICTURES}/{core_files.json_sha256([known, subset, column])[:12]}"
+    return f"{_PICTURES}/{core_files.json_sha256([known, subset, column, *(['lists'] if lists else [])])[:12]}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether images are extracted, and none are missing because version 0.1 did not extract several of a row."""
+    if not core_files.is_complete(folder):
+        return False
+    noted = folder / _FAULTS
+    faults = core_files.read_json(noted) if noted.is_file() else {}
+    return not any(_ONE_ONLY in reason for found in faults.values() for reason in found.values())
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    """The extracted images of a split.
+
+    Attributes:
+        folder: their folder, relative to `data.root`; "" without embedded images.
+        faults: row number → why the row has no image.
+        counts: row number → number of images, of rows that have none or several.
+    """
+
+    folder: str
+    split: str
+    faults: Mapping[str, str]
+    counts: Mapping[str, int]
+
+    def of_row(self, number: int) -> str | list[str]:
+        """Return the path of a row's image, or the paths of none or several."""
+        place, count = f"{self.folder}/{self.split}", self.counts.get(str(number), 1)
+        names = [f"{place}/{_picture_name(number, index, count)}" for index in range(count)]
+        return names[0] if count == 1 else names
 
 
 def _has_pictures(table: Any, name: str) -> bool:
@@ -153,20 +211,18 @@ def _parser(
     data: Data,
     split: str,
     table: Any,
-    folder: str,
-    faults: Mapping[str, str],
+    extracted: _Extracted,
     splits: SplitNames,
     outer: NamedSplit | None,
 ) -> tuple[RowParser, list[str]]:
     """Return a parser for the rows of a split, and the columns that it needs.
 
     Args:
-        folder: folder of the extracted images.
-        faults: row number → why the row has no image.
         splits, outer: see `SplitNames.of_row`; without `outer`, rows without a split field belong to `split`.
     """
     features = table.features
     columns: dict[Any, str] = {"id": _NO_ID} | dict(data.columns)
+    suffix = columns.get("suffix", "suffix")
     image = columns.get("image", "image")
     missing = sorted(name for name in data.columns.values() if name not in features)
     text_only = image not in features and not features.keys().isdisjoint(
@@ -177,26 +233,28 @@ def _parser(
         raise UserError(f"{problem}; available: {', '.join(features)}"[:1000], "Set data.columns.")
     if text_only and (media := [name for name, feature in features.items() if _is_media(feature)]):
         problem = f"dataset {data.file}: column {media[0]} of split {split} would not be used"
-        raise UserError(problem, "Set a column with one image for each row: data.columns: {image: …}; or remove it.")
+        raise UserError(problem, "Set it as the column of images: data.columns: {image: …}; or remove it.")
+    chat = not (
+        features.keys().isdisjoint(CHAT_COLUMNS) or {suffix, columns.get("references", "references")} & set(features)
+    )
     read = (
         instruction_parser(data, splits, outer, columns)
-        if text_only
+        if text_only or chat
         else row_parser(columns, data.prompt, ImageLocator(data), splits, outer)
     )
     labels = {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
     prompted = columns.get("prefix", "prefix") in features
-    suffix = columns.get("suffix", "suffix")
     pictures = _has_pictures(table, image)
 
     def parse(record: dict[str, Any], number: int) -> list[Example]:
         own = {
             name: value for name, value in record.items() if value is not None
         }  # null means that the row lacks the field
-        if pictures and str(number) in faults:
-            raise ValueError(faults[str(number)])
+        if pictures and str(number) in extracted.faults:
+            raise ValueError(extracted.faults[str(number)])
         if pictures:
-            own[image] = f"{folder}/{split}/{_picture_name(number)}"
-        if not (prompted or text_only):
+            own[image] = extracted.of_row(number)
+        if not (prompted or text_only or chat):
             own["prefix"] = ""
         own |= {name: names[own[name]] for name, names in labels.items() if _is_label(own.get(name), names)}
         if suffix in labels and not isinstance(own.get(suffix, ""), str):
@@ -233,44 +291,51 @@ def _is_media(feature: Any) -> bool:
     return type(feature).__name__ in ("Image", "Audio", "Video") or (inner is not None and _is_media(inner))
 
 
-def _picture_name(number: int) -> str:
-    return f"{number:08d}"
+def _picture_name(number: int, index: int, count: int) -> str:
+    """Return the name of an image's file.
+
+    Args:
+        number: of the row.
+        index, count: of the image among those of the row, and their number.
+    """
+    return f"{number:08d}" if count == 1 else f"{number:08d}-{index + 1}"
 
 
-def _write_pictures(rows: Iterable[dict[str, Any]], name: str, folder: Path, inside: Sequence[Path]) -> dict[int, str]:
+def _write_pictures(
+    rows: Iterable[dict[str, Any]], name: str, folder: Path, inside: Sequence[Path]
+) -> tuple[dict[int, str], dict[int, int]]:
     """Write the images of a column unchanged, named by row number.
 
     Args:
         inside: folders that image files must be in.
 
     Returns:
-        Row number → why the row has no image.
+        Row number → why the row has no image; row number → number of images, of rows that have none or several.
     """
-    faults = {}
+    faults, counts = {}, {}
     for number, row in enumerate(rows, 1):
-        target = folder / _picture_name(number)
+        pictures = row[name] if isinstance(row[name], list) else [row[name]]
         try:
-            picture = _picture_bytes(row[name])
-            if isinstance(picture, bytes):
-                target.write_bytes(picture)
-            else:
-                shutil.copyfile(_file_inside(picture, inside), target)
+            for index, picture in enumerate(pictures):
+                target = folder / _picture_name(number, index, len(pictures))
+                held = _picture_bytes(picture)
+                if isinstance(held, bytes):
+                    target.write_bytes(held)
+                else:
+                    shutil.copyfile(_file_inside(held, inside), target)
         except ValueError as error:
             faults[number] = f"field {name}: {error}"
-    return faults
+        if len(pictures) != 1:
+            counts[number] = len(pictures)
+    return faults, counts
 
 
 def _picture_bytes(value: Any) -> bytes | str:
-    """Return the bytes of a row's image, or its path.
+    """Return the bytes of an image, or its path.
 
     Raises:
-        ValueError: there is none, or several.
+        ValueError: there is none.
     """
-    if isinstance(value, list):
-        if len(value) != 1:
-            told = f"{len(value) or 'no'} images in this row instead of one"
-            raise ValueError(f"{told}; make a row for each image, or skip such rows (data.on_bad: skip)")
-        value = value[0]
     picture = value if isinstance(value, dict) else {"bytes": value}
     found = picture.get("bytes") or picture.get("path")
     if not isinstance(found, (bytes, str)):

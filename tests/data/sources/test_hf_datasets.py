@@ -335,8 +335,8 @@ def test_a_saved_dataset_names_no_files_outside_of_it(tmp_path: Path, datasets: 
 
 
 @pytest.mark.parametrize("typed", [True, False])
-def test_lists_of_one_picture(tmp_path: Path, datasets: Any, typed: bool) -> None:
-    """Datasets for models that see several images have a list of them in each row."""
+def test_lists_of_pictures(tmp_path: Path, datasets: Any, typed: bool) -> None:
+    """Also where only the lists of one picture have been extracted, as version 0.1 did."""
     lists = [[{"bytes": png(grey), "path": None} for grey in greys] for greys in ((7,), (), (1, 2), (9,))]
     if typed:
         (tmp_path / "set").mkdir()
@@ -346,11 +346,53 @@ def test_lists_of_one_picture(tmp_path: Path, datasets: Any, typed: bool) -> Non
     else:
         named(tmp_path / "set/train.parquet", *lists)
     section = data(tmp_path / "root", file=str(tmp_path / "set"))
-    assert shown(tmp_path / "root", section) == [("0", 7), ("3", 9)]
-    none, several = read(hf_datasets.examples, section)[1]
-    assert (none.location, several.location) == tuple(f"{tmp_path}/set: train row {number}" for number in (2, 3))
-    assert none.reason.startswith("field image: no images in this row instead of one; make a row for each")
-    assert several.reason.startswith("field image: 2 images in this row instead of one")
+    root = tmp_path / "root"
+    pictures = hf_datasets._pictures(section, hf_tables.load_tables(section))
+    plain = hf_datasets._picture_folder(section, hf_datasets.content_version(section))
+    with files.atomic_directory(root / plain) as folder:
+        reason = "field image: 2 images in this row instead of one; make a row for each image"
+        files.write_json(folder / "faults.json", {"train": {"3": reason}})
+    hf_datasets.fetch(section)
+    rows, bad = read(hf_datasets.examples, section)
+    assert not bad and [len(row.images) for row in rows] == [1, 0, 2, 1]
+    assert [(root / name).read_bytes() for row in rows for name in row.images] == [png(grey) for grey in (7, 1, 2, 9)]
+    assert all(name.startswith(f"{pictures}/train/0000000") for row in rows for name in row.images)
+
+
+def test_lists_of_one_picture_that_version_0_1_extracted_stay(tmp_path: Path) -> None:
+    named(tmp_path / "set/train.parquet", [{"bytes": png(7), "path": None}])
+    section = data(tmp_path / "root", file=str(tmp_path / "set"))
+    plain = hf_datasets._picture_folder(section, hf_datasets.content_version(section))
+    with files.atomic_directory(tmp_path / "root" / plain) as folder:
+        files.write_json(folder / "faults.json", {"train": {}})
+    hf_datasets.fetch(section)
+    ((row,), bad) = read(hf_datasets.examples, section)
+    assert not bad and row.images == [f"{plain}/train/00000001"]
+
+
+def test_conversations_with_pictures_inside(tmp_path: Path, datasets: Any) -> None:
+    features = datasets.Features(
+        {
+            "messages": [
+                {
+                    "role": datasets.Value("string"),
+                    "content": [{"type": datasets.Value("string"), "text": datasets.Value("string")}],
+                }
+            ],
+            "images": [datasets.Image()],
+        }
+    )
+    parts = [{"type": "image", "text": None}, {"type": "image", "text": None}, {"type": "text", "text": "q"}]
+    asked, answer = {"role": "user", "content": parts}, {"role": "assistant", "content": parts[2:]}
+    pictures = [[{"bytes": png(grey), "path": None} for grey in greys] for greys in ((7, 8), (9,))]
+    content = {"messages": [[asked, answer]] * 2, "images": pictures}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(content, features=features).to_parquet(str(tmp_path / "set/train.parquet"))
+    section = data(tmp_path / "root", file=str(tmp_path / "set"), columns={"image": "images"}, prompt="chat")
+    hf_datasets.fetch(section)
+    (row,), (bad,) = read(hf_datasets.examples, section)
+    assert (row.prefix, row.suffix, len(row.images)) == ("q", "q", 2)
+    assert "row 2" in bad.location and "2 placeholders in the messages for 1 images" in bad.reason
 
 
 def test_instructions(tmp_path: Path) -> None:
