@@ -4,6 +4,10 @@ Needs neither weights nor a GPU: a training step is simulated with the model's s
 lengths come from the prepared data; without it, assumed lengths are used and reported. The table is printed to stderr,
 --json to stdout. Exit code 1 if the config does not fit.
 
+With several GPUs (job.gpus on each of job.nodes, or --gpus and --nodes) the table shows what each of them needs if it
+holds the whole model and if they share it (parallel.shard); the memory of a node while the model is loaded, and size
+and time of a checkpoint.
+
 With --time, some steps are trained on this machine's device instead, with the staged weights and the prepared data:
 rows per second, hours, GPU-hours, and the requeues that job.time means. Nothing is saved.
 """
@@ -24,18 +28,24 @@ from ftlib.slurm.jobspec import minutes_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ftlib.memory.estimate import MemoryEstimate
     from ftlib.memory.search import MemoryPlan
     from ftlib.training.timing import StepTiming
 
 
 def main(argv: list[str]) -> int:
-    """`ftlib plan CONFIG [KEY=VALUE…] [--gpu 12GiB | --time] [--json]`"""
+    """`ftlib plan CONFIG [KEY=VALUE…] [--gpus N] [--nodes M] [--gpu 12GiB | --time] [--json]`"""
     command = arguments.make_parser("plan", __doc__)
     arguments.add_config_arguments(command)
     command.add_argument("--gpu", metavar="SIZE", help="memory of the GPU, such as 12GiB; default: this machine's")
+    command.add_argument("--gpus", type=int, metavar="N", help="GPUs of each node, as job.gpus")
+    command.add_argument("--nodes", type=int, metavar="M", help="nodes, as job.nodes")
     command.add_argument("--json", action="store_true", help="print the numbers to stdout, sizes in bytes")
     command.add_argument("--time", action="store_true", help="measure the time of a step on this machine's device")
     parsed = command.parse_intermixed_args(argv)
+    for name in ("gpus", "nodes"):
+        if (count := getattr(parsed, name)) is not None:
+            parsed.overrides = [*parsed.overrides, f"job.{name}={count}"]
     if parsed.time:
         if parsed.gpu:
             raise UserError("--time measures on this machine's device; --gpu is for the estimate of memory")
@@ -63,16 +73,15 @@ def _show(plan: MemoryPlan) -> None:
         shared = f"the model is sharded over {plan.sharding.shards} of {gpus}"
         held = f"each of {gpus} holds the whole model"
         log.info(f"{held if plan.sharding.shards == 1 else shared}: {plan.sharding.reason}")
-        log.info(f"a node needs {format_gib(plan.host.loading)} of its own memory to load the model")
+        reason = plan.config.whole_load_reason if plan.sharding.shards > 1 else None
+        why = f", all of it in turns ({reason})" if reason else ""
+        log.info(f"a node needs {format_gib(plan.host.loading)} of its own memory to load the model{why}")
         if plan.host.gathering:
-            log.info(f"the first node needs {format_gib(plan.host.gathering)} to gather a checkpoint or the result")
-        log.info(f"a checkpoint takes {format_gib(plan.host.checkpoint)}")
+            log.info(f"the first node needs {format_gib(plan.host.gathering)} to write a checkpoint or the result")
+        took = f"about {max(1, round(plan.host.write_seconds)):,} s to write at 1 GiB/s (assumed)"
+        log.info(f"a checkpoint takes {format_gib(plan.host.checkpoint)}, {took}")
     log.info(f"micro-batch {plan.config.micro_batch_size} of {plan.config.effective_batch_size} rows a step, in GiB:\n")
-    without, checkpointed = (
-        asdict(plan.estimates[one]) | {"together": plan.estimates[one].total} for one in (False, True)
-    )
-    rows = [[part, f"{without[part] / 2**30:.2f}", f"{checkpointed[part] / 2**30:.2f}"] for part in without]
-    log.result(log.format_table(["part", "without", "with gradient checkpointing"], rows) + "\n")
+    log.result(_table(plan) + "\n")
     if not is_known_optimizer(optimizer):
         log.warning(f"training.optim: {optimizer}: assuming a state as large as Adam's")
     if plan.capacity is None:
@@ -82,6 +91,20 @@ def _show(plan: MemoryPlan) -> None:
     log.result(f"as configured it needs {format_gib(plan.estimate.total)}: {verdict} into {format_gib(plan.capacity)}")
     for checkpointing in (False, True):
         log.result(_largest_batch_size(plan, checkpointing))
+
+
+def _table(plan: MemoryPlan) -> str:
+    """Parts of the memory of each GPU, with and without gradient checkpointing, and for each way to share the model."""
+    several = plan.config.job.world_size > 1
+    columns: dict[str, MemoryEstimate] = {}
+    for shards, needs in plan.scopes.items():
+        held = ("whole" if shards == 1 else f"over {shards}") + ", " if several else ""
+        columns |= {f"{held}without": needs[False], f"{held}with gradient checkpointing": needs[True]}
+    if several:
+        columns = {name.replace("with gradient", "with"): need for name, need in columns.items()}
+    figures = [asdict(need) | {"together": need.total} for need in columns.values()]
+    rows = [[part, *(f"{column[part] / 2**30:.2f}" for column in figures)] for part in figures[0]]
+    return log.format_table(["part", *columns], rows)
 
 
 def _show_timing(timing: StepTiming, path: Path, overrides: list[str]) -> None:

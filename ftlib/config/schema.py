@@ -1124,6 +1124,15 @@ class Config(Section):
         return None
 
     @property
+    def whole_load_reason(self) -> str | None:
+        """Why each GPU loads all of a model that will be sharded; None if it reads only its part."""
+        if isinstance(self.adapter, Lora) and self.adapter.pissa:
+            return f"adapter.init_lora_weights: {self.adapter.init_lora_weights} changes the base's weights"
+        if self.loss.packing:
+            return "loss.packing: the model is tried on two rows before it is sharded"
+        return None
+
+    @property
     def generates_in_training(self) -> bool:
         """Whether training depends on generated answers."""
         best = self.checkpoint.best

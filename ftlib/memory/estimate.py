@@ -268,15 +268,21 @@ def shard_estimate(whole: MemoryEstimate, model: torch.nn.Module, shards: int) -
     return replace(whole, **parts)
 
 
+WRITE_BYTES_PER_SECOND = 1 << 30
+"""Assumed for writing a checkpoint, by one process to shared storage."""
+
+_LOADING_THREADS = 4
+"""Weights that transformers reads at a time."""
+
+
 @dataclass(frozen=True)
 class HostEstimate:
     """Bytes that a run on several GPUs needs beside their memory.
 
     Attributes:
-        loading: of a node's memory while its tasks load the model: one after the other if it is sharded (except with
-            PiSSA), else all at once.
-        gathering: of the first node's memory while a checkpoint or the result is written; 0 unless trained weights are
-            sharded.
+        loading: of a node's memory while its tasks load the model.
+        gathering: of the first node's memory while a checkpoint or the result is written: the largest weight; 0 unless
+            trained weights are sharded.
         checkpoint: of storage, for one checkpoint.
     """
 
@@ -284,25 +290,40 @@ class HostEstimate:
     gathering: int
     checkpoint: int
 
+    @property
+    def write_seconds(self) -> float:
+        """Time to write a checkpoint at the assumed speed."""
+        return self.checkpoint / WRITE_BYTES_PER_SECOND
 
-def host_estimate(model: torch.nn.Module, config: Config, sharded: bool) -> HostEstimate:
+
+def host_estimate(model: torch.nn.Module, config: Config, shards: int) -> HostEstimate:
     """Memory of the hosts and storage, beside torch's own (about 1 GiB a task) and that of data loading.
+
+    The parts of a sharded model are placed on the GPUs as they are read: a few rows are in a node's memory at a time,
+    and one whole weight for each task, for DoRA and when a checkpoint is read. What has to load the whole model does so
+    one task after the other, but for PiSSA (`Config.whole_load_reason`).
 
     Args:
         model: from `build_meta_model`.
-        sharded: whether GPUs share the model.
+        shards: number of GPUs that share the model.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    whole, largest = sum(sizes), max(sizes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state = state_bytes(
         str(config.training.get("optim", "adamw_torch_fused")), str(config.training.get("optim_args", "")), trained
     )
     checkpoint = sum(parameter.numel() * parameter.element_size() for parameter in trained) + state
-    in_turns = sharded and not (isinstance(config.adapter, Lora) and config.adapter.pissa)
-    gathers = sharded and len(sharding.replicated_parameters(model)) < len(trained)
-    copies = 1 if in_turns else max(1, config.job.gpus)
-    return HostEstimate(copies * whole, max(checkpoint, whole) if gathers else 0, checkpoint)
+    tasks = max(1, config.job.gpus)
+    if shards == 1:
+        loading = tasks * whole
+    elif config.whole_load_reason is None:
+        loading = min(whole, tasks * (_LOADING_THREADS * -(-largest // shards) + largest))
+    else:
+        loading = tasks * whole if isinstance(config.adapter, Lora) and config.adapter.pissa else whole
+    gathers = shards > 1 and len(sharding.replicated_parameters(model)) < len(trained)
+    return HostEstimate(loading, largest if gathers else 0, checkpoint)
 
 
 # Quantized linear layers on the meta device, with the memory of bitsandbytes' layers; it need not be installed.

@@ -284,6 +284,7 @@ class MemoryPlan:
         sharding: over which GPUs the model is sharded.
         host: memory of nodes, and storage.
         estimates: for the config's micro-batch on each GPU, by checkpointing.
+        scopes: the same by the number of GPUs that share the model; 1: each holds all of it.
         largest: micro-batch that fits, by checkpointing; None if nothing fits, or the capacity is unknown.
         flops: of a longest row, see `estimate.row_flops`.
     """
@@ -295,6 +296,7 @@ class MemoryPlan:
     sharding: ShardingChoice
     host: HostEstimate
     estimates: dict[bool, MemoryEstimate]
+    scopes: dict[int, dict[bool, MemoryEstimate]]
     largest: dict[bool, BatchPlan | None]
     flops: int
 
@@ -319,10 +321,16 @@ class MemoryPlan:
             "fits": self.fits,
             "need": {_key(one): {**asdict(self.estimates[one]), "total": self.estimates[one].total} for one in _BOTH},
             "largest": {_key(one): self._batch_plan_json(self.largest[one]) for one in _BOTH},
-            **(
-                {"sharding": asdict(self.sharding), "host": asdict(self.host)} if self.config.job.world_size > 1 else {}
-            ),
+            **(self._several_gpus_json() if self.config.job.world_size > 1 else {}),
         }
+
+    def _several_gpus_json(self) -> dict[str, Any]:
+        peaks = {
+            str(shards): {_key(one): found.total for one, found in needs.items()}
+            for shards, needs in self.scopes.items()
+        }
+        host = {**asdict(self.host), "write_seconds": self.host.write_seconds}
+        return {"sharding": asdict(self.sharding), "peak_by_shards": peaks, "host": host}
 
     def _batch_plan_json(self, plan: BatchPlan | None) -> dict[str, int] | None:
         if plan is None:
@@ -347,10 +355,12 @@ def plan_memory(config: Config, site: Site, capacity: int | None) -> MemoryPlan:
     needs = {one: estimate_step(model, config, rows, config.micro_batch_size, one) for one in _BOTH}
     own = needs[bool(config.training.get("gradient_checkpointing"))]
     choice = choose_sharding(config, lambda: (model, own), capacity, config.job.world_size, config.job.nodes)
-    needs = {one: _per_gpu(needs[one], model, choice.shards) for one in _BOTH}
+    shared = set() if config.sharding_obstacle else {config.job.world_size // config.job.nodes, config.job.world_size}
+    scopes = {shards: {one: _per_gpu(needs[one], model, shards) for one in _BOTH} for shards in sorted({1, *shared})}
+    needs = scopes[choice.shards]
     cuts = {
         one: largest_batch_size(model, config, rows, capacity, one, shards=choice.shards) if capacity else None
         for one in _BOTH
     }
-    host, flops = host_estimate(model, config, choice.shards > 1), row_flops(model, config, rows)
-    return MemoryPlan(config, rows, found, capacity, choice, host, needs, cuts, flops)
+    host, flops = host_estimate(model, config, choice.shards), row_flops(model, config, rows)
+    return MemoryPlan(config, rows, found, capacity, choice, host, needs, scopes, cuts, flops)

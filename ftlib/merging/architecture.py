@@ -17,8 +17,9 @@ import torch
 
 from ftlib.core import log
 from ftlib.errors import UserError
-from ftlib.merging.checkpoint_io import StoredTensor, canonical_name, is_buffer, model_part_of
+from ftlib.merging.checkpoint_io import canonical_name, is_buffer, model_part_of
 from ftlib.models.libraries import quiet_libraries
+from ftlib.models.tensor_files import StoredTensor
 
 if TYPE_CHECKING:  # saves memory in merges of plain weight files
     from transformers import PreTrainedConfig, PreTrainedModel

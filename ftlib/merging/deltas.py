@@ -21,7 +21,6 @@ from ftlib.core import files, log
 from ftlib.errors import UserError
 from ftlib.merging.architecture import check_adapter_complete, transposed_weights
 from ftlib.merging.checkpoint_io import (
-    StoredTensor,
     canonical_name,
     canonical_names,
     is_vocabulary_sized,
@@ -29,6 +28,7 @@ from ftlib.merging.checkpoint_io import (
     open_weights,
     tensors_equal,
 )
+from ftlib.models.tensor_files import StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,11 +19,12 @@ from torch import Tensor
 from ftlib.core import files, log, signals
 from ftlib.errors import UserError
 from ftlib.merging import checkpoint_io, methods
-from ftlib.merging.checkpoint_io import INDEX, Shard
+from ftlib.merging.checkpoint_io import INDEX
 from ftlib.merging.deltas import FinetunedModel
 from ftlib.merging.plan import PlannedTensor
 from ftlib.merging.recipe import BASE, MERGED, Recipe
 from ftlib.merging.statistics import StatisticsAccumulator, TensorStatistics
+from ftlib.models.tensor_files import SafetensorsWriter
 
 # Merge one tensor block by block, after first passes for methods that need global statistics.
 
@@ -216,7 +217,7 @@ class _PendingShard:
     weights: Sequence[PlannedTensor]
     unfinished: int
     records: dict[str, TensorStatistics]
-    shard: Shard | None = None
+    shard: SafetensorsWriter | None = None
 
     @property
     def statistics(self) -> Path:
@@ -287,7 +288,7 @@ def _write(
             nonlocal finished
             part, weight = item
             with lock:
-                part.shard = part.shard or Shard(part.path, [weight.entry for weight in part.weights])
+                part.shard = part.shard or SafetensorsWriter(part.path, [weight.entry for weight in part.weights])
             record = _write_weight(job, weight, part.shard, global_trim)
             with lock:
                 part.records[weight.name] = record
@@ -309,7 +310,7 @@ def _finish(part: _PendingShard) -> None:
 
 
 def _write_weight(
-    job: MergeJob, weight: PlannedTensor, shard: Shard, global_trim: GlobalTrim | None
+    job: MergeJob, weight: PlannedTensor, shard: SafetensorsWriter, global_trim: GlobalTrim | None
 ) -> TensorStatistics:
     statistics = StatisticsAccumulator(len(job.models))
     rows = job.blocks(weight)

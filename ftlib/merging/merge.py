@@ -25,7 +25,7 @@ from ftlib.hub.cache import MERGE_RECORD
 from ftlib.hub.offline import offline
 from ftlib.merging.adapter_merge import write_adapter
 from ftlib.merging.architecture import build_skeleton, is_tied, read_config
-from ftlib.merging.checkpoint_io import INDEX, StoredTensor, canonical_names, model_part_of, open_weights
+from ftlib.merging.checkpoint_io import INDEX, canonical_names, model_part_of, open_weights
 from ftlib.merging.compatibility import check_compatible, check_vocabulary
 from ftlib.merging.deltas import FinetunedModel, FullCheckpoint, LoraAdapter, canonical_weights, open_adapter
 from ftlib.merging.engine import MergeJob, expected_peak, resident_peak, write_shards
@@ -47,6 +47,7 @@ from ftlib.merging.tokenizer_files import (
     copy_model_files,
     require_rows,
 )
+from ftlib.models.tensor_files import StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

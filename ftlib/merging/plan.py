@@ -10,8 +10,6 @@ import torch
 
 from ftlib.errors import UserError
 from ftlib.merging.checkpoint_io import (
-    StoredTensor,
-    TensorEntry,
     is_buffer,
     is_vocabulary_sized,
     layer_of,
@@ -20,6 +18,7 @@ from ftlib.merging.checkpoint_io import (
 )
 from ftlib.merging.deltas import FinetunedModel, FullCheckpoint, LoraAdapter
 from ftlib.merging.recipe import BASE, MERGED, VLM_PARTS, Recipe
+from ftlib.models.tensor_files import StoredTensor, TensorEntry
 
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")

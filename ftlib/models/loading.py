@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import traceback
@@ -10,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ftlib.config.schema import Model
@@ -20,6 +22,7 @@ from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.hub.offline import offline
 from ftlib.models import attention as models_attention
+from ftlib.models import sharded_loading
 from ftlib.models.causal_lm import validate_model
 from ftlib.models.custom_code import load_error_message
 from ftlib.models.libraries import quiet_libraries
@@ -29,7 +32,7 @@ _SCALES = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use
 """What an adapter's weights mean without saying so: ftlib's word → peft's."""
 
 
-def load_model(folder: Path, settings: Model) -> PreTrainedModel:
+def load_model(folder: Path, settings: Model, mesh: DeviceMesh | None = None) -> PreTrainedModel:
     """Load a checkpoint as a config asks; see `load_weights`."""
     return load_weights(
         folder,
@@ -38,6 +41,7 @@ def load_model(folder: Path, settings: Model) -> PreTrainedModel:
         settings.quantization,
         attention=settings.attention,
         final_softcap=settings.final_softcap,
+        mesh=mesh,
     )
 
 
@@ -50,6 +54,7 @@ def load_weights(
     *,
     attention: models_attention.AttentionChoice = "auto",
     final_softcap: models_attention.FinalSoftcapChoice = "auto",
+    mesh: DeviceMesh | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint of any key naming that transformers has used.
 
@@ -59,14 +64,17 @@ def load_weights(
         dtype: "float32", "bfloat16" or "float16".
         quantization: of the language model's linear layers; then the model comes to lie on this process's device.
         attention, final_softcap: see `config.Model` and `attention.py`.
+        mesh: the ranks that share the model, each of which reads its part (`sharded_loading.py`); all must call this.
 
     Raises:
         UserError: no model there, damaged files, pickles of more than tensors, keys that do not fit, an attention that
             does not fit the model, no bitsandbytes to quantize with, a GPU that this build of torch has no kernels for,
             or out of memory.
     """
-    with oom_as_user_error():
-        kind = model_family(family) if isinstance(family, str) else family
+    kind = model_family(family) if isinstance(family, str) else family
+    parts = sharded_loading.reading_own_part(mesh, device()) if mesh else contextlib.nullcontext()
+    together = sharded_loading.failing_together() if mesh else contextlib.nullcontext()
+    with together, oom_as_user_error(), parts:
         return _load_weights(folder, dtype, kind, quantization, attention, final_softcap)
 
 

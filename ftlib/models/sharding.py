@@ -16,15 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ftlib.errors import UserError
+from ftlib.models import sharded_loading
+from ftlib.models.tensor_files import SafetensorsWriter, TensorEntry, read_header
 
 Scope = Literal["none", "node", "full"]
 """Over which GPUs a model is sharded: `none` (DDP), those of a node (each node has the whole model), or all."""
@@ -108,9 +112,11 @@ def shard(model: torch.nn.Module, mesh: DeviceMesh, device: torch.device) -> Non
     whole = replicated_parameters(model)
     for parameter in whole:
         parameter.data = parameter.data.to(device)  # fully_shard does not move ignored parameters
+    parts = sharded_loading.take_parts(model)
     for group in groups(model):
         fully_shard(group, mesh=mesh, ignored_params=set(whole))
     fully_shard(model, mesh=mesh, ignored_params=set(whole))
+    sharded_loading.attach_parts(model, parts)
     _check(model, trained, whole)
 
 
@@ -174,7 +180,8 @@ def differing_parameters(parameters: Mapping[str, Tensor]) -> list[str]:
     return names
 
 
-# Checkpoints hold whole tensors, so that any number of ranks can read them, with sharding or without.
+# Checkpoints hold whole tensors, so that any number of ranks can read them, with sharding or without. They are written
+# tensor by tensor, in the same order on all ranks: one whole tensor is in memory at a time.
 
 
 def gather(tensor: Tensor, keep: bool = True) -> Tensor | None:
@@ -202,20 +209,60 @@ def own_part(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gather_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
-    """Return `optimizer.state_dict()` with whole tensors, None without `keep`. All ranks must call it."""
+def write_tensors(tensors: Mapping[str, Tensor], file: Path | None, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Write whole tensors to a safetensors file. All ranks must call it with the same names.
+
+    Args:
+        file: None on ranks that do not write.
+        dtypes: name → dtype in the file, for names that are not written in the tensor's own.
+    """
+    entries = [TensorEntry(name, tuple(one.shape), dtypes.get(name, one.dtype)) for name, one in tensors.items()]
+    entries.sort(key=lambda entry: -entry.dtype.itemsize)  # for alignment
+    writer = SafetensorsWriter(file, entries) if file else None
+    for entry in entries:
+        whole = gather(tensors[entry.name], keep=writer is not None)
+        if writer and whole is not None:
+            writer.write(entry.name, 0, whole.to("cpu", entry.dtype).reshape(len(whole) if whole.dim() else 1, -1))
+    if writer:
+        writer.close()
+
+
+def write_optimizer_state(optimizer: torch.optim.Optimizer, file: Path | None) -> None:
+    """Write `optimizer.state_dict()` with whole tensors, for `torch.load`. All ranks must call it.
+
+    Args:
+        file: None on ranks that do not write.
+    """
     state: dict[str, Any] = optimizer.state_dict()
-    return {
-        **state,
-        "state": {
-            number: {name: gather(value, keep) if isinstance(value, Tensor) else value for name, value in own.items()}
-            for number, own in state["state"].items()
-        },
+    offsets: dict[str, Any] = {}
+    if file:
+        # First the file with gaps for the tensors, then each tensor into its gap.
+        with FakeTensorMode(), torch.serialization.skip_data(materialize_fake_tensors=True):
+            torch.save(_map_state(state, lambda one: torch.empty(one.shape, dtype=one.dtype)), file)
+        with FakeTensorMode():
+            offsets = torch.load(file, weights_only=True)["state"]
+    with file.open("r+b") if file else contextlib.nullcontext() as written:
+        for number, values in state["state"].items():
+            for name, value in values.items():
+                if not isinstance(value, Tensor):
+                    continue
+                whole = gather(value, keep=written is not None)
+                if written and whole is not None:
+                    written.seek(offsets[number][name].untyped_storage()._checkpoint_offset)
+                    written.write(whole.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _map_state(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Return an optimizer's state with other tensors."""
+    changed = {
+        number: {name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+        for number, values in state["state"].items()
     }
+    return {**state, "state": changed}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state of whole tensors, from `gather_optimizer_state`, into an optimizer of sharded parameters."""
+    """Load a state of whole tensors, from `write_optimizer_state`, into an optimizer of sharded parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def own(number: int, value: Any) -> Any:
@@ -230,24 +277,28 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     optimizer.load_state_dict({**state, "state": parts})
 
 
-def gather_weights(model: torch.nn.Module, keep: bool, trained_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return all weights under their names, for `save_pretrained`. All ranks must call it; without `keep` it is empty.
+def gather_weights(
+    model: torch.nn.Module, file: Path | None, trained_dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return all weights under their names, for `save_pretrained`. All ranks must call it.
 
-    Tied weights are one tensor with several names.
+    They are gathered into a file that is mapped into memory. Tied weights are one tensor with several names.
 
     Args:
+        file: it is removed from its folder, and from the storage when the last tensor is freed. None on ranks that do
+            not need the weights, where the result is empty.
         trained_dtype: the dtype of the result's trained weights; None: the dtype that they train in.
     """
-    found: dict[int, Any] = {}
-    for parameter in model.parameters():
-        whole = gather(parameter.detach(), keep)
-        if whole is not None and trained_dtype and parameter.requires_grad:
-            whole = whole.to(trained_dtype)
-        found[id(parameter)] = whole
-    if not keep:
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    write_tensors(named, file, dict.fromkeys(trained, trained_dtype) if trained_dtype else {})
+    if not file:
         return {}
+    mapped = {name: stored.map() for name, stored in read_header(file).items()}
+    file.unlink()
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    weights = {name: mapped[first[id(one)]] for name, one in model.named_parameters(remove_duplicate=False)}
     persistent = model.state_dict().keys()
-    weights = {name: found[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
     return weights | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 

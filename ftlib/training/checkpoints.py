@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlib.config.schema import Checkpoint
@@ -42,46 +41,49 @@ _OPTIMIZER_FILE, _SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -> None:
     """Write a checkpoint to `target`. All ranks must call it: each writes its RNG state, rank 0 everything else.
 
-    Of a sharded model rank 0 gathers all trained weights and their optimizer states in its host's memory.
+    Of a sharded model rank 0 gathers one tensor at a time.
 
     Args:
         metadata: returned by `read_metadata`.
     """
     main = trainer.is_world_process_zero()
-    weights = gather_trainable_parameters(trainer.model, keep=main)
-    sharded = sharding.trains_shards(trainer.model)
-    optimizer = sharding.gather_optimizer_state(_plain(trainer.optimizer), keep=main) if sharded else None
     if main:
         with files.atomic_directory(target) as folder:
-            save_trainable_parameters(weights, folder, metadata)
-            if optimizer is None:
-                trainer._save_optimizer_and_scheduler(str(folder))
-            else:
-                torch.save(optimizer, folder / _OPTIMIZER_FILE)
-                torch.save(trainer.lr_scheduler.state_dict(), folder / _SCHEDULER_FILE)
+            save_trainable_parameters(trainer.model, folder, metadata)
+            _save_optimizer_and_scheduler(trainer, folder)
             trainer._save_scaler(str(folder))
             trainer._save_rng_state(distributed.broadcast_object(str(folder)))
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
             distributed.barrier()
         signals.notify_host("checkpointed")
     else:
+        save_trainable_parameters(trainer.model, None, metadata)
+        _save_optimizer_and_scheduler(trainer, None)
         trainer._save_rng_state(distributed.broadcast_object(""))
         distributed.barrier()
     distributed.barrier()
     signals.mark_resumable()
 
 
-def gather_trainable_parameters(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
-    """Return the trainable parameters as whole tensors. All ranks must call it; without `keep` it is empty."""
-    trained = ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
-    gathered = ((name, sharding.gather(p, keep)) for name, p in trained)
-    return {name: tensor.contiguous() for name, tensor in gathered if tensor is not None}
+def save_trainable_parameters(model: torch.nn.Module, folder: Path | None, metadata: dict[str, Any]) -> None:
+    """Write the trainable parameters, and `metadata` with the number of CPU threads. All ranks must call it.
+
+    Args:
+        folder: None on ranks that do not write.
+    """
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    sharding.write_tensors(trained, folder / _WEIGHTS_FILE if folder else None, {})
+    if folder:
+        files.write_json(folder / _METADATA_FILE, {"threads": torch.get_num_threads(), **metadata})
 
 
-def save_trainable_parameters(weights: dict[str, torch.Tensor], folder: Path, metadata: dict[str, Any]) -> None:
-    """Write the trainable parameters, and `metadata` with the number of CPU threads."""
-    save_file(weights, folder / _WEIGHTS_FILE)
-    files.write_json(folder / _METADATA_FILE, {"threads": torch.get_num_threads(), **metadata})
+def _save_optimizer_and_scheduler(trainer: Trainer, folder: Path | None) -> None:
+    if sharding.trains_shards(trainer.model):
+        sharding.write_optimizer_state(_plain(trainer.optimizer), folder / _OPTIMIZER_FILE if folder else None)
+        if folder:
+            torch.save(trainer.lr_scheduler.state_dict(), folder / _SCHEDULER_FILE)
+    elif folder:
+        trainer._save_optimizer_and_scheduler(str(folder))
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

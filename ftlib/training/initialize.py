@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from ftlib.config.loader import load_experiment
@@ -15,6 +16,7 @@ from ftlib.config.schema import Attention, Config, Lora
 from ftlib.core import files, log
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
+from ftlib.models import sharded_loading
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.attention import validate_trainable
 from ftlib.models.dropout import add_dropout
@@ -83,12 +85,15 @@ def _check_kind(folder: Path, wants_adapter: bool) -> None:
         )
 
 
-def trainable_model(config: Config, run: Run, base: Path, init_weights: Path | None) -> torch.nn.Module:
+def trainable_model(
+    config: Config, run: Run, base: Path, init_weights: Path | None, mesh: DeviceMesh | None = None
+) -> torch.nn.Module:
     """Return the model with its initial weights; only trainable parameters have requires_grad. All ranks must call it.
 
     Args:
         base: the folder of the base model.
         init_weights: from `resolve_init_weights`.
+        mesh: the ranks that share the model, each of which loads its part, for `sharding.shard`; None: load all of it.
 
     Raises:
         UserError: the weights do not match the model, no parameter would be trained, or PiSSA's initial factors are
@@ -96,16 +101,24 @@ def trainable_model(config: Config, run: Run, base: Path, init_weights: Path | N
     """
     model, adapter = config.model, config.adapter
     whole = init_weights if init_weights and not isinstance(adapter, Lora) else base
-    weights = load_model(whole, model)
+    weights = load_model(whole, model, mesh)
+    if mesh:
+        sharded_loading.detach_parts(weights, "cpu" if isinstance(adapter, Lora) else "meta")
     validate_trainable(weights)
     skip_image_token_count(weights)
     if model.dropout:
         add_dropout(weights, model.dropout)
     trainable = prepare_for_training(weights, adapter, model.base, family_of(model), model.revision)
+    if mesh and isinstance(adapter, Lora):
+        sharded_loading.initialize_from_parts(trainable)
     if init_weights and isinstance(adapter, Lora):
         load_adapter_weights(trainable, init_weights)
     if init_weights and isinstance(adapter, Attention) and model.dtype != "float32":
-        _restore_float32(trainable, load_weights(init_weights, "float32", family_of(model)))
+        exact = load_weights(init_weights, "float32", family_of(model), mesh=mesh)
+        if mesh:
+            sharded_loading.replace_trained_parts(trainable, exact)
+        else:
+            _restore_float32(trainable, exact)
     if isinstance(adapter, Lora) and adapter.pissa:
         if log.is_main_process() and not files.is_complete(run.initial_factors, thorough=True):
             if any(run.folder.glob("checkpoints/*/*")):

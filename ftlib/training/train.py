@@ -325,11 +325,13 @@ def _trainer(context: _TrainingContext, phase: TrainingPhase) -> ResumableTraine
         torch.cuda.empty_cache()
     training_arguments = arguments.build_training_arguments(config, context.run.folder, phase)
     set_seed(training_arguments.seed)
+    whole = context.mesh is None or config.whole_load_reason is not None
     # With PiSSA ranks communicate while they load.
-    turns = context.mesh is not None and not (isinstance(config.adapter, Lora) and config.adapter.pissa)
+    turns = context.mesh is not None and whole and not (isinstance(config.adapter, Lora) and config.adapter.pissa)
     checkpoints = context.run.checkpoint_root(phase.attempt)
     with oom_as_user_error(), distributed.in_turns(turns):
-        model = trainable_model(config, context.run, context.base, context.init_weights)
+        mesh = None if whole else context.mesh
+        model = trainable_model(config, context.run, context.base, context.init_weights, mesh)
         trained, total = count_parameters(model)
         log.info(f"{trained:,} of {total:,} parameters are trained ({trained / total:.3%}) on {_describe_device()}")
         trainer = ResumableTrainer(config, model, context.rows, training_arguments, checkpoints, phase, context.mesh)
@@ -390,9 +392,9 @@ def _require_space(context: _TrainingContext, trainer: ResumableTrainer, steps: 
     ahead = min(missing, -(-steps // config.checkpoint.steps))  # rounded up
     whole = context.run.result_folder(config.adapter.method).name == "model"
     saved = getattr(torch, config.model.dtype) if isinstance(config.adapter, Full) else None
-    files.require_space(
-        context.run.folder, checkpoint_bytes(trainer.model, trainer.args.optim.value, whole, ahead, saved)
-    )
+    size = partial(checkpoint_bytes, trainer.model, trainer.args.optim.value, whole, saved=saved)
+    # The result of sharded weights is gathered in a file before it is written.
+    files.require_space(context.run.folder, size(ahead) + (size(0) if sharding.trains_shards(trainer.model) else 0))
 
 
 def _log_step(run: Run, record: dict[str, Any], update: log.ProgressUpdate) -> None:
@@ -458,7 +460,9 @@ def _load_result_weights(context: _TrainingContext, trainer: ResumableTrainer) -
 
 
 def _gather_result(context: _TrainingContext, trainer: ResumableTrainer) -> dict[str, Tensor] | None:
-    """Return the whole weights of a sharded model for rank 0 to publish; None if `save_pretrained` needs none.
+    """Return the whole weights of a sharded model for rank 0 to publish, in a file that is mapped into memory.
+
+    None if `save_pretrained` needs none.
 
     All ranks must call it.
     """
@@ -467,7 +471,8 @@ def _gather_result(context: _TrainingContext, trainer: ResumableTrainer) -> dict
     config = context.config
     masters = isinstance(config.adapter, Full) and config.adapter.master_weights
     dtype = getattr(torch, config.model.dtype) if masters else None
-    return sharding.gather_weights(trainer.model, log.is_main_process(), dtype)
+    file = context.run.folder / "gathered.safetensors" if log.is_main_process() else None
+    return sharding.gather_weights(trainer.model, file, dtype)
 
 
 def _publish(

@@ -358,13 +358,14 @@ def test_a_merge_stands_beside_its_parent_after_the_command_that_it_prints(
 SCRIPT = """
 import sys, time
 from ftlib.cli.main import main
-from ftlib.merging import checkpoint_io, engine
+from ftlib.merging import engine
+from ftlib.models import tensor_files
 engine.SHARD_BYTES = 100
-close = checkpoint_io.Shard.close
+close = tensor_files.SafetensorsWriter.close
 def slow(shard):
     time.sleep(1)
     close(shard)
-checkpoint_io.Shard.close = slow
+tensor_files.SafetensorsWriter.close = slow
 sys.exit(main(sys.argv[1:]))
 """
 """A merge of one weight a shard that takes a second for each."""

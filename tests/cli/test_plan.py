@@ -51,6 +51,11 @@ def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:
     facts = json.loads(out)
     assert facts["host"]["loading"] > facts["host"]["checkpoint"] > facts["host"]["gathering"] == 0
     assert "of its own memory to load the model" in error and "a checkpoint takes" in error
+    assert "whole, without" in error and "over 2, with checkpointing" in error
+    again = json.loads(ftlib("plan", config, "--json", "--gpu", "4GiB", "--gpus", "2", "--nodes", "2")[1])
+    assert list(again["peak_by_shards"]) == ["1", "2", "4"] and facts["peak_by_shards"].keys() == {"1", "2"}
+    assert again["peak_by_shards"]["1"] == facts["peak_by_shards"]["1"] and again["effective_batch"] == 32
+    assert again["peak_by_shards"]["4"]["checkpointing"] < again["peak_by_shards"]["2"]["checkpointing"]
     largest = facts["largest"]["no_checkpointing"]
     assert (facts["effective_batch"], largest["micro_batch"], largest["accumulation"]) == (16, 8, 1)
 

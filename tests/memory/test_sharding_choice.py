@@ -68,11 +68,14 @@ def test_each_gpu_holds_its_part_and_auto_shards_only_what_does_not_fit(adapter:
     whole = MemoryEstimate(base, every - base, trained, 2 * trained, 0, 0, context=0)
     parts = [shard_estimate(whole, model, shards) for shards in (2, 8)]
     four = one.model_copy(update={"job": one.job.model_copy(update={"gpus": 4})})
-    hosts = [host_estimate(model, four, sharded) for sharded in (False, True)]
+    hosts = [host_estimate(model, four, shards) for shards in (1, 4)]
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    assert [host.loading for host in hosts] == [4 * (every + buffers), every + buffers]
+    largest = 4 * 256 * 1024
+    assert [host.loading for host in hosts] == [4 * (every + buffers), 4 * (4 * largest // 4 + largest)]
+    packed = four.model_copy(update={"loss": four.loss.model_copy(update={"packing": True})})
+    assert host_estimate(model, packed, 4).loading == every + buffers, "one task after the other"
     assert [host.checkpoint for host in hosts] == [3 * trained] * 2, "weights and two moments"
-    assert [host.gathering for host in hosts] == [0, 3 * trained if adapter is FULL else 0]
+    assert [host.gathering for host in hosts] == [0, largest if adapter is FULL else 0]
     assert base / 8 < parts[1].weights < base / 2 < parts[0].weights < base
     if adapter is FULL:
         assert [one.optimizer for one in parts] == [trained, trained // 4]
