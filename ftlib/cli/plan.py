@@ -84,6 +84,7 @@ def _show(plan: MemoryPlan) -> None:
     log.result(_table(plan) + "\n")
     if not is_known_optimizer(optimizer):
         log.warning(f"training.optim: {optimizer}: assuming a state as large as Adam's")
+    _show_loading(plan)
     if plan.capacity is None:
         log.info("no GPU here: set its memory, as in --gpu 24GiB, to see what fits")
         return
@@ -105,6 +106,22 @@ def _table(plan: MemoryPlan) -> str:
     figures = [asdict(need) | {"together": need.total} for need in columns.values()]
     rows = [[part, *(f"{column[part] / 2**30:.2f}" for column in figures)] for part in figures[0]]
     return log.format_table(["part", *columns], rows)
+
+
+def _show_loading(plan: MemoryPlan) -> None:
+    from ftlib.memory.loading import FAST_GPU_FLOPS
+
+    if plan.loading is None:
+        return
+    cost = f"{1000 * plan.loading.row_seconds:.1f} ms of CPU time a row (measured here, {plan.loading.timed} rows)"
+    speed = f"{plan.loading.rows_per_second:.1f} rows/s of a GPU at {FAST_GPU_FLOPS / 1e12:.0f} TFLOP/s (assumed: H100)"
+    cores = plan.loading.cores
+    log.info(f"data loading: {cost}; the {speed} need {cores} {'core' if cores == 1 else 'cores'} for each GPU")
+    job, chosen = plan.config.job, plan.config.training.get("dataloader_num_workers")
+    workers = job.cpus - 1 if chosen is None else chosen
+    if job.gpus and workers < cores:
+        remedy = f"Set job.cpus: {cores + 1}" if chosen is None else f"Set training.dataloader_num_workers: {cores}"
+        log.warning(f"with {workers} to load data, such a GPU would wait for it. {remedy}, or make images smaller.")
 
 
 def _show_timing(timing: StepTiming, path: Path, overrides: list[str]) -> None:

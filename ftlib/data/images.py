@@ -354,9 +354,8 @@ def _rgb(path: Path, image: Image) -> Image:
         opaque = images.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
-    # The decoded pixels without a copy, as a plain image: saved copies must not contain comments and color profile.
-    plain = image._new(image.im) if image.mode == "RGB" else image.convert("RGB")
-    plain.info = {}
+    plain = image.convert("RGB")
+    plain.info = {}  # saved copies must not contain the comments and color profile
     return plain
 
 

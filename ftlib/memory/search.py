@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ftlib.config.schema import Config
+from ftlib.core import log
 from ftlib.core.paths import Site
 from ftlib.core.text import format_gib
 from ftlib.data.dataset import open_prepared
@@ -30,6 +31,7 @@ from ftlib.memory.estimate import (
     row_flops,
     shard_estimate,
 )
+from ftlib.memory.loading import SMALLEST_ROW, LoadingEstimate, measure_loading
 from ftlib.models.encoding import look_up
 from ftlib.models.lengths import ImageFolder, cached_token_lengths, length_cache_path
 from ftlib.models.registry import family_of
@@ -287,6 +289,8 @@ class MemoryPlan:
         scopes: the same by the number of GPUs that share the model; 1: each holds all of it.
         largest: micro-batch that fits, by checkpointing; None if nothing fits, or the capacity is unknown.
         flops: of a longest row, see `estimate.row_flops`.
+        loading: CPU time of loading rows; None without prepared data, where its images cannot be read, or for rows of
+            fewer FLOP than `loading.SMALLEST_ROW`.
     """
 
     config: Config
@@ -299,6 +303,7 @@ class MemoryPlan:
     scopes: dict[int, dict[bool, MemoryEstimate]]
     largest: dict[bool, BatchPlan | None]
     flops: int
+    loading: LoadingEstimate | None = None
 
     @property
     def estimate(self) -> MemoryEstimate:
@@ -322,6 +327,7 @@ class MemoryPlan:
             "need": {_key(one): {**asdict(self.estimates[one]), "total": self.estimates[one].total} for one in _BOTH},
             "largest": {_key(one): self._batch_plan_json(self.largest[one]) for one in _BOTH},
             **(self._several_gpus_json() if self.config.job.world_size > 1 else {}),
+            **({"loading": self.loading.to_json()} if self.loading else {}),
         }
 
     def _several_gpus_json(self) -> dict[str, Any]:
@@ -363,4 +369,14 @@ def plan_memory(config: Config, site: Site, capacity: int | None) -> MemoryPlan:
         for one in _BOTH
     }
     host, flops = host_estimate(model, config, choice.shards), row_flops(model, config, rows)
-    return MemoryPlan(config, rows, found, capacity, choice, host, needs, scopes, cuts, flops)
+    loading = _measure_loading(config, site, folder, flops / rows.tokens) if found and flops > SMALLEST_ROW else None
+    return MemoryPlan(config, rows, found, capacity, choice, host, needs, scopes, cuts, flops, loading)
+
+
+def _measure_loading(config: Config, site: Site, folder: Path, flops_per_token: float) -> LoadingEstimate | None:
+    prepared, inputs = open_prepared(config, site), family_of(config.model).load_processor(folder, config)
+    try:
+        return measure_loading(config, prepared.rows("train"), prepared.root, inputs, flops_per_token)
+    except UserError as error:
+        log.warning(f"data loading was not measured: {error.problem}")
+        return None

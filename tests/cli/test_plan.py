@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from ftlib.core import jsonl
 from ftlib.errors import UserError
+from ftlib.memory import loading, search
 from ftlib.memory.search import parse_size
 from tests.training.test_resume import run_of
 
@@ -43,6 +45,35 @@ def test_parts_add_up_and_lengths_come_from_the_data(config: Path, ftlib: Ftlib)
     # 4 of image, bos, 20 of prompt, newline, one digit, eos
     assert code == 0 and facts["rows"] == {"tokens": 28, "answer": 2, "assumed": False}
     assert facts["gpu"] is None and facts["fits"] is None and "no GPU here: set its memory" in error
+
+
+def test_cores_that_load_data(config: Path, ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the CPU time of a row and the assumed speed of a GPU ask for."""
+    assert ftlib("prepare", config)[0] == 0
+    _, out, error = ftlib("plan", config, "--json")
+    assert "data loading" not in error and "loading" not in json.loads(out), "a tiny model does not use a GPU well"
+    monkeypatch.setattr(search, "SMALLEST_ROW", 0)
+    for flops, cpus, enough in ((1e3, 2, True), (1e15, 2, False)):
+        monkeypatch.setattr(loading, "FAST_GPU_FLOPS", flops)
+        code, out, error = ftlib("plan", config, "--json", f"job.cpus={cpus}")
+        facts = json.loads(out)
+        found = facts["loading"]
+        assert code == 0 and found["timed"] == 32 and 0 < found["row_seconds"] < 1
+        assert found["rows_per_second"] == pytest.approx(flops / facts["row_flops"], rel=0.1)
+        assert found["cores_per_gpu"] == max(1, math.ceil(found["row_seconds"] * found["rows_per_second"]))
+        assert f"need {found['cores_per_gpu']} core" in error
+        assert (f"Set job.cpus: {found['cores_per_gpu'] + 1}" in error) is not enough
+    _, _, error = ftlib("plan", config, "training.dataloader_num_workers=3")
+    assert "with 3 to load data" in error and "Set training.dataloader_num_workers: " in error
+    _, _, error = ftlib("plan", config, "job.gpus=0")
+    assert "data loading: " in error and "to load data" not in error
+
+    def lost(*given: object) -> None:
+        raise UserError("no such image")
+
+    monkeypatch.setattr(loading, "open_row_images", lost)
+    code, out, error = ftlib("plan", config, "--json")
+    assert code == 0 and "data loading was not measured: no such image" in error and "loading" not in json.loads(out)
 
 
 def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:
