@@ -1,0 +1,77 @@
+"""bitsandbytes is hidden from commands that do not need it, and only from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftlib.config.loader import load_experiment
+from ftlib.core import imports
+from ftlib.core.paths import Site
+from ftlib.models.libraries import hide_unused_bitsandbytes
+
+CONFIG = """
+name: tiny
+task: classify
+model: {family: paligemma, base: not/staged}
+adapter: {method: lora, r: 4}
+data: {source: jsonl, root: /data}
+training: {max_steps: 1}
+"""
+PLUGIN = """
+from ftlib import register_source
+
+@register_source(name="mine", title="Mine")
+def examples(data): ...
+"""
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """What is hidden for a config with these overrides."""
+
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG)
+
+    def of(*overrides: str) -> list[str]:
+        names: list[str] = []
+        monkeypatch.setattr(imports, "hide_package", names.append)
+        site = Site(Path("/s"), Path("/r"))
+        hide_unused_bitsandbytes(load_experiment(file, overrides, site, {}).config, site)
+        return names
+
+    return of
+
+
+def test_it_is_hidden_where_nothing_needs_it(hidden: Callable[..., list[str]]) -> None:
+    assert hidden() == ["bitsandbytes"]
+    assert hidden("training.optim=adamw_torch_fused") == ["bitsandbytes"]
+
+
+def test_it_stays_where_something_may_need_it(hidden: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert not hidden("model.quantization=nf4")
+    assert not hidden("training.optim=paged_adamw_8bit")
+    base = tmp_path / "stored quantized"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
+    assert not hidden(f"model.base={base}")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    assert not hidden(f"plugins=[{plugin}]")
+
+
+def test_a_hidden_package_looks_as_if_it_were_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # of conftest.py
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    imports.hide_package("colorsys")
+    assert importlib.util.find_spec("colorsys") is None
+    with pytest.raises(ImportError):
+        import colorsys  # noqa: F401
+    del sys.modules["colorsys"]
+    imports.hide_package("json")
+    assert json is sys.modules["json"], "what is imported already stays"
