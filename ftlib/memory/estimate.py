@@ -151,7 +151,8 @@ def estimate_step(
 
 def row_flops(model: torch.nn.Module, config: Config, rows: RowShape) -> int:
     """Floating-point operations of the forward and backward pass of one longest row: two for each multiplication and
-    addition of matrix products, convolutions and attention; what the method does not train gets no gradients.
+    addition of matrix products, convolutions and attention; what the method does not train gets no gradients, and what
+    no logit of the answer needs is not computed (`models/columns.py`).
 
     Causal attention counts in full. Nothing is recomputed (gradient checkpointing would add a forward pass).
 

@@ -36,7 +36,8 @@ STEPS = 4
 MICRO_BATCH = 4
 PEER = os.environ.get("FTLIB_PEER", "")
 ROUNDS = 3 if PEER else 1
-WORKER = REPOSITORY / "tests" / "benchmarks" / "recipes" / "worker.py"
+WORKER = Path("tests", "benchmarks", "recipes", "worker.py")
+"""In a checkout: it calls its own ftlib."""
 
 
 def main() -> int:
@@ -98,7 +99,7 @@ def run(name: str, plan: dict[str, Any], folder: Path) -> dict[str, float]:
         prepare = [sys.executable, "-m", "ftlib", "prepare", plan["config"]]
         subprocess.run(prepare, env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     (folder / "plan.json").write_text(json.dumps(plan))
-    worker = [sys.executable, str(WORKER), str(folder / "plan.json")]
+    worker = [sys.executable, str(Path(plan.get("code", REPOSITORY)) / WORKER), str(folder / "plan.json")]
     done = subprocess.run(worker, env=environment, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
