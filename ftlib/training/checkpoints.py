@@ -65,7 +65,9 @@ def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -
             distributed.barrier()
         signals.notify_host("checkpointed")
     else:
-        trainer._save_rng_state(distributed.broadcast_object(""))
+        there = distributed.broadcast_object("")
+        with files.storage_errors(Path(there)):
+            trainer._save_rng_state(there)
         distributed.barrier()
     distributed.barrier()
     signals.mark_resumable()

@@ -42,7 +42,10 @@ DORA = LORA_0.replace("lora", "dora")
 SHORT = ("training.max_steps=6", "checkpoint.steps=3", "checkpoint.keep=9", "evaluation.loss=true")
 
 
-BFLOAT16 = ("model.dtype=bfloat16", "training.bf16=true")
+BFLOAT16 = "model.dtype=bfloat16"
+"""The base; trained weights stay float32."""
+ROUNDS = "rounds=[{learning_rate: 0.01}, {learning_rate: 0.003}]"
+ONE_ROW = "training.per_device_train_batch_size=1"
 BEST = "checkpoint.best={metric: accuracy, every: 3}"
 
 
@@ -90,10 +93,14 @@ VARIANTS = {
     "clipping": Variant("llama", FULL, ("training.max_grad_norm=0.05",)),
     "nodes-full": Variant("llama", FULL, count=4, nodes=2),
     "nodes-lora": Variant("llama", LORA_0, count=4, nodes=2),
-    "rounds": Variant("llama", FULL, ("rounds=[{learning_rate: 0.01}, {learning_rate: 0.003}]",)),
+    "rounds": Variant(
+        "llama",
+        FULL,
+        (ROUNDS, "training={max_steps: 4, gradient_accumulation_steps: 4}", ONE_ROW),
+    ),
     "parts": Variant("paligemma1", FULL, ("parts={vision: {learning_rate_factor: 0.1}}",)),
-    "bfloat16-full": Variant("paligemma1", FULL, (*BFLOAT16, BEST), coarse=1000),
-    "bfloat16-lora": Variant("paligemma2", LORA_0, (*BFLOAT16, BEST), coarse=1000),
+    "bfloat16-full": Variant("paligemma1", FULL, (BFLOAT16, BEST), coarse=1000),
+    "bfloat16-lora": Variant("paligemma2", LORA_0, (BFLOAT16, BEST), coarse=1000),
 }
 
 
