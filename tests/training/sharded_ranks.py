@@ -95,7 +95,7 @@ class Ranks:
     def run(self, count: int, cases: Sequence[Case], nodes: int = 1) -> list[Ended]:
         """Start a job and wait for its end."""
         self.start(count, cases, nodes)
-        return self.wait(120 + 60 * len(cases))
+        return self.wait(600 + 60 * len(cases))
 
     def close(self) -> None:
         """End the ranks that are left, and the process that forks them."""
