@@ -54,6 +54,10 @@ def json_sha256(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_FAILED_WRITES = ("No space left", "unexpected pos ", "PytorchStreamWriter failed")
+"""Messages of libraries that could not write all of a file; the last two are torch.save's."""
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn errors of a full or read-only storage into a UserError that names the path.
@@ -69,7 +73,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise (_storage_user_error(error.errno, Path(error.filename or path)) or error) from None
     except Exception as error:
         told = next((number for number in NO_SPACE if f"os error {number})" in str(error)), None)
-        if told or "No space left" in str(error) or find_shortage(path, 1 << 20):
+        failed = any(words in str(error) for words in _FAILED_WRITES)  # the space may be free again by now
+        if told or failed or find_shortage(path, 1 << 20):
             raise _storage_user_error(told or errno.ENOSPC, path) from None  # type: ignore[misc]
         raise
 

@@ -59,7 +59,9 @@ def write_checkpoint(trainer: Trainer, target: Path, metadata: dict[str, Any]) -
     else:
         save_trainable_parameters(trainer.model, None, metadata)
         _save_optimizer_and_scheduler(trainer, None)
-        trainer._save_rng_state(distributed.broadcast_object(""))
+        there = distributed.broadcast_object("")
+        with files.storage_errors(Path(there)):
+            trainer._save_rng_state(there)
         distributed.barrier()
     distributed.barrier()
     signals.mark_resumable()

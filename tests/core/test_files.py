@@ -182,6 +182,8 @@ def test_errors_of_libraries_about_a_full_disk_become_user_errors(tmp_path: Path
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     with pytest.raises(UserError, match=r"no space left.*quota"), files.storage_errors(tmp_path):
         raise RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
+    with pytest.raises(UserError, match="no space left"), files.storage_errors(tmp_path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8448 vs 8342")
     with pytest.raises(RuntimeError, match="something else"), files.storage_errors(tmp_path):
         raise RuntimeError("something else")
 

@@ -5,7 +5,8 @@ Starting Python and importing torch takes far longer than training a tiny model.
 and then their exit codes. A rank runs its cases one after the other. A case has `runs` (FTLIB_RUNS), `port`,
 `arguments`, and optionally
 
-    stop_after   a step in which the last rank gets a signal
+    stop_after   a step after which the last rank gets a signal; the others get it while they gather the checkpoint
+    stop_in_loss how many batches of a validation loss the last rank computes before it gets a signal
     kill_after   a step after which the last rank dies: the last case of a job
     fill_after   a step after which a rank, `fill_rank`, can write no file larger than `fill_bytes`: the last case
     scope        the scope that `choose_sharding` is to choose
@@ -94,7 +95,7 @@ class Ranks:
     def run(self, count: int, cases: Sequence[Case], nodes: int = 1) -> list[Ended]:
         """Start a job and wait for its end."""
         self.start(count, cases, nodes)
-        return self.wait(120 + 60 * len(cases))
+        return self.wait(600 + 60 * len(cases))
 
     def close(self) -> None:
         """End the ranks that are left, and the process that forks them."""
@@ -158,12 +159,15 @@ def _fork(job: dict[str, Any], rank: int) -> int:
 
 def run_cases(cases: list[Case], rank: int, world: int) -> None:
     """Run the cases one after the other, and print what became of each as a line of JSON."""
+    import torch
+
     from ftlib.cli.main import main
     from ftlib.core import signals
     from ftlib.memory.search import ShardingChoice
     from ftlib.models import sharding
-    from ftlib.training import train
+    from ftlib.training import checkpoints, train, validation
 
+    plain_gather, plain_loss_sums = checkpoints.gather_trainable_parameters, validation._loss_sums
     plain_log_step, plain_train_phase, plain_choose = train._log_step, train._train_phase, train.choose_sharding
     for case in cases:
         os.environ |= {"FTLIB_RUNS": case["runs"], "MASTER_PORT": str(case["port"])}
@@ -187,6 +191,7 @@ def run_cases(cases: list[Case], rank: int, world: int) -> None:
             }
             seen |= {"sharded": sharding.is_sharded(trainer.model), "whole": sorted(kept)}
             seen["differing"] = sharding.differing_parameters(kept) if seen["sharded"] else []
+            seen["noticed"] = sharding.differing_parameters({"rank": torch.tensor(rank)}) if world > 1 else []
             return reached
 
         def choose(*arguments: Any, case: Case = case) -> ShardingChoice:
@@ -194,7 +199,19 @@ def run_cases(cases: list[Case], rank: int, world: int) -> None:
                 return plain_choose(*arguments)
             return ShardingChoice(case["scope"], world // arguments[-1], "as the test wants")
 
+        def gather(*arguments: Any, case: Case = case, **settings: Any) -> Any:
+            if "stop_after" in case and rank < world - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return plain_gather(*arguments, **settings)
+
+        def loss_sums(*arguments: Any, case: Case = case) -> Any:
+            case["stop_in_loss"] = case.get("stop_in_loss", 0) - 1
+            if case["stop_in_loss"] == 0 and rank == world - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return plain_loss_sums(*arguments)
+
         train._log_step, train._train_phase, train.choose_sharding = log_step, train_phase, choose
+        checkpoints.gather_trainable_parameters, validation._loss_sums = gather, loss_sums
         print(json.dumps({"code": main(["train", *case["arguments"]]), **seen}), flush=True)
 
 
