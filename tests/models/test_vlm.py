@@ -20,7 +20,7 @@ from ftlib.config.schema import Lora
 from ftlib.errors import UserError
 from ftlib.merging.checkpoint_io import canonical_name, canonical_names, model_part_of, open_weights
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.encoding import IGNORE_INDEX, join_image_inputs, model_inputs, split_batch
+from ftlib.models.encoding import IGNORE_INDEX, PER_ROW, join_image_inputs, model_inputs, split_batch
 from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss, count_items
@@ -88,6 +88,8 @@ def test_rows_are_the_processor_s_own(
         padding_side="left", return_tensors="pt",
     )  # fmt: skip
     for name, joined in join_image_inputs(rows[:2]).items():
+        if name.endswith(PER_ROW):  # ftlib's own
+            continue
         assert torch.equal(joined, torch.as_tensor(both[name])), name
     asked_only = inputs.collate([inputs.encode_prompts([PROMPTS[index]], pictures[index])[0] for index in (0, 1)])
     for name in set(both) & {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}:
