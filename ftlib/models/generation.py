@@ -31,8 +31,8 @@ MAX_HEAD_TOKENS = 2048
 """How many label tokens of all rows do: with 257,152 words their logits are 1 GiB in bfloat16."""
 
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 4}
-"""By device, how many tokens are generated before the CPU waits for them to see which rows have ended. On the CPU itself
-an ended row leaves the batch at once."""
+"""By device, how many tokens are generated before the CPU waits for them to see which rows have ended. On the CPU
+itself an ended row leaves the batch at once."""
 
 
 @dataclass(frozen=True)

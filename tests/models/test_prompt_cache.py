@@ -47,7 +47,7 @@ def with_images(name: str, folder: Path) -> Loaded:
     return model, inputs, [*inputs.encode_prompts(QUESTIONS, images[0]), *inputs.encode_prompts(["x"], images[1])]
 
 
-@pytest.fixture(params=["gpt_neox", "gpt2", "llama", "paligemma1", "paligemma2", "qwen2_5_vl", "smolvlm"])
+@pytest.fixture(params=["gpt_neox", "gpt2", "llama", "paligemma1", "paligemma2", "gemma3", "idefics3"])
 def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
     make: Callable[[str, Path], Loaded] = causal if request.param in tiny_causal.ARCHITECTURES else with_images
     return make(request.param, tmp_path)
