@@ -27,7 +27,7 @@ from ftlib.models.registry import InputProcessor
 CPU_CHUNK_TOKENS = 640
 """How many tokens the CPU reads at a time, at least one row: two or three questions about an image of 224 pixels."""
 
-_LEAST_SHARED = 0.25
+_LEAST_SAVED = 0.25
 """The part of a batch's tokens that sharing must save, to be worth a second forward pass."""
 
 
@@ -241,7 +241,7 @@ def _find_shared_prefixes(model: torch.nn.Module, rows: Sequence[EncodedExample]
     groups: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(id(row.image_inputs) if row.image_inputs else 0, []).append(index)
-    owners, prefixes, saved, rest = [0] * len(rows), [], 0, 0
+    owners, prefixes, rest = [0] * len(rows), [], 0
     config: Any = model.config
     images = {getattr(config, name, None) for name in ("image_token_id", "image_token_index")} - {None}
     for number, group in enumerate(groups.values()):
@@ -251,15 +251,16 @@ def _find_shared_prefixes(model: torch.nn.Module, rows: Sequence[EncodedExample]
         common = min(shortest, next((place for place, (one, other) in outermost if one != other), shortest))
         if any(not images.isdisjoint(one[common:]) for one in ids):
             return None
-        saved += (len(group) - 1) * common
         rest = max(rest, max(map(len, ids)) - common)
         prefixes.append(replace(rows[group[0]], input_ids=ids[0][:common]))
         for index in group:
             owners[index] = number
     total = sum(len(row.input_ids) for row in rows)
-    if saved < _LEAST_SHARED * total or not all(prefix.input_ids for prefix in prefixes):
+    longest = max(len(prefix.input_ids) for prefix in prefixes)
+    read = len(prefixes) * longest + len(rows) * rest
+    if read > (1 - _LEAST_SAVED) * total or not all(prefix.input_ids for prefix in prefixes):
         return None
-    return _SharedPrefixes(owners, prefixes, max(len(prefix.input_ids) for prefix in prefixes), rest)
+    return _SharedPrefixes(owners, prefixes, longest, rest)
 
 
 def _read_behind_prefixes(

@@ -20,13 +20,13 @@ from ftlib.models.vlm import VisionLanguageProcessor
 from tests.models import tiny_causal, tiny_paligemma, tiny_vlm
 
 LABELS = ["0", "yes", "three or eight"]
-QUESTIONS = ["what?", "how many are there here?", "is it"]
+QUESTIONS = ["what?", "how many?", "is it"]
 PREAMBLE = "Below is an instruction. Write a short answer to it: "
 Loaded = tuple[torch.nn.Module, Any, list[EncodedExample]]
 
 
 def causal(name: str, folder: Path) -> Loaded:
-    """The same words before every question; then one without them."""
+    """The same words before every question."""
     tiny_causal.save(name, folder)
     inputs = CausalProcessor.load(folder)
     model = load_weights(folder, "float32", "causal").eval()
@@ -34,7 +34,7 @@ def causal(name: str, folder: Path) -> Loaded:
 
 
 def with_images(name: str, folder: Path) -> Loaded:
-    """Three questions about one image, and one about another."""
+    """Three questions about each of two images."""
     images = [Image.new("RGB", size, colour) for size, colour in (((40, 50), "red"), ((61, 40), "blue"))]
     if name.startswith("paligemma"):
         tiny_paligemma.save(folder, int(name[-1]))
@@ -44,7 +44,7 @@ def with_images(name: str, folder: Path) -> Loaded:
         tiny_vlm.save(name, folder)
         inputs = VisionLanguageProcessor.load(folder)
         model = load_weights(folder, "float32", "vlm").eval()
-    return model, inputs, [*inputs.encode_prompts(QUESTIONS, images[0]), *inputs.encode_prompts(["x"], images[1])]
+    return model, inputs, [row for image in images for row in inputs.encode_prompts(QUESTIONS, image)]
 
 
 @pytest.fixture(params=["gpt_neox", "gpt2", "llama", "paligemma1", "paligemma2", "gemma3", "idefics3"])
@@ -64,7 +64,8 @@ def test_reading_together_changes_nothing(loaded: Loaded, monkeypatch: pytest.Mo
     read = sum(count for count in seen if count > len(rows))
     watch.remove()
     tokens = sum(len(row.input_ids) for row in rows)
-    assert (read < 0.75 * tokens) == (not inputs.prefix_bidirectional), "shared prefixes are read once"
+    shares = not inputs.prefix_bidirectional and prompt_cache._keeps_key_values(model, 96)  # Gemma 3's window is 16
+    assert (read < 0.75 * tokens) == shares, "shared prefixes are read once"
     alone = [generate_with_logprobs(model, inputs, [row], 8)[0] for row in rows]
     assert [one.token_ids for one in found] == [one.token_ids for one in alone]
     for one, other in zip(found, alone, strict=True):
