@@ -31,7 +31,6 @@ class CausalProcessor:
     """Turns prompts and answers into rows, and rows into batches."""
 
     prefix_bidirectional = False
-    labels_share_prompt = True
     length_depends_on_image = False
     takes_images = False
 

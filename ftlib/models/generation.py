@@ -1,12 +1,13 @@
 """Generation and label scoring, used by all commands: evaluation, `predict` and every other command answer through it.
 
 Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch; beam search, sampling
-and whatever else GenerationConfig offers are transformers'. A closed set of labels is scored by likelihood instead, all
-labels in one forward pass where the model's layers allow that.
+and whatever else GenerationConfig offers are transformers'. A closed set of labels is scored by likelihood instead,
+behind prompts that are read once. How prompts are read: prompt_cache.py.
 """
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ftlib.errors import UserError
-from ftlib.models.attention import as_attention_mask, supports_custom_mask
+from ftlib.models.attention import as_attention_mask
 from ftlib.models.encoding import EncodedExample, truncate_left
+from ftlib.models.prompt_cache import KeyValues, ReadPrompts, feed, read_prompts
 from ftlib.models.registry import InputProcessor
 
 MAX_LABEL_TOKENS = 512
@@ -27,6 +29,10 @@ MAX_LABEL_TOKENS = 512
 
 MAX_HEAD_TOKENS = 2048
 """How many label tokens of all rows do: with 257,152 words their logits are 1 GiB in bfloat16."""
+
+STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 4}
+"""By device, how many tokens are generated before the CPU waits for them to see which rows have ended. On the CPU
+itself an ended row leaves the batch at once."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,8 @@ def label_loglikelihoods(
 ) -> Tensor:
     """Log-likelihood of every label, `<eos>` included, as the answer to every row.
 
-    All labels stand behind the prompt in one sequence; each sees the prompt and itself, at the positions that it would
-    have alone. In a model with layers that take no such mask each label has a forward pass to itself.
+    The prompts are read once. Behind them labels are scored in chunks, in a model with layers that take no mask of
+    ours one by one.
 
     Returns:
         Shape (rows, labels), float32, on the CPU.
@@ -142,18 +148,23 @@ def label_loglikelihoods(
     answers = [processor.encode_answer(label) for label in labels]
     with torch.inference_mode():
         rows = truncate_prompts(processor, rows, max(map(len, answers)))
+        order = _by_length(rows)
         chunks = list(_label_chunks(answers))
-        longest = max(len(row.input_ids) for row in rows) + max(sum(map(len, chunk)) for chunk in chunks)
-        single_label = not (processor.labels_share_prompt and supports_custom_mask(model, longest))
-        if single_label:
-            chunks = [[answer] for answer in answers]
-        size = max(1, MAX_HEAD_TOKENS // max(sum(map(len, chunk)) for chunk in chunks))
-        parts = []
-        for start in range(0, len(rows), size):
-            batch = processor.embed_prompts(model, rows[start : start + size])
-            found = [_loglikelihoods(model, processor, batch, chunk, single_label) for chunk in chunks]
-            parts.append(torch.cat(found, dim=1))
-    return torch.cat(parts).cpu()
+        longest = max(sum(map(len, chunk)) for chunk in chunks)
+        read = read_prompts(model, processor, [rows[index] for index in order], longest)
+        if read.states is None:
+            found = torch.cat([_score_alone(model, read, answer) for answer in answers], dim=1)
+        else:
+            size = max(1, MAX_HEAD_TOKENS // longest)
+            parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+            scored = [
+                torch.cat([_score_chunk(model, read, read.states, part, chunk) for chunk in chunks], dim=1)
+                for part in parts
+            ]
+            found = torch.cat(scored)
+    scores = torch.empty(found.shape)
+    scores[order] = found.cpu()
+    return scores
 
 
 def _decode(
@@ -172,55 +183,57 @@ def _decode(
     Returns:
         The tokens of every answer, its end token included, and their log-probabilities.
     """
-    batch = processor.embed_prompts(model, rows)
-    mask, position, ends = batch["attention_mask"], batch.pop("next_position"), processor.stop_token_ids
-    axes = batch["position_ids"].shape[:-2]  # a model may count several positions for each token
-    answers: list[list[int]] = [[] for _ in mask]
-    open_rows = list(range(len(mask)))
-    steps: list[tuple[list[int], Tensor]] = []
-    output = model(**batch, use_cache=True, logits_to_keep=1)
+    open_rows = _by_length(rows)
+    read = read_prompts(model, processor, [rows[index] for index in open_rows], max(rooms))
+    states, position, length = read.states, read.next_position, read.mask.shape[1]
+    cache: Any = read.cache if states is None else states.cache(length)
+    mask = torch.cat([read.mask, read.mask.new_ones((len(rows), max(rooms)))], dim=1)
+    checked_every = STEPS_BETWEEN_CHECKS.get(mask.device.type, 1)
+    answers: list[list[int]] = [[] for _ in rows]
+    numbers: list[list[float]] = [[] for _ in rows]
+    logits = read.logits
     while True:
-        last = output.logits[:, -1]
-        if forced is None:
-            tokens = last.argmax(dim=-1)
-        else:
-            tokens = torch.tensor([forced[row][len(answers[row])] for row in open_rows], device=last.device)
-        numbers = last.float()
-        chosen = numbers.gather(1, tokens[:, None])[:, 0] - numbers.logsumexp(dim=-1)
-        steps.append((open_rows, chosen))
-        going = []
-        for index, token in enumerate(tokens.tolist()):
-            answer = answers[open_rows[index]]
-            answer.append(token)
-            if token not in ends and len(answer) < rooms[open_rows[index]]:
-                going.append(index)
-        if not going:
-            return answers, _by_row(steps, len(answers))
-        cache = output.past_key_values
-        if len(going) < len(open_rows):
-            kept = torch.tensor(going, device=mask.device)
-            cache.reorder_cache(kept)  # which layers with states other than keys and values have, too
-            mask, position, tokens = mask[kept], position[kept], tokens[kept]
-            open_rows = [open_rows[index] for index in going]
-        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-        output = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=position.expand(*axes, *position.shape),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        position = position + 1
+        # Tokens stay on the device until rows are checked; no row gets more than it has room for.
+        room = min(rooms[row] - len(answers[row]) for row in open_rows)
+        steps: list[tuple[Tensor, Tensor]] = []
+        for step in range(min(checked_every, room)):
+            if step:
+                logits = feed(model, read, cache, steps[-1][0][:, None], mask[:, : length + 1], position)[:, -1]
+                position, length = position + 1, length + 1
+            if forced is None:
+                tokens = logits.argmax(dim=-1)
+            else:
+                due = [(forced[row], len(answers[row]) + step) for row in open_rows]
+                tokens = torch.tensor([ids[min(place, len(ids) - 1)] for ids, place in due], device=logits.device)
+            found = logits.float()
+            steps.append((tokens, found.gather(1, tokens[:, None])[:, 0] - found.logsumexp(dim=-1)))
+        kept = []
+        columns = [torch.stack(column, dim=1).tolist() for column in zip(*steps, strict=True)]
+        for index, (row, ids, logprobs) in enumerate(zip(open_rows, *columns, strict=True)):
+            end = next((place for place, token in enumerate(ids, 1) if token in processor.stop_token_ids), None)
+            answers[row] += ids[:end]
+            numbers[row] += logprobs[:end]
+            if end is None and len(answers[row]) < rooms[row]:
+                kept.append(index)
+        if not kept:
+            return answers, numbers
+        tokens = steps[-1][0]
+        if len(kept) < len(open_rows):
+            going = torch.tensor(kept, device=mask.device)
+            mask, position, tokens = mask[going], position[going], tokens[going]
+            open_rows = [open_rows[index] for index in kept]
+            if states is None:
+                cache.reorder_cache(going)  # which layers with states other than keys and values have, too
+            else:
+                states = states.select(going)
+                cache = states.cache(length)
+        logits = feed(model, read, cache, tokens[:, None], mask[:, : length + 1], position)[:, -1]
+        position, length = position + 1, length + 1
 
 
-def _by_row(steps: Sequence[tuple[list[int], Tensor]], rows: int) -> list[list[float]]:
-    """The log-probabilities of every row's tokens; they are fetched from the GPU at once."""
-    found: list[list[float]] = [[] for _ in range(rows)]
-    owners = [row for open_rows, _ in steps for row in open_rows]
-    for row, number in zip(owners, torch.cat([chosen for _, chosen in steps]).tolist(), strict=True):
-        found[row].append(number)
-    return found
+def _by_length(rows: Sequence[EncodedExample]) -> list[int]:
+    """The indices of rows, so that the shortest comes first."""
+    return sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
 
 
 def _logprobs_of(
@@ -344,88 +357,63 @@ def _label_chunks(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     yield chunk
 
 
-def _loglikelihoods(
-    model: torch.nn.Module,
-    processor: InputProcessor,
-    batch: Mapping[str, Any],
-    answers: Sequence[list[int]],
-    single_label: bool = False,
+def _score_chunk(
+    model: torch.nn.Module, read: ReadPrompts, states: KeyValues, rows: slice, answers: Sequence[list[int]]
 ) -> Tensor:
-    """Shape (rows, answers), float32.
+    """Log-likelihoods of some labels as the answers to some rows; one forward pass.
 
-    Args:
-        batch: of `InputProcessor.embed_prompts`.
-        single_label: there is one answer, so that the model's own mask will do.
-    """
-    prompt_mask, next_position = batch["attention_mask"], batch["next_position"]
-    rows, shape = len(prompt_mask), prompt_mask.shape
-    fed = [token for answer in answers for token in answer[:-1]]  # `<eos>` is predicted, never read
-    ids = torch.tensor(fed, dtype=torch.int64, device=prompt_mask.device)
-    owner = [number for number, answer in enumerate(answers) for _ in answer[:-1]]
-    depth = torch.tensor([step for answer in answers for step in range(len(answer) - 1)], dtype=torch.int64).to(
-        ids.device
-    )
-    positions = batch["position_ids"]
-    behind = (next_position + depth).expand(*positions.shape[:-1], -1)
-    arguments: dict[str, Any] = {"position_ids": torch.cat([positions, behind], dim=-1)}
-    if "inputs_embeds" in batch:
-        prompts = batch["inputs_embeds"]
-        texts = model.get_input_embeddings()(ids).expand(rows, -1, -1)  # type: ignore[operator]
-        arguments["inputs_embeds"] = torch.cat([prompts, texts], dim=1) if fed else prompts
-    else:  # the answer's tokens have type 0
-        fillers = {name: ids if name == "input_ids" else torch.zeros_like(ids) for name in batch}
-        other = {name: value for name, value in batch.items() if name not in (*arguments, "next_position")}
-        for name, value in other.items():
-            by_token = isinstance(value, Tensor) and value.shape == shape
-            arguments[name] = torch.cat([value, fillers[name].expand(rows, -1)], dim=1) if by_token else value
-    if single_label:
-        arguments["attention_mask"] = torch.cat([prompt_mask, prompt_mask.new_ones((rows, len(fed)))], dim=1)
-    else:
-        mask = _attention_mask(prompt_mask, processor.prefix_bidirectional, owner, depth)
-        arguments["attention_mask"] = as_attention_mask(model, mask, arguments["inputs_embeds"].dtype)
-    logits = model(**arguments, logits_to_keep=len(fed) + 1, use_cache=False).logits
-    columns, targets, numbers = _targets(answers)
-    chosen = torch.stack([_log_probabilities(row, columns, targets) for row in logits])
-    sums = chosen.new_zeros((rows, len(answers)))
-    return sums.index_add_(1, torch.tensor(numbers, device=sums.device), chosen)
-
-
-def _attention_mask(prompt_mask: Tensor, prefix_bidirectional: bool, owner: list[int], depths: Tensor) -> Tensor:
-    """What every position may look at: the prompt, and within its own label what came before.
-
-    Args:
-        prefix_bidirectional: whether the prompt itself sees all of the prompt, or only what came before.
+    The labels stand one behind the other; each sees the prompt and itself, at the positions that it would have alone.
 
     Returns:
-        Shape (rows, length, length), bool.
+        Shape (rows, answers), float32.
     """
-    rows, longest = prompt_mask.shape
-    owners = torch.tensor(owner, device=prompt_mask.device)
-    length = longest + len(owner)
-    seen = torch.zeros((rows, length, length), dtype=torch.bool, device=prompt_mask.device)
-    seen[:, :, :longest] = prompt_mask[:, None, :].bool()
-    if not prefix_bidirectional:
-        seen[:, :longest, :longest] &= torch.ones_like(seen[0, :longest, :longest]).tril()
-    own = (owners[:, None] == owners[None, :]) & (depths[:, None] >= depths[None, :])
-    seen[:, longest:, longest:] = own
-    return seen
+    mask, device = read.mask[rows], read.mask.device
+    first = read.logits[rows].float()
+    starts = torch.tensor([answer[0] for answer in answers], device=device)
+    scores = first[:, starts] - first.logsumexp(dim=-1, keepdim=True)
+    owners = [number for number, answer in enumerate(answers) for _ in answer[:-1]]
+    if not owners:
+        return scores
+    fed, targets, depths = (
+        torch.tensor(numbers, device=device)
+        for numbers in (
+            [token for answer in answers for token in answer[:-1]],  # `<eos>` is predicted, never read
+            [token for answer in answers for token in answer[1:]],
+            [depth for answer in answers for depth in range(len(answer) - 1)],
+        )
+    )
+    owner = torch.tensor(owners, device=device)
+    own = (owner[:, None] == owner[None, :]) & (depths[:, None] >= depths[None, :])
+    visible = torch.cat([mask[:, None, :].expand(-1, len(fed), -1).bool(), own.expand(len(mask), -1, -1)], dim=2)
+    dtype = states.buffers[0][0].dtype
+    logits = feed(
+        model,
+        read,
+        states.cache(mask.shape[1], rows),
+        fed.expand(len(mask), -1),
+        as_attention_mask(model, visible, dtype),
+        read.next_position[rows] + depths,
+    )
+    for number, row in enumerate(logits):  # one by one in float32: the vocabulary is 257,152 wide
+        found = row.float()
+        chosen = found.gather(1, targets[:, None])[:, 0] - found.logsumexp(dim=-1)
+        scores[number].index_add_(0, owner, chosen)
+    return scores
 
 
-def _targets(answers: Sequence[list[int]]) -> tuple[list[int], list[int], list[int]]:
-    """For every answer token: the column of the logits that predicts it, the token, the answer's number."""
-    columns, targets, numbers = [], [], []
-    fed = 0
-    for number, answer in enumerate(answers):
-        columns += [0, *range(fed + 1, fed + len(answer))]
-        fed += len(answer) - 1
-        targets += answer
-        numbers += [number] * len(answer)
-    return columns, targets, numbers
+def _score_alone(model: torch.nn.Module, read: ReadPrompts, answer: list[int]) -> Tensor:
+    """Log-likelihood of one label as the answer to every row, token by token: shape (rows, 1), float32.
 
-
-def _log_probabilities(logits: Tensor, columns: list[int], targets: list[int]) -> Tensor:
-    """Row by row in float32: the vocabulary is 257,152 wide."""
-    indices = torch.tensor([columns, targets], device=logits.device)
-    numbers = logits.float()
-    picked: Tensor = numbers[indices[0], indices[1]] - numbers.logsumexp(dim=-1)[indices[0]]
-    return picked
+    For layers that take no mask of ours, or keep states in which labels would mix.
+    """
+    cache, mask, logits = copy.deepcopy(read.cache), read.mask, read.logits
+    assert cache is not None
+    score = torch.zeros((len(mask), 1), device=mask.device)
+    for step, token in enumerate(answer):
+        if step:
+            ids = torch.full_like(read.next_position, answer[step - 1])
+            mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+            logits = feed(model, read, cache, ids, mask, read.next_position + step - 1)[:, -1]
+        found = logits.float()
+        score += found[:, token, None] - found.logsumexp(dim=-1, keepdim=True)
+    return score

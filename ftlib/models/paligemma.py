@@ -53,7 +53,6 @@ class PaliGemmaInputProcessor:
     """Turns prompts, images and answers into rows, and rows into batches, as a model's own processor defines them."""
 
     prefix_bidirectional = True
-    labels_share_prompt = True
     length_depends_on_image = False
     takes_images = True
     warning = ""

@@ -32,7 +32,6 @@ class InputProcessor(Protocol):
         pad_token_id, eos_token_id: token ids.
         stop_token_ids: the tokens that end an answer, `eos_token_id` among them.
         prefix_bidirectional: whether a prompt attends to itself both ways, or causally.
-        labels_share_prompt: whether the labels of `choose` may stand behind one prompt together, by a mask.
         length_depends_on_image: whether the number of an image's tokens depends on its size.
         takes_images: whether rows may have images.
         max_length: how many positions a row may have; None: more than any row needs.
@@ -43,7 +42,6 @@ class InputProcessor(Protocol):
     pad_token_id: int
     eos_token_id: int
     prefix_bidirectional: bool
-    labels_share_prompt: bool
     length_depends_on_image: bool
     takes_images: bool
     max_length: int | None

@@ -60,7 +60,6 @@ class VisionLanguageProcessor:
     """Turns prompts, images and answers into rows, and rows into batches, as a model's own processor defines them."""
 
     prefix_bidirectional = False
-    labels_share_prompt = False  # images attend both ways or make states, which no common mask expresses for all models
     length_depends_on_image = True
     takes_images = True
     prefix_length = 0

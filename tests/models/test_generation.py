@@ -107,11 +107,15 @@ def test_a_finished_row_leaves_the_batch(
     monkeypatch.setattr(inputs, "eos_token_id", first)
     ended = [not answer or inputs.encode_answer(answer)[0] == first for answer in answers]
     assert 0 < sum(ended) < len(rows)
-    sizes = []
-    model.register_forward_pre_hook(lambda _, __, given: sizes.append(len(given["position_ids"])), with_kwargs=True)
+    shapes = []
+    watch = model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["position_ids"].shape), with_kwargs=True
+    )
     shorter = generate_answers(model, inputs, rows, 8)
-    model._forward_pre_hooks.clear()
-    assert sizes[0] == len(rows) and sizes[1] == len(rows) - sum(ended) and sizes == sorted(sizes, reverse=True)
+    watch.remove()
+    sizes = [size for size, columns in shapes if columns == 1]
+    assert sum(size for size, columns in shapes if columns > 1) == len(rows)
+    assert sizes[0] == len(rows) - sum(ended) and sizes == sorted(sizes, reverse=True)
     for answer, short, end in zip(answers, shorter, ended, strict=True):
         assert short == "" if end else answer.startswith(short)
 
@@ -142,15 +146,17 @@ def test_likelihoods_are_the_training_loss(
     head: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All labels in one pass, of few rows or many, give what each would cost as the answer of a training row."""
+    """Behind prompts that are read once, labels in one pass or in several, of few rows or many, give what each would
+    cost as the answer of a training row."""
     monkeypatch.setattr(generation, "MAX_LABEL_TOKENS", chunk)
     monkeypatch.setattr(generation, "MAX_HEAD_TOKENS", head)
     sizes = []
     watch = model.get_output_embeddings().register_forward_hook(lambda *seen: sizes.append(seen[-1].shape[:2]))
     found = label_loglikelihoods(model, inputs, rows[:6], LABELS)
     watch.remove()
-    assert all(rows == 1 or rows * (columns - 1) <= head for rows, columns in sizes)
-    assert sum(rows for rows, _ in sizes) % 6 == 0 and (len(sizes) == 1) == ((chunk, head) == (512, 2048))
+    read, *scored = sizes
+    assert read == (6, 1) and all(rows == 1 or rows * columns <= head for rows, columns in scored)
+    assert sum(rows for rows, _ in scored) % 6 == 0 and (len(scored) == 1) == ((chunk, head) == (512, 2048))
     for row, numbers in zip(rows[:6], found, strict=True):
         for label, number in zip(LABELS, numbers, strict=True):
             answer = inputs.encode_answer(label)

@@ -58,7 +58,7 @@ def test_labels_that_fit_the_window_share_a_pass(folders: dict[str, Path]) -> No
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     (found,) = label_loglikelihoods(model, inputs, [row], labels)
-    assert len(passes) == 1
+    assert len(passes) == 2, "the prompt, and all labels behind it"
     for label, number in zip(labels, found, strict=True):
         torch.testing.assert_close(
             number, forced(model, row.input_ids, inputs.encode_answer(label)), rtol=1e-4, atol=1e-3

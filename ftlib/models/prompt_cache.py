@@ -1,0 +1,290 @@
+"""Prompts read into a key-value cache, from which answers are generated and labels are scored.
+
+The cache is allocated once, with room for the answers, instead of being copied for every token. What several prompts
+begin with (an image and the words before the question, instructions before a text) is read once where attention is
+causal, so that its keys and values do not depend on what follows. In PaliGemma image and prompt attend to each other
+both ways: there only the vision tower's work is shared (`embed_prompts`).
+
+On the CPU few rows are read at a time, without each other's padding: activations of many rows exceed the caches, and
+the allocator returns them to the system after every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ftlib.models.attention import supports_custom_mask
+from ftlib.models.encoding import EncodedExample
+from ftlib.models.registry import InputProcessor
+
+CPU_CHUNK_TOKENS = 640
+"""How many tokens the CPU reads at a time, at least one row: two or three questions about an image of 224 pixels."""
+
+_LEAST_SAVED = 0.25
+"""The part of a batch's tokens that sharing must save, to be worth a second forward pass."""
+
+
+@dataclass
+class KeyValues:
+    """Keys and values of a batch, one pair of buffers for each layer.
+
+    Attributes:
+        rows: of the batch.
+        capacity: columns (tokens) that a row has room for.
+        buffers: keys and values of every layer, shape (rows, heads, capacity, head size); filled in the first forward
+            pass.
+    """
+
+    rows: int
+    capacity: int
+    buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def cache(self, length: int, rows: slice = slice(None), first: int = 0) -> Cache:
+        """A view that a model reads and writes as its cache.
+
+        Args:
+            length: columns that are filled.
+            rows: of this batch.
+            first: columns before it are padding in all these rows, and not in the view.
+        """
+        if not length:
+            layers: list[_LayerView] = []
+
+            def next_layer() -> _LayerView:
+                layers.append(_LayerView(self, len(layers), rows, first, first))
+                return layers[-1]
+
+            return Cache(layer_class_to_replicate=next_layer)
+        return Cache(layers=[_LayerView(self, index, rows, first, length) for index in range(len(self.buffers))])
+
+    def select(self, rows: Tensor, capacity: int | None = None) -> KeyValues:
+        """Copies of some rows, the same one several times if wanted."""
+        found = KeyValues(len(rows), capacity or self.capacity)
+        for pair in self.buffers:
+            keys, values = (found.allocate(one) for one in pair)
+            for old, new in zip(pair, (keys, values), strict=True):
+                columns = min(self.capacity, found.capacity)
+                torch.index_select(old[:, :, :columns], 0, rows, out=new[:, :, :columns])
+            found.buffers.append((keys, values))
+        return found
+
+    def allocate(self, like: Tensor) -> Tensor:
+        """A buffer for keys or values such as these. Zeros: what is masked is multiplied by 0, and must be finite."""
+        return like.new_zeros((self.rows, like.shape[1], self.capacity, like.shape[3]))
+
+
+class _LayerView(DynamicLayer):
+    """Some rows and columns of a layer's buffers, as transformers' attention knows a layer of its cache."""
+
+    def __init__(self, owner: KeyValues, index: int, rows: slice, first: int, length: int) -> None:
+        super().__init__()
+        self._owner, self._index, self._rows, self._first, self._length = owner, index, rows, first, length
+        if index < len(owner.buffers) and length > first:
+            self._show()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._index == len(self._owner.buffers):
+            pair = (self._owner.allocate(key_states), self._owner.allocate(value_states))
+            self._owner.buffers.append(pair)
+        end = self._length + key_states.shape[-2]
+        for buffer, states in zip(self._owner.buffers[self._index], (key_states, value_states), strict=True):
+            buffer[self._rows, :, self._length : end] = states
+        self._length = end
+        self._show()
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self._length - self._first
+
+    def _show(self) -> None:
+        views = (one[self._rows, :, self._first : self._length] for one in self._owner.buffers[self._index])
+        self.keys, self.values = views
+        self.dtype, self.device = self.keys.dtype, self.keys.device
+        self.is_initialized = True
+
+
+@dataclass(frozen=True)
+class ReadPrompts:
+    """What a model has read.
+
+    Attributes:
+        logits: of every answer's first token, shape (rows, vocabulary).
+        mask: which columns of the cache hold a token of the row, shape (rows, length), int64.
+        next_position: of the answer's first token, shape (rows, 1).
+        axes: in front of the shape of `position_ids`: a model may count several positions for each token.
+        states: keys and values; None if the model's layers keep anything else.
+        cache: the model's own then.
+    """
+
+    logits: Tensor
+    mask: Tensor
+    next_position: Tensor
+    axes: torch.Size
+    states: KeyValues | None
+    cache: Cache | None
+
+
+def read_prompts(
+    model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], room: int
+) -> ReadPrompts:
+    """Read a batch of prompts.
+
+    Args:
+        rows: best in the order of their lengths, so that neighbours need little padding.
+        room: tokens that will be fed behind the prompts.
+    """
+    batch = processor.embed_prompts(model, rows)
+    shared = None if processor.prefix_bidirectional else _find_shared_prefixes(model, rows)
+    if shared and _keeps_key_values(model, shared.longest + shared.rest + room):
+        return _read_behind_prefixes(model, processor, rows, batch, shared, room)
+    return _read(model, batch, rows, room)
+
+
+def feed(model: torch.nn.Module, read: ReadPrompts, cache: Cache, ids: Tensor, mask: Any, positions: Tensor) -> Tensor:
+    """Read further tokens behind prompts, into their cache.
+
+    Args:
+        ids, positions: shape (rows, tokens).
+
+    Returns:
+        Logits, shape (rows, tokens, vocabulary).
+    """
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions.expand(*read.axes, *positions.shape),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=ids.shape[1],
+    )
+    logits: Tensor = output.logits
+    return logits
+
+
+def _keeps_key_values(model: torch.nn.Module, length: int) -> bool:
+    """Whether in a sequence of this length the model keeps keys and values of all tokens, and nothing else."""
+    layers = DynamicCache(config=model.config).layers
+    usual = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return usual and supports_custom_mask(model, length)
+
+
+def _read(model: torch.nn.Module, batch: dict[str, Any], rows: Sequence[EncodedExample], room: int) -> ReadPrompts:
+    """Read a batch of `embed_prompts` from its beginning."""
+    batch = dict(batch)
+    next_position, axes = batch.pop("next_position"), batch["position_ids"].shape[:-2]
+    mask: Tensor = batch["attention_mask"]
+    length = mask.shape[1]
+    if not _keeps_key_values(model, length + room):
+        output = model(**batch, use_cache=True, logits_to_keep=1)
+        return ReadPrompts(output.logits[:, -1], mask, next_position, axes, None, output.past_key_values)
+    states = KeyValues(len(mask), length + room)
+    lengths = [len(row.input_ids) for row in rows]
+    # Image arguments are not counted by rows.
+    chunks = _chunks(lengths, mask.device) if "inputs_embeds" in batch else [slice(0, len(rows))]
+    found = []
+    for chunk in chunks:
+        first = length - max(lengths[chunk])
+        part = _cut(batch, chunk, first) if len(chunks) > 1 else batch
+        cache = states.cache(0, chunk, first)
+        found.append(model(**part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
+    return ReadPrompts(torch.cat(found), mask, next_position, axes, states, None)
+
+
+def _chunks(lengths: Sequence[int], device: torch.device) -> list[slice]:
+    """Rows that are read together: all of them, but on the CPU."""
+    if device.type != "cpu":
+        return [slice(0, len(lengths))]
+    chunks, start = [], 0
+    for index in range(1, len(lengths) + 1):
+        if index == len(lengths) or max(lengths[start : index + 1]) * (index + 1 - start) > CPU_CHUNK_TOKENS:
+            chunks.append(slice(start, index))
+            start = index
+    return chunks
+
+
+def _cut(batch: dict[str, Any], rows: slice, first: int) -> dict[str, Any]:
+    """Some rows of a batch, without the columns before `first`; every tensor counts rows and tokens."""
+    return {
+        name: tensor[..., rows, first:] if name == "position_ids" else tensor[rows, first:]
+        for name, tensor in batch.items()
+    }
+
+
+@dataclass(frozen=True)
+class _SharedPrefixes:
+    """How prompts begin.
+
+    Attributes:
+        owners: the number of every row's prefix.
+        prefixes: rows of their own.
+        longest, rest: the tokens of the longest prefix, and of the longest remainder of a row.
+    """
+
+    owners: list[int]
+    prefixes: list[EncodedExample]
+    longest: int
+    rest: int
+
+
+def _find_shared_prefixes(model: torch.nn.Module, rows: Sequence[EncodedExample]) -> _SharedPrefixes | None:
+    """What rows about the same images begin with, and what rows without images do; None if that is not worth it.
+
+    Images lie in the prefix: what stands behind it is read without them.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(id(row.image_inputs) if row.image_inputs else 0, []).append(index)
+    owners, prefixes, rest = [0] * len(rows), [], 0
+    config: Any = model.config
+    images = {getattr(config, name, None) for name in ("image_token_id", "image_token_index")} - {None}
+    for number, group in enumerate(groups.values()):
+        ids = [rows[index].input_ids for index in group]
+        shortest = min(map(len, ids)) - 1  # the last token's logits are wanted
+        outermost = enumerate(zip(min(ids), max(ids), strict=False))
+        common = min(shortest, next((place for place, (one, other) in outermost if one != other), shortest))
+        if any(not images.isdisjoint(one[common:]) for one in ids):
+            return None
+        rest = max(rest, max(map(len, ids)) - common)
+        prefixes.append(replace(rows[group[0]], input_ids=ids[0][:common]))
+        for index in group:
+            owners[index] = number
+    total = sum(len(row.input_ids) for row in rows)
+    longest = max(len(prefix.input_ids) for prefix in prefixes)
+    read = len(prefixes) * longest + len(rows) * rest
+    if read > (1 - _LEAST_SAVED) * total or not all(prefix.input_ids for prefix in prefixes):
+        return None
+    return _SharedPrefixes(owners, prefixes, longest, rest)
+
+
+def _read_behind_prefixes(
+    model: torch.nn.Module,
+    processor: InputProcessor,
+    rows: Sequence[EncodedExample],
+    batch: dict[str, Any],
+    shared: _SharedPrefixes,
+    room: int,
+) -> ReadPrompts:
+    """Read prefixes, then what follows each of them in the rows: `[padding] prefix [padding] remainder`."""
+    begun = _read(model, processor.embed_prompts(model, shared.prefixes), shared.prefixes, shared.rest + room)
+    assert begun.states is not None
+    device = begun.mask.device
+    owners = torch.tensor(shared.owners, device=device)
+    states = begun.states.select(owners)
+    behind = torch.zeros((len(rows), shared.rest), dtype=begun.mask.dtype, device=device)
+    for index, row in enumerate(rows):
+        count = len(row.input_ids) - len(shared.prefixes[shared.owners[index]].input_ids)
+        behind[index, shared.rest - count :] = 1
+    mask = torch.cat([begun.mask[owners], behind], dim=1)
+    fed = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
+    part = {fed: batch[fed][:, -shared.rest :], "position_ids": batch["position_ids"][..., -shared.rest :]}
+    cache = states.cache(shared.longest)
+    output = model(**part, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    axes = batch["position_ids"].shape[:-2]
+    return ReadPrompts(output.logits[:, -1], mask, batch["next_position"], axes, states, None)

@@ -1,0 +1,91 @@
+"""Prompts read in pieces, behind what they share, give the answers and likelihoods of prompts read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ftlib.models import generation, prompt_cache
+from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.encoding import EncodedExample
+from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
+from ftlib.models.loading import load_weights
+from ftlib.models.paligemma import PaliGemmaInputProcessor
+from ftlib.models.vlm import VisionLanguageProcessor
+from tests.models import tiny_causal, tiny_paligemma, tiny_vlm
+
+LABELS = ["0", "yes", "three or eight"]
+QUESTIONS = ["what?", "how many?", "is it"]
+PREAMBLE = "Below is an instruction. Write a short answer to it: "
+Loaded = tuple[torch.nn.Module, Any, list[EncodedExample]]
+
+
+def causal(name: str, folder: Path) -> Loaded:
+    """The same words before every question."""
+    tiny_causal.save(name, folder)
+    inputs = CausalProcessor.load(folder)
+    model = load_weights(folder, "float32", "causal").eval()
+    return model, inputs, inputs.encode_prompts([PREAMBLE + question for question in QUESTIONS], None)
+
+
+def with_images(name: str, folder: Path) -> Loaded:
+    """Three questions about each of two images."""
+    images = [Image.new("RGB", size, colour) for size, colour in (((40, 50), "red"), ((61, 40), "blue"))]
+    if name.startswith("paligemma"):
+        tiny_paligemma.save(folder, int(name[-1]))
+        inputs: Any = PaliGemmaInputProcessor.load(folder)
+        model = load_weights(folder, "float32").eval()
+    else:
+        tiny_vlm.save(name, folder)
+        inputs = VisionLanguageProcessor.load(folder)
+        model = load_weights(folder, "float32", "vlm").eval()
+    return model, inputs, [row for image in images for row in inputs.encode_prompts(QUESTIONS, image)]
+
+
+@pytest.fixture(params=["gpt_neox", "gpt2", "llama", "paligemma1", "paligemma2", "gemma3", "idefics3"])
+def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
+    make: Callable[[str, Path], Loaded] = causal if request.param in tiny_causal.ARCHITECTURES else with_images
+    return make(request.param, tmp_path)
+
+
+def test_reading_together_changes_nothing(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, rows = loaded
+    monkeypatch.setattr(prompt_cache, "CPU_CHUNK_TOKENS", 2 * len(rows[0].input_ids))
+    seen = []
+    watch = model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["position_ids"].shape[-2:].numel()), with_kwargs=True
+    )
+    found = generate_with_logprobs(model, inputs, rows, 8)
+    read = sum(count for count in seen if count > len(rows))
+    watch.remove()
+    tokens = sum(len(row.input_ids) for row in rows)
+    shares = not inputs.prefix_bidirectional and prompt_cache._keeps_key_values(model, 96)  # Gemma 3's window is 16
+    assert (read < 0.75 * tokens) == shares, "shared prefixes are read once"
+    alone = [generate_with_logprobs(model, inputs, [row], 8)[0] for row in rows]
+    assert [one.token_ids for one in found] == [one.token_ids for one in alone]
+    for one, other in zip(found, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert [one.text for one in found] == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
+    likely = label_loglikelihoods(model, inputs, rows, LABELS)
+    singly = torch.cat([label_loglikelihoods(model, inputs, [row], LABELS) for row in rows])
+    torch.testing.assert_close(likely, singly, rtol=1e-4, atol=1e-3)
+
+
+def test_rows_checked_every_few_tokens_end_where_they_would(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: rows that end, and rows that run out of positions, between two checks."""
+    model, inputs, rows = loaded
+    first = generate_with_logprobs(model, inputs, rows, 8)
+    monkeypatch.setattr(type(inputs), "stop_token_ids", {first[0].token_ids[2], first[1].token_ids[1]})
+    monkeypatch.setattr(inputs, "max_length", max(len(row.input_ids) for row in rows) + 3)
+    wanted = generate_with_logprobs(model, inputs, rows, 8)
+    monkeypatch.setattr(generation, "STEPS_BETWEEN_CHECKS", {"cpu": 4})
+    found = generate_with_logprobs(model, inputs, rows, 8)
+    assert len({len(one.token_ids) for one in found}) > 1
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.token_ids, one.text, one.ended) == (other.token_ids, other.text, other.ended)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
