@@ -28,7 +28,7 @@ from tests.training.test_resume import outcome, run_of
 Ftlib = Callable[..., tuple[int, str, str]]
 
 WILD = """\
-guard: {max_loss: 8, restarts: 2, learning_rate_factor: 0.1}
+guard: {max_loss: 8, restarts: 2, learning_rate_factor: 0.01}
 checkpoint: {steps: 3, keep: 2}
 """
 DIES_AFTER_THE_TRIP = """
@@ -213,7 +213,7 @@ def wild(store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypat
     """A run whose first attempt diverges, and whose second has a reasonable learning rate."""
     monkeypatch.setenv("FTLIB_RUNS", "")
     config = write_config(LORA, replace=("checkpoint: {steps: 3, keep: 2}\n", WILD))
-    config.write_text(config.read_text().replace("learning_rate: 1.0e-2", "learning_rate: 0.3"))
+    config.write_text(config.read_text().replace("learning_rate: 1.0e-2", "learning_rate: 3.0"))
     assert ftlib("prepare", config)[0] == 0
     return config
 
@@ -233,7 +233,7 @@ def test_a_run_that_diverges_recovers_with_the_lower_rate(wild: Path, tmp_path: 
     code, _, error = ftlib("train", wild)
     assert code == 0, error
     first, trip, second, done = events(run, "start", "diverged", "restart", "done")
-    assert (first["attempt"], first["seed"], first["learning_rate"]) == (0, 3, 0.3)
+    assert (first["attempt"], first["seed"], first["learning_rate"]) == (0, 3, 3.0)
     assert (trip["event"], trip["attempt"], trip["seed"]) == ("diverged", 0, 3)
     assert "above 8" in trip["reason"] and f"diverged at step {trip['step']} of attempt 0" in error
     assert (second["attempt"], second["seed"]) == (1, TrainingPhase(1).seed(3))
