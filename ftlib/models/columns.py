@@ -1,7 +1,8 @@
 """Training computes what the loss reads: logits in the last columns (`loss.answer_logits`), and no more than they need.
 
 What the MLP of the last layer adds to the other columns reaches no logit: only attention carries something from one
-column to another, and none comes after it. So it is left out there, which changes no loss and no gradient.
+column to another, and none comes after it. So it is left out there, which changes no loss and no gradient. An MLP with
+dropout is computed whole: it would draw other random numbers, and a run that is resumed would become another one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class KeptColumns:
 
     def _cut(self, mlp: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         self._length = 0
-        if not mlp.training or not self._columns or len(inputs) != 1 or inputs[0].dim() != 3:
+        if not mlp.training or not self._columns or len(inputs) != 1 or inputs[0].dim() != 3 or _draws(mlp):
             return None
         hidden, self._length = inputs[0], inputs[0].shape[1]
         return (hidden[:, -self._columns :].contiguous(),)
@@ -55,19 +56,26 @@ class KeptColumns:
         return pad(output, (0, 0, missing, 0)) if missing else output
 
 
+def _draws(mlp: torch.nn.Module) -> bool:
+    """Whether the MLP, with its adapters, has dropout."""
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in mlp.modules())
+
+
 def _make_contiguous(head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """With some of the columns, torch would multiply a frozen head with every row on its own."""
     return (inputs[0].contiguous(), *inputs[1:])
 
 
 def _last_mlp(model: PreTrainedModel) -> torch.nn.Module | None:
-    """The MLP of the last layer of the language model; None without one, or where it is no plain MLP (experts)."""
+    """The MLP of the last layer of the language model; None without one, or where it is no plain MLP (experts; hooks
+    such as those of `dropout.add_dropout`).
+    """
     decoder: Any = model.get_decoder()
     layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
     if not layers:
         return None
     found = [getattr(layers[-1], name) for name in _MLP_NAMES if hasattr(layers[-1], name)]
-    if len(found) != 1:
+    if len(found) != 1 or found[0]._forward_hooks:
         return None
     leaves = [module for module in found[0].modules() if not [*module.children()]]
     return found[0] if all(isinstance(leaf, _BY_COLUMN) for leaf in leaves) else None

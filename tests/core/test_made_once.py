@@ -13,7 +13,7 @@ import pytest
 
 from ftlib.core import files, lease
 from ftlib.core.lease import compute_once
-from ftlib.evaluation import evaluate
+from ftlib.evaluation import inference
 from tests.conftest import read_lines
 
 HOLD = "import sys, time; from pathlib import Path; from ftlib.core.lease import acquire_lease\n"
@@ -86,9 +86,9 @@ def test_runs_that_differ_in_training_only_share_their_base_models_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
-    ask = evaluate.generate_predictions
+    ask = inference.generate_predictions
     monkeypatch.setattr(
-        evaluate, "generate_predictions", lambda *arguments: asked.append(arguments[-1]) or ask(*arguments)
+        inference, "generate_predictions", lambda *arguments: asked.append(arguments[-1]) or ask(*arguments)
     )
     config = write_config()
     assert ftlib("prepare", config)[0] == 0

@@ -15,6 +15,7 @@ from ftlib.config.schema import Attention, Full, Lora
 from ftlib.models import columns
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.causal_lm import CausalProcessor
+from ftlib.models.dropout import add_dropout
 from ftlib.models.encoding import model_inputs
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss, cut_labels
@@ -66,6 +67,33 @@ def train(
     return loss.detach(), {name: one.grad for name, one in trained.named_parameters() if one.grad is not None}
 
 
+def watch(mlp: torch.nn.Module | None, seen: list[int]) -> None:
+    """Note how many columns the first layer of the MLP computes."""
+    assert mlp is not None
+    first = next(module for module in mlp.modules() if not [*module.children()])
+    first.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0].shape[1]))
+
+
+@pytest.mark.parametrize("where", ["adapter", "model"])
+def test_with_dropout_the_mlp_is_whole_and_draws_the_same(
+    where: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> tuple[Tensor, list[int], int]:
+        model, batch = load("paligemma", shared, tmp_path)
+        if where == "model":
+            add_dropout(model, 0.3)
+        seen: list[int] = []
+        watch(model.get_decoder().layers[-1].mlp, seen)
+        dropout = 0.3 if where == "adapter" else 0.0
+        loss, _ = train(model, batch, Lora(method="lora", r=4, dropout=dropout, targets=["mlp"]), "paligemma")
+        return loss, seen, batch["input_ids"].shape[1]
+
+    loss, seen, length = run()
+    assert seen == [length]
+    monkeypatch.setattr(columns, "_last_mlp", lambda model: None)
+    torch.testing.assert_close(loss, run()[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("name", "method"), [*((name, "lora") for name in (*CUT, *WHOLE)), *(("paligemma", one) for one in METHODS)]
@@ -77,7 +105,7 @@ def test_same_loss_and_gradients(
     model, batch = load(name, shared, tmp_path)
     seen = []
     if name in CUT:
-        columns._last_mlp(model).register_forward_hook(lambda mlp, inputs, output: seen.append(inputs[0].shape[1]))
+        watch(columns._last_mlp(model), seen)
     else:
         assert columns._last_mlp(model) is None
     if checkpointing:

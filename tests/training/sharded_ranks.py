@@ -167,7 +167,7 @@ def run_cases(cases: list[Case], rank: int, world: int) -> None:
     from ftlib.models import sharding
     from ftlib.training import checkpoints, train, validation
 
-    plain_gather, plain_loss_sums = checkpoints.gather_trainable_parameters, validation._loss_sums
+    plain_save, plain_loss_sums = checkpoints.save_trainable_parameters, validation._loss_sums
     plain_log_step, plain_train_phase, plain_choose = train._log_step, train._train_phase, train.choose_sharding
     for case in cases:
         os.environ |= {"FTLIB_RUNS": case["runs"], "MASTER_PORT": str(case["port"])}
@@ -199,10 +199,10 @@ def run_cases(cases: list[Case], rank: int, world: int) -> None:
                 return plain_choose(*arguments)
             return ShardingChoice(case["scope"], world // arguments[-1], "as the test wants")
 
-        def gather(*arguments: Any, case: Case = case, **settings: Any) -> Any:
+        def save(*arguments: Any, case: Case = case) -> Any:
             if "stop_after" in case and rank < world - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            return plain_gather(*arguments, **settings)
+            return plain_save(*arguments)
 
         def loss_sums(*arguments: Any, case: Case = case) -> Any:
             case["stop_in_loss"] = case.get("stop_in_loss", 0) - 1
@@ -211,7 +211,7 @@ def run_cases(cases: list[Case], rank: int, world: int) -> None:
             return plain_loss_sums(*arguments)
 
         train._log_step, train._train_phase, train.choose_sharding = log_step, train_phase, choose
-        checkpoints.gather_trainable_parameters, validation._loss_sums = gather, loss_sums
+        checkpoints.save_trainable_parameters, validation._loss_sums = save, loss_sums
         print(json.dumps({"code": main(["train", *case["arguments"]]), **seen}), flush=True)
 
 
