@@ -151,15 +151,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def process_state() -> Iterator[None]:
     """What a test sets in the environment is gone after it, and so is its umask: a command limits it for good.
 
     No command hides packages, which the next test may need.
     """
-    monkeypatch.setattr(imports, "hide_package", lambda _: None)
     before, mask = dict(os.environ), permissions.read_umask()
     log.configure("normal")  # functions are tested as commands call them
-    yield
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test's is undone before the fixtures that it asks for
+        patch.setattr(imports, "hide_package", lambda _: None)
+        yield
     os.umask(mask)
     if os.environ != before:
         os.environ.clear()

@@ -12,6 +12,7 @@ import pytest
 
 from ftlib.config.loader import load_experiment
 from ftlib.core import imports
+from ftlib.core.imports import hide_package  # the function itself: conftest.py replaces it in its module
 from ftlib.core.paths import Site
 from ftlib.models.libraries import hide_unused_bitsandbytes
 
@@ -66,12 +67,11 @@ def test_it_stays_where_something_may_need_it(hidden: Callable[..., list[str]], 
 
 
 def test_a_hidden_package_looks_as_if_it_were_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # of conftest.py
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    imports.hide_package("colorsys")
+    hide_package("colorsys")
     assert importlib.util.find_spec("colorsys") is None
     with pytest.raises(ImportError):
         import colorsys  # noqa: F401
     del sys.modules["colorsys"]
-    imports.hide_package("json")
+    hide_package("json")
     assert json is sys.modules["json"], "what is imported already stays"
