@@ -38,6 +38,6 @@ def _is_stored_quantized(config: Config, site: Site) -> bool:
         folder = find_model(config.model, site)
         if is_adapter(folder):
             folder = find_adapter_base(folder, site)
-        return "quantization_config" in files.read_json(folder / "config.json")
+        return "quantization_config" in files.read_json_object(folder / "config.json")
     except (UserError, OSError, ValueError):
         return False  # it cannot be loaded either, which is reported then

@@ -219,10 +219,15 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path | None, dtypes: Mapp
     entries = [TensorEntry(name, tuple(one.shape), dtypes.get(name, one.dtype)) for name, one in tensors.items()]
     entries.sort(key=lambda entry: -entry.dtype.itemsize)  # for alignment
     writer = SafetensorsWriter(file, entries) if file else None
-    for entry in entries:
-        whole = gather(tensors[entry.name], keep=writer is not None)
-        if writer and whole is not None:
-            writer.write(entry.name, 0, whole.to("cpu", entry.dtype).reshape(len(whole) if whole.dim() else 1, -1))
+    try:
+        for entry in entries:
+            whole = gather(tensors[entry.name], keep=writer is not None)
+            if writer and whole is not None:
+                writer.write(entry.name, 0, whole.to("cpu", entry.dtype).reshape(1, -1))
+    except BaseException:
+        if writer:
+            writer.discard()
+        raise
     if writer:
         writer.close()
 

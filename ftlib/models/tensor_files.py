@@ -72,6 +72,8 @@ class StoredTensor:
 
     def map(self) -> Tensor:
         """Return the tensor mapped into memory: its pages are read when they are needed. Changes stay in memory."""
+        if not self.nbytes:
+            return torch.empty(self.shape, dtype=self.dtype)
         mapped = np.memmap(self.file, np.uint8, "c", self.offset, (self.nbytes,))
         return torch.from_numpy(mapped).view(self.dtype).reshape(self.shape)
 
@@ -126,6 +128,8 @@ class SafetensorsWriter:
 
     def write(self, name: str, row: int, values: Tensor) -> None:
         """Write rows of a tensor, shape (rows, columns), starting at row number `row`."""
+        if not values.numel():
+            return
         data = values.contiguous().view(torch.uint8).numpy().data
         self._write(data.cast("B"), self._offsets[name] + row * values.shape[1] * values.dtype.itemsize)
 
@@ -139,3 +143,8 @@ class SafetensorsWriter:
         os.fsync(self._file)
         os.close(self._file)
         self._temporary.replace(self._path)
+
+    def discard(self) -> None:
+        """Remove the incomplete file."""
+        os.close(self._file)
+        self._temporary.unlink(missing_ok=True)

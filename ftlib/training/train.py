@@ -472,7 +472,8 @@ def _gather_result(context: _TrainingContext, trainer: ResumableTrainer) -> dict
     masters = isinstance(config.adapter, Full) and config.adapter.master_weights
     dtype = getattr(torch, config.model.dtype) if masters else None
     file = context.run.folder / "gathered.safetensors" if log.is_main_process() else None
-    return sharding.gather_weights(trainer.model, file, dtype)
+    with files.storage_errors(context.run.folder):
+        return sharding.gather_weights(trainer.model, file, dtype)
 
 
 def _publish(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -15,6 +18,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer
 
 from ftlib.models import sharding
 from ftlib.models.adapters import prepare_for_training
+from ftlib.models.tensor_files import SafetensorsWriter, read_header
 from ftlib.training.trainer import ResumableTrainer
 from tests.memory.test_sharding_choice import FULL, LORA, config
 
@@ -88,6 +92,22 @@ def test_an_evaluation_before_the_first_step_has_whole_weights(mesh: DeviceMesh,
         answers = [one.generate(tokens, max_new_tokens=3, do_sample=False) for one in (model, plain)]  # type: ignore[operator]
     assert torch.equal(*answers)
     assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def test_a_file_that_could_not_be_written_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"one": torch.arange(6.0).reshape(2, 3), "none": torch.zeros(0, 4), "number": torch.tensor(3)}
+    sharding.write_tensors(tensors, tmp_path / "x.safetensors", {})
+    mapped = {name: stored.map() for name, stored in read_header(tmp_path / "x.safetensors").items()}
+    for found in (load_file(tmp_path / "x.safetensors"), mapped):
+        assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+    def fail(writer: SafetensorsWriter, name: str, row: int, values: torch.Tensor) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SafetensorsWriter, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        sharding.write_tensors(tensors, tmp_path / "y.safetensors", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_the_trainer_calls_what_sharding_overrides() -> None:
