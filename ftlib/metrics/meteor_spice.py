@@ -60,7 +60,10 @@ def add_meteor(sums: GroupedSums, predictions: Sentences, references: Sequence[S
         " ||| ".join(["SCORE", *map(_plain, captions), _plain(prediction)]) + "\n"
         for prediction, captions in zip(predictions, references, strict=True)
     )
-    printed = _java(["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"], asked)
+    paraphrases = jar.parent / "data" / "paraphrase-en.gz"  # which the program itself does not find beside a space
+    printed = _java(
+        ["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(paraphrases)], asked
+    )
     answers = [line.split() for line in printed.splitlines()]
     answered = [answer for answer in answers if len(answer) == _STATISTICS]
     if len(answered) != len(predictions):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.meteor import meteor as official_meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from ftlib.metrics import meteor_spice
@@ -132,20 +136,48 @@ def test_resampling_computes_corpus_scores_anew(no_java: None) -> None:
     assert values["CIDEr-D"][0] == pytest.approx(np.average(found.rows, weights=drawn), abs=EXACT)
 
 
-@pytest.mark.java
-def test_meteor_equals_the_official_one_and_its_resamples() -> None:
+@pytest.fixture
+def meteor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """pycocoevalcap's own METEOR. It does not find its paraphrases when a folder's name has a space, and it waits for
+    ever to be destroyed after a failure.
+    """
+
+    def start(command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, "-a", "data/paraphrase-en.gz"], **settings)
+
+    monkeypatch.setattr(official_meteor, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    found = official_meteor.Meteor()
+    yield found
+    found.meteor_p.kill()
+    found.meteor_p.wait()
+    found.lock = threading.Lock()  # a failed comparison leaves it locked
+
+
+@pytest.fixture
+def package_beside_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ftlib finds METEOR: Java resolves links, so that the program is a copy."""
     assert PACKAGE is not None
-    before = {path: path.stat().st_mtime_ns for path in PACKAGE.rglob("*")}
+    folder = tmp_path / "a package" / "meteor"
+    folder.mkdir(parents=True)
+    shutil.copy(PACKAGE / "meteor" / "meteor-1.5.jar", folder)
+    (folder / "data").symlink_to(PACKAGE / "meteor" / "data")
+    monkeypatch.setattr(meteor_spice, "_package_file", lambda folder, name: tmp_path / "a package" / folder / name)
+    return folder
+
+
+@pytest.mark.java
+def test_meteor_equals_the_official_one_and_its_resamples(meteor: Any, package_beside_a_space: Path) -> None:
+    files = lambda: {path: path.stat().st_mtime_ns for path in package_beside_a_space.rglob("*")}  # noqa: E731
+    before = files()
     references, predictions = made(7, 30)
     predictions |= {image: references[image][0] for image in list(references)[:3]}
-    meteor = Meteor()
     found = measure(references, predictions)
     require_equal(found, {"METEOR": official(references, predictions, meteor=meteor)["METEOR"]})
     drawn = [image % 3 for image in range(30)]
     expected = official(*resampled(references, predictions, drawn), meteor=meteor)["METEOR"][0]
     assert found.sample.values(np.array([drawn], float))["METEOR"][0] == pytest.approx(expected, abs=EXACT)
     assert found.sample.values(np.zeros((1, 30)))["METEOR"][0] == 0
-    assert {path: path.stat().st_mtime_ns for path in PACKAGE.rglob("*")} == before, "the package may be read-only"
+    assert files() == before, "the package may be read-only"
 
 
 def test_without_java_the_reason_is_told(no_java: None) -> None:
