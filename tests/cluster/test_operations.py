@@ -117,7 +117,7 @@ def test_doctor_in_a_job_finds_the_gpu_that_is_none(cluster: Cluster) -> None:
 def test_a_token_in_the_environment_is_in_no_file_and_no_process_list(cluster: Cluster) -> None:
     """The job's script, its logs, the run folder and its report; the command lines of all processes, all the time."""
     runs = cluster.home / "secret"
-    token = "hf_planted0123456789secret"
+    token = "hf_planted0123456789cluster"  # no other test has it in a command line
     what = f"configs/digits.yaml name=secret training.num_train_epochs=1 {SMALL}"
     (job,) = cluster.submit(what, FTLIB_RUNS=runs, HF_TOKEN=token)
     seen: set[bytes] = set()
