@@ -88,3 +88,4 @@ def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield from (f"{where}: {remark}" for remark in scores["remarks"])
         if change := scores.get("change"):
             yield f"{where}: {change['sentence']}"
+        yield from (f"{where}: {difference}" for difference in scores.get("incomparable", []))

@@ -142,6 +142,7 @@ def _shared_folder(request: EvaluationRequest, folder: Path, settings: dict[str,
         settings,
         canonical_fields(request.model.config.model, {"Model": ("dropout",)}),
         request.prepared.labels,
+        *(["scores of boxes"] if task_of(request.config).answer_fields else []),  # older evaluations lack them
     ]
     return request.shared / files.json_sha256(decisive)[:16] / "evaluation"
 

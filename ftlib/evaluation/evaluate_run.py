@@ -18,7 +18,7 @@ from ftlib.data.dataset import open_prepared
 from ftlib.data.splits import SPLITS
 from ftlib.errors import UserError
 from ftlib.evaluation import model
-from ftlib.evaluation.compare import compare_before_after
+from ftlib.evaluation.compare import compare_before_after, differences_before_after
 from ftlib.evaluation.evaluate import EvaluationRequest, evaluate_split, fit_threshold
 from ftlib.hub.cache import find_model, model_hashes
 from ftlib.metrics.comparability import answer_settings, differing_settings, settings_folder
@@ -101,11 +101,11 @@ def _results(
             scores = evaluate_split(request, split, folders[when], None if chosen_here else threshold)
             if scores is None:
                 continue
-            change = None
             if when == "after":
                 change = compare_before_after(config, request.prepared.labels, folders["before"], folders["after"])
-            if change:
-                scores = {**scores, "change": change}
+                differences = differences_before_after(folders["before"], folders["after"])
+                told = {"change": change, "incomparable": differences}
+                scores = {**scores, **{name: value for name, value in told.items() if value}}
             if apart:
                 changed = differing_settings(scores["settings"], _saved_evaluation(own, run, site))
                 scores = {**scores, "other_settings": changed}

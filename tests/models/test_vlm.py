@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import AutoProcessor, Florence2Config, PreTrainedModel
 
 from ftlib.config.schema import Lora
@@ -25,6 +26,7 @@ from ftlib.models.generation import generate_answers, generate_with_logprobs, la
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss, count_items
 from ftlib.models.vlm import VisionLanguageProcessor, module_group
+from ftlib.training.oom import MicroBatchSplitter
 from tests.models import tiny_vlm
 from tests.models.logprobs import assert_logprobs_are_the_models_own
 
@@ -123,6 +125,35 @@ def test_loss_is_the_model_s_own_and_does_not_depend_on_the_batch(
     assert len(pieces) == 2 and float(sum(pieces)) == pytest.approx(found, abs=1e-5)
     assert found == pytest.approx(own, abs=1e-5)
     assert found == pytest.approx(sum(alone) / sum(row.n_labels for row in rows), abs=1e-5)
+
+
+def test_halves_of_rows_with_two_images_one_and_none_add_up(
+    folder: Path, inputs: VisionLanguageProcessor, pictures: list[Image.Image]
+) -> None:
+    """After an out-of-memory error in the backward pass: the same loss and gradients, some pieces without an image."""
+    model = load_weights(folder, "float32", "vlm")
+    shown: list[list[Image.Image]] = [[], pictures[:2], [], pictures[2:]]
+    batch = inputs.collate([inputs.encode_train("what?", images, "an answer") for images in shown])
+    items, sizes = count_items(batch["labels"], "token"), []
+
+    def compute(piece: dict[str, Tensor], largest: int = 1) -> Tensor:
+        sizes.append(len(piece["input_ids"]))
+        loss = answer_loss(model, piece, "token", items)
+        loss.backward()
+        if sizes[-1] > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss.detach()
+
+    def gradients() -> dict[str, Tensor]:
+        found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        model.zero_grad()
+        return found
+
+    whole, expected = compute(batch, largest=4), gradients()
+    found = MicroBatchSplitter().run(0, batch, compute, model.zero_grad)
+    assert sizes[1:] == [4, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(gradients(), expected)
 
 
 def test_answers_are_those_of_generate(
