@@ -21,6 +21,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ftlib.models.attention import supports_custom_mask
+from ftlib.models.columns import last_column_only
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.registry import InputProcessor
 
@@ -142,9 +143,10 @@ def read_prompts(
     """
     batch = processor.embed_prompts(model, rows)
     shared = None if processor.prefix_bidirectional else _find_shared_prefixes(model, rows)
-    if shared and _keeps_key_values(model, shared.longest + shared.rest + room):
-        return _read_behind_prefixes(model, processor, rows, batch, shared, room)
-    return _read(model, batch, rows, room)
+    with last_column_only(model):
+        if shared and _keeps_key_values(model, shared.longest + shared.rest + room):
+            return _read_behind_prefixes(model, processor, rows, batch, shared, room)
+        return _read(model, batch, rows, room)
 
 
 def feed(model: torch.nn.Module, read: ReadPrompts, cache: Cache, ids: Tensor, mask: Any, positions: Tensor) -> Tensor:
