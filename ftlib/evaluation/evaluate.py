@@ -73,7 +73,7 @@ def evaluate_split(
     def compute() -> dict[str, Any] | None:
         if _has_predictions(folder, settings):
             return _score_again(request, folder, settings) if log.is_main_process() else None
-        with imports.without_garbage_collection():
+        with imports.quick_imports():
             from ftlib.evaluation.inference import scratch_dir
         partial = scratch_dir(scratch / _SCRATCH_NAME, generation_settings(settings), lambda: bool(find()))
         if log.rank_and_world_size()[0] and find():

@@ -47,7 +47,7 @@ class EvalModel:
     @functools.cached_property
     def processor(self) -> InputProcessor:
         """The model's tokenizer and processor."""
-        with imports.without_garbage_collection():
+        with imports.quick_imports():
             from ftlib.models.registry import family_of
         return family_of(self.config.model).load_processor(self.weights, self.config)
 

@@ -70,6 +70,27 @@ def test_run_again_says_done_and_asks_nothing_twice(
     assert code == 0 and "already evaluated" not in error
 
 
+def test_stage_in_a_job_also_prepares_what_is_prepared(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, done = write_config(), store / "done"
+    monkeypatch.setenv("FTLIB_JOB_TMP", str(store))
+
+    def run(command: str, following: str, *overrides: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("FTLIB_FOLLOWING", following)
+        return ftlib(command, config, *overrides)
+
+    assert run("stage", "prepare")[:2] == (0, "") and not done.exists(), "not prepared yet"
+    assert run("prepare", "train")[0] == 0 and not done.exists()
+    code, output, error = run("stage", "prepare")
+    assert (code, output, done.read_text()) == (0, run("prepare", "train")[1], "prepare\n")
+    assert "already prepared" in error
+    done.unlink()
+    assert run("stage", "train")[1] == "" and not done.exists()
+    code, _, error = run("stage", "prepare", "data.prompt={nothing}")
+    assert code == 2 and "field nothing" in error and not done.exists(), "its prompt does not fit the prepared rows"
+
+
 def test_what_train_writes_is_read_by_plain_transformers(
     store: Path, write_config: Callable[..., Path], ftlib: Ftlib
 ) -> None:
