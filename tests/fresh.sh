@@ -70,7 +70,7 @@ as_newcomer() { # as_newcomer SCRIPT ARGUMENTS...
     [[ -z ${!name:-} ]] || settings+=("$name=${!name}")
   done
   chroot --userspec=newcomer:newcomer --groups= "$ROOT" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C \
-    HOME=/home/newcomer "${settings[@]}" bash -c "umask 077; set -e; cd '$PLACE'; $script" newcomer "$@" </dev/null
+    HOME=/home/newcomer "${settings[@]}" bash -c "umask 077; set -eo pipefail; cd '$PLACE'; $script" newcomer "$@" </dev/null
 }
 
 main() {
@@ -87,10 +87,10 @@ main() {
   make_root "$ROOT" "${PACKAGES[@]}" >"$STATE/root.log" 2>&1 </dev/null || { tail -n 20 "$STATE/root.log" >&2; die "mmdebstrap"; }
   furnish
   root=$((SECONDS - start))
-  as_newcomer "git clone -q /srv/ftlib.git ftlib && cd ftlib && make demo" || die "make demo"
+  as_newcomer "git clone -q /srv/ftlib.git ftlib && cd ftlib && make demo 2>&1 | tee demo.log" || die "make demo"
   demo=$((SECONDS - start - root))
   # shellcheck disable=SC2016
-  as_newcomer 'cd ftlib && make test MARKS="$1" RAN=/srv/ran' "$1" || die "make test"
+  as_newcomer 'cd ftlib && FTLIB_DEMO=$PWD make test MARKS="$1" RAN=/srv/ran' "$1" || die "make test"
   [[ -z ${2:-} ]] || cp "$ROOT/srv/ran" "$2"
   say "green: $(wc -l <"$ROOT/srv/ran") tests; $root s for the root, $demo s for make demo, $((SECONDS - start - root - demo)) s for make test"
 }

@@ -74,7 +74,7 @@ def look(inside: Path, workers: int = 0, **environment: str) -> subprocess.Compl
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ran", str(inside / "ran"), "tests"]
     command += ["--numprocesses", str(workers)]
-    left_out = ("CI", "CUDA_VISIBLE_DEVICES", "FTLIB_LOWEST_TRANSFORMERS")
+    left_out = ("CI", "CUDA_VISIBLE_DEVICES", "FTLIB_DEMO", "FTLIB_LOWEST_TRANSFORMERS")
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return subprocess.run(command, cwd=inside, env={**kept, **strange}, umask=0o077, capture_output=True, text=True)
 

@@ -14,7 +14,8 @@ import pytest
 from ftlib.core import files, jsonl
 from tests.cluster.conftest import Cluster, history, members, weights
 
-SWEEP = "'sweep.seed=[0,1]' 'sweep.data.prompt=[\"{prefix}\",\"say it: {prefix}\"]' 'sweep.data.split.seed=[0,1]'"
+POINTS = [(0, "{prefix}", 0), (1, "{prefix}", 0), (0, "say it: {prefix}", 0), (0, "{prefix}", 1)]
+"""Seed, prompt and seed of the split of each run."""
 SHORT = "training.num_train_epochs=2 checkpoint.steps=20 evaluation.splits='[valid]'"
 """74 steps."""
 SMALL = "job.cpus=1 job.gpus=0 job.mem=1400M"
@@ -32,32 +33,33 @@ def output(cluster: Cluster, name: str) -> str:
 
 def test_two_seeds_two_prompts_two_splits(cluster: Cluster) -> None:
     runs = cluster.home / "sweep"
-    what = f"configs/digits.yaml name=eight {SHORT} {SMALL} {SWEEP}"
+    points = [{"seed": seed, "data.prompt": prompt, "data.split.seed": split} for seed, prompt, split in POINTS]
+    what = f"configs/digits.yaml name=four {SHORT} {SMALL} job.cpus=2 'sweep.list={json.dumps(points)}'"
     (job,) = cluster.submit(what, FTLIB_RUNS=runs)
     again = cluster.ftlib(f"submit {what}", FTLIB_RUNS=runs)
-    assert (again.returncode, again.stdout) == (0, "") and "8 runs: 8 queued or running" in again.stderr
-    wait_for_all(cluster, runs, "eight", 8)
-    assert len(members(runs, "eight")) == 8
+    assert (again.returncode, again.stdout) == (0, "") and "4 runs: 4 queued or running" in again.stderr
+    wait_for_all(cluster, runs, "four", 4)
+    assert len(members(runs, "four")) == 4
     cluster.wait_until(lambda: cluster.state(job) == "COMPLETED", "the array's end")
 
     # The base model is asked once for each prompt and split, whatever the seed.
-    assert len(list((runs / ".before").glob("*/evaluation/scores.json"))) == 4
-    before = [json.loads((run / "eval/digits/valid/before/scores.json").read_text()) for run in members(runs, "eight")]
-    assert len({(one["settings"]["prompt"], one["settings"]["fingerprint"]) for one in before}) == 4
-    assert output(cluster, "eight").count("on valid: 0/") <= 12  # 8 after, 4 before
+    assert len(list((runs / ".before").glob("*/evaluation/scores.json"))) == 3
+    before = [json.loads((run / "eval/digits/valid/before/scores.json").read_text()) for run in members(runs, "four")]
+    assert len({(one["settings"]["prompt"], one["settings"]["fingerprint"]) for one in before}) == 3
+    assert output(cluster, "four").count("on valid: 0/") <= 7  # 4 after, 3 before
 
     again = cluster.ftlib(f"submit {what}", FTLIB_RUNS=runs)
-    assert (again.returncode, again.stdout) == (0, "") and "8 runs: 8 finished" in again.stderr
+    assert (again.returncode, again.stdout) == (0, "") and "4 runs: 4 finished" in again.stderr
 
-    two, merged = " ".join(f"'{run}'" for run in members(runs, "eight")[:2]), cluster.store / "merged"
+    two, merged = " ".join(f"'{run}'" for run in members(runs, "four")[:2]), cluster.store / "merged"
     words = f"--base ftlib/tiny-paligemma --model {two} --method ties -o '{merged}'"
     merging = cluster.sbatch(f"--time=10 jobs/merge.sbatch {words}", FTLIB_RUNS=runs)
     assert cluster.wait(merging) == "COMPLETED", cluster.log(merging)
     assert json.loads((merged / "merge.json").read_text())["recipe"]["method"] == "ties"
 
-    subprocess.run(["rm", "-r", members(runs, "eight")[3]], check=True)
+    subprocess.run(["rm", "-r", members(runs, "four")[3]], check=True)
     (job,) = cluster.submit(what, FTLIB_RUNS=runs)
-    wait_for_all(cluster, runs, "eight", 8)
+    wait_for_all(cluster, runs, "four", 4)
     assert cluster.wait(job) == "COMPLETED"
     shown = subprocess.run(["sacct", "-nXPo", "JobID", "-j", job], capture_output=True, text=True).stdout
     assert shown.split() == [job], "one run, no array"

@@ -198,47 +198,42 @@ def test_both_ranks_begin_anew_when_weights_are_no_numbers(config: Path, tmp_pat
     assert all(weight.dtype == torch.bfloat16 and weight.isfinite().all() for weight in weights.values())
 
 
-def test_a_signal_to_one_rank_stops_both_after_the_same_step(config: Path, tmp_path: Path) -> None:
-    straight = run_of(config, tmp_path / "straight", *ONE_BY_TWO)
-    assert ends_of(start_two(config, *ONE_BY_TWO))[0] == [0, 0]
-    stopped = run_of(config, tmp_path / "stopped", *ONE_BY_TWO)
-    codes, errors = ends_of(start_two(config, *ONE_BY_TWO, program=["-c", SIGNALLED_IN_6]))
-    assert codes == [75, 75], errors
-    assert all("ended by SIGUSR1" in error and "Traceback" not in error for error in errors)
-    checkpoint = runs.last_checkpoint(stopped.checkpoint_root())
-    assert checkpoint is not None and checkpoint[0] == len(losses_of(stopped)) == 6, "the end of the step it came in"
-    codes, errors = ends_of(start_two(config, *ONE_BY_TWO))
-    assert codes == [0, 0], errors
-    assert outcome(stopped) == outcome(straight)
-    assert not list(stopped.folder.rglob("*.tmp-*"))
-    another_number_of_ranks_goes_on_and_says_what_differs(config, stopped)
-
-
-def another_number_of_ranks_goes_on_and_says_what_differs(config: Path, run: Run) -> None:
-    losses = losses_of(run)
-    shutil.rmtree(runs.checkpoint_folder(run.checkpoint_root(), 12))
-    run.done_marker.unlink()
-    alone = start_ftlib("train", config, *ONE_BY_TWO)
-    error = alone.communicate()[1]
-    assert alone.returncode == 0, error
-    assert "the checkpoint was written by 2 processes, now there are 1" in error
-    assert losses_of(run) == pytest.approx(losses, rel=1e-5), "without dropout nothing differs but rounding"
-
-
-def test_a_signal_to_one_rank_stops_both_within_the_loss_on_valid(config: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_both_within_the_loss_on_valid_or_after_the_same_step(
+    config: Path, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]]
+) -> None:
     loss = [*ONE_BY_TWO, "evaluation.loss=true"]
     straight = run_of(config, tmp_path / "straight", *loss)
     assert ends_of(start_two(config, *loss))[0] == [0, 0]
-    stopped = run_of(config, tmp_path / "stopped", *loss)
-    codes, errors = ends_of(start_two(config, *loss, program=["-c", SIGNALLED_IN_LOSS]))
-    assert codes == [75, 75], errors
-    assert all("ended by SIGUSR1" in error and "Traceback" not in error for error in errors)
-    assert not any("split" in line for line in jsonl.read_jsonl_log(stopped.metrics)), "it is computed again"
-    codes, errors = ends_of(start_two(config, *loss))
-    assert codes == [0, 0], errors
-    told = [[line for line in jsonl.read_jsonl_log(run.metrics) if "split" in line] for run in (stopped, straight)]
-    values = [[(line["step"], line["value"], line["perplexity"]) for line in lines] for lines in told]
-    assert len(values[0]) == 4 and values[0] == values[1] and losses_of(stopped) == losses_of(straight)
+    for place, program in (("loss", SIGNALLED_IN_LOSS), ("step", SIGNALLED_IN_6)):
+        stopped = run_of(config, tmp_path / place, *loss)
+        codes, errors = ends_of(start_two(config, *loss, program=["-c", program]))
+        assert codes == [75, 75], errors
+        assert all("ended by SIGUSR1" in error and "Traceback" not in error for error in errors)
+        if place == "loss":
+            assert not asked_in(stopped), "it is computed again"
+        else:
+            checkpoint = runs.last_checkpoint(stopped.checkpoint_root())
+            assert checkpoint is not None and checkpoint[0] == len(losses_of(stopped)) == 6, "the step it came in"
+        codes, errors = ends_of(start_two(config, *loss))
+        assert codes == [0, 0], errors
+        assert len(asked_in(stopped)) == 4 and asked_in(stopped) == asked_in(straight)
+        assert outcome(stopped) == outcome(straight)
+        assert not list(stopped.folder.rglob("*.tmp-*"))
+
+    # Another number of ranks goes on and says what differs.
+    losses = losses_of(stopped)
+    shutil.rmtree(runs.checkpoint_folder(stopped.checkpoint_root(), 12))
+    stopped.done_marker.unlink()
+    code, _, error = ftlib("train", config, *loss)
+    assert code == 0, error
+    assert "the checkpoint was written by 2 processes, now there are 1" in error
+    assert losses_of(stopped) == pytest.approx(losses, rel=1e-5), "without dropout nothing differs but rounding"
+
+
+def asked_in(run: Run) -> list[tuple[object, ...]]:
+    """Step, loss and perplexity on valid, whenever they were computed."""
+    lines = [line for line in jsonl.read_jsonl_log(run.metrics) if "split" in line]
+    return [(line["step"], line["value"], line["perplexity"]) for line in lines]
 
 
 def test_the_first_rank_to_fail_tells_the_host_why(config: Path, tmp_path: Path) -> None:

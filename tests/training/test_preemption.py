@@ -33,10 +33,10 @@ def config(
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 def test_a_signal_saves_at_the_step_boundary_and_the_result_is_the_same(
-    config: Path, tmp_path: Path, name: str
+    config: Path, tmp_path: Path, name: str, ftlib: Callable[..., tuple[int, str, str]]
 ) -> None:
     straight = run_of(config, tmp_path / "straight")
-    assert start_ftlib("train", config).wait() == 0
+    assert ftlib("train", config)[0] == 0
     stopped = run_of(config, tmp_path / "stopped")
     for wanted in (random.randint(2, 15), random.randint(20, 45)):
         process = start_ftlib("train", config)
@@ -87,10 +87,12 @@ def test_a_signal_during_the_start_ends_at_once_with_75(config: Path, tmp_path: 
     assert not (run.folder / "owner.json").exists()
 
 
-def test_notes_for_the_host_script(config: Path, tmp_path: Path) -> None:
+def test_notes_for_the_host_script(
+    config: Path, tmp_path: Path, ftlib: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_of(config, tmp_path / "noted")
-    process = start_ftlib("train", config, FTLIB_JOB_TMP=str(tmp_path))
-    assert process.wait() == 0
+    monkeypatch.setenv("FTLIB_JOB_TMP", str(tmp_path))
+    assert ftlib("train", config)[0] == 0
     assert (tmp_path / "run").read_text() == str(run.folder)
     assert (tmp_path / "checkpointed").exists()
     assert not (tmp_path / "signal").exists()

@@ -263,20 +263,21 @@ def test_training_does_not_notice_and_whatever_interrupts_it_the_same_numbers(
 
 
 def test_a_signal_ends_it_at_once_and_a_kill_loses_one_computation(
-    prepared: Callable[..., Path], tmp_path: Path
+    prepared: Callable[..., Path], tmp_path: Path, ftlib: Ftlib
 ) -> None:
     config = prepared("lora")
     straight = run_of(config, tmp_path / "straight", "evaluation.loss=true")
-    command = [sys.executable, "-c", KILLED_IN_A_BATCH]
-    assert subprocess.run([*command, "0", "", config, "evaluation.loss=true"]).returncode == 0
+    assert ftlib("train", config, "evaluation.loss=true")[0] == 0
     broken = run_of(config, tmp_path / "broken", "evaluation.loss=true")
     for call, name, expected in ((3, "SIGUSR1", 75), (4, "SIGKILL", -signal.SIGKILL), (9, "SIGTERM", 75)):
         done = subprocess.run(
-            [*command, str(call), name, config, "evaluation.loss=true"], capture_output=True, text=True
+            [sys.executable, "-c", KILLED_IN_A_BATCH, str(call), name, config, "evaluation.loss=true"],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == expected and "Traceback" not in done.stderr, done.stderr
     assert [line["step"] for line in valid_of(broken)] == [3]
-    assert subprocess.run([*command, "0", "", config, "evaluation.loss=true"]).returncode == 0
+    assert ftlib("train", config, "evaluation.loss=true")[0] == 0
     assert lines(broken) == lines(straight) and result_files(broken) == result_files(straight)
 
 
