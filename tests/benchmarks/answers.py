@@ -1,7 +1,7 @@
 """Answers and labels against what transformers' `generate` takes for the same batch.
 
-Run: `OMP_NUM_THREADS=1 python -m tests.benchmarks.answers [MODEL…]`; `FTLIB_TORCHVISION=FOLDER` for models whose
-processors need torchvision. Models have some 30 million random weights, float32:
+Run: `OMP_NUM_THREADS=1 python -m tests.benchmarks.answers [MODEL…] [PART…]`; `FTLIB_TORCHVISION=FOLDER` for
+models whose processors need torchvision. Models have some 30 million random weights, float32:
 
 - `paligemma`: 224 pixels, prompt and image attend to each other both ways,
 - `idefics3` (the architecture of SmolVLM, too), `gemma3`, `qwen2_5_vl`: family `vlm`, the image before the question.
@@ -11,6 +11,7 @@ in turns, three times in this process; ratios are of the medians. Answers must b
 Where they are not, the two best logits must differ by less than 1e-4; such rows are counted, and anything else ends the
 benchmark with exit code 1.
 
+- `one`, `five`: questions an image.
 - `unequal`: every eighth token ends an answer, so that rows end one after the other.
 - `labels`: 20 labels scored behind prompts that are read once, against prompt and label read for every label.
 - `adapter`: LoRA (r = 16) on all linear layers of the language model, against the same merged into the weights.
@@ -41,7 +42,6 @@ import transformers
 from PIL import Image
 from transformers import GenerationConfig
 
-from ftlib.core import log
 from ftlib.models.encoding import EncodedExample, model_inputs
 from ftlib.models.generation import generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
@@ -53,31 +53,42 @@ from tests.models import tiny_vlm
 
 NEW_TOKENS, BATCH, ROUNDS, LABELS = 16, 16, 3, 20
 NEAR_TIE = 1e-4
+PARTS = ("one", "five", "unequal", "labels", "adapter")
 Answers = list[list[int]]
 
 
 def main(names: Sequence[str]) -> int:
     """Measure and print."""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    log.info(f"{torch.get_num_threads()} threads, {', '.join(cpu_flags())}, {versions}, load {os.getloadavg()}")
-    log.info(f"{NEW_TOKENS} tokens, batch {BATCH}; medians of {ROUNDS} alternations, ratios of CPU (and wall) seconds")
+    say(f"{torch.get_num_threads()} threads, {', '.join(cpu_flags())}, {versions}, load {os.getloadavg()}")
+    say(f"{NEW_TOKENS} tokens, batch {BATCH}; medians of {ROUNDS} alternations, ratios of CPU (and wall) seconds")
     good = True
-    for name in names or ["paligemma", "idefics3"]:
+    parts = [name for name in names if name not in MODELS] or PARTS
+    for name in [name for name in names if name in MODELS] or ["paligemma", "idefics3"]:
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             model, inputs = MODELS[name](Path(folder))
             total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
             one, five = make_rows(inputs, BATCH, 1), make_rows(inputs, BATCH // 5, 5)
-            log.info(f"{name}: {total:.0f} million weights, prompts of {sorted({len(row.input_ids) for row in one})}")
-            good &= compare_answers(f"{name}, one question an image", model, inputs, one)
-            good &= compare_answers(f"{name}, five questions an image", model, inputs, five)
-            kind = type(inputs)
-            usual = kind.stop_token_ids
-            kind.stop_token_ids = {*range(0, model.get_input_embeddings().num_embeddings, 8)}
-            good &= compare_answers(f"{name}, one question an image, unequal", model, inputs, one)
-            kind.stop_token_ids = usual
-            compare_labels(f"{name}, {LABELS} labels", model, inputs, one[: BATCH // 2])
-            compare_merged(f"{name}, adapter", model, inputs, one)
+            say(f"{name}: {total:.0f} million weights, prompts of {sorted({len(row.input_ids) for row in one})}")
+            if "one" in parts:
+                good &= compare_answers(f"{name}, one question an image", model, inputs, one)
+            if "five" in parts:
+                good &= compare_answers(f"{name}, five questions an image", model, inputs, five)
+            if "unequal" in parts:
+                kind, usual = type(inputs), type(inputs).stop_token_ids
+                kind.stop_token_ids = {*range(0, model.get_input_embeddings().num_embeddings, 8)}
+                good &= compare_answers(f"{name}, one question an image, unequal", model, inputs, one)
+                kind.stop_token_ids = usual
+            if "labels" in parts:
+                compare_labels(f"{name}, {LABELS} labels", model, inputs, one[:4])
+            if "adapter" in parts:
+                compare_merged(f"{name}, adapter", model, inputs, one)
     return 0 if good else 1
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
 
 
 def make_paligemma(folder: Path) -> tuple[Any, PaliGemmaInputProcessor]:
@@ -176,7 +187,7 @@ def compare_answers(title: str, model: Any, inputs: Any, rows: list[EncodedExamp
     told = (
         f"{len({tuple(answer) for answer in own.result})} different answers of {min(lengths)} to {max(lengths)} tokens"
     )
-    log.info(f"  {told}, mean {statistics.mean(lengths):.1f}; {sum(ties)} near-ties, {len(ties) - sum(ties)} wrong")
+    say(f"  {told}, mean {statistics.mean(lengths):.1f}; {sum(ties)} near-ties, {len(ties) - sum(ties)} wrong")
     return all(ties)
 
 
@@ -215,7 +226,7 @@ def compare_merged(title: str, model: Any, inputs: Any, rows: list[EncodedExampl
     ]
     own, others = alternate(*found)
     print_ratio(title, own, others)
-    log.info(f"  {sum(mine == other for mine, other in zip(own.result, others.result, strict=True))} answers are equal")
+    say(f"  {sum(mine == other for mine, other in zip(own.result, others.result, strict=True))} answers are equal")
 
 
 def generate(model: Any, inputs: Any, rows: Sequence[EncodedExample]) -> Answers:
@@ -270,7 +281,7 @@ def print_ratio(title: str, own: Timed, other: Timed) -> None:
     """Medians, and how much longer the other takes."""
     (cpu, wall), (cpus, walls) = (map(statistics.median, (one.cpu, one.wall)) for one in (own, other))
     each = " ".join(f"{two / one:.2f}" for one, two in zip(own.cpu, other.cpu, strict=True))
-    log.info(f"{title}: {cpus / cpu:.2f} ({walls / wall:.2f}); ftlib {cpu:.2f} s, other {cpus:.2f} s; rounds {each}")
+    say(f"{title}: {cpus / cpu:.2f} ({walls / wall:.2f}); ftlib {cpu:.2f} s, other {cpus:.2f} s; rounds {each}")
 
 
 if __name__ == "__main__":
