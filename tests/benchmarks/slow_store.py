@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROWS = 240
+ROWS = 160
 MICRO_BATCH = 8
 WAITS = (0, 1, 5)
-WORKERS = (0, 1, 3)
+WORKERS = (0, 2)
 ROUNDS = 3
 
 
@@ -47,18 +47,13 @@ def main() -> int:
         for number in range(1, ROWS):
             shutil.copy(files / "0.jpg", files / f"{number}.jpg")
         for _ in range(ROUNDS):
-            for wait in WAITS:
-                for workers in WORKERS:
-                    for name, code in codes.items():
-                        environment = {**os.environ, "PYTHONPATH": code, "OMP_NUM_THREADS": "1"}
-                        command = [sys.executable, __file__, "read", str(mount), str(workers)]
-                        with mounted(files, mount, wait / 1000):
-                            done = subprocess.run(
-                                command, env=environment, stdout=subprocess.PIPE, check=True, cwd=folder
-                            )
-                        case = f"{name}, {wait} ms, {workers} workers"
-                        found.setdefault(case, []).append(json.loads(done.stdout))
-                        log.info(f"{case}: {done.stdout.decode()}")
+            for name, code in codes.items():
+                environment = {**os.environ, "PYTHONPATH": os.pathsep.join([code, os.environ.get("PYTHONPATH", "")])}
+                command = [sys.executable, "-W", "ignore", __file__, "measure", folder]
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, cwd=folder)
+                for case, facts in json.loads(done.stdout).items():
+                    found.setdefault(f"{name}, {case}", []).append(facts)
+                    log.info(f"{name}, {case}: {facts}")
     medians = {
         case: {key: statistics.median(one[key] for one in each) for key in each[0]} for case, each in found.items()
     }
@@ -66,6 +61,16 @@ def main() -> int:
     log.info(log.format_table(["case", *next(iter(medians.values()))], rows))
     print(json.dumps({"load": os.getloadavg(), **medians}, indent=1))
     return 0
+
+
+def measure(folder: Path) -> dict[str, dict[str, float]]:
+    """Case → what was measured."""
+    found = {}
+    for wait in WAITS:
+        for workers in WORKERS:
+            with mounted(folder / "files", folder / "mount", wait / 1000):
+                found[f"{wait} ms, {workers} workers"] = read(folder / "mount", workers)
+    return found
 
 
 @contextlib.contextmanager
@@ -147,7 +152,7 @@ def read(folder: Path, workers: int) -> dict[str, float]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2], sys.argv[3], float(sys.argv[4]))
-    elif sys.argv[1:2] == ["read"]:
-        print(json.dumps(read(Path(sys.argv[2]), int(sys.argv[3]))))
+    elif sys.argv[1:2] == ["measure"]:
+        print(json.dumps(measure(Path(sys.argv[2]))))
     else:
         sys.exit(main())
