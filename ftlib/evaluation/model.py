@@ -1,4 +1,7 @@
-"""A lazily loaded model for evaluation. torch is imported with it: an evaluation that is finished needs neither."""
+"""A lazily loaded model for evaluation.
+
+Functions import torch, and what imports it, themselves: a finished evaluation needs neither (see `evaluate.py`).
+"""
 
 from __future__ import annotations
 
