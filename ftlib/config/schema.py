@@ -118,7 +118,7 @@ class Batch(Section):
 
     auto: bool = False
     """Use the largest micro-batch that fits the GPU, with gradient checkpointing only if nothing fits without it; halve
-    the micro-batch if memory runs out.
+    the micro-batch if memory runs out. With several GPUs all use the same; the model is not sharded then.
     """
 
 
@@ -1070,8 +1070,8 @@ class Config(Section):
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
         if self.parallel.shard == "full" and (obstacle := self.sharding_obstacle):
             raise ValueError(f"parallel.shard: full: {obstacle}")
-        if self.batch.auto and self.job.world_size > 1:
-            raise ValueError("batch.auto supports one GPU; with several, set training.per_device_train_batch_size")
+        if self.batch.auto and self.parallel.shard == "full":
+            raise ValueError("batch.auto does not work with parallel.shard: full; remove one of them")
         self._check_parts()
         if self.rounds and "learning_rate" in self.training:
             raise ValueError("each round has a learning rate; remove training.learning_rate")

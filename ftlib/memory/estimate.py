@@ -9,7 +9,8 @@ allocations of the libraries' own code.
     adapter      parameters that train in an adapter
     gradients    one for every trainable parameter, in its type
     optimizer    its state, from `state_bytes`
-    logits       micro-batch × (answer + 1) × vocabulary, in 16 and in 32 bits, and their gradients, at the peak
+    logits       at the peak, with their gradients: those of a chunk of tokens, or where `linear_cross_entropy.LossHead`
+                 does not apply micro-batch × (answer + 1) × vocabulary, in 16 and in 32 bits
     activations  all other tensors at the peak: those saved for the backward pass, and temporaries
     context      of CUDA itself
     buckets      with several GPUs: copies of gradients that are being reduced, of all of them without sharding

@@ -21,6 +21,7 @@ from ftlib.config.schema import Attention, Full, Lora, Model
 from ftlib.errors import UserError
 from ftlib.models.columns import KeptColumns
 from ftlib.models.encoding import model_inputs
+from ftlib.models.linear_cross_entropy import LossHead
 from ftlib.models.registry import InputProcessor, ModelFamily, family_of, model_family
 
 if TYPE_CHECKING:
@@ -58,12 +59,14 @@ def prepare_for_training(
     if isinstance(adapter, Lora):
         adapted = _add_lora(model, kind, adapter)
         kept.watch(adapted)
+        LossHead(adapted)
         settings = adapted.peft_config["default"]
         settings.base_model_name_or_path, settings.revision = base_name, revision  # not the folder it was read from
         for parameter in master_weights(adapted, adapter):
             parameter.data = parameter.data.float()
         return adapted
     kept.watch(model)
+    LossHead(model)
     if isinstance(adapter, Attention):
         _train_attention(model, kind)
     else:

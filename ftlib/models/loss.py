@@ -1,7 +1,8 @@
 """The loss on the answer, from logits only where there are labels.
 
 With left padding all labels of a batch stand in its last columns, so the head (257,152 wide) is computed only there:
-the same number as from all logits, in a fraction of the memory.
+the same number as from all logits, in a fraction of the memory. In training the head returns losses instead of logits
+where it can (`linear_cross_entropy.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from ftlib.models.encoding import IGNORE_INDEX, model_inputs
+from ftlib.models.linear_cross_entropy import request_losses
 
 Average = Literal["token", "example"]
 
@@ -38,15 +40,32 @@ def answer_loss(
     Returns:
         Scalar.
     """
-    return loss_of_logits(*answer_logits(model, batch), average, items, smoothing)
+    labels = _aligned_labels(batch)
+    with request_losses(labels, smoothing) as request:
+        output = _keep_columns(model, batch, labels)
+    if request.head is None:
+        return loss_of_logits(output, labels, average, items, smoothing)
+    losses = request.losses(output)
+    if losses is None:
+        return loss_of_logits(_keep_columns(model, batch, labels), labels, average, items, smoothing)
+    return _average(losses, labels, average, items)
 
 
 def answer_logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the logits of the columns with labels, and these labels, for `loss_of_logits`."""
+    labels = _aligned_labels(batch)
+    return _keep_columns(model, batch, labels), labels
+
+
+def _aligned_labels(batch: dict[str, Tensor]) -> Tensor:
     width = min(batch["labels"].shape[1], batch["input_ids"].shape[1] - 1)
-    logits = model(**model_inputs(batch), logits_to_keep=width + 1).logits
     # The last position has no next token to predict and gets an ignored label: cutting it off would copy the others.
-    return logits, pad(batch["labels"][:, -width:], (0, 1), value=IGNORE_INDEX)
+    return pad(batch["labels"][:, -width:], (0, 1), value=IGNORE_INDEX)
+
+
+def _keep_columns(model: torch.nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    output: Tensor = model(**model_inputs(batch), logits_to_keep=labels.shape[1]).logits
+    return output
 
 
 def loss_of_logits(
@@ -62,6 +81,10 @@ def loss_of_logits(
     losses = cross_entropy(
         flat, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=smoothing
     ).view_as(labels)
+    return _average(losses, labels, average, items)
+
+
+def _average(losses: Tensor, labels: Tensor, average: Average, items: Tensor | int | None) -> Tensor:
     if average == "example":
         losses = losses.sum(dim=1) / labels.ne(IGNORE_INDEX).sum(dim=1).clamp(min=1)
     return losses.sum() / (count_items(labels, average) if items is None else items)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +147,10 @@ def trains_shards(model: torch.nn.Module) -> bool:
 # Gradients of adapters, which FSDP does not reduce.
 
 
+_COLLECTIVE_BYTES = 256 << 20
+"""Gradients are copied to be reduced together, at least this much at a time."""
+
+
 def broadcast_parameters(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Copy rank 0's parameters to all ranks, which must all call it."""
     with torch.no_grad():
@@ -154,12 +159,20 @@ def broadcast_parameters(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace gradients by their mean over all ranks, which must all call it; one collective for each dtype."""
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in by_dtype.values():
+    """Replace gradients by their mean over all ranks, which must all call it; one collective for at least
+    `_COLLECTIVE_BYTES` of a dtype.
+    """
+    waiting: dict[torch.dtype, list[Tensor]] = {}
+    sizes: Counter[torch.dtype] = Counter()
+    full: list[list[Tensor]] = []
+    for gradient in (parameter.grad for parameter in parameters):
+        if gradient is not None:
+            waiting.setdefault(gradient.dtype, []).append(gradient)
+            sizes[gradient.dtype] += gradient.nbytes
+            if sizes[gradient.dtype] >= _COLLECTIVE_BYTES:
+                full.append(waiting.pop(gradient.dtype))
+                del sizes[gradient.dtype]
+    for gradients in [*full, *waiting.values()]:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()

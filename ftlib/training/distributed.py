@@ -12,8 +12,9 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from itertools import compress
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from torch import Tensor, distributed
 from ftlib.core import infiniband, log
 from ftlib.core.job_memory import job_memory
 from ftlib.errors import RankLost, UserError
+from ftlib.models import sharding
 from ftlib.models.loading import device
 
 T = TypeVar("T")
@@ -163,7 +165,20 @@ def all_reduce_max(*values: int) -> list[int]:
         return list(values)
     shared = torch.tensor(values, device=device())
     distributed.all_reduce(shared, distributed.ReduceOp.MAX)
-    return [int(value) for value in shared]
+    found: list[int] = shared.tolist()
+    return found
+
+
+def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Replace gradients by their mean over all ranks, as DDP does.
+
+    A parameter that has a gradient on some ranks only gets zeros on the others.
+    """
+    used = all_reduce_max(*(int(parameter.grad is not None) for parameter in parameters))
+    for parameter in compress(parameters, used):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    sharding.average_gradients(compress(parameters, used))
 
 
 def broadcast_object(value: T) -> T:

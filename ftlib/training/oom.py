@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ftlib.config.loader import Experiment
+from ftlib.config.schema import Config
 from ftlib.core import jsonl, log
 from ftlib.core.gpu import gpu_memory_bytes, gpu_name
 from ftlib.core.out_of_memory import is_out_of_memory
@@ -18,14 +19,19 @@ from ftlib.core.text import format_gib
 from ftlib.errors import UserError
 from ftlib.hub.cache import find_model
 from ftlib.memory.estimate import build_meta_model
-from ftlib.memory.search import MEMORY_SHARE, choose_batch_size, longest_row
+from ftlib.memory.search import MEMORY_SHARE, BatchPlan, choose_batch_size, longest_row
 from ftlib.models.encoding import split_batch
+from ftlib.models.linear_cross_entropy import random_states, set_random_states
 from ftlib.runs.run import Run
+from ftlib.training import distributed
 
 # Out of memory during training: halve the micro-batch and compute the same step again.
 #
 # A micro-batch's loss is a sum over its rows, divided by the item count of the whole effective batch, so its halves
 # add up to the same loss and the same gradients.
+#
+# With several GPUs all ranks do so together. A rank that ran out of memory within a collective would leave the others
+# waiting, so no gradients are reduced before all ranks have computed all micro-batches of a step.
 
 Compute = Callable[[dict[str, Tensor]], Tensor]
 """Forward and backward of some rows: accumulates gradients and returns the loss."""
@@ -44,6 +50,8 @@ class MicroBatchSplitter:
         self._step = -1
         self._step_batches: list[dict[str, Tensor]] = []
         self._random: list[Tensor] = []
+        self._failed = False
+        self._returned = torch.zeros(())
 
     def reset(self) -> None:
         """Forget the micro-batches of the previous phase; steps count from 0 again."""
@@ -63,16 +71,53 @@ class MicroBatchSplitter:
         Raises:
             UserError: out of memory with a single row.
         """
-        if step != self._step:
-            self._step, self._step_batches, self._random = step, [], _random_states()
-        self._step_batches.append(batch)
+        self._add(step, batch)
         losses = self._try_compute([batch], compute)
         while losses is None:
-            self._halve()
-            zero_grad()
-            _restore(self._random)
-            losses = self._try_compute(self._step_batches, compute)
+            losses = self._repeat(compute, zero_grad)
         return losses[-1]
+
+    def run_on_all_ranks(
+        self, step: int, batch: dict[str, Tensor], compute: Compute, zero_grad: Callable[[], None], last: bool
+    ) -> Tensor:
+        """Compute a micro-batch of a step on several ranks; if memory runs out on any, all repeat the step in halves.
+
+        All ranks must call it equally often.
+
+        Args:
+            step, batch, zero_grad: as for `run`.
+            compute: must not communicate.
+            last: whether this is the step's last micro-batch: then the ranks agree.
+
+        Returns:
+            Losses that add up to the step's loss; if memory ran out, 0 until the last micro-batch, which has the rest.
+
+        Raises:
+            UserError: out of memory with a single row on any rank; on all ranks.
+        """
+        self._add(step, batch)
+        losses = None if self._failed else self._try_compute([batch], compute)
+        self._failed = losses is None
+        repeated = False
+        while last and distributed.all_reduce_max(int(losses is None))[0]:
+            losses, repeated = self._repeat(compute, zero_grad), True
+        if repeated and losses:
+            return torch.stack(losses).sum() - self._returned
+        loss = losses[0] if losses else torch.zeros((), device=next(iter(batch.values())).device)
+        self._returned = self._returned + loss
+        return loss
+
+    def _add(self, step: int, batch: dict[str, Tensor]) -> None:
+        if step != self._step:
+            self._step, self._step_batches, self._random = step, [], random_states()
+            self._failed, self._returned = False, torch.zeros((), device=next(iter(batch.values())).device)
+        self._step_batches.append(batch)
+
+    def _repeat(self, compute: Compute, zero_grad: Callable[[], None]) -> list[Tensor] | None:
+        self._halve()
+        zero_grad()
+        set_random_states(self._random)
+        return self._try_compute(self._step_batches, compute)
 
     def _try_compute(self, batches: list[dict[str, Tensor]], compute: Compute) -> list[Tensor] | None:
         """Return the losses, or None if out of memory; tensors of the failed attempt are free after the return."""
@@ -91,7 +136,7 @@ class MicroBatchSplitter:
 
     def _halve(self) -> None:
         largest = max(map(_rows, self._step_batches))
-        size = min(self.size or largest, largest)
+        (size,) = distributed.all_reduce_max(min(self.size or largest, largest))
         if size == 1:
             raise UserError(
                 "out of memory with a micro-batch of one row",
@@ -109,37 +154,28 @@ def _rows(batch: dict[str, Tensor]) -> int:
     return len(batch["input_ids"] if "input_ids" in batch else next(iter(batch.values())))
 
 
-def _random_states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def _restore(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if states[1:]:
-        torch.cuda.set_rng_state_all(states[1:])
-
-
 # `batch.auto`: the micro-batch size for this GPU.
 
 
 def auto_batch_size(experiment: Experiment, run: Run, site: Site) -> Experiment:
-    """With `batch.auto`, return the experiment with the largest micro-batch that fits this GPU, and log it.
+    """With `batch.auto`, return the experiment with the largest micro-batch that fits the smallest GPU, and log it.
 
-    Sizes that ran out of memory on this GPU model are not tried again. Without a GPU or `batch.auto`, the experiment is
-    returned unchanged.
+    Sizes that ran out of memory on this GPU model are not tried again. Without GPUs or `batch.auto`, the experiment is
+    returned unchanged. All ranks must call it; rank 0 decides.
 
     Raises:
-        UserError: not even a single row fits, or there are several tasks.
+        UserError: not even a single row fits.
     """
-    config, capacity = experiment.config, gpu_memory_bytes()
-    if config.batch.auto and log.rank_and_world_size()[1] > 1:
-        raise UserError("batch.auto supports one GPU, but this job has several tasks", "Set it to false.")
-    if not config.batch.auto or capacity is None:
+    config = experiment.config
+    if not config.batch.auto:
         return experiment
-    folder = find_model(config.model, site)
-    model = build_meta_model(folder, config)
-    rows, _ = longest_row(config, site, folder, model, run)
-    cut = choose_batch_size(model, config, rows, int(MEMORY_SHARE * capacity), _largest_known_good(run))
+    capacity = -distributed.all_reduce_max(-(gpu_memory_bytes() or 0))[0]
+    if not capacity:
+        return experiment
+    cut = distributed.broadcast_object(_choose(config, run, site, capacity) if log.is_main_process() else None)
+    assert cut is not None
+    if isinstance(cut, UserError):
+        raise cut
     chosen = cut.apply_to(config)
     accumulation = chosen.training["gradient_accumulation_steps"]
     facts = {"micro_batch": cut.micro_batch, "accumulation": accumulation, "checkpointing": cut.checkpointing}
@@ -150,6 +186,17 @@ def auto_batch_size(experiment: Experiment, run: Run, site: Site) -> Experiment:
         f"{format_gib(cut.estimate.total)} of {format_gib(capacity)}"
     )
     return replace(experiment, config=chosen)
+
+
+def _choose(config: Config, run: Run, site: Site, capacity: int) -> BatchPlan | UserError:
+    try:
+        folder = find_model(config.model, site)
+        model = build_meta_model(folder, config)
+        rows, _ = longest_row(config, site, folder, model, run)
+        return choose_batch_size(model, config, rows, int(MEMORY_SHARE * capacity), _largest_known_good(run))
+    except UserError as error:  # for all ranks, which wait
+        shared = " Or remove batch.auto: then the GPUs can share the model." if config.job.world_size > 1 else ""
+        return UserError(error.problem, error.remedy + shared)
 
 
 def record_oom(run: Run, size: int) -> None:

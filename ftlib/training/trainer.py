@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
@@ -211,12 +212,27 @@ class ResumableTrainer(Trainer):
         """Forward and backward of a micro-batch; with `batch.auto`, in smaller pieces if memory runs out."""
         compute = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         with self._compiling():
-            if not self.config.batch.auto:
+            if self.config.batch.auto and isinstance(model, DistributedDataParallel):
+                return self._split_on_all_ranks(model, inputs, compute)
+            if not self.config.batch.auto or self.mesh:
                 loss = compute(inputs)
                 if self._replicated and self.accelerator.sync_gradients:  # the last micro-batch of the step
                     sharding.average_gradients(self._replicated)
                 return loss
             return self.splitter.run(self.state.global_step, inputs, compute, model.zero_grad)
+
+    def _split_on_all_ranks(
+        self, model: DistributedDataParallel, inputs: dict[str, Tensor], compute: Callable[[dict[str, Tensor]], Tensor]
+    ) -> Tensor:
+        """`training_step` with `batch.auto` on several ranks: DDP reduces nothing in the backward pass, where a rank
+        without memory would leave the others waiting; gradients are averaged after the step's last micro-batch.
+        """
+        last = self.accelerator.sync_gradients
+        with model.no_sync():
+            loss = self.splitter.run_on_all_ranks(self.state.global_step, inputs, compute, model.zero_grad, last)
+        if last:
+            distributed.average_gradients([one for one in model.parameters() if one.requires_grad])
+        return loss
 
     def compute_loss(
         self,

@@ -1,16 +1,18 @@
-"""ftlib's training against the seeds' recipe: speed, memory, loading, start-up.
+"""ftlib's training against other recipes: speed, memory, start-up.
 
 Run: `python -m tests.benchmarks.training`. Every measurement is a process of its own, on the same rows with the same
-LoRA. Prints a table on stderr and JSON on stdout. On a GPU `make gpu` measures instead.
+LoRA; all recipes take turns, three times. Prints a table on stderr and JSON on stdout. On a GPU `make gpu` measures
+instead.
 
 The seeds' recipe is transformers' Trainer with the processor in the collator, `padding="longest"`, all logits and
-gradient checkpointing; and the same without. The model is a PaliGemma of real widths and vocabulary with 2 language and
-3 vision layers, in float32.
+gradient checkpointing. The model is a PaliGemma of real widths and vocabulary with 2 language and 3 vision layers, in
+float32; `FTLIB_LAYERS=6,3` sets other numbers.
 
 CPU seconds are of the process, so that they tell something on a busy machine. Peak memory is what a micro-batch takes
-on top of what stood before it.
+on top of what stood before it. Ratios are the medians of each turn's ratios.
 
-`FTLIB_PEER=/path/to/another/checkout` measures that checkout's ftlib too, in the same run.
+`FTLIB_PEER=/path/to/another/checkout` measures that checkout's ftlib too; `FTLIB_LLAMAFACTORY=/path/to/python` measures
+LLaMA-Factory as it is installed there, with its own defaults (gradient checkpointing among them).
 """
 
 from __future__ import annotations
@@ -32,32 +34,35 @@ from ftlib.core import log
 from tests.benchmarks.recipes import bases
 from tests.conftest import REPOSITORY
 
-STEPS = 4
+STEPS = 3
 MICRO_BATCH = 4
 PEER = os.environ.get("FTLIB_PEER", "")
-ROUNDS = 3 if PEER else 1
-WORKER = Path("tests", "benchmarks", "recipes", "worker.py")
-"""In a checkout: it calls its own ftlib."""
+ROUNDS = 3
+SEED = "seeds' recipe"
+LLAMAFACTORY = os.environ.get("FTLIB_LLAMAFACTORY", "")
+LAYERS = tuple(map(int, os.environ.get("FTLIB_LAYERS", "2,3").split(",")))
+"""Of the language model and of the vision tower."""
+
+WORKER = Path(__file__).parent / "recipes" / "worker.py"
 
 
 def main() -> int:
     """Measure and print."""
+    log.configure("normal")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         log.info("making a base model with random weights")
-        bases.make_paligemma(folder / "base", 224, torch.float32, language_layers=2, vision_layers=3)
+        bases.make_paligemma(folder / "base", 224, torch.float32, *LAYERS)
         bases.make_rows(folder / "rows")
         plans = recipes(folder)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in plans}
         for number in range(ROUNDS):
             for name, plan in plans.items():
-                if number == 0 or plan["recipe"] == "ftlib":
-                    found[name].append(run(name, plan, folder / f"{number}"))
-    medians = {name: middle(facts) for name, facts in found.items()}
+                found[name].append(run(name, plan, folder / f"{number}"))
     versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
     machine = {"threads": torch.get_num_threads(), "load": os.getloadavg(), "cpu_flags": cpu_flags(), **versions}
-    log.info(f"\n{table(medians)}\n{machine}")
-    print(json.dumps({"machine": machine, "recipes": medians}, indent=1))
+    log.info(f"\n{table(found)}\n{machine}")
+    print(json.dumps({"machine": machine, "layers": LAYERS, "recipes": found}, indent=1))
     return 0
 
 
@@ -75,12 +80,13 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         "output": str(folder / "output"),
     }  # fmt: skip
     plans = {
-        "seed, checkpointing": {**common, "recipe": "seed", "checkpointing": True},
-        "seed": {**common, "recipe": "seed", "checkpointing": False},
         "ftlib": {**common, "recipe": "ftlib", "code": str(REPOSITORY)},
+        SEED: {**common, "recipe": "seed"},
     }
     if PEER:
         plans["ftlib of the other checkout"] = {**plans["ftlib"], "code": str(Path(PEER).absolute())}
+    if LLAMAFACTORY:
+        plans["LLaMA-Factory"] = {**common, "recipe": "llamafactory", "python": LLAMAFACTORY}
     return plans
 
 
@@ -99,7 +105,11 @@ def run(name: str, plan: dict[str, Any], folder: Path) -> dict[str, float]:
         prepare = [sys.executable, "-m", "ftlib", "prepare", plan["config"]]
         subprocess.run(prepare, env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     (folder / "plan.json").write_text(json.dumps(plan))
-    worker = [sys.executable, str(Path(plan.get("code", REPOSITORY)) / WORKER), str(folder / "plan.json")]
+    worker = [
+        plan.get("python", sys.executable),
+        str(Path(plan.get("code", REPOSITORY)) / WORKER),
+        str(folder / "plan.json"),
+    ]
     done = subprocess.run(worker, env=environment, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -121,28 +131,30 @@ def config(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def middle(facts: list[dict[str, float]]) -> dict[str, float]:
-    """Medians over the rounds."""
-    return {name: statistics.median(one[name] for one in facts) for name in facts[0]}
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Medians, and ratios to the seeds' recipe."""
 
+    def middle(name: str, key: str) -> float:
+        return statistics.median(one[key] for one in found[name])
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """Everything as ratios to the seeds' recipe with gradient checkpointing, beside the plain numbers."""
-    base = results["seed, checkpointing"]
+    def ratio(name: str, key: str) -> float:
+        turns = zip(found[name], found[SEED], strict=True)
+        return statistics.median(one[key] / seed[key] for one, seed in turns)
+
     rows = [
         [
             name,
-            f"{one['rows_per_second']:.3f}",
-            f"{one['rows_per_second'] / base['rows_per_second']:.2f}",
-            f"{base['cpu_seconds'] / one['cpu_seconds']:.2f}",
-            f"{one['peak'] / 2**30:.2f}",
-            f"{one['peak'] / base['peak']:.2f}",
-            f"{one['loading']:.0f}",
-            f"{one['start_up']:.1f}",
+            f"{middle(name, 'cpu_seconds'):.1f}",
+            f"{1 / ratio(name, 'cpu_seconds'):.2f}",
+            f"{middle(name, 'rows_per_second'):.3f}",
+            f"{ratio(name, 'rows_per_second'):.2f}",
+            f"{middle(name, 'peak') / 2**30:.2f}",
+            f"{ratio(name, 'peak'):.2f}",
+            f"{middle(name, 'start_up'):.1f}",
         ]
-        for name, one in results.items()
+        for name in found
     ]
-    heads = ["recipe", "rows/s", "ratio", "ratio by CPU time", "peak GiB", "ratio", "loads rows/s/core", "start s"]
+    heads = ["recipe", "CPU s", "times as fast", "rows/s", "times as many", "peak GiB", "ratio", "start s"]
     return log.format_table(heads, rows)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -63,6 +63,24 @@ def sums(*arguments):
         os.kill(os.getpid(), signal.SIGUSR1)
     return plain(*arguments)
 validation._loss_sums = sums
+from ftlib.cli.main import main
+sys.exit(main())
+"""
+
+SCARCE_MEMORY = """
+import os, sys, torch
+from ftlib.training.trainer import ResumableTrainer
+real, room, hooks = ResumableTrainer.compute_loss, ROOMS.get(int(os.environ["SLURM_PROCID"]), {}), []
+def full(gradient):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+def compute_loss(trainer, model, inputs, *rest, **more):
+    loss = real(trainer, model, inputs, *rest, **more)
+    while hooks:
+        hooks.pop().remove()
+    if len(inputs["input_ids"]) > room.get(trainer.state.global_step, 99):
+        hooks.append(next(one for one in model.parameters() if one.requires_grad).register_hook(full))
+    return loss
+ResumableTrainer.compute_loss = compute_loss
 from ftlib.cli.main import main
 sys.exit(main())
 """
@@ -157,6 +175,37 @@ def test_two_ranks_are_one(
         assert (ours[name] - theirs[name]).norm() <= 0.01 * moved + 1e-5, name
     assert len([event for event in jsonl.read_jsonl_log(two.history) if event["event"] == "start"]) == 1
     assert "parameters are trained" in errors[0] and "parameters are trained" not in errors[1], "the first rank speaks"
+
+
+@pytest.mark.parametrize(
+    ("rooms", "sizes"),
+    [
+        pytest.param({1: {2: 2}, 0: {4: 1}}, [2, 1], id="each-once"),
+        pytest.param({1: {2: 0}}, None, id="no-row-fits", marks=pytest.mark.long),
+    ],
+)
+def test_memory_that_runs_out_on_one_rank(
+    config: Path,
+    tmp_path: Path,
+    ftlib: Callable[..., tuple[int, str, str]],
+    rooms: dict[int, dict[int, int]],
+    sizes: Any,
+) -> None:
+    """In the backward pass of a step's first micro-batch: both ranks repeat the step in halves, or both give up."""
+    settings = ("batch.auto=true", "training.max_steps=6", "training.gradient_accumulation_steps=2")
+    run = run_of(config, tmp_path / "two", "job.gpus=2", "training.per_device_train_batch_size=4", *settings)
+    program = ("-c", SCARCE_MEMORY.replace("ROOMS", str(rooms)))
+    codes, errors = ends_of(
+        start_two(config, "job.gpus=2", "training.per_device_train_batch_size=4", *settings, program=program)
+    )
+    told = [line["micro_batch"] for line in jsonl.read_jsonl_log(run.history) if line["event"] == "out of memory"]
+    if sizes is None:
+        assert codes == [2, 2] and "out of memory with a micro-batch of one row" in errors[0], errors
+        return
+    assert codes == [0, 0] and told == sizes, errors
+    single = run_of(config, tmp_path / "one", "training.per_device_train_batch_size=8", *settings)
+    assert ftlib("train", config, "training.per_device_train_batch_size=8", *settings)[0] == 0
+    assert losses_of(run) == pytest.approx(losses_of(single), rel=1e-5)
 
 
 def test_of_several_ranks_the_first_ones_reading_decides(

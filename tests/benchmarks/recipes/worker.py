@@ -1,13 +1,15 @@
 """One recipe trains a few steps and prints what it took as JSON; `training.py` starts it.
 
-Both recipes train the same LoRA on the same rows with the same optimizer, through transformers' Trainer; a step is
-timed from one micro-batch's beginning to the next one's, so that loading and the optimizer are in it.
+All recipes train the same LoRA on the same rows with the same optimizer, through transformers' Trainer; a step is timed
+from one micro-batch's beginning to the next one's, so that loading and the optimizer are in it. The process ends when
+the last step begins.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import sys
 import threading
@@ -32,8 +34,8 @@ class Meter:
         self.base = 0
         self.peak = 0
 
-    def begin(self) -> None:
-        """Called before each micro-batch."""
+    def begin(self, started: float, steps: int) -> None:
+        """Called before each micro-batch; ends the process before the last one."""
         if not self.walls:
             self.first = time.time()
         if len(self.walls) == 1:
@@ -41,6 +43,9 @@ class Meter:
             threading.Thread(target=self._watch, daemon=True).start()
         self.walls.append(time.monotonic())
         self.cpus.append(time.process_time())
+        if len(self.walls) == steps:
+            print(json.dumps(self.facts(started)), flush=True)
+            os._exit(0)
 
     def _watch(self) -> None:
         while True:
@@ -63,35 +68,28 @@ def anonymous_bytes() -> int:
     return 1024 * int(line.split()[1])
 
 
-def metered(meter: Meter) -> None:
+def metered(meter: Meter, steps: int) -> None:
     """Have transformers' Trainer call the meter."""
     from transformers import Trainer
 
     real = Trainer.training_step
 
     def training_step(self: Any, *given: Any, **more: Any) -> Any:
-        meter.begin()
+        meter.begin(STARTED, steps)
         return real(self, *given, **more)
 
     Trainer.training_step = training_step
 
 
-def ftlib(plan: dict[str, Any], meter: Meter) -> float:
-    """`ftlib train`; returns the rows that one core loads in a second."""
-    from ftlib.cli.main import main
-    from ftlib.config.loader import load_experiment
-    from ftlib.core.paths import find_site
-    from ftlib.models.registry import model_family
+def ftlib(plan: dict[str, Any], meter: Meter) -> None:
+    """`ftlib train`."""
+    from ftlib.__main__ import main
 
-    metered(meter)
-    if code := main(["train", plan["config"]]):
-        raise SystemExit(code)
-    config = load_experiment(Path(plan["config"]), [], find_site()).config
-    inputs = model_family(config.model.family).load_processor(Path(plan["base"]), config)
-    return loading_rate(plan, lambda rows: inputs.collate([inputs.encode_train(*row) for row in rows]))
+    metered(meter, plan["steps"])
+    raise SystemExit(main(["train", plan["config"]]))
 
 
-def seed(plan: dict[str, Any], meter: Meter) -> float:
+def seed(plan: dict[str, Any], meter: Meter) -> None:
     """The seeds' recipe: processor in the collator, padded to the longest, all logits."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -102,7 +100,7 @@ def seed(plan: dict[str, Any], meter: Meter) -> float:
         TrainingArguments,
     )
 
-    metered(meter)
+    metered(meter, plan["steps"])
     processor = PaliGemmaProcessor.from_pretrained(plan["base"], trust_remote_code=False)
     model = PaliGemmaForConditionalGeneration.from_pretrained(
         plan["base"], dtype=torch.float32, trust_remote_code=False
@@ -112,11 +110,43 @@ def seed(plan: dict[str, Any], meter: Meter) -> float:
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=targets))
     arguments = TrainingArguments(
         output_dir=plan["output"], max_steps=plan["steps"], per_device_train_batch_size=plan["micro_batch"],
-        learning_rate=1e-4, gradient_checkpointing=plan["checkpointing"], save_strategy="no", report_to="none",
+        learning_rate=1e-4, gradient_checkpointing=True, save_strategy="no", report_to="none",
         remove_unused_columns=False, disable_tqdm=True,
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=plan_rows(plan), data_collator=collate).train()
-    return loading_rate(plan, lambda rows: collate(plan_rows(plan)[: len(rows)]))
+
+
+def llamafactory(plan: dict[str, Any], meter: Meter) -> None:
+    """`llamafactory-cli train`, with its template for PaliGemma; it adds a line break between prompt and answer."""
+    from llamafactory.train.tuner import run_exp
+
+    metered(meter, plan["steps"])
+    folder = Path(plan["output"])
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "<image>" + row["prefix"]},
+                {"role": "assistant", "content": row["suffix"]},
+            ],
+            "images": [row["image"]],
+        }
+        for row in plan_rows(plan)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    columns = {"messages": "messages", "images": "images"}
+    data = {"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns, "tags": tags}}
+    (folder / "dataset_info.json").write_text(json.dumps(data))
+    run_exp(
+        {
+            "model_name_or_path": plan["base"], "stage": "sft", "do_train": True, "finetuning_type": "lora",
+            "lora_rank": 8, "lora_alpha": 16, "lora_target": "all", "dataset": "rows", "dataset_dir": str(folder),
+            "template": "paligemma", "cutoff_len": 1024, "output_dir": str(folder / "result"), "use_cpu": True,
+            "max_steps": plan["steps"], "per_device_train_batch_size": plan["micro_batch"], "learning_rate": 1e-4,
+            "save_strategy": "no", "report_to": "none", "overwrite_cache": True, "dataloader_num_workers": 0,
+        }
+    )  # fmt: skip
 
 
 def image_collate(processor: Any) -> Callable[[list[dict[str, str]]], Any]:
@@ -138,26 +168,12 @@ def plan_rows(plan: dict[str, Any]) -> list[dict[str, str]]:
     return [{**row, "image": str(root / row["image"])} for row in rows]
 
 
-def loading_rate(plan: dict[str, Any], collate: Callable[[list[Any]], Any]) -> float:
-    """Rows a second that this process turns from files into a batch, on one thread."""
-    import torch
-    from PIL import Image
-
-    torch.set_num_threads(1)
-    rows = plan_rows(plan)[:16]
-    start = time.process_time()
-    opened = [(row["prefix"], Image.open(row["image"]).convert("RGB"), row["suffix"])
-              for row in rows] if plan["recipe"] == "ftlib" else rows  # fmt: skip
-    collate(opened)
-    return len(rows) / (time.process_time() - start)
-
-
 def main() -> None:
     """`python worker.py PLAN.json`; PYTHONPATH says whose ftlib it is."""
     plan = json.loads(Path(sys.argv[1]).read_text())
     meter = Meter()
-    rate = {"ftlib": ftlib, "seed": seed}[plan["recipe"]](plan, meter)
-    print(json.dumps({**meter.facts(STARTED), "loading": rate}))
+    {"ftlib": ftlib, "seed": seed, "llamafactory": llamafactory}[plan["recipe"]](plan, meter)
+    raise SystemExit("training ended early")
 
 
 if __name__ == "__main__":
