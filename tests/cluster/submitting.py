@@ -1,6 +1,6 @@
 """From `sbatch` to the first training step, by part, on the test cluster of tests/cluster.
 
-Run as root: `python -m tests.benchmarks.submitting`. Prints a table on stderr and JSON on stdout: seconds by the clock,
+Run as root: `python -m tests.cluster.submitting`. Prints a table on stderr and JSON on stdout: seconds by the clock,
 medians of three rounds. `FTLIB_PEER=/path/to/another/checkout` measures that checkout's ftlib, too, in turns.
 
 A fresh job stages, prepares and trains; the next one has another seed, so that only training is left to do. The model
@@ -105,6 +105,7 @@ TRAIN = {
     "first step": "ftlib.training.train _log_step (",
 }
 """Part of `ftlib train` → the mark that ends it."""
+CPU = "CPU seconds of Python in these commands"
 ROUNDS = 3
 
 
@@ -114,21 +115,21 @@ def main() -> int:
     codes = {"this": REPOSITORY} | ({"peer": Path(os.environ["FTLIB_PEER"])} if "FTLIB_PEER" in os.environ else {})
     clones = {name: make_clone(STATE / "start" / name, code) for name, code in codes.items()}
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: defaultdict(list) for name in codes}
-    for _ in range(int(os.environ.get("ROUNDS", ROUNDS))):
+    for _ in range(ROUNDS):
         for name, clone in clones.items():
             shutil.rmtree(clone.store / "runs", ignore_errors=True)
             for made in ("prepared", "models", "datasets", "hashes"):
                 shutil.rmtree(clone.store / made, ignore_errors=True)
             for case, seed in {"fresh": 1, "next": 2}.items():
                 found[name][case].append(measure(clone, seed))
-                log.info(f"{name}, {case}: {sum(found[name][case][-1].values()):.1f} s")
+                log.info(f"{name}, {case}: {json.dumps(found[name][case][-1])}")
     medians = {
         f"{name}, {case}": {part: round(statistics.median(one[part] for one in rounds), 2) for part in rounds[0]}
         for name, cases in found.items()
         for case, rounds in cases.items()
     }
     for each in medians.values():
-        each["all"] = round(sum(each.values()), 2)
+        each["all"] = round(sum(each.values()) - each[CPU], 2)
         each["without the queue"] = round(each["all"] - each["queue"], 2)
     parts = list(next(iter(medians.values())))
     log.info(
@@ -182,6 +183,10 @@ def parts_of(sent: float, marks: list[dict[str, Any]], trace: list[tuple[float, 
 
     ends = {"queue": trace[0][0], "job script, before the code is pinned": at("pin ")}
     for command in ("stage", "prepare", "train"):
+        if command == "prepare" and not any(line.startswith("run_step prepare") for _, line in trace):
+            parts = (f"before {command}", f"srun, container and Python of {command}", command)
+            ends |= dict.fromkeys(parts, ends["stage"])  # stage has done it
+            continue
         begun = at(f"run_step {command}")
         ends[f"before {command}"] = begun
         (first, *own) = [mark for mark in marks if mark["time"] > begun]
@@ -192,8 +197,10 @@ def parts_of(sent: float, marks: list[dict[str, Any]], trace: list[tuple[float, 
         ends[part] = next(one["time"] for one in own if one["mark"] == mark)
     seconds, before = {}, sent
     for part, end in ends.items():
-        seconds[part], before = end - before, end
-    return seconds
+        seconds[part], before = round(end - before, 2), end
+    # the last mark of each command, and of training the one of its first step
+    used = {one["step"]: one["cpu"] for one in marks if one["time"] <= end}
+    return {**seconds, CPU: round(sum(used.values()), 2)}
 
 
 if __name__ == "__main__":
