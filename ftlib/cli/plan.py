@@ -73,6 +73,9 @@ def _show(plan: MemoryPlan) -> None:
         shared = f"the model is sharded over {plan.sharding.shards} of {gpus}"
         held = f"each of {gpus} holds the whole model"
         log.info(f"{held if plan.sharding.shards == 1 else shared}: {plan.sharding.reason}")
+        if plan.evaluation is not None:
+            gathered = "evaluation during training gathers the whole model on each GPU"
+            log.info(f"{gathered}: {format_gib(plan.evaluation)} without activations")
         reason = plan.config.whole_load_reason if plan.sharding.shards > 1 else None
         why = f", all of it in turns ({reason})" if reason else ""
         log.info(f"a node needs {format_gib(plan.host.loading)} of its own memory to load the model{why}")
@@ -89,7 +92,11 @@ def _show(plan: MemoryPlan) -> None:
         log.info("no GPU here: set its memory, as in --gpu 24GiB, to see what fits")
         return
     verdict = "fits" if plan.fits else "does not fit"
-    log.result(f"as configured it needs {format_gib(plan.estimate.total)}: {verdict} into {format_gib(plan.capacity)}")
+    most = max(plan.estimate.total, plan.evaluation or 0)
+    log.result(f"as configured it needs {format_gib(most)}: {verdict} into {format_gib(plan.capacity)}")
+    if plan.evaluation is not None and plan.evaluation > plan.capacity:
+        remedy = "remove evaluation.loss, checkpoint.best and rounds.until; ftlib evaluate scores the result"
+        log.warning(f"the whole model does not fit for evaluation during training: {remedy}")
     for checkpointing in (False, True):
         log.result(_largest_batch_size(plan, checkpointing))
 

@@ -1138,6 +1138,11 @@ class Config(Section):
         return any(metric.lower() != LOSS for metric in metrics)
 
     @property
+    def evaluates_in_training(self) -> bool:
+        """Whether the model is evaluated during training, by its loss or by generated answers."""
+        return self.evaluation.loss or self.checkpoint.best is not None or any(one.until for one in self.rounds)
+
+    @property
     def autocast(self) -> Literal["bf16", "fp16"] | None:
         """The dtype of torch.autocast by TrainingArguments' names; master weights of a bfloat16 model need it.
 

@@ -311,9 +311,19 @@ class MemoryPlan:
         return self.estimates[bool(self.config.training.get("gradient_checkpointing"))]
 
     @property
+    def evaluation(self) -> int | None:
+        """The memory of evaluating a sharded model during training, without activations: all weights are gathered on
+        each GPU, beside its part of them and of the optimizer's state. None if there is no such evaluation.
+        """
+        if self.sharding.shards == 1 or not self.config.evaluates_in_training:
+            return None
+        whole, own = (self.scopes[shards][False] for shards in (1, self.sharding.shards))
+        return whole.weights + whole.weights // self.sharding.shards + whole.adapter + own.optimizer + whole.context
+
+    @property
     def fits(self) -> bool | None:
         """Whether it fits; None if the capacity is unknown."""
-        return None if self.capacity is None else self.estimate.total <= self.capacity
+        return None if self.capacity is None else max(self.estimate.total, self.evaluation or 0) <= self.capacity
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON; sizes in bytes."""
@@ -336,7 +346,8 @@ class MemoryPlan:
             for shards, needs in self.scopes.items()
         }
         host = {**asdict(self.host), "write_seconds": self.host.write_seconds}
-        return {"sharding": asdict(self.sharding), "peak_by_shards": peaks, "host": host}
+        facts = {"sharding": asdict(self.sharding), "peak_by_shards": peaks, "host": host}
+        return {**facts, "evaluation": self.evaluation}
 
     def _batch_plan_json(self, plan: BatchPlan | None) -> dict[str, int] | None:
         if plan is None:

@@ -65,6 +65,8 @@ class StoredTensor:
         """
         count = (self.rows if stop is None else stop) - start
         width = self.columns * self.dtype.itemsize
+        if not count * width:  # of fewer rows than ranks, some ranks have none
+            return torch.empty(count, self.columns, dtype=self.dtype)
         data = np.fromfile(self.file, np.uint8, count=count * width, offset=self.offset + start * width)
         if data.size != count * width:
             raise UserError(f"{self.file}: the file has changed while it was read")

@@ -89,6 +89,11 @@ def test_a_gpu_of_several_has_its_share(config: Path, ftlib: Ftlib) -> None:
     assert again["peak_by_shards"]["4"]["checkpointing"] < again["peak_by_shards"]["2"]["checkpointing"]
     largest = facts["largest"]["no_checkpointing"]
     assert (facts["effective_batch"], largest["micro_batch"], largest["accumulation"]) == (16, 8, 1)
+    assert facts["evaluation"] is None
+    sharded = ["plan", config, "--json", "--gpu", "500MiB", "--gpus", "2", "parallel.shard=full"]
+    code, out, error = ftlib(*sharded, "evaluation.loss=true")
+    assert code == 1 and "the whole model does not fit for evaluation during training" in error
+    assert json.loads(out)["evaluation"] > 1.5 * facts["need"]["no_checkpointing"]["weights"]
 
 
 def test_parts_are_asked_by_their_own_prompts(config: Path, ftlib: Ftlib, shared: Path) -> None:
