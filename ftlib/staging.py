@@ -75,7 +75,7 @@ def _stage_model(config: Config, site: Site) -> Path:
     embedded = cache.is_embedded(config.model)
     folder = cache.embedded_folder(config.model, site) if embedded else download.stage_model(config.model, site)
     if embedded and not files.is_complete(folder):
-        with imports.without_garbage_collection():
+        with imports.quick_imports():
             from ftlib.models.tiny import make_embedded
 
         with files.atomic_directory(folder) as temporary:

@@ -434,15 +434,27 @@ enter_job() {
     if [[ -f /proc/$$/fd/2 ]]; then to_runtime FTLIB_LOG "$(readlink "/proc/$$/fd/2")"; fi # for `ftlib logs`
 }
 
+# As run_step, unless the command was run to its end in an earlier start of this job, or by the command before it: `ftlib
+# stage` also does what `ftlib prepare` does if the data are prepared already.
+run_once() { # FOLLOWING COMMAND LINE…
+    local following=$1
+    shift
+    if grep -qx "$1" "$pinned/done" 2>/dev/null; then return; fi
+    to_runtime FTLIB_FOLLOWING "$following"
+    run_step "$@"
+    { echo "$1"; cat "$job_tmp/notes/done" 2>/dev/null; } >> "$pinned/done"
+}
+
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
     [[ $# -gt 0 ]] || fail "usage: sbatch jobs/ftlib.sbatch COMMAND …"
-    local commands=$1 command
+    local left=$1+ command
     shift
     enter_job
     pin "${1:-}"
     if [[ -f $pinned/config.yaml ]]; then set -- "$pinned/config.yaml" "${@:2}"; fi
-    for command in ${commands//+/ }; do
-        run_step "$command" "${ftlib[@]}" "$command" "$@"
+    while [[ -n $left ]]; do
+        command=${left%%+*} left=${left#*+}
+        run_once "${left%%+*}" "$command" "${ftlib[@]}" "$command" "$@"
     done
     rm -rf "$pinned"
 }
@@ -450,7 +462,7 @@ run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
 # COMMAND+COMMAND… LINE…: the line is submitit's; the pickled function has the command's arguments. The code is
 # already in a snapshot, the config in the run folder.
 run_submitted() {
-    local commands=$1 command
+    local left=$1+ command
     shift
     enter_job
     to_runtime SUBMITIT_EXECUTOR slurm
@@ -458,9 +470,10 @@ run_submitted() {
     if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then rm -rf "$pinned"; fi # left by an earlier job with this ID
     mkdir -p "$pinned" || fail "FTLIB_RUNS=$FTLIB_RUNS cannot be written to"
     require_trusted "the snapshot of the code" "$root" && require_trusted "what was submitted" "${*: -1}" || exit 2
-    for command in ${commands//+/ }; do
+    while [[ -n $left ]]; do
+        command=${left%%+*} left=${left#*+}
         to_runtime FTLIB_STEP "$command"
-        run_step "$command" "$@"
+        run_once "${left%%+*}" "$command" "$@"
     done
     rm -rf "$pinned"
 }

@@ -161,6 +161,7 @@ def process_state() -> Iterator[None]:
     log.configure("normal")  # functions are tested as commands call them
     with pytest.MonkeyPatch.context() as patch:  # of its own: a test's is undone before the fixtures that it asks for
         patch.setattr(imports, "hide_package", lambda _: None)
+        patch.setattr(imports, "hide_while_importing", lambda *_: None)
         yield
     os.umask(mask)
     if os.environ != before:

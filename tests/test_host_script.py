@@ -804,3 +804,28 @@ def test_nodes_without_names_are_refused(machine: dict[str, str], tmp_path: Path
     job = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[7,9]"}
     done = bash("source jobs/run.sh; usr1=0 term=0; run_job train", **machine, **job)
     assert done.returncode == 2 and "does not list this job's nodes" in done.stderr
+
+
+def test_what_a_job_has_done_is_not_run_again(machine: dict[str, str], tmp_path: Path) -> None:
+    """Neither after the job was requeued, nor if the command before has done it already."""
+    (tmp_path / "bin" / "apptainer").write_text(f"""#!/bin/bash
+if [[ $* == *inspect* ]]; then echo org.ftlib.revision: abc; exit; fi
+if [[ $* == *ftlib.runs.pinning* ]]; then exec {shlex.quote(sys.executable)} "${{@: -4}}"; fi
+echo "${{@: -2:1}} then $APPTAINERENV_FTLIB_FOLLOWING" >> "$SEEN/calls"
+if [[ $* == *" stage "* && $PREPARED == 1 ]]; then echo prepare > "$APPTAINERENV_FTLIB_JOB_TMP/done"; fi
+[[ $* != *" train "* || -e $SEEN/can-train ]]
+""")
+
+    def start(prepared: int, restart: int, job: str = "12") -> tuple[int, list[str]]:
+        (tmp_path / "calls").write_text("")
+        settings = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart), "PREPARED": str(prepared)}
+        script = "source jobs/run.sh; usr1=0 term=0; run_job stage+prepare+train+evaluate CONFIG"
+        done = bash(script, **machine, **settings)
+        return done.returncode, (tmp_path / "calls").read_text().splitlines()
+
+    calls = ["stage then prepare", "prepare then train", "train then evaluate", "evaluate then "]
+    assert start(0, 0) == (1, calls[:3])
+    (tmp_path / "can-train").touch()
+    assert start(0, 1) == (0, calls[2:]), "requeued"
+    assert start(1, 0) == (0, [calls[0], *calls[2:]]), "another job with this number"
+    assert not list(Path(machine["FTLIB_RUNS"], ".jobs").glob("12*"))

@@ -87,7 +87,7 @@ def test_commands_import_only_what_they_need(store: Path, write_config: Callable
     assert "torch" not in imported_by("prepare", config)
     for command in ("train", "evaluate"):
         found = imported_by(command, config)
-        assert "peft" in found and "bitsandbytes" not in found, command
+        assert "peft" in found and not {"bitsandbytes", "datasets", "pandas", "scipy", "sklearn"} & found, command
     for command in ("stage", "prepare", "train", "evaluate"):
         assert not imported_by(command, config) & large, f"{command} of what is done"
     for words in (["status"], ["submit", "--dry-run", config]):

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     name = arguments.find_model_or_run(parsed.run, site)
-    with imports.without_garbage_collection():
+    with imports.quick_imports():
         from ftlib.evaluation.predict import Query, is_multi_turn, open_finetuned
 
     model, settings = open_finetuned(name, parsed.max_new_tokens, site)

@@ -18,7 +18,7 @@ from ftlib.data.moved import find_experiment
 from ftlib.evaluation.evaluate_run import evaluate_run
 from ftlib.metrics.comparability import describe_settings
 from ftlib.metrics.formatting import format_interval, format_value
-from ftlib.models.libraries import hide_unused_bitsandbytes
+from ftlib.models.libraries import hide_unused_packages
 from ftlib.runs.run import require_evaluable
 from ftlib.tasks.registry import task_of
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     experiment, run = find_experiment(parsed.run, parsed.overrides, site)
     if not parsed.before:
         require_evaluable(experiment, run, site)
-    hide_unused_bitsandbytes(experiment.config, site)
+    hide_unused_packages(experiment.config, site)
     results = evaluate_run(experiment, run, site, parsed.split or (), parsed.data or (), parsed.before)
     if results:
         log.result(_table(results, task_of(experiment.config).columns))
@@ -88,3 +88,4 @@ def _remarks(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield from (f"{where}: {remark}" for remark in scores["remarks"])
         if change := scores.get("change"):
             yield f"{where}: {change['sentence']}"
+        yield from (f"{where}: {difference}" for difference in scores.get("incomparable", []))

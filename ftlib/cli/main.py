@@ -141,6 +141,9 @@ def _run(name: str, arguments: list[str]) -> int:
     log.debug(f"ftlib {__version__} in {Path(__file__).parents[1]}, Python {platform.python_version()}")
     with as_user_errors(name), offline() if name in OFFLINE else contextlib.nullcontext():
         code: int = importlib.import_module(f"ftlib.cli.{name}").main(arguments)
+    if not code and name == "stage" and signals.following_command() == "prepare":
+        # Mostly that is done: then the job need not start a container and a Python for it.
+        return _run("prepare", arguments)
     return code
 
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         raise UserError("predict: --draw needs --image" + (", and a single one" if parsed.image else ""))
     site = find_site()
     name = arguments.find_model_or_run(parsed.run, site)
-    with imports.without_garbage_collection():
+    with imports.quick_imports():
         from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
 
     model, settings = open_finetuned(name, parsed.max_new_tokens, site)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ftlib import preparation
 from ftlib.cli import arguments
-from ftlib.core import log
+from ftlib.core import log, signals
 from ftlib.core.paths import find_site
-from ftlib.data.dataset import source_changed
+from ftlib.data.dataset import find_prepared, source_changed
 from ftlib.data.moved import match_existing_runs
 from ftlib.data.summary import summary_lines, warning_lines
 from ftlib.runs.pinning import exec_pinned_code
+from ftlib.runs.run import run_for
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +28,9 @@ def main(argv: list[str]) -> int:
         log.print_result(preparation.check(experiment.config, site))
         return 0
     [experiment] = match_existing_runs([experiment], site)
+    ahead = signals.following_command() == "prepare"  # `ftlib stage` calls this in a job
+    if ahead and find_prepared(experiment.config, site, run_for(experiment, site)) is None:
+        return 0
     # the code of a run that has started looks for the name that it gave the folder
     done = preparation.prepare(
         experiment, site, parsed.again, lambda run: exec_pinned_code(run, site, ["prepare", *argv])
@@ -40,4 +44,6 @@ def main(argv: list[str]) -> int:
     for line in summary_lines(done.dataset, experiment.config):
         log.info(line)
     log.print_result(str(done.dataset.folder))
+    if ahead:
+        signals.notify_host("done", "prepare\n")
     return 0

@@ -10,7 +10,7 @@ from ftlib.core import imports, log
 from ftlib.core.paths import find_site
 from ftlib.data.moved import match_existing_runs
 from ftlib.errors import EXIT_FAILURE, TrainingDiverged
-from ftlib.models.libraries import hide_unused_bitsandbytes
+from ftlib.models.libraries import hide_unused_packages
 from ftlib.runs import run as runs
 from ftlib.runs.pinning import exec_pinned_code
 
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
         return 0
     # older code would start another run for moved data; the run's config differs only in that
     exec_pinned_code(run, site, ["train", *([str(run.config_file)] if experiment.data_locations else argv)])
-    hide_unused_bitsandbytes(experiment.config, site)
-    with imports.without_garbage_collection():
+    hide_unused_packages(experiment.config, site)
+    with imports.quick_imports():
         from ftlib.training.train import train_run
     imports.exempt_from_collection()
 

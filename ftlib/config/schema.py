@@ -1108,9 +1108,6 @@ class Config(Section):
         if self.model.quantization != "none":
             problem = "packed weights of bitsandbytes can be corrupted when they are gathered"
             return f"model.quantization: {self.model.quantization}: {problem}; set quantization: none"
-        if self.model.entry.auto_processor:
-            problem = "a GPU whose rows have no image would not take part in gathering the weights of the vision tower"
-            return f"model.family: {self.model.family} is not sharded yet: {problem}; set parallel.shard: none"
         for name in ("torch_compile", "use_liger_kernel"):
             if self.training.get(name):
                 return f"training.{name} does not work on sharded weights; remove it"

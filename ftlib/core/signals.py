@@ -8,9 +8,10 @@ only recorded, for work that must reach a boundary first.
 
 The host script (`jobs/run.sh`) names a folder in FTLIB_JOB_TMP. Files in it report to the script that the handlers are
 installed (`ready`), which signal ended the command (`signal`), the run folder (`run`), that a checkpoint was written
-(`checkpointed`), when the first step began and how many seconds a step takes (`pace`), and the exit code of the first
-rank that failed (`failed`); `told` reports to the other ranks that one of them has recorded the reason in the run's
-history. The script itself writes `begun` when Slurm has started the command.
+(`checkpointed`), when the first step began and how many seconds a step takes (`pace`), the exit code of the first
+rank that failed (`failed`), and that the command that would follow has been done, too (`done`); `told` reports to the
+other ranks that one of them has recorded the reason in the run's history. The script itself writes `begun` when
+Slurm has started the command.
 """
 
 from __future__ import annotations
@@ -108,6 +109,11 @@ def notify_host(name: str, text: str = "") -> None:
     if folder and os.environ.get("SLURM_PROCID", "0") == "0":
         with contextlib.suppress(OSError):
             (Path(folder) / name).write_text(text)
+
+
+def following_command() -> str:
+    """The ftlib command that the host script will start after this one; "" if there is none."""
+    return os.environ.get("FTLIB_FOLLOWING", "")
 
 
 def notify_failure(code: int) -> None:

@@ -12,7 +12,9 @@ import posixpath
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -177,13 +179,23 @@ def default_frame(path: Path, data: Data) -> int:
     return next(iter(choose_frames(frames, data.frames)), 0)
 
 
-def open_row_images(root: Path, row: Example, max_pixels: int | None) -> Image | list[Image] | None:
+ReadFile = Callable[[Path], bytes]
+
+
+def open_row_images(
+    root: Path, row: Example, max_pixels: int | None, read: ReadFile = Path.read_bytes
+) -> Image | list[Image] | None:
     """Open the images of a row: one, a list of several, or None.
+
+    Args:
+        read: returns the content of a file.
 
     Raises:
         UserError: as `open_image`.
     """
-    found = [open_image(image_path(root, name), frame, digest, max_pixels) for name, frame, digest in row.image_files]
+    found = [
+        open_image(image_path(root, name), frame, digest, max_pixels, read) for name, frame, digest in row.image_files
+    ]
     return found if len(found) > 1 else next(iter(found), None)
 
 
@@ -196,25 +208,68 @@ def open_query_image(path: Path, data: Data) -> Image:
     return open_image(path, default_frame(path, data), max_pixels=data.max_pixels)
 
 
-def open_image(path: Path, frame: int = 0, digest: str = "", max_pixels: int | None = None) -> Image:
+_ROWS_AHEAD = 8
+_MAX_BYTES_AHEAD = 1 << 25
+
+
+@contextlib.contextmanager
+def read_ahead(root: Path, rows: Sequence[Example]) -> Iterator[ReadFile]:
+    """Context with a function that reads the files of rows in their order; threads read the files of the next rows.
+
+    So the rows of a batch wait for a network file system at the same time instead of one after the other.
+    """
+    verified = [file for row in rows for file in row.image_files if file[2]]
+    paths = list(dict.fromkeys(image_path(root, name) for name, *_ in verified))
+    pending = deque(paths)
+    ahead: dict[Path, Future[bytes | None]] = {}
+
+    def start_next() -> None:
+        path = pending.popleft()
+        ahead[path] = pool.submit(_read_small, path)
+
+    def read(path: Path) -> bytes:
+        content = ahead.pop(path).result() if path in ahead else None
+        if pending:
+            start_next()
+        return path.read_bytes() if content is None else content
+
+    if len(paths) < 2:
+        yield Path.read_bytes
+        return
+    with ThreadPoolExecutor(_ROWS_AHEAD) as pool:
+        for _ in range(min(_ROWS_AHEAD, len(paths))):
+            start_next()
+        yield read
+
+
+def _read_small(path: Path) -> bytes | None:
+    return path.read_bytes() if path.stat().st_size <= _MAX_BYTES_AHEAD else None
+
+
+def open_image(
+    path: Path, frame: int = 0, digest: str = "", max_pixels: int | None = None, read: ReadFile = Path.read_bytes
+) -> Image:
     """Decode an image as upright RGB; transparent parts become white.
 
     Args:
         digest: the expected SHA-256 of the file; "" accepts any.
         max_pixels: larger images are downscaled to at most this many pixels.
+        read: returns the content of the file, if there is a digest.
 
     Raises:
         UserError: the file is missing, too large, not an image or truncated, has no such frame, has pixel values of
             unknown range, or has another digest.
     """
-    return _decode(path, frame, digest, max_pixels)[0]
+    return _decode(path, frame, digest, max_pixels, read)[0]
 
 
-def _decode(path: Path, frame: int, digest: str, max_pixels: int | None) -> tuple[Image, tuple[int, int]]:
+def _decode(
+    path: Path, frame: int, digest: str, max_pixels: int | None, read: ReadFile = Path.read_bytes
+) -> tuple[Image, tuple[int, int]]:
     """Return the image as `open_image` does, and its full size, upright."""
     from PIL.Image import Resampling
 
-    with _opened(path, max_pixels, digest) as image:
+    with _opened(path, max_pixels, digest, read) as image:
         if frame:
             try:
                 image.seek(frame)
@@ -240,7 +295,9 @@ def _reduced_size(size: tuple[int, int], max_pixels: int | None) -> tuple[int, i
 
 
 @contextlib.contextmanager
-def _opened(path: Path, max_pixels: int | None = None, digest: str = "") -> Iterator[Image]:
+def _opened(
+    path: Path, max_pixels: int | None = None, digest: str = "", read: ReadFile = Path.read_bytes
+) -> Iterator[Image]:
     """Open an image without decoding its pixels.
 
     Raises:
@@ -256,7 +313,7 @@ def _opened(path: Path, max_pixels: int | None = None, digest: str = "") -> Iter
             raise UserError(f"{path}: {path.stat().st_size:,} bytes; the limit is {size:,}")
         file: Path | BytesIO = path
         if digest:
-            content = path.read_bytes()
+            content = read(path)
             if hashlib.sha256(content).hexdigest() != digest:
                 problem = f"{path}: the file has changed since the dataset was prepared"
                 remedy = "Restore the old file; or run `ftlib prepare CONFIG --again`, and train under another name."

@@ -8,7 +8,7 @@ from typing import Any
 
 from ftlib.config.schema import Config
 from ftlib.core import files, jsonl
-from ftlib.metrics.comparability import evaluation_fingerprint, setting_differences
+from ftlib.metrics.comparability import describe_differences, evaluation_fingerprint, setting_differences
 from ftlib.metrics.formatting import format_difference_interval
 from ftlib.metrics.uncertainty import paired_test
 from ftlib.tasks.registry import task_of
@@ -52,3 +52,10 @@ def compare_before_after(config: Config, labels: list[str], before: Path, after:
     change = {**found, "sentence": sentence, "of": [evaluation_fingerprint(one) for one in scores]}
     files.write_json(after.with_name("comparison.json"), change)
     return change
+
+
+def differences_before_after(before: Path, after: Path) -> list[str]:
+    """Return why the scores before and after training are not comparable; empty if they are, or one is missing."""
+    if not (files.is_complete(before) and files.is_complete(after)):
+        return []
+    return describe_differences(*(files.read_json(folder / "scores.json") for folder in (before, after)))

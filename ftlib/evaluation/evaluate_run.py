@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ftlib.data.dataset import open_prepared
 from ftlib.data.splits import SPLITS
 from ftlib.errors import UserError
 from ftlib.evaluation import model
-from ftlib.evaluation.compare import compare_before_after
+from ftlib.evaluation.compare import compare_before_after, differences_before_after
 from ftlib.evaluation.evaluate import EvaluationRequest, evaluate_split, fit_threshold
 from ftlib.hub.cache import find_model, model_hashes
 from ftlib.metrics.comparability import answer_settings, differing_settings, settings_folder
@@ -61,13 +62,19 @@ def evaluate_run(
         require_evaluable(experiment, run, site)
     if not run.config_file.is_file():
         _create_folder(experiment, run, site)
+
+    def evaluate() -> list[dict[str, Any]]:
+        return [
+            scores for when in whens for scores in _results(own, run, site, when, splits or own.evaluation.splits, data)
+        ]
+
+    if not importlib.util.find_spec("torch"):
+        evaluate()  # ends here unless everything has been evaluated already: not as a failure of the run
     with events.record_outcome(run, "evaluate", events.last_activity(run)):
         notify_host("run", str(run.folder))
         events.record_start(run, "evaluate")
         started = time.monotonic()
-        results = [
-            scores for when in whens for scores in _results(own, run, site, when, splits or own.evaluation.splits, data)
-        ]
+        results = evaluate()
         run.log_event("evaluated", seconds=round(time.monotonic() - started, 1))
     if run.done_marker.exists() and log.is_main_process():
         write_card(run, own)
@@ -101,11 +108,11 @@ def _results(
             scores = evaluate_split(request, split, folders[when], None if chosen_here else threshold)
             if scores is None:
                 continue
-            change = None
             if when == "after":
                 change = compare_before_after(config, request.prepared.labels, folders["before"], folders["after"])
-            if change:
-                scores = {**scores, "change": change}
+                differences = differences_before_after(folders["before"], folders["after"])
+                told = {"change": change, "incomparable": differences}
+                scores = {**scores, **{name: value for name, value in told.items() if value}}
             if apart:
                 changed = differing_settings(scores["settings"], _saved_evaluation(own, run, site))
                 scores = {**scores, "other_settings": changed}

@@ -1,4 +1,7 @@
-"""A lazily loaded model for evaluation. torch is imported with it: an evaluation that is finished needs neither."""
+"""A lazily loaded model for evaluation.
+
+Functions import torch, and what imports it, themselves: a finished evaluation needs neither (see `evaluate.py`).
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class EvalModel:
     @functools.cached_property
     def processor(self) -> InputProcessor:
         """The model's tokenizer and processor."""
-        with imports.without_garbage_collection():
+        with imports.quick_imports():
             from ftlib.models.registry import family_of
         return family_of(self.config.model).load_processor(self.weights, self.config)
 

@@ -80,6 +80,14 @@ def setting_differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def describe_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Why the scores before and after training are not comparable, a sentence for each setting; empty if they are."""
+    return [
+        f"the two scores are not comparable: the {name} differs ({one} before, {other} after)"
+        for name, (one, other) in setting_differences(before, after).items()
+    ]
+
+
 def evaluation_fingerprint(scores: dict[str, Any]) -> str:
     """A hash that identifies an evaluation among those of a split."""
     return files.json_sha256(scores["settings"])[:16]

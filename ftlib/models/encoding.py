@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 IGNORE_INDEX = -100
 """The label of a position that carries no loss, as in torch's cross entropy."""
@@ -114,6 +115,24 @@ def split_batch(batch: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor
     return found
 
 
+def append_rows(batch: Mapping[str, Tensor], rows: Mapping[str, Tensor], pad_token_id: int) -> dict[str, Tensor]:
+    """A batch of text with rows that have images behind its own, which carry no labels.
+
+    Args:
+        batch: it may be on another device than the rows, and its labels may be cut to their last columns.
+    """
+    joined = {name: tensor.to(batch["input_ids"].device) for name, tensor in rows.items() if name not in batch}
+    longest = max(batch["input_ids"].shape[1], rows["input_ids"].shape[1])
+    fillers = {"input_ids": pad_token_id, "labels": IGNORE_INDEX}
+    for name, tensor in batch.items():
+        width, filler = tensor.shape[1] if name == "labels" else longest, fillers.get(name, 0)
+        more = torch.full_like(rows[name], IGNORE_INDEX) if name == "labels" else rows[name]
+        more = more[:, -width:].to(tensor.device)
+        both = [pad(one, (width - one.shape[1], 0), value=filler) for one in (tensor, more)]
+        joined[name] = torch.cat(both)
+    return joined
+
+
 def labels_of(row: EncodedExample) -> list[int]:
     """The label of every id of a row."""
     ids = row.input_ids
@@ -151,7 +170,7 @@ def _fill_up(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
     missing = [size - have for size, have in zip(sizes, tensor.shape[1:], strict=True)]
     if not any(missing):
         return tensor
-    return torch.nn.functional.pad(tensor, [side for count in reversed(missing) for side in (0, count)])
+    return pad(tensor, [side for count in reversed(missing) for side in (0, count)])
 
 
 def position_ids(mask: Tensor, first: int) -> Tensor:

@@ -22,14 +22,23 @@ def quiet_libraries() -> None:
         logging.disable_progress_bar()
 
 
-def hide_unused_bitsandbytes(config: Config, site: Site) -> None:
-    """Let a command whose config needs no bitsandbytes work without it; must come before peft is imported.
+_UNNEEDED = ("datasets", "scipy", "sklearn")
+"""transformers and peft import them, and with them pandas, for trainers, losses and assistants that ftlib does not use:
+a sixth of the CPU time of their import and a quarter of the files."""
 
-    Where it is installed, peft imports it, and with it torch's compiler: two seconds at every start. Code of plugins,
-    and weights that are stored quantized, may need it.
+
+def hide_unused_packages(config: Config, site: Site) -> None:
+    """Let a command start without packages that it does not need; must come before transformers and peft are imported.
+
+    Where bitsandbytes is installed, peft imports it, and with it torch's compiler: two seconds at every start. Code of
+    plugins, and weights that are stored quantized, may need it.
     """
-    needed = any(wanted == BITSANDBYTES for _, wanted in required_packages(config))
-    if not (needed or config.plugins or _is_stored_quantized(config, site)):
+    if config.plugins:
+        return
+    imports.hide_while_importing(*_UNNEEDED)
+    if not (
+        any(wanted == BITSANDBYTES for _, wanted in required_packages(config)) or _is_stored_quantized(config, site)
+    ):
         imports.hide_package(BITSANDBYTES[0])
 
 

@@ -167,6 +167,12 @@ class PaliGemmaInputProcessor:
         """
         return {**self._text_batch(rows), **join_image_inputs(rows)}
 
+    def add_blank_image(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of text with an image for which no token stands: its features go nowhere, their gradients are
+        zero."""
+        width, height = self._size
+        return {**batch, "pixel_values": torch.zeros(1, 3, height, width, device=batch["input_ids"].device)}
+
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """The model's arguments of `collate`, without positions."""
         arguments = model_inputs(self.collate(rows))

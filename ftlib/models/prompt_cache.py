@@ -11,17 +11,19 @@ the allocator returns them to the system after every layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ftlib.models.attention import supports_custom_mask
-from ftlib.models.encoding import EncodedExample
+from ftlib.models.columns import last_column_only
+from ftlib.models.encoding import EncodedExample, pad_left, position_ids
 from ftlib.models.registry import InputProcessor
 
 CPU_CHUNK_TOKENS = 640
@@ -140,21 +142,30 @@ def read_prompts(
         rows: best in the order of their lengths, so that neighbours need little padding.
         room: tokens that will be fed behind the prompts.
     """
-    batch = processor.embed_prompts(model, rows)
     shared = None if processor.prefix_bidirectional else _find_shared_prefixes(model, rows)
-    if shared and _keeps_key_values(model, shared.longest + shared.rest + room):
-        return _read_behind_prefixes(model, processor, rows, batch, shared, room)
-    return _read(model, batch, rows, room)
+    with last_column_only(model):
+        if shared and _keeps_key_values(model, shared.longest + shared.rest + room):
+            return _read_behind_prefixes(model, processor, rows, shared, room)
+        return _read(model, processor, rows, room)
 
 
-def feed(model: torch.nn.Module, read: ReadPrompts, cache: Cache, ids: Tensor, mask: Any, positions: Tensor) -> Tensor:
+def feed(
+    model: torch.nn.Module,
+    read: ReadPrompts,
+    cache: Cache,
+    ids: Tensor,
+    mask: Any,
+    positions: Tensor,
+    kept: int | None = None,
+) -> Tensor:
     """Read further tokens behind prompts, into their cache.
 
     Args:
         ids, positions: shape (rows, tokens).
+        kept: of how many of the last tokens logits are wanted; None: of all.
 
     Returns:
-        Logits, shape (rows, tokens, vocabulary).
+        Logits, shape (rows, kept, vocabulary).
     """
     output = model(
         input_ids=ids,
@@ -162,7 +173,7 @@ def feed(model: torch.nn.Module, read: ReadPrompts, cache: Cache, ids: Tensor, m
         position_ids=positions.expand(*read.axes, *positions.shape),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=ids.shape[1],
+        logits_to_keep=kept or ids.shape[1],
     )
     logits: Tensor = output.logits
     return logits
@@ -175,26 +186,51 @@ def _keeps_key_values(model: torch.nn.Module, length: int) -> bool:
     return usual and supports_custom_mask(model, length)
 
 
-def _read(model: torch.nn.Module, batch: dict[str, Any], rows: Sequence[EncodedExample], room: int) -> ReadPrompts:
-    """Read a batch of `embed_prompts` from its beginning."""
-    batch = dict(batch)
-    next_position, axes = batch.pop("next_position"), batch["position_ids"].shape[:-2]
-    mask: Tensor = batch["attention_mask"]
-    length = mask.shape[1]
+def _read(model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], room: int) -> ReadPrompts:
+    """Read a batch from its beginning."""
+    length = max(len(row.input_ids) for row in rows)
     if not _keeps_key_values(model, length + room):
+        batch = processor.embed_prompts(model, rows)
+        next_position = batch.pop("next_position")
         output = model(**batch, use_cache=True, logits_to_keep=1)
-        return ReadPrompts(output.logits[:, -1], mask, next_position, axes, None, output.past_key_values)
-    states = KeyValues(len(mask), length + room)
-    lengths = [len(row.input_ids) for row in rows]
-    # Image arguments are not counted by rows.
-    chunks = _chunks(lengths, mask.device) if "inputs_embeds" in batch else [slice(0, len(rows))]
-    found = []
-    for chunk in chunks:
-        first = length - max(lengths[chunk])
-        part = _cut(batch, chunk, first) if len(chunks) > 1 else batch
+        axes = batch["position_ids"].shape[:-2]
+        return ReadPrompts(
+            output.logits[:, -1], batch["attention_mask"], next_position, axes, None, output.past_key_values
+        )
+    states = KeyValues(len(rows), length + room)
+    logits, masks, next_positions = [], [], []
+    axes = torch.Size()
+    for chunk, part in _embed_chunks(model, processor, rows):
+        next_positions.append(part.pop("next_position"))
+        first = length - part["attention_mask"].shape[1]
         cache = states.cache(0, chunk, first)
-        found.append(model(**part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
-    return ReadPrompts(torch.cat(found), mask, next_position, axes, states, None)
+        logits.append(model(**part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
+        masks.append(pad(part["attention_mask"], (first, 0)))
+        axes = part["position_ids"].shape[:-2]
+    return ReadPrompts(torch.cat(logits), torch.cat(masks), torch.cat(next_positions), axes, states, None)
+
+
+def _embed_chunks(
+    model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample]
+) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """Rows that are read together, and what `embed_prompts` makes of them, without columns in which none has a token.
+
+    Where rows share what a vision tower makes of their images, they are embedded together.
+    """
+    lengths = [len(row.input_ids) for row in rows]
+    chunks = _chunks(lengths, next(model.parameters()).device)
+    if len(chunks) > 1 and not processor.prefix_bidirectional:
+        for chunk in chunks:
+            yield chunk, processor.embed_prompts(model, rows[chunk])
+        return
+    batch = processor.embed_prompts(model, rows)
+    if len(chunks) == 1 or "inputs_embeds" not in batch:  # image arguments are not counted by rows
+        yield slice(0, len(rows)), batch
+        return
+    next_position = batch.pop("next_position")
+    for chunk in chunks:
+        first = max(lengths) - max(lengths[chunk])
+        yield chunk, {**_cut(batch, chunk, first), "next_position": next_position[chunk]}
 
 
 def _chunks(lengths: Sequence[int], device: torch.device) -> list[slice]:
@@ -267,24 +303,31 @@ def _read_behind_prefixes(
     model: torch.nn.Module,
     processor: InputProcessor,
     rows: Sequence[EncodedExample],
-    batch: dict[str, Any],
     shared: _SharedPrefixes,
     room: int,
 ) -> ReadPrompts:
-    """Read prefixes, then what follows each of them in the rows: `[padding] prefix [padding] remainder`."""
-    begun = _read(model, processor.embed_prompts(model, shared.prefixes), shared.prefixes, shared.rest + room)
+    """Read prefixes, then what follows each of them in the rows: `[padding] prefix [padding] remainder`.
+
+    Remainders are text, and counted from where their prefixes end, as generated tokens are.
+    """
+    begun = _read(model, processor, shared.prefixes, shared.rest + room)
     assert begun.states is not None
-    device = begun.mask.device
-    owners = torch.tensor(shared.owners, device=device)
-    states = begun.states.select(owners)
-    behind = torch.zeros((len(rows), shared.rest), dtype=begun.mask.dtype, device=device)
-    for index, row in enumerate(rows):
-        count = len(row.input_ids) - len(shared.prefixes[shared.owners[index]].input_ids)
-        behind[index, shared.rest - count :] = 1
+    owners = torch.tensor(shared.owners)
+    prefixes = [shared.prefixes[owner] for owner in shared.owners]
+    remainders = [
+        EncodedExample(row.input_ids[len(prefix.input_ids) :], 0) for row, prefix in zip(rows, prefixes, strict=True)
+    ]
+    padded = pad_left(remainders, processor.pad_token_id)
+    ids, behind, owners = (one.to(begun.mask.device) for one in (padded["input_ids"], padded["attention_mask"], owners))
+    positions = begun.next_position[owners] + position_ids(behind, first=0)
     mask = torch.cat([begun.mask[owners], behind], dim=1)
-    fed = "inputs_embeds" if "inputs_embeds" in batch else "input_ids"
-    part = {fed: batch[fed][:, -shared.rest :], "position_ids": batch["position_ids"][..., -shared.rest :]}
-    cache = states.cache(shared.longest)
-    output = model(**part, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    axes = batch["position_ids"].shape[:-2]
-    return ReadPrompts(output.logits[:, -1], mask, batch["next_position"], axes, states, None)
+    read = replace(begun, mask=mask, next_position=positions[:, -1:] + 1, states=begun.states.select(owners))
+    assert read.states is not None
+    lengths = [len(remainder.input_ids) for remainder in remainders]
+    logits = []
+    for chunk in _chunks(lengths, ids.device):
+        first = shared.rest - max(lengths[chunk])
+        cache = read.states.cache(shared.longest + first, chunk)
+        fed = (ids[chunk, first:], mask[chunk], positions[chunk, first:])
+        logits.append(feed(model, read, cache, *fed, kept=1)[:, -1])
+    return replace(read, logits=torch.cat(logits))

@@ -91,6 +91,13 @@ class InputProcessor(Protocol):
         """Write tokenizer and processor beside weights."""
 
 
+class ImageInputProcessor(InputProcessor, Protocol):
+    """What sharded training needs, too, where rows may have images."""
+
+    def add_blank_image(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of text, on the model's device, with an image that changes neither loss nor gradients."""
+
+
 @dataclass(frozen=True)
 class ModelFamily:
     """A model family.

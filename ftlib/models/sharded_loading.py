@@ -51,7 +51,9 @@ def reading_own_part(mesh: DeviceMesh, device: torch.device) -> Iterator[None]:
     ) -> tuple[Any, Any]:
         _distribute(model, mesh)
         settings = dataclasses.replace(load_config, device_map={"": device})
-        return convert_and_load_state_dict_in_model(model, _open_files(checkpoint_files), settings)
+        found = convert_and_load_state_dict_in_model(model, _open_files(checkpoint_files), settings)
+        _share_fault(None)  # next, all ranks compare tied weights: one that could not read its part would not
+        return found
 
     name = "_load_pretrained_model"
     original = PreTrainedModel.__dict__[name]
@@ -232,15 +234,26 @@ def attach_parts(model: torch.nn.Module, parts: dict[str, DTensor]) -> None:
         setattr(model.get_submodule(module), last, filled[id(empty)])
 
 
+class _SharedFault(UserError):
+    """A fault that all ranks know of."""
+
+
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
     """Context in which a fault that one rank finds becomes the fault of all, which must all enter it."""
     fault: tuple[str, str] | None = None
     try:
         yield
+    except _SharedFault:
+        raise
     except UserError as error:
         fault = error.problem, error.remedy
+    _share_fault(fault)
+
+
+def _share_fault(fault: tuple[str, str] | None) -> None:
+    """Raise a fault on all ranks if one has any: a problem and its remedy. All ranks must call it."""
     found: list[tuple[str, str] | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, fault)
     if first := next((one for one in found if one), None):
-        raise UserError(*first)
+        raise _SharedFault(*first)

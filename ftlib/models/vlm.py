@@ -36,6 +36,7 @@ from ftlib.models.encoding import (
     EncodedExample,
     Images,
     Size,
+    append_rows,
     as_images,
     join_image_inputs,
     model_inputs,
@@ -236,6 +237,11 @@ class VisionLanguageProcessor:
         types = (batch["input_ids"] == self._image_id).long()
         return {**batch, **dict.fromkeys(self._type_ids, types), **join_image_inputs(rows)}
 
+    def add_blank_image(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of text with one more row, which has a blank image and no labels: some models count the tokens of
+        their images, or add features in deeper layers."""
+        return append_rows(batch, self._blank_row, self.pad_token_id)
+
     def collate_generate(self, rows: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """The model's arguments of `collate`."""
         return {name: tensor for name, tensor in model_inputs(self.collate(rows)).items() if name != "use_cache"}
@@ -272,6 +278,10 @@ class VisionLanguageProcessor:
     def _type_ids(self) -> list[str]:
         """Which of `_TYPE_IDS` the model's processor makes."""
         return [name for name in _TYPE_IDS if name in self._process(self._placeholder, _blank(_PROBE_SIZES[0]))]
+
+    @cached_property
+    def _blank_row(self) -> dict[str, Tensor]:
+        return self.collate(self.encode_prompts([""], _blank(_PROBE_SIZES[0])))
 
     def _prompt_ids(self, prompts: Sequence[str], images: Sequence[Sequence[str]]) -> list[list[int]]:
         """

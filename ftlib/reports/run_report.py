@@ -15,7 +15,7 @@ from ftlib.config.npz_checkpoints import describe_conversion
 from ftlib.config.schema import LOSS
 from ftlib.core.metric_table import describe_metric, metric_info_of_rule
 from ftlib.core.registry import TASKS, provider
-from ftlib.metrics.comparability import answer_settings, describe_settings, setting_differences
+from ftlib.metrics.comparability import answer_settings, describe_differences, describe_settings, setting_differences
 from ftlib.metrics.formatting import format_interval, format_value, unit_of
 from ftlib.reports import charts
 from ftlib.reports.gallery import answers_context
@@ -85,7 +85,8 @@ def headline(record: RunRecord) -> str:
     what, count = f"{first.split} {scores['metric']}", f"(n = {scores['n']})"
     if not first.after:
         return f"{what} {_value(scores)} before training {count}"
-    change = f"{_value(first.before.scores)} → " if first.before else ""
+    comparable = first.before and not setting_differences(first.before.scores, first.after.scores)
+    change = f"{_value(first.before.scores)} → " if first.before and comparable else ""
     return f"{what} {change}{_value(scores)} {count}"
 
 
@@ -248,9 +249,7 @@ def _warnings(split: SplitRecord) -> Iterator[str]:
         yield f"{where}: {split.change['sentence']}."
     if not (split.before and split.after):
         return
-    for key, (before, after) in setting_differences(split.before.scores, split.after.scores).items():
-        change = f"{before} before, {after} after"
-        yield f"{split.split}: the two scores are not comparable: the {key} differs ({change})."
+    yield from (f"{split.split}: {one}." for one in describe_differences(split.before.scores, split.after.scores))
 
 
 def _missing(record: RunRecord) -> Iterator[Context]:

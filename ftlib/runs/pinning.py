@@ -21,14 +21,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ftlib
 from ftlib.core import files, log, permissions, trust
 from ftlib.core.paths import REPOSITORY, Site, find_site
 from ftlib.core.wait import wait_until
 from ftlib.errors import EXIT_USER, UserError
-from ftlib.runs.run import Run
+
+if TYPE_CHECKING:  # with the config's schema it takes longer than a snapshot
+    from ftlib.runs.run import Run
 
 _PACKAGE = Path(ftlib.__file__).parent
 _RUN_PINNED = (

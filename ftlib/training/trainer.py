@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from ftlib.models import sharding
 from ftlib.models.adapters import no_decay_parameter_names, parameter_part, validate_packing
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.loss import answer_loss, count_items, cut_labels
-from ftlib.models.registry import InputProcessor
+from ftlib.models.registry import ImageInputProcessor, InputProcessor
 from ftlib.runs import run as runs
 from ftlib.training import distributed
 from ftlib.training.checkpoints import (
@@ -230,9 +230,7 @@ class ResumableTrainer(Trainer):
         without_images = self.config.model.entry.images and not any(name.startswith("pixel_values") for name in inputs)
         if without_images and self.mesh:
             # Weights are gathered block by block, by all ranks: those of the vision tower, too, if a rank has images.
-            # Features of this one go nowhere, since no token stands for it; their gradients are zero.
-            edge = self.model.config.vision_config.image_size
-            inputs = {**inputs, "pixel_values": torch.zeros(1, 3, edge, edge, device=self.args.device)}
+            inputs = cast(ImageInputProcessor, self.train_dataset.processor).add_blank_image(inputs)
         part = answer_loss(model, inputs, loss.average, num_items_in_batch, loss.label_smoothing)
         if without_images and not self.mesh:
             # Without a gradient (even zero) for the vision tower, DDP would wait for ever for ranks with images, and

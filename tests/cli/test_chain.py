@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,49 @@ def test_run_again_says_done_and_asks_nothing_twice(
     assert error.count("already evaluated") == 4
     code, _, error = ftlib("evaluate", "tiny", "evaluation.max_new_tokens=2", "--split", "test")
     assert code == 0 and "already evaluated" not in error
+
+
+def test_stage_in_a_job_also_prepares_what_is_prepared(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, done = write_config(), store / "done"
+    monkeypatch.setenv("FTLIB_JOB_TMP", str(store))
+
+    def run(command: str, following: str, *overrides: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("FTLIB_FOLLOWING", following)
+        return ftlib(command, config, *overrides)
+
+    assert run("stage", "prepare")[:2] == (0, "") and not done.exists(), "not prepared yet"
+    assert run("prepare", "train")[0] == 0 and not done.exists()
+    code, output, error = run("stage", "prepare")
+    assert (code, output, done.read_text()) == (0, run("prepare", "train")[1], "prepare\n")
+    assert "already prepared" in error
+    done.unlink()
+    assert run("stage", "train")[1] == "" and not done.exists()
+    code, _, error = run("stage", "prepare", "data.prompt={nothing}")
+    assert code == 2 and "field nothing" in error and not done.exists(), "its prompt does not fit the prepared rows"
+
+
+def test_an_evaluation_without_torch_is_no_failure_of_the_run(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config()
+    assert ftlib("prepare", config)[0] == 0
+
+    def events() -> list[object]:
+        return [line["event"] for path in (store / "runs").rglob("history.jsonl") for line in read_lines(path)]
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)  # as if it were not installed
+        patch.delitem(sys.modules, "ftlib.evaluation.inference", raising=False)  # an earlier test has imported it
+        code, _, error = ftlib("evaluate", config, "--before", "--split", "test")
+        assert code == 2 and "evaluate needs torch, which is not installed here" in error and events() == []
+    assert ftlib("evaluate", config, "--before", "--split", "test")[0] == 0
+    before = events()
+    assert before == ["evaluating", "evaluated"]
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, error = ftlib("evaluate", config, "--before", "--split", "test")
+    assert code == 0 and "already evaluated" in error and events() == before * 2
 
 
 def test_what_train_writes_is_read_by_plain_transformers(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ftlib.data.sources import toy
 from ftlib.evaluation.model import EvalModel
 from ftlib.models.generation import GeneratedAnswer
 from ftlib.models.tiny import tiny_model, tiny_processor
+from ftlib.tasks.registry import task_of
 from tests.conftest import REPOSITORY, read_lines
 from tests.models.test_mask_codec import random_arrays
 
@@ -123,6 +126,30 @@ def test_the_shipped_config_of_digits(store: Path, ftlib: Ftlib, monkeypatch: py
     answer = json.loads(ftlib(*asked, "--json")[1])[0]
     assert answer["box_scores"] == record["box_scores"] and answer["mean_logprob"] <= 0
     assert min(Image.open(store / "drawn.png").size) >= 320
+
+
+def test_an_older_evaluation_without_scores_of_boxes(
+    config: Callable[[str], Path], ftlib: Ftlib, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read and reported, but not compared with one that has scores, until it is deleted and made anew."""
+    path = config("detect")
+    path.write_text(path.read_text().replace("before: false", "before: true"))
+    for command in ("prepare", "train"):
+        assert ftlib(command, path)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ftlib.evaluation.evaluate.task_of", lambda found: replace(task_of(found), answer_fields=None))
+        assert ftlib("evaluate", path)[0] == 0
+    folder = evaluation(store)
+    assert "box_scores" not in read_lines(folder / "predictions.jsonl")[0]
+    assert "training changed AP" in ftlib("evaluate", path)[2] and ftlib("report", "tiny")[0] == 0
+    shutil.rmtree(folder)
+    code, _, error = ftlib("evaluate", path)
+    assert code == 0 and "test after: the two scores are not comparable: the rule differs" in error
+    assert "box_scores" in read_lines(folder / "predictions.jsonl")[0]
+    page = Path(ftlib("report", "tiny")[1].strip()).read_text()
+    assert "not comparable" in page and "→" not in page
+    shutil.rmtree(folder.with_name("before"))
+    assert "training changed AP" in ftlib("evaluate", path)[2]
 
 
 def test_refer(config: Callable[[str], Path], ftlib: Ftlib, store: Path, answered: Callable[[str], None]) -> None:

@@ -15,6 +15,7 @@ from ftlib.models.generation import generate_answers
 from ftlib.models.loading import load_weights
 from ftlib.models.vlm import VisionLanguageProcessor
 from tests.conftest import LORA, read_lines
+from tests.fake_hub import serving
 from tests.models import tiny_vlm
 
 Ftlib = Callable[..., tuple[int, str, str]]
@@ -118,6 +119,53 @@ def test_labels_on_all_answers_of_a_conversation(
     assert all(record["references"][0] in ("a", "b") for record in records)
     lengths = np.load(next((store / "lengths").glob("*.npy")))
     assert lengths[:, 1].min() > 10, "labels from the first answer on"
+
+
+def test_conversations_with_images_of_a_hub_dataset(
+    data: Path, tmp_path: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """From a list column of images and messages in parts, as the hub has them, to the report's pictures."""
+    import datasets
+
+    tiny_vlm.save("gemma3", tmp_path / "gemma3")
+    text, number = datasets.Value("string"), datasets.Value("int64")
+    features = {
+        "messages": [{"role": text, "content": [{"type": text, "text": text, "index": number}]}],
+        "images": datasets.List(datasets.Image()),
+    }
+    rows = []
+    for n in range(18):
+        parts = [{"type": "image", "text": None, "index": at} for at in range(len(images_of(n)))]
+        said = [[*parts, {"type": "text", "text": f"what {n}?", "index": None}]]
+        said += [[{"type": "text", "text": words, "index": None}] for words in ("a digit", "which?", "ab"[n % 2])]
+        turns = [{"role": ("user", "assistant")[at % 2], "content": each} for at, each in enumerate(said)]
+        rows.append({"messages": turns, "images": [{"bytes": (data / name).read_bytes()} for name in images_of(n)]})
+    dataset = tmp_path / "hub" / "datasets" / "lab" / "chats"
+    datasets.Dataset.from_list(rows, datasets.Features(features)).to_parquet(dataset / "data" / "train.parquet")
+    chat = "source: hub\n  file: lab/chats\n  columns: {image: images}\n  prompt: chat\n  chat_turns: all"
+    config = write_config(LORA, str(tmp_path / "gemma3"), str(tmp_path / "extracted"), ("source: jsonl", chat))
+    few = config.read_text().replace("max_steps: 12", "max_steps: 1").replace("task: classify", "task: instruct")
+    config.write_text(few.replace("family: paligemma", "family: vlm").replace("valid: 0.2, test: 0.2", "valid: 0.8"))
+    with serving(tmp_path / "hub", tmp_path, monkeypatch):
+        code, _, error = ftlib("stage", config)
+    assert code == 0, error
+    for command in ("prepare", "train", "evaluate"):
+        code, _, error = ftlib(command, config)
+        assert code == 0, error
+    (run,) = (store / "runs").glob("*/tiny/*")
+    records = read_lines(next(run.glob("eval/*/valid/after/predictions.jsonl")))
+    for record in records:
+        asked = json.loads(record["prompt"])[0]["content"]
+        n = int((asked if isinstance(asked, str) else asked[-1]["text"])[5:-1])
+        shown = record.get("images", [record["image"]] if record["image"] else [])
+        extracted = [(tmp_path / "extracted" / name).read_bytes() for name in shown]
+        assert extracted == [(data / name).read_bytes() for name in images_of(n)]
+        assert record["references"] == ["ab"[n % 2]]
+    assert len(records) >= 3 and any("images" in record for record in records)
+    assert ftlib("report", run)[0] == 0
+    page = next(run.glob("**/*.html")).read_text()
+    assert all(f'alt="{name}"' in page for record in records for name in record.get("images", []))
 
 
 def test_a_model_s_folder_without_a_run_is_asked_about_several_images(data: Path, tmp_path: Path, ftlib: Ftlib) -> None:

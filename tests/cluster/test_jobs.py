@@ -88,7 +88,8 @@ def test_every_command_of_the_cluster_page_works(cluster: Cluster) -> None:
     assert "Traceback" not in log.read_text()
     steps = ["sacct", "-nPo", "JobName,State", "-j", log.stem.rpartition("-")[2]]
     shown = subprocess.run(steps, capture_output=True, text=True).stdout
-    assert all(f"{command}|COMPLETED" in shown for command in ("stage", "prepare", "train", "evaluate"))
+    assert all(f"{command}|COMPLETED" in shown for command in ("stage", "train", "evaluate"))
+    assert "prepare|" not in shown and "already prepared" in log.read_text(), "no step of its own"
     predict = next(line for line in lines if "ftlib predict" in line)
     assert told[predict].splitlines()[-1] == "0"
     planned = "jobs/run.sh ftlib plan configs/digits.yaml --gpu 12GiB --json"

@@ -42,4 +42,5 @@ def test_flipped_digits_are_found(store: Path, tmp_path: Path) -> None:
         flush=True,
     )
     assert precision >= 0.8 and recall >= 0.8 and right >= 0.9
-    assert sum(row["split"] == "test" for row in hits) and page.stat().st_size > 100_000
+    assert any(row["split"] == "test" for row in hits)
+    assert page.read_text().count('<img src="data:image/') >= len(listed)

@@ -36,7 +36,6 @@ def config(
     [
         (LORA, {}, {"quantization": "nf4"}, "quantization: nf4"),
         (LORA, {"torch_compile": True}, {}, "torch_compile"),
-        (LORA, {}, {"family": "vlm"}, "vlm is not sharded yet: a GPU whose rows have no image"),
         (FULL, {"optim": "adafactor"}, {}, "optim: adafactor cannot update sharded weights"),
         (FULL, {"optim": "adamw_8bit"}, {}, "optim: adamw_8bit cannot update sharded weights"),
         (FULL, {"fp16": True}, {}, "fp16"),

@@ -156,3 +156,46 @@ def test_odd_architectures_are_cut_or_left_alone(name: str, shared: Path, tmp_pa
     whole = answer_loss(model.train(), batch, "token")
     trained = prepare_for_training(model, METHODS["lora"], "x", "causal").train()
     torch.testing.assert_close(answer_loss(trained, batch, "token"), whole, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, None) for name in (*CUT, *WHOLE, *sorted(ODD))),
+        *(("paligemma", one) for one in ("lora", "mlp", "dora")),
+    ],
+)
+def test_a_prompt_is_read_with_the_last_column_alone(
+    name: str, method: str | None, shared: Path, tmp_path: Path
+) -> None:
+    """The same next token, the same cache, and the whole MLP again afterwards."""
+    model, batch = load(name, shared, tmp_path)
+    if name == "paligemma":
+        add_dropout(model, 0.3)
+    asked: Any = model
+    if method:
+        asked = prepare_for_training(model, METHODS[method], "x", "paligemma")
+        for key, parameter in asked.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.1)
+    asked.eval()
+    seen: list[int] = []
+    if name in CUT:
+        watch(columns._last_mlp(asked), seen)
+
+    def read() -> tuple[Tensor, Any]:
+        output = asked(**{**model_inputs(batch), "use_cache": True}, logits_to_keep=1)
+        return output.logits, output.past_key_values
+
+    with torch.no_grad():
+        logits, cache = read()
+        with columns.last_column_only(asked):
+            found, own = read()
+        again, _ = read()
+    torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-6)
+    assert torch.equal(again, logits)
+    for mine, other in zip(own.layers, cache.layers, strict=True):
+        for state in ("keys", "values"):
+            assert torch.equal(*(getattr(layer, state, torch.zeros(1)) for layer in (mine, other)))
+    length = batch["input_ids"].shape[1]
+    assert seen == ([length, 1, length] if name in CUT else [])

@@ -89,10 +89,14 @@ def test_logprobs_are_the_models_own(
 def test_logits_of_one_token_per_row_are_kept(
     model: torch.nn.Module, inputs: PaliGemmaInputProcessor, rows: list[EncodedExample]
 ) -> None:
-    """Never those of all tokens: with 257,152 words 32 answers of 256 tokens would be 8 GiB."""
-    shapes = []
+    """Never those of all tokens: with 257,152 words 32 answers of 256 tokens would be 8 GiB. Nor is the last MLP needed
+    for other tokens."""
+    shapes, computed = [], set()
     watch = model.get_output_embeddings().register_forward_hook(lambda *seen: shapes.append(seen[-1].shape[:2]))
-    generate_with_logprobs(model, inputs, rows, 8)
+    last = model.get_decoder().layers[-1].mlp.gate_proj
+    with last.register_forward_hook(lambda *seen: computed.add(seen[-1].shape[1])):
+        generate_with_logprobs(model, inputs, rows, 8)
+    assert computed == {1}
     generate_with_logprobs(model, inputs, rows, 8, generation={"do_sample": False})
     watch.remove()
     assert {columns for _, columns in shapes} == {1} and max(count for count, _ in shapes) == len(rows)

@@ -1,4 +1,4 @@
-"""bitsandbytes is hidden from commands that do not need it, and only from them."""
+"""Packages that libraries would import are hidden from commands that do not need them, and only from them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from ftlib.config.loader import load_experiment
 from ftlib.core import imports
-from ftlib.core.imports import hide_package  # the function itself: conftest.py replaces it in its module
+from ftlib.core.imports import hide_package, hide_while_importing  # conftest.py replaces them in their module
 from ftlib.core.paths import Site
-from ftlib.models.libraries import hide_unused_bitsandbytes
+from ftlib.models.libraries import hide_unused_packages
 
 CONFIG = """
 name: tiny
@@ -43,7 +43,7 @@ def hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., lis
         names: list[str] = []
         monkeypatch.setattr(imports, "hide_package", names.append)
         site = Site(Path("/s"), Path("/r"))
-        hide_unused_bitsandbytes(load_experiment(file, overrides, site, {}).config, site)
+        hide_unused_packages(load_experiment(file, overrides, site, {}).config, site)
         return names
 
     return of
@@ -64,6 +64,19 @@ def test_it_stays_where_something_may_need_it(hidden: Callable[..., list[str]], 
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)
     assert not hidden(f"plugins=[{plugin}]")
+
+
+def test_some_packages_are_hidden_from_imports_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "_unneeded", ())
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    hide_while_importing("colorsys", "json")
+    with pytest.raises(ValueError, match="in the body"), imports.quick_imports():
+        assert importlib.util.find_spec("colorsys") is None and json is sys.modules["json"]
+        raise ValueError("in the body")
+    import colorsys
+
+    with imports.quick_imports():
+        assert colorsys is sys.modules["colorsys"], "what is imported already stays"
 
 
 def test_a_hidden_package_looks_as_if_it_were_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

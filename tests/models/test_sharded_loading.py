@@ -1,9 +1,12 @@
-"""A model that three ranks load in parts starts with the weights of one that is loaded whole, bit for bit."""
+"""A model that three ranks load in parts starts with the weights of one that is loaded whole, bit for bit; what they
+write is whole."""
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import shutil
+import time
 import traceback
 import weakref
 from collections.abc import Callable
@@ -12,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaForCausalLM, set_seed
 
 from ftlib.config.schema import Config
-from ftlib.models import sharding
+from ftlib.errors import UserError
+from ftlib.models import loading, sharded_loading, sharding
 from ftlib.training.initialize import trainable_model
 from tests.models import tiny_causal, tiny_paligemma
 
@@ -60,11 +64,15 @@ def on_ranks(check: Callable[..., None], folder: Path, *arguments: Any, world: i
     processes = [context.Process(target=main, args=(rank,)) for rank in range(world)]
     for process in processes:
         process.start()
+    ends = time.monotonic() + 120
     for process in processes:
-        process.join(120)
+        process.join(max(0, ends - time.monotonic()))
         process.kill()
     (folder / "meeting").unlink(missing_ok=True)
-    return [fault for _, fault in sorted(found.get() for _ in processes)]
+    faults = dict.fromkeys(range(world), "it has not ended")
+    while not found.empty():
+        faults |= [found.get()]
+    return [*faults.values()]
 
 
 def started(config: Config, base: Path, init_weights: Path | None, mesh: Any = None) -> torch.nn.Module:
@@ -169,4 +177,27 @@ def test_files_hold_whole_tensors_and_are_written_one_by_one(tmp_path: Path, mon
 
     monkeypatch.setattr(sharding, "gather", gather_one)
     faults = on_ranks(equal_files, tmp_path, tmp_path)
+    assert not any(faults), "\n".join(faults)
+
+
+def fail_to_read_on_one_rank(base: Path, fails: str) -> None:
+    mesh = sharding.make_mesh(torch.device("cpu"), "full", 1)
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    if distributed.get_rank() == 1:
+        setattr(*{"weights": (sharded_loading, "_open_files"), "config": (loading, "model_config")}[fails], fail)
+    with pytest.raises(UserError, match=f"{base}: the model cannot be loaded: .*Input/output error"):
+        loading.load_weights(base, "float32", "causal", mesh=mesh)
+
+
+@pytest.mark.parametrize("fails", ["weights", "config"])
+def test_a_rank_that_cannot_read_ends_all_at_once(tmp_path: Path, fails: str) -> None:
+    """transformers compares tied weights that a file has twice on all ranks: none may wait there for another."""
+    base = tiny_causal.save("gemma", tmp_path / "gemma")
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    faults = on_ranks(fail_to_read_on_one_rank, tmp_path, base, fails)
     assert not any(faults), "\n".join(faults)

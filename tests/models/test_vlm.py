@@ -14,17 +14,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import AutoProcessor, Florence2Config, PreTrainedModel
 
 from ftlib.config.schema import Lora
 from ftlib.errors import UserError
 from ftlib.merging.checkpoint_io import canonical_name, canonical_names, model_part_of, open_weights
+from ftlib.models import prompt_cache
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.encoding import IGNORE_INDEX, PER_ROW, join_image_inputs, model_inputs, split_batch
 from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss, count_items
 from ftlib.models.vlm import VisionLanguageProcessor, module_group
+from ftlib.training.oom import MicroBatchSplitter
 from tests.models import tiny_vlm
 from tests.models.logprobs import assert_logprobs_are_the_models_own
 
@@ -125,6 +128,35 @@ def test_loss_is_the_model_s_own_and_does_not_depend_on_the_batch(
     assert found == pytest.approx(sum(alone) / sum(row.n_labels for row in rows), abs=1e-5)
 
 
+def test_halves_of_rows_with_two_images_one_and_none_add_up(
+    folder: Path, inputs: VisionLanguageProcessor, pictures: list[Image.Image]
+) -> None:
+    """After an out-of-memory error in the backward pass: the same loss and gradients, some pieces without an image."""
+    model = load_weights(folder, "float32", "vlm")
+    shown: list[list[Image.Image]] = [[], pictures[:2], [], pictures[2:]]
+    batch = inputs.collate([inputs.encode_train("what?", images, "an answer") for images in shown])
+    items, sizes = count_items(batch["labels"], "token"), []
+
+    def compute(piece: dict[str, Tensor], largest: int = 1) -> Tensor:
+        sizes.append(len(piece["input_ids"]))
+        loss = answer_loss(model, piece, "token", items)
+        loss.backward()
+        if sizes[-1] > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss.detach()
+
+    def gradients() -> dict[str, Tensor]:
+        found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        model.zero_grad()
+        return found
+
+    whole, expected = compute(batch, largest=4), gradients()
+    found = MicroBatchSplitter().run(0, batch, compute, model.zero_grad)
+    assert sizes[1:] == [4, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(gradients(), expected)
+
+
 def test_answers_are_those_of_generate(
     model: PreTrainedModel,
     inputs: VisionLanguageProcessor,
@@ -138,9 +170,48 @@ def test_answers_are_those_of_generate(
     assert found == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
     assert found == [generate_answers(model, inputs, [row], 8)[0] for row in rows]
     assert_logprobs_are_the_models_own(model, inputs, rows, generate_with_logprobs(model, inputs, rows, 8))
+    with monkeypatch.context() as context:
+        context.setattr(prompt_cache, "CPU_CHUNK_TOKENS", 1)
+        assert generate_answers(model, inputs, rows, 8) == found, "each row read on its own, with its own image"
     longest = max(len(row.input_ids) for row in rows)
     monkeypatch.setattr(inputs, "max_length", longest + 2)  # the longest row is done before the others
     assert generate_answers(model, inputs, rows, 8) == [generate_answers(model, inputs, [row], 8)[0] for row in rows]
+
+
+@pytest.mark.parametrize("chunk", [1, 640])
+def test_an_image_is_read_once_for_all_questions_about_it(
+    model: PreTrainedModel,
+    inputs: VisionLanguageProcessor,
+    pictures: list[Image.Image],
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Image and template go through the model once an image where it keeps keys and values only."""
+    questions = ["what?", "which one", "?", "how many, then", "is it"]
+    rows = [row for picture in pictures[:2] for row in inputs.encode_prompts(questions, picture)]
+    monkeypatch.setattr(prompt_cache, "_LEAST_SAVED", -1)  # images have few tokens here
+    shared = prompt_cache._find_shared_prefixes(model, rows)
+    assert shared is not None
+    shares = prompt_cache._keeps_key_values(model, shared.longest + shared.rest + 8)
+    monkeypatch.setattr(prompt_cache, "CPU_CHUNK_TOKENS", chunk)
+    tokens, images = [], 0
+
+    def note(module: Any, inputs: Any, named: dict[str, Any]) -> None:
+        nonlocal images
+        tokens.append(named["position_ids"].shape[-2:])
+        images += len(named.get("pixel_values", ()))
+
+    with model.register_forward_pre_hook(note, with_kwargs=True):
+        found = generate_with_logprobs(model, inputs, rows, 8)
+    read = sum(shape.numel() for shape in tokens if shape[1] > 1)
+    assert (read <= 2 * shared.longest + 10 * shared.rest) == shares
+    pixels = rows[0].image_inputs["pixel_values"], rows[5].image_inputs["pixel_values"]
+    assert not shares or images == sum(map(len, pixels))
+    assert [one.text for one in found] == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
+    alone = [generate_with_logprobs(model, inputs, [row], 8)[0] for row in rows]
+    assert [one.token_ids for one in found] == [one.token_ids for one in alone]
+    for one, other in zip(found, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_likelihoods_are_those_of_training_rows(

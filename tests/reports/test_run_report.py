@@ -325,7 +325,8 @@ OWN = {"decode": "generate", "num_beams": 1, "max_new_tokens": 16, "generation":
 
 def test_scores_of_other_settings_stand_apart(finished: Run, site: Site, page: Page) -> None:
     settings = {"fingerprint": "feed0002", "prompt": "{prefix}", **OWN}
-    evaluate(finished, "valid", "after", AFTER_ROWS, settings=settings)
+    for when, rows in (("before", BEFORE_ROWS), ("after", AFTER_ROWS)):
+        evaluate(finished, "valid", when, rows, settings=settings)
     evaluate(finished, "test", "after", BEFORE_ROWS, settings=settings | {"max_new_tokens": 2})
     found = page(finished)
     assert "valid accuracy 0.500 → 0.750" in found

@@ -200,7 +200,7 @@ def run_cases(cases: list[Case], rank: int, world: int) -> None:
             return ShardingChoice(case["scope"], world // arguments[-1], "as the test wants")
 
         def save(*arguments: Any, case: Case = case) -> Any:
-            if "stop_after" in case and rank < world - 1:
+            if case.get("stop_after") and rank < world - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
             return plain_save(*arguments)
 
@@ -216,6 +216,10 @@ def run_cases(cases: list[Case], rank: int, world: int) -> None:
 
 
 if __name__ == "__main__":
+    if "FTLIB_TORCHVISION" in os.environ:
+        from tests import torchvision_folder
+
+        torchvision_folder.use(os.environ["FTLIB_TORCHVISION"])
     import ftlib.training.train  # noqa: F401 - imported once, for all ranks
 
     fork_ranks()

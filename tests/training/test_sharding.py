@@ -289,27 +289,43 @@ def test_ranks_with_images_and_ranks_without(
     monkeypatch: pytest.MonkeyPatch,
     ranks: Ranks,
 ) -> None:
-    """PaliGemma sharded and in DDP, Gemma 3 in DDP: rows have no image, one or three, and in most steps one rank alone
-    has images."""
+    """PaliGemma and two models of family vlm, sharded and in DDP: rows have no image, one or three, and in most steps
+    one rank alone has images."""
     monkeypatch.setenv("FTLIB_RUNS", "")
-    data, adapter = rows_of_many_images(tmp_path / "data"), LORA.replace("dropout: 0.1", "dropout: 0.0")
-    bases = {"paligemma": tiny_paligemma.save(tmp_path / "paligemma"), "vlm": tmp_path / "gemma3"}
-    tiny_vlm.save("gemma3", bases["vlm"])
+    data, lora = rows_of_many_images(tmp_path / "data"), LORA.replace("dropout: 0.1", "dropout: 0.0")
     cases, pairs = [], []
-    for family, base in bases.items():
-        path = write_config(adapter, str(base), str(data), ("family: paligemma", f"family: {family}"))
-        path = path.rename(tmp_path / f"{family}.yaml")
-        path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 4"))
-        assert ftlib("prepare", path)[0] == 0
-        one = run_of(path, tmp_path / f"{family}-one")
-        assert ftlib("train", path)[0] == 0
-        for shard in ("full", "none") if family == "paligemma" else ("none",):
-            place, two = tmp_path / f"{family}-{shard}", job(2, shard)
-            pairs.append((run_of(path, place, *two), one))
-            cases.append(case(place, [path, *two]))
+    for name, adapter, shards in (
+        ("paligemma", lora, ("full", "none")),
+        ("gemma3", lora, ("full", "none")),
+        ("idefics3", FULL, ("full",)),
+    ):
+        config = image_config(tmp_path / name, name, adapter, data, write_config, ftlib)
+        one = run_of(config, tmp_path / name / "one")
+        assert ftlib("train", config)[0] == 0
+        for shard in shards:
+            place, two = tmp_path / name / shard, job(2, shard)
+            pairs.append((run_of(config, place, *two), one))
+            cases.append(case(place, [config, *two]))
     train_on(ranks, 2, cases)
     for ours, one in pairs:
         assert_same(ours, one)
+
+
+def image_config(
+    folder: Path, model: str, adapter: str, data: Path, write_config: Callable[..., Path], ftlib: Ftlib
+) -> Path:
+    """A config in a new folder, on a tiny PaliGemma or an architecture of `tiny_vlm`."""
+    folder.mkdir()
+    family, base = "vlm", folder / "model"
+    if model == "paligemma":
+        family, base = model, tiny_paligemma.save(base)
+    else:
+        tiny_vlm.save(model, base)
+    path = write_config(adapter, str(base), str(data), ("family: paligemma", f"family: {family}"))
+    path = path.rename(folder / "config.yaml")
+    path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 4"))
+    assert ftlib("prepare", path)[0] == 0
+    return path
 
 
 def rows_of_many_images(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from ftlib.core import jsonl
 from ftlib.runs.run import Run
 from tests.conftest import LORA
+from tests.models.test_vlm import ARCHITECTURES, require_packages
 from tests.training.sharded_ranks import Case, Ranks
 from tests.training.test_divergence import INFINITE_STEP
 from tests.training.test_resume import run_of
@@ -29,9 +30,11 @@ from tests.training.test_sharding import (
     causal_config,
     checkpoint_step,
     exact,
+    image_config,
     job,
     paligemma,
     ranks,
+    rows_of_many_images,
     train_on,
 )
 
@@ -128,6 +131,23 @@ def test_sharded_ranks_are_one(
     more: dict[str, Any] = {"scope": "node"} if one.nodes > 1 else {}
     train_on(ranks, one.count, [case(tmp_path / "ranks", [config, *overrides], **more)], nodes=one.nodes)
     assert_same(ours, plain, one.coarse)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("adapter", [FULL, LORA_0], ids=["full", "lora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_vision_language_models_on_ranks_with_images_and_without(
+    ranks: Ranks, paligemma: Any, write_config: Any, tmp_path: Path, ftlib: Ftlib, architecture: str, adapter: str
+) -> None:
+    require_packages(architecture)
+    data = rows_of_many_images(tmp_path / "data")
+    config = image_config(tmp_path / "vlm", architecture, adapter, data, write_config, ftlib)
+    more = ["evaluation.loss=true", BEST.replace("every: 3", "every: 2"), "checkpoint.steps=2"]
+    plain = run_of(config, tmp_path / "one", *more)
+    assert ftlib("train", config, *more)[0] == 0
+    ours = run_of(config, tmp_path / "ranks", *more, *job(2))
+    train_on(ranks, 2, [case(tmp_path / "ranks", [config, *more, *job(2)])])
+    assert_same(ours, plain)
 
 
 @pytest.mark.long
