@@ -20,6 +20,7 @@ comma := ,
 LOWEST := $(VENV)/lowest
 ORACLE := $(VENV)/oracle
 MARKS := not long and not real
+WORKERS := 3
 # What a bare machine or an ordinary user has not: tests/needs.py.
 NEEDS := cluster or java or browser or mount or users
 LOWEST_TRANSFORMERS := 5.19.0
@@ -30,12 +31,13 @@ demo: $(VENV)/.demo
 	$(BIN)/ftlib demo
 
 test: $(VENV)/.test $(LOWEST)/.done
-	FTLIB_LOWEST_TRANSFORMERS="$(CURDIR)/$(LOWEST)" $(BIN)/python -m pytest -m "$(MARKS)" $(if $(RAN),--ran="$(RAN)") --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
+	FTLIB_LOWEST_TRANSFORMERS="$(CURDIR)/$(LOWEST)" $(BIN)/python -m pytest -m "$(MARKS)" $(if $(RAN),--ran="$(RAN)") --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
 
 fresh:
 	tests/fresh.sh "not long and not real and not ($(NEEDS))" $(RAN)
 
 rest: MARKS := not long and not real and ($(NEEDS))
+rest: WORKERS := 2 # one of them for the cluster
 rest: test
 
 cluster:

@@ -91,12 +91,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Before tests are chosen by their marks. Files of training take longest: handed out last, one process would work
-    on them alone for minutes.
+    """Before tests are chosen by their marks. The cluster's, which are one group, and files of training take longest:
+    handed out last, one process would work on them alone for minutes.
     """
-    items.sort(key=lambda item: "training" not in item.path.parts)
+    folders = {item: item.path.relative_to(REPOSITORY / "tests").parts for item in items}
+    items.sort(key=lambda item: ("cluster" not in folders[item], "training" not in folders[item]))
     for item in items:
-        if "cluster" in item.path.relative_to(REPOSITORY / "tests").parts:
+        if "cluster" in folders[item]:
             item.add_marker("cluster")
 
 
