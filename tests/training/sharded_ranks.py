@@ -220,6 +220,13 @@ if __name__ == "__main__":
         from tests import torchvision_folder
 
         torchvision_folder.use(os.environ["FTLIB_TORCHVISION"])
-    import ftlib.training.train  # noqa: F401 - imported once, for all ranks
+    # Imported once, for all ranks.
+    import PIL.Image
 
+    import ftlib.cli.main
+    import ftlib.evaluation.inference
+    import ftlib.metrics.classification
+    import ftlib.training.train  # noqa: F401
+
+    PIL.Image.init()
     fork_ranks()
