@@ -123,7 +123,7 @@ def assert_same(ours: Run, theirs: Run, coarse: float = 1) -> None:
     states = [torch.load(checkpoint_of(run) / "optimizer.pt", weights_only=True) for run in (ours, theirs)]
     shapes = [
         {
-            number: {key: value.shape for key, value in own.items()}
+            number: {key: (type(value), value.shape) for key, value in own.items()}  # a DTensor has the whole's shape
             for number, own in state["state"].items()
             if own.get("exp_avg", torch.ones(1)).any()  # one process also has zeros for weights that nothing reads
         }
