@@ -47,6 +47,7 @@ def answer_loss(
         return loss_of_logits(output, labels, average, items, smoothing)
     losses = request.losses(output)
     if losses is None:
+        del output  # with all that its backward pass would need
         return loss_of_logits(_keep_columns(model, batch, labels), labels, average, items, smoothing)
     return _average(losses, labels, average, items)
 
