@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ftlib.core import log
 from ftlib.core.out_of_memory import is_out_of_memory
 from ftlib.data.example import MAX_ERRORS_SHOWN, Example, ImageFile, raise_all
-from ftlib.data.images import image_path, open_image, open_row_images, read_ahead
+from ftlib.data.images import ReadFile, image_path, open_image, open_row_images, read_ahead
 from ftlib.data.prompts import PromptTemplates, render_prompt
 from ftlib.data.splits import hash_text
 from ftlib.errors import UserError
@@ -116,23 +116,26 @@ class SupervisedDataset(Dataset[EncodedExample]):
         self.sampler = sampler
         self.max_pixels = max_pixels
         self.cache = cache
+        self._read: ReadFile = Path.read_bytes
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> EncodedExample:
-        return self.__getitems__([index])[0]
+        if index < 0:
+            return replace(self[~index], n_labels=0)
+        example = self.examples[self.indices[index]]
+        images = open_row_images(self.root, example, self.max_pixels, self._read)
+        return self.processor.encode_train(render_prompt(example, self.templates), images, example.suffix)
 
     def __getitems__(self, indices: Sequence[int]) -> list[EncodedExample]:
-        """Return the rows of a micro-batch; DataLoader calls it."""
+        """Return the rows of a micro-batch; DataLoader calls it. Not for several threads at the same time."""
         rows = [self.examples[self.indices[index if index >= 0 else ~index]] for index in indices]
-        found = []
-        with read_ahead(self.root, rows) as read:
-            for index, row in zip(indices, rows, strict=True):
-                images = open_row_images(self.root, row, self.max_pixels, read)
-                encoded = self.processor.encode_train(render_prompt(row, self.templates), images, row.suffix)
-                found.append(encoded if index >= 0 else replace(encoded, n_labels=0))
-        return found
+        try:
+            with read_ahead(self.root, rows) as self._read:
+                return [self[index] for index in indices]
+        finally:
+            self._read = Path.read_bytes
 
     def lengths(self) -> list[tuple[int, int]]:
         """Return (tokens, answer tokens) of every row."""
