@@ -126,8 +126,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically, creating its folder.
+def write_text(path: Path, text: str, urls: bool = True) -> None:
+    """Write a file atomically, creating its folder. Secrets are masked.
+
+    Args:
+        urls: also the user information of every URL, see `redact`.
 
     Raises:
         UserError: no space, or not writable.
@@ -137,7 +140,7 @@ def write_text(path: Path, text: str) -> None:
         temporary = _temporary_path(path)
         try:
             with temporary.open("x", encoding="utf-8") as file:
-                file.write(redact(text))
+                file.write(redact(text, urls=urls))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -166,9 +169,9 @@ def copy_file(source: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json_text(value, indent=1) + "\n")
+def write_json(path: Path, value: Any, urls: bool = True) -> None:
+    """Write a JSON file atomically, see `write_text`."""
+    write_text(path, json_text(value, indent=1) + "\n", urls)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

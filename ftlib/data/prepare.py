@@ -122,7 +122,7 @@ def prepare(
                 facts["suspicious_labels"] = told
         if alike := sorted(images.one_color):
             facts["one_color"] = {"images": len(alike), "shown": alike[:MAX_ERRORS_SHOWN]}
-        files.write_json(folder / "data.json", facts)
+        files.write_json(folder / "data.json", facts, urls=False)  # labels must be those of the rows
         for spool in folder.glob("*.arrow"):
             spool.unlink()
     return read_prepared(target, config)

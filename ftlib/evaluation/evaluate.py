@@ -296,17 +296,18 @@ def _summary(request: EvaluationRequest, records: list[PredictionRecord]) -> dic
 
 
 def _publish(folder: Path, records: list[PredictionRecord], scores: dict[str, Any], config: Config) -> None:
+    """Write an evaluation. URLs in texts of the data and in answers are not masked, because these are scored again."""
     submission = task_of(config).submission
     datasets = by_dataset(records) or {"": records}
     results = {name: submission(own) for name, own in datasets.items()} if submission else {}
     with files.atomic_directory(folder) as temporary:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        files.write_text(temporary / "predictions.jsonl", lines)
+        files.write_text(temporary / "predictions.jsonl", lines, urls=False)
         for name, result in results.items():
             if result is not None:
                 text = json.dumps(result, ensure_ascii=False)
-                files.write_text(temporary / f"submission{name and '.'}{name}.json", text)
-        files.write_json(temporary / "scores.json", scores)
+                files.write_text(temporary / f"submission{name and '.'}{name}.json", text, urls=False)
+        files.write_json(temporary / "scores.json", scores, urls=False)  # its settings name all labels
 
 
 # Overlap of the evaluated rows with the training rows.

@@ -199,7 +199,7 @@ def scratch_dir(folder: Path, settings: dict[str, Any], over: Callable[[], bool]
         if folder.exists() and not (note.exists() and files.read_json(note) == settings):
             shutil.rmtree(folder)
         if not folder.exists():
-            files.write_json(note, settings)
+            files.write_json(note, settings, urls=False)
     wait_for_tasks(lambda: _is_note_of(note, settings) or over(), str(folder))
     return folder
 

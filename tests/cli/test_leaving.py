@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -122,3 +123,25 @@ def test_a_secret_written_out_in_a_config_is_refused(
     said = clean(ftlib("train", write_config(), f"data.prompt=https://me:{PASSWORD}@h.example/"), 2)
     assert "command line: data.prompt: holds a secret" in said
     assert not leaks(store)
+
+
+def test_passwords_in_urls_of_the_data_are_scored_and_not_reported(
+    store: Path, shared: Path, tmp_path: Path, write_config: WriteConfig, ftlib: Ftlib
+) -> None:
+    """Labels and prompts stay as they are in data and predictions; the report, its tables and messages mask them."""
+    data = tmp_path / "data"
+    shutil.copytree(shared / "data", data)
+    url = "https://me:pl4nted@example.org/"
+    rows = [json.loads(line) for line in (data / "data.jsonl").read_text().splitlines()]
+    changed = [{**row, "prefix": f"{url}?", "suffix": url + row["suffix"]} for row in rows]
+    (data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    config = write_config(LORA, root=str(data), replace=("max_steps: 12", "max_steps: 1"))
+    config.write_text(config.read_text().replace("splits: [valid]", "splits: [valid], decode: choose"))
+    for command in ("prepare", "train", "evaluate", "report"):
+        clean(ftlib(command, "tiny" if command == "report" else config))
+    (folder,) = (store / "runs").glob("*/tiny/*/eval/*/valid/after")
+    records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert all(record["prompt"] == f"{url}?" for record in records)
+    assert {record["prediction"] for record in records} <= {row["suffix"] for row in changed}
+    assert {path.name for path in leaks(store / "runs")} == {"predictions.jsonl", "scores.json"}
+    assert "https://***@example.org/" in next(folder.parents[3].glob("report.html")).read_text()
