@@ -145,6 +145,8 @@ class LossHead:
         head: Any = model.get_output_embeddings()  # type: ignore[operator]
         if type(head) is not torch.nn.Linear or head._forward_hooks:
             return
+        if getattr(model.config.get_text_config(), "final_logit_softcapping", None):  # type: ignore[union-attr,operator]
+            return
         self._head = head
         self._logits = head.forward
         self._usable: bool | None = None

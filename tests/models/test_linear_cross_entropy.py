@@ -93,7 +93,7 @@ def test_same_loss_and_gradients_of_models(
         with monkeypatch.context() as context:
             returned = count_calls(context)
             found = train(name, method, average, mixed, shared, tmp_path)
-        assert len(returned) == (method != "full")
+        assert len(returned) == (method != "full" and name != "gemma2")
         assert found.keys() == expected.keys()
         torch.testing.assert_close(found.pop(""), expected.pop(""), rtol=1e-6, atol=1e-6)
         largest = max(gradient.norm() for gradient in expected.values())
@@ -109,7 +109,10 @@ def test_a_model_that_changes_its_logits_is_called_again(
     model, batch = load("gemma2", shared, tmp_path)
     adapter = METHODS["lora"].model_copy(update={"dropout": 0.5})
     torch.manual_seed(0)
+    settings = model.config.get_text_config()
+    cap, settings.final_logit_softcapping = settings.final_logit_softcapping, None
     trained = prepare_for_training(model, adapter, "x", "causal").train()
+    settings.final_logit_softcapping = cap  # so that it is not known beforehand
     for key, parameter in trained.named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(parameter)
