@@ -210,11 +210,12 @@ def test_a_step_of_a_vision_language_model(tmp_path: Path, architecture: str) ->
     rows, found = longest_row(chosen, Site(tmp_path, tmp_path), tmp_path, empty)
     assert not found and rows.batch is not None and ASSUMED_IMAGE == (640, 480)
     counted = estimate_step(empty, chosen, rows, 2, checkpointing=True)
-    batch = {name: torch.cat([tensor] * 2) for name, tensor in rows.batch.items()}
+    row = {**rows.batch, "labels": rows.batch["labels"][:, -rows.answer :]}  # as training cuts them
+    batch = {name: torch.cat([tensor] * 2) for name, tensor in row.items()}
     batch["attention_mask"][0, :2] = 0
     model = prepare_for_training(load_weights(tmp_path, "float32", "vlm"), chosen.adapter, "base", "vlm").train()
     with FlopCounterMode(display=False) as real_flops, sdpa_kernel(SDPBackend.MATH):
-        answer_loss(model, {**rows.batch, "labels": rows.batch["labels"][:, -rows.answer :]}, "token").backward()
+        answer_loss(model, row, "token").backward()
     assert row_flops(empty, chosen, rows) == pytest.approx(real_flops.get_total_flops(), rel=0.15)
     peak = peak_of_the_allocator(model, batch, checkpointing=True)
     assert counted.activations + counted.logits + counted.gradients == pytest.approx(peak, rel=0.1)
