@@ -35,7 +35,7 @@ def describe_environment() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": gpu_names(),
         "job": os.environ.get("SLURM_JOB_ID"),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
         "code": _git_revision(),
     }
 
@@ -46,13 +46,14 @@ def prefer_expandable_segments() -> None:
     A setting of the user is kept. It must be called before torch first allocates on a GPU.
     """
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    if (version := _version("torch")) and not any(name in os.environ for name in names):
+    if (version := package_version("torch")) and not any(name in os.environ for name in names):
         major, minor = version.split(".")[:2]
         name = names[0] if (int(major), int(minor)) >= (2, 10) else names[1]  # the second is deprecated since
         os.environ[name] = "expandable_segments:True"
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
 """SHA-256 of large files, computed once: the store remembers it by the file's size, modification time and inode.
 
 `<store>/hashes/<folder's hash>.json` holds `{name: {"bytes", "mtime_ns", "inode", "sha256"}}`. A file that differs in
-any of the first three is read again.
+any of the first three is read again. What else was found out about files is remembered in the same way (`record_of`).
 """
 
 from __future__ import annotations
@@ -63,8 +63,31 @@ def store_hashes(
     facts = facts or {name: _file_stat(folder / name) for name in hashes}
     known = files.read_json(record) if record.is_file() else {}
     added = {name: {**facts[name], "sha256": digest} for name, digest in hashes.items()}
+    write_record(record, {**known, **added}, site)
+
+
+def record_of(folder: Path, names: Sequence[str], facts: Any, site: Site) -> Path | None:
+    """The file of the store that exists if something has been found out about files that have not changed since.
+
+    Args:
+        names: of files in the folder; or absolute paths.
+        facts: what was found out, and how, as JSON.
+
+    Returns:
+        None if one of the files cannot be found.
+    """
+    try:
+        with ThreadPoolExecutor(32) as pool:  # a network file system answers many at a time
+            stats = list(pool.map(lambda name: _file_stat(folder / name), names))
+    except OSError:
+        return None
+    return site.store / "hashes" / f"{files.json_sha256([facts, list(zip(names, stats, strict=True))])[:24]}.json"
+
+
+def write_record(record: Path, facts: Any, site: Site) -> None:
+    """Write a file in the store, if that is writable."""
     with contextlib.suppress(UserError), permissions.group_writable(site):
-        files.write_json(record, {**known, **added})
+        files.write_json(record, facts)
 
 
 def _record_path(folder: Path, site: Site) -> Path:

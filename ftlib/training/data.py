@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -352,24 +352,27 @@ def _length_error(name: str, prompt: int, answer: int, limit: int) -> str:
     return f"row {name}: {prompt + answer:,} tokens, the maximum is {limit:,}{filled}"
 
 
-def validate_images(
-    rows: Iterable[Example], root: Path, processor: InputProcessor, max_pixels: int | None = None
-) -> int:
-    """Open every image once, as in training, and run the model's processor on it.
-
-    Args:
-        max_pixels: see `images.open_image`.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        UserError: images that cannot be used, each with the first row that uses it.
-    """
+def images_of(rows: Iterable[Example]) -> dict[ImageFile, str]:
+    """Image → the first row that uses it."""
     first: dict[ImageFile, str] = {}
     for row in rows:
         for file in row.image_files:
             first.setdefault(file, row.id)
+    return first
+
+
+def validate_images(
+    images: Mapping[ImageFile, str], root: Path, processor: InputProcessor, max_pixels: int | None = None
+) -> None:
+    """Open images as in training, and run the model's processor on them.
+
+    Args:
+        images: see `images_of`.
+        max_pixels: see `images.open_image`.
+
+    Raises:
+        UserError: images that cannot be used, each with its row.
+    """
     faults = []
 
     def inspect(image: str, frame: int, digest: str) -> str:
@@ -383,14 +386,13 @@ def validate_images(
             return f"{image}: the model's processor rejects it: {error}"
         return ""
 
-    shown = list(first)
+    shown = list(images)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, log.progress("images", len(shown)) as update:
         for start in range(0, len(shown), _CHUNK):
             chunk = shown[start : start + _CHUNK]
             for number, (one, problem) in enumerate(
                 zip(chunk, pool.map(inspect, *zip(*chunk, strict=True)), strict=True)
             ):
-                faults += [f"row {first[one]}: {problem}"] if problem else []
+                faults += [f"row {images[one]}: {problem}"] if problem else []
                 update(start + number + 1, "")
     raise_all(faults, "Fix or remove them, then run `ftlib prepare CONFIG --again`.")
-    return len(shown)

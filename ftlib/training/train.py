@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,16 @@ from transformers import set_seed
 from ftlib.config.loader import Experiment
 from ftlib.config.packages import require_packages
 from ftlib.config.schema import Attention, Config, Full, Lora
-from ftlib.core import files, jsonl, log, signals
-from ftlib.core.environment import describe_environment, version_changes
+from ftlib.core import files, hashes, jsonl, log, signals
+from ftlib.core.environment import describe_environment, package_version, version_changes
 from ftlib.core.gpu import gpu_memory_bytes, gpu_name, has_bfloat16, require_kernels
 from ftlib.core.lease import acquire_lease
 from ftlib.core.out_of_memory import SMALLER_MODEL_HINT, oom_as_user_error
 from ftlib.core.paths import Site
+from ftlib.core.registry import provider
 from ftlib.core.wait import wait_until
 from ftlib.data.dataset import PreparedDataset, open_prepared
+from ftlib.data.example import ImageFile
 from ftlib.errors import TrainingDiverged, UserError
 from ftlib.hub.cache import find_model, model_hashes
 from ftlib.hub.offline import offline
@@ -57,7 +60,14 @@ from ftlib.training.checkpoints import (
     restore_threads,
 )
 from ftlib.training.compiling import CompileCache, limit_recompiles, open_compile_cache
-from ftlib.training.data import LengthFilterResult, MixtureSampler, SupervisedDataset, filter_by_length, validate_images
+from ftlib.training.data import (
+    LengthFilterResult,
+    MixtureSampler,
+    SupervisedDataset,
+    filter_by_length,
+    images_of,
+    validate_images,
+)
 from ftlib.training.divergence import require_finite
 from ftlib.training.eval_callback import CheckpointEvaluator
 from ftlib.training.initialize import resolve_init_weights, trainable_model
@@ -219,7 +229,7 @@ def _make_context(
         compile_cache,
     )
     if config.model.entry.images:
-        _validate_images_once(context, prepared)
+        _validate_images_once(context, prepared, site)
     return context
 
 
@@ -254,18 +264,31 @@ def _sharding_mesh(config: Config, run: Run, base: Path, site: Site) -> DeviceMe
     return sharding.make_mesh(device(), choice.scope, nodes)
 
 
-def _validate_images_once(context: _TrainingContext, prepared: PreparedDataset) -> None:
-    """Check all images of training and evaluation once per run, before the first step; other ranks wait."""
+def _validate_images_once(context: _TrainingContext, prepared: PreparedDataset, site: Site) -> None:
+    """Check all images of training and evaluation before the first step of a run; other ranks wait.
+
+    Images that an earlier run has opened in the same way are not opened again while their files stay unchanged.
+    """
     if log.is_main_process() and not _was_logged(context.run, "images tried"):
-        _validate_images(context, prepared)
+        rows = itertools.chain.from_iterable(prepared.rows(split) for split in ["train", *context.evaluator.splits])
+        images = images_of(rows)
+        record = _record_of_images(context, images, prepared.root, site)
+        if record is None or not record.exists():
+            validate_images(images, prepared.root, context.rows.processor, context.rows.max_pixels)
+            if record:
+                hashes.write_record(record, {"images": len(images)}, site)
+        context.run.log_event("images tried", count=len(images))
     wait_until(lambda: _was_logged(context.run, "images tried"), poll=2)
 
 
-def _validate_images(context: _TrainingContext, prepared: PreparedDataset) -> None:
-    rows = itertools.chain.from_iterable(prepared.rows(split) for split in ["train", *context.evaluator.splits])
-    context.run.log_event(
-        "images tried", count=validate_images(rows, prepared.root, context.rows.processor, context.rows.max_pixels)
-    )
+def _record_of_images(context: _TrainingContext, images: Iterable[ImageFile], root: Path, site: Site) -> Path | None:
+    """The file of the store that exists if these images have been opened as in this run; see `hashes.record_of`."""
+    config = context.experiment.config
+    plugin = provider("model", config.model.family, config.plugins)
+    packages = {name: package_version(name) for name in ("ftlib", "transformers", "pillow", "torchvision")}
+    model = [config.model.model_dump(mode="json"), plugin and plugin.identity, model_hashes(context.base, site)]
+    how = ["images", sorted(images), context.rows.max_pixels, model, packages]
+    return hashes.record_of(root, sorted({name for name, *_ in images}), how, site)
 
 
 def _train_attempt(context: _TrainingContext, point: ResumePoint) -> bool:

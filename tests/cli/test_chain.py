@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +77,40 @@ def test_run_again_says_done_and_asks_nothing_twice(
     assert error.count("already evaluated") == 4
     code, _, error = ftlib("evaluate", "tiny", "evaluation.max_new_tokens=2", "--split", "test")
     assert code == 0 and "already evaluated" not in error
+
+
+def test_images_are_tried_once_for_all_runs_until_a_file_changes(
+    shared: Path, store: Path, write_config: Callable[..., Path], ftlib: Ftlib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftlib.training import train
+
+    tried: list[int] = []
+    real = train.validate_images
+
+    def validate_images(images: dict[Any, str], *rest: Any) -> None:
+        tried.append(len(images))
+        real(images, *rest)
+
+    monkeypatch.setattr(train, "validate_images", validate_images)
+    data = shutil.copytree(shared / "data", store / "copy")
+    config = write_config(root=str(data))
+    assert ftlib("prepare", config)[0] == 0
+
+    def start(*overrides: str) -> list[int]:
+        tried.clear()
+        code, _, error = ftlib("train", config, *overrides)
+        assert code == 0, error
+        return tried
+
+    (count,) = start()
+    assert count > 0 and start("seed=5") == []
+    assert start("seed=6", "model.resize=bilinear") == [count], "the processor opens them in another way"
+    for image in data.rglob("*.png"):
+        os.utime(image)
+    assert start("seed=7") == [count] and start("seed=8") == []
+    histories = [read_lines(path) for path in (store / "runs").rglob("history.jsonl")]
+    found = [[line["count"] for line in lines if line["event"] == "images tried"] for lines in histories]
+    assert found == [[count]] * 5
 
 
 def test_stage_in_a_job_also_prepares_what_is_prepared(

@@ -15,7 +15,7 @@ from ftlib.models.paligemma import PaliGemmaInputProcessor
 from ftlib.models.tiny import tiny_tokenizer
 from ftlib.runs.run import Run
 from ftlib.training import train
-from ftlib.training.data import MixtureSampler, SupervisedDataset, filter_by_length, validate_images
+from ftlib.training.data import MixtureSampler, SupervisedDataset, filter_by_length, images_of, validate_images
 
 TEMPLATE = "{prefix}\n"
 INPUTS = CausalProcessor(tiny_tokenizer(), max_length=10)
@@ -120,9 +120,10 @@ def test_images_are_tried_once_and_bad_ones_named_with_their_rows(tmp_path: Path
     names = ["good.png", "good.png", "thin.png", "torn.png", "thin.png", "gone.png", ""]
     rows = [Example(f"r{number}", name, "", "a") for number, name in enumerate(names)]
     with pytest.raises(UserError) as caught:
-        validate_images(rows, tmp_path, Picky())  # type: ignore[arg-type]
+        validate_images(images_of(rows), tmp_path, Picky())  # type: ignore[arg-type]
     thin, torn, gone, _ = str(caught.value).splitlines()
     assert thin == "row r2: thin.png: the model's processor rejects it: cannot find the channels"
     assert torn.startswith("row r3: ") and "torn.png" in torn
     assert gone.startswith("row r5: ") and gone.endswith("gone.png: no such image")
-    assert validate_images(rows[:2], tmp_path, Picky()) == 1  # type: ignore[arg-type]
+    assert list(images_of(rows[:2]).values()) == ["r0"]
+    validate_images(images_of(rows[:2]), tmp_path, Picky())  # type: ignore[arg-type]
