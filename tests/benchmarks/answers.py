@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def make_vlm(name: str, folder: Path) -> tuple[Any, VisionLanguageProcessor]:
         text.rope_parameters["mrope_section"] = [8, 12, 12]
         set_fields(tower, {"depth": 6, "out_hidden_size": 512, "num_heads": 4, "fullatt_block_indexes": [2, 5]})
         images.size = {"shortest_edge": 28**2, "longest_edge": 256 * 28**2}
-    save_model(transformers.AutoModelForImageTextToText.from_config, config, folder)
+    build = partial(transformers.AutoModelForImageTextToText.from_config, trust_remote_code=False)
+    save_model(build, config, folder)
     processor.save_pretrained(folder)
     return load_weights(folder, "float32", "vlm").eval(), VisionLanguageProcessor.load(folder)
 
