@@ -141,10 +141,10 @@ def _request(
 
 
 def _connect(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
-    """Connect to the first address that answers."""
+    """Connect to the first address that answers. The timeout is also that of the whole TLS handshake."""
     for number, address in enumerate(addresses, 1):
         try:
-            return socket.create_connection((address, port), timeout=_WAIT)
+            return socket.create_connection((address, port), timeout=max(0.1, min(_WAIT, deadline - time.monotonic())))
         except OSError:
             if number == len(addresses) or time.monotonic() > deadline:
                 raise

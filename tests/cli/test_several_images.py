@@ -196,6 +196,7 @@ def test_check_and_prepare_read_images_inside_rows(
     config.write_text(config.read_text() + "privacy: {images: false}\n")
     code, output, error = ftlib("prepare", config, "--check")
     assert code == 0 and "24" in output, error
+    assert not (data / ".images").exists()
     for command in ("prepare", "train", "evaluate"):
         code, _, error = ftlib(command, config)
         assert code == 0, error
