@@ -100,6 +100,25 @@ def test_forms(tmp_path: Path, record: dict[str, Any], prompt: Turns, answer: st
     assert not prompt_checker("chat")(row)
 
 
+@pytest.mark.parametrize("chat_turns", ["rows", "all", "last"])
+def test_placeholders_in_a_history_and_an_input_keep_their_places(tmp_path: Path, chat_turns: str) -> None:
+    """As LLaMA-Factory writes them; with alpaca's format, which has no place for such images, they are an error."""
+    images = ["a.png", "b.png"]
+    told = {"instruction": "q2", "input": "<image>x", "output": "a2", "system": "s", "history": [["<image>q1", "a1"]]}
+    (row,) = read(tmp_path, {**told, "images": images}, chat_turns=chat_turns)
+    asked = {
+        "role": "user",
+        "content": [{"type": "text", "text": "q2"}, {"type": "image"}, {"type": "text", "text": "x"}],
+    }
+    assert shown(row) == [*turns("ss"), image_turn("", "q1"), *turns("aa1"), asked]
+    assert (row.images, row.suffix, row.prefix) == (images, "a2", "q2x")
+    assert "set data.prompt: chat" in prompt_checker("{prefix}")(row) and prompt_checker("alpaca")(row)
+    (later,) = read(
+        tmp_path, {**told, "input": "", "instruction": "<image>q2", "history": [["q1", "a1"]], "image": "a.png"}
+    )
+    assert shown(later) == [*turns("ss", "uq1", "aa1"), image_turn("", "q2")]
+
+
 def test_columns_decide_between_two_forms(tmp_path: Path) -> None:
     record = {"instruction": "i", "output": "o", "messages": turns("uq", "aa")}
     (chat,) = read(tmp_path, record, columns={"messages": "messages"})
@@ -193,6 +212,15 @@ DEEP = "[" * 100_000
             "arguments of a tool call",
         ),
         ({"messages": turns("uq", "aa"), "history": [["x", "y"]]}, "field history: messages also has earlier turns"),
+        (
+            {"instruction": "q", "output": "a", "history": [["<image>x", "y"]], "images": ["a.png", "b.png"]},
+            "images: 1 placeholders in the messages for 2 images",
+        ),
+        (
+            {"instruction": "q", "output": "a", "history": [["x", "<image>"]], "image": "a.png"},
+            "message 2: an image in a turn of role assistant",
+        ),
+        ({"prompt": "q", "completion": "<image> a", "image": "a.png"}, "field completion: <image> in an answer"),
         ({"messages": turns("uq", "aa"), "rejected": turns("ab")}, "preference pairs are not supported"),
         ({"instruction": "q", "output": "a", "rejected": "b"}, "preference pairs are not supported"),
         ({"messages": turns("uq", "a", "uq2", "aa")}, "message 2: is empty"),
