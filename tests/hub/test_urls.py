@@ -237,6 +237,7 @@ def test_other_names_of_this_machine(host: str) -> None:
 
 def test_urls_in_messages() -> None:
     assert without_query("https://me:pw@host:8/a/b.png?key=1#x") == "https://host:8/a/b.png"
+    assert without_query("https://me@[2606:4700::1111]:8/a.png?key=1") == "https://[2606:4700::1111]:8/a.png"
     assert without_query("https://[/") == "(not a URL)"
 
 

@@ -185,7 +185,10 @@ class _Records:
         return {}
 
     def _raw(self, key: str, record: dict[str, Any], names: Mapping[str, str]) -> Example:
-        facts = extra_fields(record, {names["id"], _RAW, names["references"]})
+        images, own = record_images(record, self.columns)
+        if images:
+            raise ValueError(f"field {_RAW}: raw text shows no images; write a conversation")
+        facts = extra_fields(record, {names["id"], _RAW, names["references"], *own})
         text = require_text(answer_of(record, _RAW), _RAW)
         return Example(key, "", "", text, references_of(record, names["references"]), facts, group=key)
 
@@ -230,7 +233,8 @@ class _Records:
         given, own = record_images(record, self.columns)
         chat = read_conversation(lists, given, record.get("system"), prompts=_TRL[: len(lists) - 1])
         tools = read_tools(record.get("tools"))
-        group = key or json_sha256(chat.turns)[:16]  # all answers of a chat are in one group
+        said = [chat.turns, chat.images] if chat.images else chat.turns
+        group = key or json_sha256(said)[:16]  # all answers of a chat are in one group
         facts = extra_fields(record, {names["id"], *lists, *CHAT_COLUMNS, "system", *own})
         if tools:
             facts["tools"] = tools

@@ -153,6 +153,13 @@ def test_images_of_later_turns_are_not_shown_before(tmp_path: Path) -> None:
     assert [row.images for row in read(tmp_path, record)] == [["1.png"], ["1.png", "2.png"]]
 
 
+def test_conversations_of_the_same_words_about_other_images_are_no_group(tmp_path: Path) -> None:
+    """Otherwise all images of a class would be in one split."""
+    said = turns("u<image>What?", "aa cat", "u?", "ayes")
+    rows = read(tmp_path, *({"messages": said, "images": [name]} for name in ("1.png", "2.png", "2.png")))
+    assert len({row.group for row in rows}) == 2 and rows[0].group == rows[1].group
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
@@ -221,6 +228,7 @@ DEEP = "[" * 100_000
             "message 2: an image in a turn of role assistant",
         ),
         ({"prompt": "q", "completion": "<image> a", "image": "a.png"}, "field completion: <image> in an answer"),
+        ({"text": "once", "images": ["a.png"]}, "field text: raw text shows no images"),
         ({"messages": turns("uq", "aa"), "rejected": turns("ab")}, "preference pairs are not supported"),
         ({"instruction": "q", "output": "a", "rejected": "b"}, "preference pairs are not supported"),
         ({"messages": turns("uq", "a", "uq2", "aa")}, "message 2: is empty"),
