@@ -100,6 +100,7 @@ def test_a_cross_validation_finds_wrong_labels_and_its_csv_is_applied(
     assert text.count("data:image") >= 2 and "not audited" not in text
     rows = read_csv(page.with_name("audit-labels.csv"))
     assert {row["id"] for row in rows} == WRONG and {row["label"] for row in rows} == {""}
+    assert text.count('<img src="data:image/') == len(rows) + 2  # and a pair of near-duplicates
     assert {(row["given"], row["suggested"]) for row in rows} == {(EVIL, "dog")}
     assert {row["split"] for row in rows} <= {"fold 1", "fold 2", "test"}
     pairs = page.with_name("audit-near-duplicates.csv")
