@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ EMBEDDED = ".images/embedded"
 DOWNLOADED = ".images/urls"
 """Folder below `data.root` for downloaded images; a file is named by the SHA-256 of its URL. Beside it is a JSON file
 with the URL without its query string, and the SHA-256 of the content."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,19})://")
 
 _embedded_in: Path | None = None
 """Where images of `data:` URIs are written instead of the dataset's folder, see `without_writing`."""
@@ -62,7 +65,11 @@ class ImageLocator:
         if scheme in ("http", "https"):
             return self._downloaded(reference)
         if scheme == "file":
-            return posixpath.normpath(unquote_to_bytes(reference.partition("//")[2]).decode(errors="replace"))
+            place = reference[len("file:") :].removeprefix("//")
+            place = place.removeprefix("localhost") if place.startswith("localhost/") else place
+            return posixpath.normpath(unquote_to_bytes(place).decode(errors="replace"))
+        if found := _SCHEME.match(reference):
+            raise ValueError(f"an image is a URL of {found[1]}; only https URLs are downloaded")
         return posixpath.normpath(reference)
 
     def _embedded(self, content: bytes) -> str:

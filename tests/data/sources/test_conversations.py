@@ -160,6 +160,23 @@ def test_conversations_of_the_same_words_about_other_images_are_no_group(tmp_pat
     assert len({row.group for row in rows}) == 2 and rows[0].group == rows[1].group
 
 
+def test_fields_of_parts_that_nothing_uses_are_known(tmp_path: Path) -> None:
+    parts = [
+        {"type": "image", "image": "a.png", "max_pixels": 9, "min_pixels": None},
+        {"type": "image_url", "image_url": {"url": "b.png", "detail": "low"}},
+        {"type": "text", "text": "q", "cache_control": {}},
+    ]
+    (row,) = read(tmp_path, {"messages": [{"role": "user", "content": parts}, *turns("aa")]})
+    assert row.unused == {f"messages.content.{name}" for name in ("max_pixels", "image_url.detail", "cache_control")}
+
+
+@pytest.mark.parametrize("start", ["file://", "file:", "file://localhost", ""])
+def test_paths_as_uris(tmp_path: Path, start: str) -> None:
+    record = {"messages": turns("uq", "aa"), "images": [f"{start}{tmp_path}/a%20b.png" if start else "a b.png"]}
+    (row,) = read(tmp_path, record)
+    assert row.images[0] in (f"{tmp_path}/a b.png", "a b.png")
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
@@ -229,6 +246,7 @@ DEEP = "[" * 100_000
         ),
         ({"prompt": "q", "completion": "<image> a", "image": "a.png"}, "field completion: <image> in an answer"),
         ({"text": "once", "images": ["a.png"]}, "field text: raw text shows no images"),
+        ({"messages": turns("uq", "aa"), "images": ["s3://host/a.png"]}, "an image is a URL of s3; only https URLs"),
         ({"messages": turns("uq", "aa"), "rejected": turns("ab")}, "preference pairs are not supported"),
         ({"instruction": "q", "output": "a", "rejected": "b"}, "preference pairs are not supported"),
         ({"messages": turns("uq", "a", "uq2", "aa")}, "message 2: is empty"),
