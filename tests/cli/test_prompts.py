@@ -129,6 +129,7 @@ def test_killed_and_run_again_it_asks_only_what_is_missing(config: Path, store: 
         (["evaluation.prompts=[]"], "there is only one prompt"),
         (["--prompt", "{question}"], "names question, but the rows only have"),
         (["--prompt", "chat"], "its answers end differently"),
+        (["--prompt", "{prefix} <image>"], "field data.prompt: <image> would be trained on as text"),
         (["data.split.seed=7"], "is not prepared"),
     ],
 )
