@@ -101,5 +101,5 @@ def _length_function(config: Config, site: Site) -> tuple[Callable[[str], int], 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise UserError(f"{folder}: no tokenizer can be read from it: {load_error_message(error)}") from None
+        raise UserError(f"{folder}: no tokenizer can be read from it: {load_error_message(error, folder)}") from None
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), "tokens"

@@ -133,7 +133,7 @@ def _apply(parsed: argparse.Namespace, run: Run, site: Site) -> int:
     if target in {path.resolve() for path in own}:
         raise UserError(f"{parsed.output}: is a file of the dataset, which is not changed", "Name another file.")
     text, changed, dropped = audit.corrected_rows(config, site, run, parsed.apply)
-    files.write_text(parsed.output, text)
+    files.write_text(parsed.output, text, urls=False)  # rows as they are
     log.info(f"{changed} labels changed, {dropped} rows left out")
     others = [f"data.{key}={value}" for key, value in _OF_OTHER_FILES.items() if getattr(data, key)]
     place = target.relative_to(root).as_posix()

@@ -15,6 +15,7 @@ from ftlib.data.labels import suspicious_labels
 from ftlib.data.prepare import ContentGroups, ImageTable, check_images, exclusion_codes, find_content_groups
 from ftlib.data.prompts import render_prompt
 from ftlib.data.scan import RowTransform, ScannedDataset, TaskRules, sample, scan_source
+from ftlib.data.sources.image_references import without_writing
 from ftlib.data.splits import SPLITS, Codes, hash_text
 
 SAMPLED = 2_000
@@ -34,7 +35,7 @@ def describe_dataset(
         Raises:
             UserError: invalid rows or images, unless they are skipped; impossible splits.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, without_writing():
         scanned = scan_source(data, Path(folder) / "rows.arrow", task, encode)
         images = check_images(scanned, data, task)
         contents = find_content_groups(scanned, images, data.split)

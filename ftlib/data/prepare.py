@@ -40,6 +40,7 @@ from ftlib.data.images import ImageInfo, choose_frames, image_path, inspect_imag
 from ftlib.data.labels import labels_missing_in_train, suspicious_labels
 from ftlib.data.near_duplicates import near_duplicates
 from ftlib.data.scan import RowTransform, ScannedDataset, TaskRules, first_rows_of_images, scan_source
+from ftlib.data.sources.image_references import row_image_path
 from ftlib.data.sources.registry import skipped_counts
 from ftlib.data.splits import ANIMATED, LEAKED, LEFT_OUT, SPLITS, UNREADABLE, Codes, Hashes, hash_text, merge_groups
 from ftlib.errors import UserError
@@ -239,8 +240,10 @@ def check_images(scanned: ScannedDataset, data: Data, task: TaskRules) -> ImageT
     def inspect(number: int) -> ImageInfo | InvalidRecord:
         index = int(indices[number])
         row, name = rows[index], found.name(scanned, number)
+        path = root / name
         try:
-            seen = inspect_image(image_path(root, name), data.max_pixels)
+            path = row_image_path(root, name)
+            seen = inspect_image(path, data.max_pixels)
             if misfit:
                 ends = (np.searchsorted(scanned.images, scanned.images[index], side, by_image) for side in _SIDES)
                 for row in map(rows.__getitem__, by_image[slice(*ends)].tolist()):
@@ -249,7 +252,7 @@ def check_images(scanned: ScannedDataset, data: Data, task: TaskRules) -> ImageT
             return seen
         except UserError as error:
             found.invalid.append(name)
-            return InvalidRecord(f"row {row.id}", error.problem)
+            return InvalidRecord(f"row {row.id}", error.problem.replace(str(path), str(root / name)))
 
     bad_rows = scanned.invalid.count
     with ThreadPoolExecutor() as pool, log.progress("checking images", len(names)) as update:

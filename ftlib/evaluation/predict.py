@@ -295,6 +295,8 @@ def _parse_query(record: Any, folder: Path) -> Query:
     if "prompt" not in record:
         raise ValueError("field prompt: is missing")
     names = several if several is not None else [name for name in (record.get("image", ""),) if name]
+    if any(name.partition(":")[0].lower() in ("data", "http", "https") for name in names):
+        raise ValueError("images of questions are paths of files, not URLs or data: URIs")
     first, *others = [folder / name for name in names] or [None]
     context = record.get("context", "")
     return Query(record["prompt"], first, context, other_images=tuple(others), without_image=several == [])

@@ -16,7 +16,8 @@ from typing import Any
 from ftlib.config.schema import CHAT, Config
 from ftlib.core import files
 from ftlib.core.lease import acquire_lease
-from ftlib.data.prompts import render_prompt
+from ftlib.data.example import Example, raise_all
+from ftlib.data.prompts import prompt_checker, render_prompt
 from ftlib.errors import UserError
 from ftlib.evaluation.compare import compare_evaluations
 from ftlib.evaluation.evaluate import (
@@ -100,6 +101,7 @@ def _generate_all(requests: Sequence[EvaluationRequest], split: str, partial: Pa
     templates = [one.config.data.templates for one in requests]
     every = [replace(row, id=f"{_name(each)} {row.id}") for each in templates for row in rows]
     prompts = [render_prompt(row, each) for each in templates for row in rows]
+    _require_suitable(rows, templates)
     validate_request(first, split)
     settings = generation_settings(evaluation_settings(first, split, None))
     request = scratch_dir(partial, {name: value for name, value in settings.items() if name not in _PROMPT_SETTINGS})
@@ -112,6 +114,20 @@ def _generate_all(requests: Sequence[EvaluationRequest], split: str, partial: Pa
     if answers is None:
         return None
     return [answers[start : start + len(rows)] for start in range(0, len(answers), len(rows))]
+
+
+def _require_suitable(rows: Sequence[Example], candidates: Sequence[Mapping[str, str]]) -> None:
+    """Reject a candidate that `ftlib prepare` would reject as `data.prompt`; of each, the first faulty row is told.
+
+    Raises:
+        UserError: one of them omits earlier turns of a row, or has an image placeholder in its text.
+    """
+    faults = []
+    for templates in candidates:
+        fault = {dataset: prompt_checker(template) for dataset, template in templates.items()}
+        if found := next(((row, reason) for row in rows if (reason := fault[row.dataset](row))), None):
+            faults.append(f"prompt {templates[found[0].dataset]!r}: row {found[0].id}: {found[1]}")
+    raise_all(faults, "Compare other prompts.")
 
 
 def _ranking(request: EvaluationRequest, folders: dict[str, Path]) -> list[dict[str, Any]]:

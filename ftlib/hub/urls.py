@@ -43,6 +43,7 @@ def without_query(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "(not a URL)"
@@ -141,10 +142,10 @@ def _request(
 
 
 def _connect(addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
-    """Connect to the first address that answers."""
+    """Connect to the first address that answers. The timeout is also that of the whole TLS handshake."""
     for number, address in enumerate(addresses, 1):
         try:
-            return socket.create_connection((address, port), timeout=_WAIT)
+            return socket.create_connection((address, port), timeout=max(0.1, min(_WAIT, deadline - time.monotonic())))
         except OSError:
             if number == len(addresses) or time.monotonic() > deadline:
                 raise

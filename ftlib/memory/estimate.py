@@ -111,7 +111,8 @@ def build_meta_model(folder: Path, config: Config) -> torch.nn.Module:
         if flex:  # it does not run on the meta device
             model.config.get_text_config()._attn_implementation = "sdpa"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder}: no model can be built from its config.json: {load_error_message(error)}") from None
+        reason = load_error_message(error, folder)
+        raise UserError(f"{folder}: no model can be built from its config.json: {reason}") from None
     if config.model.dropout:
         add_dropout(model, config.model.dropout)
     with torch.device("meta"):

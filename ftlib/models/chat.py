@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from ftlib.data.prompts import NO_LOSS, answer_of_turn, turn_of_answer
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
-from ftlib.models.custom_code import load_error_message
+from ftlib.models.custom_code import load_error_message, load_error_remedy
 from ftlib.models.encoding import EncodedExample
 from ftlib.models.libraries import quiet_libraries
 
@@ -218,7 +218,9 @@ class ChatTemplate:
             settings["tools"] = tools
         try:
             return str(self._tokenizer.apply_chat_template(turns, **settings, **self._arguments))
-        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+        except (
+            TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+        ) as error:  # fmt: skip
             raise UserError(f"the model's chat template refuses a conversation: {error}") from None
 
     def _require_arguments(self) -> None:
@@ -376,8 +378,8 @@ def load_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedCon
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        problem = f"{folder}: no tokenizer can be read from it: {load_error_message(error)}"
-        raise UserError(problem, _TOKENIZERS_REMEDY) from None
+        problem = f"{folder}: no tokenizer can be read from it: {load_error_message(error, folder)}"
+        raise UserError(problem, load_error_remedy(error, _TOKENIZERS_REMEDY)) from None
     if fault := _find_mismatch(tokenizer, config):
         raise UserError(f"{folder}: tokenizer and model do not belong together: {fault}", _TOKENIZERS_REMEDY)
     return tokenizer, config

@@ -128,7 +128,8 @@ def truncate_prompts(
     if processor.length_depends_on_image and processor.max_length and longest + max_new_tokens > processor.max_length:
         problem = f"a prompt with its image has {longest:,} tokens, and the maximum is {processor.max_length:,}"
         raise UserError(
-            f"{problem}: no room for an answer", "Bound the images (model.image_arguments, data.max_pixels)."
+            f"{problem}: no room for an answer",
+            "Bound the images (model.image_arguments, data.max_pixels), or shorten the prompt.",
         )
     return [truncate_left(row, processor.max_length, max_new_tokens, processor.prefix_length) for row in rows]
 

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -18,6 +19,7 @@ from ftlib.config.schema import Model
 from ftlib.core import log
 from ftlib.core.gpu import require_kernels
 from ftlib.core.out_of_memory import is_out_of_memory, oom_as_user_error
+from ftlib.core.safetensors_header import read_safetensors_header
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.hub.offline import offline
@@ -103,6 +105,12 @@ def _load_weights(
             output_loading_info=True,
             **({} if quantization == "none" else _quantization_arguments(dtype, quantization, family)),
         )
+    except SafetensorError as error:
+        if is_out_of_memory(error):
+            raise
+        for path in sorted(folder.glob("*.safetensors")):
+            read_safetensors_header(path)  # raises the error with the file's name
+        raise UserError(f"{folder}: the model cannot be loaded: {load_error_message(error)}") from None
     except UnpicklingError:
         problem = f"{folder}: the weights hold more than tensors; loading them could run somebody's code"
         raise UserError(problem, "Take a model with safetensors.") from None
@@ -112,7 +120,7 @@ def _load_weights(
         lost = _original_message(error)
         if is_out_of_memory(RuntimeError(lost)):
             raise RuntimeError(lost) from None
-        problem = f"{folder}: the model cannot be loaded: {load_error_message(error)}"
+        problem = f"{folder}: the model cannot be loaded: {load_error_message(error, folder)}"
         raise UserError(f"{problem}: {lost.splitlines()[0]}" if lost else problem) from None
     _raise_key_mismatch(folder, info)
     validate_model(model, str(folder))
@@ -199,7 +207,6 @@ def load_adapter_weights(adapted: torch.nn.Module, folder: Path) -> None:
         UserError: their keys, shapes or scales differ, or the file is damaged.
     """
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     theirs, ours = LoraConfig.from_pretrained(folder), adapted.peft_config["default"]  # type: ignore[index]

@@ -25,7 +25,7 @@ from transformers import PaliGemmaConfig, PaliGemmaModel, PaliGemmaProcessor
 from ftlib.core.registry import register_model
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
-from ftlib.models.custom_code import load_error_message
+from ftlib.models.custom_code import load_error_message, load_error_remedy
 from ftlib.models.encoding import (
     EncodedExample,
     Images,
@@ -101,8 +101,8 @@ class PaliGemmaInputProcessor:
                 processor.image_processor.resample = Image.Resampling.BILINEAR  # which is saved with a result, too
             inputs = cls(processor, min(limits, default=None))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            problem = f"{folder}: no PaliGemma processor can be read from it: {load_error_message(error)}"
-            raise UserError(problem, remedy) from None
+            problem = f"{folder}: no PaliGemma processor can be read from it: {load_error_message(error, folder)}"
+            raise UserError(problem, load_error_remedy(error, remedy)) from None
         if fault := inputs._misfit(config):
             raise UserError(f"{folder}: processor and model do not belong together: {fault}", remedy)
         return inputs

@@ -31,7 +31,7 @@ from ftlib.core.registry import register_model
 from ftlib.errors import UserError
 from ftlib.hub.cache import require_model
 from ftlib.models.chat import ChatTemplate, count_images, encode_conversation
-from ftlib.models.custom_code import load_error_message
+from ftlib.models.custom_code import load_error_message, load_error_remedy
 from ftlib.models.encoding import (
     EncodedExample,
     Images,
@@ -135,7 +135,8 @@ class VisionLanguageProcessor:
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{folder}: no config can be read from it: {load_error_message(error)}", _REMEDY) from None
+            problem = f"{folder}: no config can be read from it: {load_error_message(error, folder)}"
+            raise UserError(problem, load_error_remedy(error, _REMEDY)) from None
         if getattr(config, "is_encoder_decoder", False):
             problem = f"{folder}: {config.model_type} is an encoder-decoder without a chat template"
             raise UserError(f"{problem}; model.family: vlm takes decoders only")
@@ -144,8 +145,8 @@ class VisionLanguageProcessor:
                 folder, local_files_only=True, trust_remote_code=False, use_fast=False
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-            problem = f"{folder}: no processor can be read from it: {load_error_message(error)}"
-            raise UserError(problem, _package_remedy(error) or _REMEDY) from None
+            problem = f"{folder}: no processor can be read from it: {load_error_message(error, folder)}"
+            raise UserError(problem, _package_remedy(error) or load_error_remedy(error, _REMEDY)) from None
         if not hasattr(processor, "image_processor") or not getattr(processor, "image_token", None):
             raise UserError(f"{folder}: its processor ({type(processor).__name__}) takes no images", _REMEDY)
         text = config.get_text_config()

@@ -21,6 +21,7 @@ from ftlib.config.schema import Config
 from ftlib.core import files, jsonl, log
 from ftlib.core.log import escape_control_characters
 from ftlib.core.paths import Site
+from ftlib.core.redaction import redact
 from ftlib.data.dataset import PreparedDataset, open_prepared
 from ftlib.data.example import Example, ImageFile, raise_all
 from ftlib.data.images import image_path, open_image
@@ -214,11 +215,12 @@ def write_audit(audit: Audit, page: Path) -> tuple[Path, Path | None]:
         The CSV files; the second is None without near-duplicates.
     """
     labels = page.with_name(f"{page.stem}-labels.csv")
-    files.write_text(labels, _csv([COLUMNS, *(_cells(one) for one in audit.suspects)]))
+    files.write_text(labels, _csv([COLUMNS, *(_cells(one) for one in audit.suspects)]), urls=False)
     pairs = page.with_name(f"{page.stem}-near-duplicates.csv") if audit.pairs else None
     if pairs:
         names = [f"{name}_{side}" for side in (1, 2) for name in ("split", "id", "label", "image")]
-        files.write_text(pairs, _csv([names, *([*one.rows[0], *one.rows[1]] for one in audit.pairs or [])]))
+        listed = _csv([names, *([*one.rows[0], *one.rows[1]] for one in audit.pairs or [])])
+        files.write_text(pairs, listed, urls=False)
     files.write_text(page, render_audit(audit, labels.name))
     return labels, pairs
 
@@ -230,8 +232,13 @@ def _cells(one: LabelSuspect) -> list[str]:
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:
     out = io.StringIO()
-    csv.writer(out).writerows([escape_control_characters(cell) for cell in row] for row in rows)
+    csv.writer(out).writerows([_csv_cell(cell) for cell in row] for row in rows)
     return out.getvalue()
+
+
+def _csv_cell(text: str) -> str:
+    """Return a text as the CSV has it: URLs whole, so that IDs and labels are those of the rows."""
+    return redact(escape_control_characters(text), urls=False)
 
 
 def headline(audit: Audit) -> str:
@@ -323,14 +330,17 @@ def corrected_rows(config: Config, site: Site, run: Run, corrected: Path) -> tup
             if row.frame:
                 raise UserError(f"row {row.id}: frames of animated images cannot be written as JSONL")
             labels.add(row.suffix)
-            change = left.pop(escape_control_characters(row.id), _NO_CHANGE)
-            if (change.label or change.drop) and change.given not in (None, escape_control_characters(row.suffix)):
+            change = left.pop(_csv_cell(row.id), _NO_CHANGE)
+            if (change.label or change.drop) and change.given not in (None, _csv_cell(row.suffix)):
                 told = f"its label is {row.suffix!r}, but the column given has {change.given!r}"
                 faults.append(f"{corrected}: id {row.id}: {told}: it is of other data, or a spreadsheet changed it")
             changed += bool(change.label) and change.label != row.suffix and not change.drop
             dropped += change.drop
             if not change.drop:
-                lines.append(json.dumps(_as_jsonl(row, change.label), ensure_ascii=False) + "\n")
+                line = json.dumps(_as_jsonl(row, change.label), ensure_ascii=False) + "\n"
+                if redact(line, urls=False) != line:
+                    faults.append(f"row {row.id}: contains a secret of this environment, which would be masked")
+                lines.append(line)
     faults += [f"{corrected}: id {name}: no such row" for name in left]
     raise_all(faults, "Nothing was written.")
     used = {change.label for change in changes.values() if change.label and not change.drop}

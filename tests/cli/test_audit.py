@@ -76,7 +76,8 @@ def answer(ftlib: Ftlib, config: Path, decode: str = "choose") -> None:
                 record = {"id": row.id, "image": row.image, "prompt": row.prefix, "prediction": LABELS[truth]}
                 records.append({**record, "references": [row.suffix], **known})
             with files.atomic_directory(run.evaluation_folder("jsonl", split, "after")) as folder:
-                files.write_text(folder / "predictions.jsonl", "".join(json.dumps(one) + "\n" for one in records))
+                text = "".join(json.dumps(one) + "\n" for one in records)
+                files.write_text(folder / "predictions.jsonl", text, urls=False)
         files.write_json(run.done_marker, {"step": 2, "result": "model"})
 
 
@@ -99,6 +100,7 @@ def test_a_cross_validation_finds_wrong_labels_and_its_csv_is_applied(
     assert text.count("data:image") >= 2 and "not audited" not in text
     rows = read_csv(page.with_name("audit-labels.csv"))
     assert {row["id"] for row in rows} == WRONG and {row["label"] for row in rows} == {""}
+    assert text.count('<img src="data:image/') == len(rows) + 2  # and a pair of near-duplicates
     assert {(row["given"], row["suggested"]) for row in rows} == {(EVIL, "dog")}
     assert {row["split"] for row in rows} <= {"fold 1", "fold 2", "test"}
     pairs = page.with_name("audit-near-duplicates.csv")
@@ -167,3 +169,36 @@ def test_rows_of_text_and_of_renamed_fields(config: Path, ftlib: Ftlib, store: P
     code, _, error = ftlib("prepare", config, "--check", *fields)
     assert code == 0, error
     assert {(line["prefix"], line["suffix"]) for line in read_lines(target)} >= {("pet 7?", "bird"), ("pet 9?", "dog")}
+
+
+def test_urls_with_a_password_stay_whole_in_the_csv_and_in_the_corrected_rows(
+    config: Path, ftlib: Ftlib, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In labels and prompts; a row with a secret of the environment, which is masked everywhere, is an error."""
+    labels = ["https://me:pw7890@host/cat", "dog"]
+    monkeypatch.setattr(f"{__name__}.LABELS", labels)
+    lines = [
+        {"id": str(n), "prefix": f"https://me:pw7890@host/{n}?", "suffix": labels[n % 2], "image": None}
+        for n in range(40)
+    ]
+    lines[8]["suffix"] = "dog"
+    (tmp_path / "data" / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answer(ftlib, config)
+    code, output, error = ftlib("audit", config, "--folds", "2")
+    assert code == 0, error
+    page = Path(output.strip())
+    assert "pw7890" not in page.read_text()
+    rows = read_csv(page.with_name("audit-labels.csv"))
+    assert [(row["id"], row["given"], row["suggested"]) for row in rows] == [("8", "dog", labels[0])]
+    corrected, target = tmp_path / "corrected.csv", tmp_path / "data" / "corrected.jsonl"
+    corrected.write_text(f"id,given,label,drop\n8,dog,{labels[0]},\n9,dog,,\n10,{labels[0]},dog,\n")
+    words = ("audit", "pets-audit", "--apply", corrected, "-o", target)
+    monkeypatch.setenv("DB_PASSWORD", "pw7890")
+    code, _, error = ftlib(*words)
+    assert code == 2 and "contains a secret of this environment" in error and not target.exists()
+    monkeypatch.delenv("DB_PASSWORD")
+    code, _, error = ftlib(*words)
+    assert code == 0 and "2 labels changed" in error, error
+    lines[8]["suffix"], lines[10]["suffix"] = labels[0], "dog"
+    found = {str(line["id"]): line for line in read_lines(target)}
+    assert found == {str(line["id"]): line for line in lines}

@@ -158,6 +158,9 @@ def test_model_and_images_are_loaded_once_for_all_prompts(
     counted(loading, "load_model")
     config = write_config(replace=("batch_size: 8}", 'batch_size: 8, prompts: ["which {prefix}", "{prefix}?"]}'))
     assert ftlib("prepare", config)[0] == 0
+    code, _, error = ftlib("prompts", config, "--prompt", "{prefix} <image>")
+    assert code == 2 and "field data.prompt: <image> would be trained on as text" in error
+    calls.clear()
     code, output, error = ftlib("prompts", config, "--json")
     assert code == 0, error
     assert [one["n"] for one in json.loads(output)] == [12, 12, 12]

@@ -184,6 +184,10 @@ def test_a_model_s_folder_without_a_run_is_asked_about_several_images(data: Path
         (row,) = processor.encode_prompts([question["prompt"]], pictures)
         assert answer["answer"] == generate_answers(model, processor, [row], 6)[0].strip()
     assert len({answer["mean_logprob"] for answer in json.loads(answers)}) == 3
+    for image in ("https://host/a.png?key=secret", "data:image/png;base64,AAAA"):
+        (data / "questions.json").write_text(json.dumps([{"prompt": "what?", "image": image}]))
+        code, _, error = ftlib("predict", folder, "--file", data / "questions.json")
+        assert code == 2 and "record 1: images of questions are paths" in error and "secret" not in error
 
 
 def test_check_and_prepare_read_images_inside_rows(
@@ -196,6 +200,7 @@ def test_check_and_prepare_read_images_inside_rows(
     config.write_text(config.read_text() + "privacy: {images: false}\n")
     code, output, error = ftlib("prepare", config, "--check")
     assert code == 0 and "24" in output, error
+    assert not (data / ".images").exists()
     for command in ("prepare", "train", "evaluate"):
         code, _, error = ftlib(command, config)
         assert code == 0, error

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import socket
 import ssl
 import threading
 import time
@@ -101,8 +102,6 @@ PUBLIC = "93.184.216.34"
 @pytest.fixture
 def fetch(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
     """`download`, for which the names are hosts with public addresses; connections to these reach the server."""
-    import socket
-
     plain, hosts = socket.create_connection, {"images.test": [PUBLIC], "other.test": [PUBLIC, "10.0.0.7"]}
 
     def connect(address: tuple[str, int], *words: Any, **named: Any) -> socket.socket:
@@ -170,9 +169,32 @@ def test_a_server_that_never_ends(
     assert time.monotonic() - start < 10
 
 
-def test_another_address_is_tried(server: Server, fetch: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
+def test_a_server_that_never_ends_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends the first record of TLS byte by byte, so that every read gets something in time."""
+    monkeypatch.setattr("ftlib.hub.urls.SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
+        def drip() -> None:
+            connected, _ = listening.accept()
+            with connected, contextlib.suppress(OSError):
+                connected.sendall(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb")
+                for _ in range(60):
+                    time.sleep(0.05)
+                    connected.sendall(b"\x03")
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(DownloadError, match=r"not complete after 0\.3 s"):
+            download(
+                f"https://images.test:{listening.getsockname()[1]}/a.png",
+                1000,
+                resolve=lambda host, port: ["127.0.0.1"],
+                is_allowed=lambda address: True,
+            )
+        assert time.monotonic() - start < 2
+
+
+def test_another_address_is_tried(server: Server, fetch: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     reached = socket.create_connection
 
     def connect(address: tuple[str, int], *words: Any, **named: Any) -> socket.socket:
@@ -215,6 +237,7 @@ def test_other_names_of_this_machine(host: str) -> None:
 
 def test_urls_in_messages() -> None:
     assert without_query("https://me:pw@host:8/a/b.png?key=1#x") == "https://host:8/a/b.png"
+    assert without_query("https://me@[2606:4700::1111]:8/a.png?key=1") == "https://[2606:4700::1111]:8/a.png"
     assert without_query("https://[/") == "(not a URL)"
 
 

@@ -122,6 +122,9 @@ _TURNS = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor
             "leaves answers out",
         ),
         (_TURNS + "{{ 1 + 'a' }}", "refuses a conversation: unsupported operand"),
+        (_TURNS + "{{ 1 / 0 }}", "refuses a conversation: division by zero"),
+        (_TURNS + "{% for i in range(10 ** 9) %}{% endfor %}", "refuses a conversation: Range too big"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}" + _TURNS, "refuses a conversation: maximum recursion depth"),
     ],
 )
 def test_a_template_that_cannot_be_made_consistent_is_refused(template: str, fault: str) -> None:

@@ -5,6 +5,7 @@ answers are the model's.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -319,6 +320,36 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="florence2 is an encoder-decoder"):
         VisionLanguageProcessor.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+def test_code_of_a_model_is_refused_with_the_file_that_names_it(tmp_path: Path, file: str) -> None:
+    tiny_vlm.save("gemma3", tmp_path)
+    other = {"config.json": {"model_type": "mine"}, "processor_config.json": {"processor_class": "Mine"}}[file]
+    classes = {"AutoConfig": "mine.Mine", "AutoProcessor": "mine.Mine"}
+    settings = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**settings, **other, "auto_map": classes}))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    with pytest.raises(UserError, match=f"ftlib runs none; it is named in {file}\n") as caught:
+        VisionLanguageProcessor.load(tmp_path)
+    assert "without trust_remote_code" in caught.value.remedy
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda content: content[:-8], "its header tells of"),
+        (lambda content: content[:50], "its header would be longer than the file"),
+        (lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
+    ],
+)
+def test_damaged_weights_are_refused_by_name(tmp_path: Path, damage: Any, told: str) -> None:
+    tiny_vlm.save("gemma3", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(UserError, match=f"model.safetensors: .*{told}"):
+        load_weights(tmp_path, "float32", "vlm")
 
 
 def test_arguments_that_the_image_processor_lacks_are_refused(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ _PLACEHOLDER = "<image>"
 _OTHER_MEDIA = re.compile("<(?:video|audio)>")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_REFERENCES = ("image_url", "image", "url", "path", "base64")
+_READ_OF_PARTS = frozenset({"type", "text", *_REFERENCES})
+"""Fields of a part that are used or rejected."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Conversation:
         learned: whether each is an answer that is trained on.
         images: references of the images, in the order of their parts in `turns`; if no turn has parts for them, they
             belong before the first turn of the user.
-        unused: fields of messages that nothing uses.
+        unused: fields of messages and of their parts that nothing uses.
     """
 
     turns: list[Turn]
@@ -72,12 +75,14 @@ class _Images:
         shown: references in the order in which the turns show them.
         inline: whether turns have references of their own.
         placeholders: number of parts and placeholders that stand for a given image.
+        unused: fields of parts that nothing uses.
     """
 
     given: list[str] | None
     shown: list[str] = field(default_factory=list)
     inline: bool = False
     placeholders: int = 0
+    unused: set[str] = field(default_factory=set)
 
     def place(self, reference: str | None) -> Turn:
         """Return the part for an image; without a reference it is the next given one."""
@@ -133,6 +138,8 @@ def read_conversation(
             except ValueError as error:
                 raise ValueError(f"field {name}: message {number}: {error}") from None
             unused.update(f"{name}.{each}" for each in message.keys() - _READ - ({"name"} & turn.keys()))
+        unused.update(f"{name}.content.{each}" for each in images.unused)
+        images.unused.clear()
     if system:
         first = next(iter(lists))
         if not isinstance(system, str):
@@ -268,8 +275,12 @@ def _listed(content: Any, images: _Images) -> list[Turn] | None:
     parts: list[Turn] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            images.unused.update(name for name in part.keys() - _READ_OF_PARTS if part[name] is not None)
         if kind in _IMAGE_PARTS:
             parts.append(images.place(_reference(part)))
+            if isinstance(part.get("image_url"), dict):
+                images.unused.update(f"image_url.{name}" for name in part["image_url"].keys() - {"url", "path"})
         elif kind in _TEXT_PARTS and isinstance(part.get("text"), str):
             if images.given and _PLACEHOLDER in part["text"]:
                 raise ValueError(f"{_PLACEHOLDER} in a part of text; write a part of type image")
@@ -287,7 +298,7 @@ def _reference(part: Mapping[str, Any]) -> str | None:
     Raises:
         ValueError: it is no text.
     """
-    for name in ("image_url", "image", "url", "path", "base64"):
+    for name in _REFERENCES:
         value = part.get(name)
         if isinstance(value, dict):
             value = value.get("url") or value.get("path")

@@ -1,5 +1,6 @@
 """References of images in rows: paths, `data:` URIs, and https URLs. The images of the last two are files below the
-dataset's folder: those of `data:` URIs are written when rows are read, those of URLs are downloaded by `stage_urls`.
+dataset's folder: those of `data:` URIs are written when rows are read (not by `prepare --check`), those of URLs are
+downloaded by `stage_urls`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import importlib.util
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from urllib.parse import unquote_to_bytes
 from ftlib.config.schema import Data
 from ftlib.core import files, log
 from ftlib.data.example import raise_all
-from ftlib.data.images import MAX_BYTES, image_size
+from ftlib.data.images import MAX_BYTES, image_path, image_size
 from ftlib.errors import UserError
 from ftlib.hub.urls import DownloadError, download, without_query
 
@@ -32,6 +34,11 @@ EMBEDDED = ".images/embedded"
 DOWNLOADED = ".images/urls"
 """Folder below `data.root` for downloaded images; a file is named by the SHA-256 of its URL. Beside it is a JSON file
 with the URL without its query string, and the SHA-256 of the content."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,19})://")
+
+_embedded_in: Path | None = None
+"""Where images of `data:` URIs are written instead of the dataset's folder, see `without_writing`."""
 
 _AT_ONCE = 8
 _collected: set[str] | None = None
@@ -58,13 +65,17 @@ class ImageLocator:
         if scheme in ("http", "https"):
             return self._downloaded(reference)
         if scheme == "file":
-            return posixpath.normpath(unquote_to_bytes(reference.partition("//")[2]).decode(errors="replace"))
+            place = reference[len("file:") :].removeprefix("//")
+            place = place.removeprefix("localhost") if place.startswith("localhost/") else place
+            return posixpath.normpath(unquote_to_bytes(place).decode(errors="replace"))
+        if found := _SCHEME.match(reference):
+            raise ValueError(f"an image is a URL of {found[1]}; only https URLs are downloaded")
         return posixpath.normpath(reference)
 
     def _embedded(self, content: bytes) -> str:
         """Write an image unless it is there already; several processes may read the same rows."""
         name = f"{EMBEDDED}/{hashlib.sha256(content).hexdigest()}"
-        target = self._root / name
+        target = row_image_path(self._root, name)
         if not target.is_file() or target.stat().st_size != len(content):
             _write(target, content)
         return name
@@ -80,6 +91,29 @@ class ImageLocator:
         elif not (self._root / name).is_file():
             raise ValueError(f"the image {without_query(url)} is not downloaded; run `ftlib stage CONFIG`")
         return name
+
+
+@contextmanager
+def without_writing() -> Iterator[None]:
+    """In the body, images of `data:` URIs are written into a temporary folder; the dataset's folder is not changed."""
+    global _embedded_in
+    with tempfile.TemporaryDirectory() as folder:
+        _embedded_in = Path(folder)
+        try:
+            yield
+        finally:
+            _embedded_in = None
+
+
+def row_image_path(root: Path, name: str) -> Path:
+    """Return the path of an image of a dataset, of a `data:` URI too in the body of `without_writing`.
+
+    Raises:
+        UserError: the path is outside the data folder.
+    """
+    if _embedded_in and name.startswith(f"{EMBEDDED}/"):
+        return _embedded_in / posixpath.basename(name)
+    return image_path(root, name)
 
 
 def name_of_url(url: str) -> str:

@@ -185,7 +185,10 @@ class _Records:
         return {}
 
     def _raw(self, key: str, record: dict[str, Any], names: Mapping[str, str]) -> Example:
-        facts = extra_fields(record, {names["id"], _RAW, names["references"]})
+        images, own = record_images(record, self.columns)
+        if images:
+            raise ValueError(f"field {_RAW}: raw text shows no images; write a conversation")
+        facts = extra_fields(record, {names["id"], _RAW, names["references"], *own})
         text = require_text(answer_of(record, _RAW), _RAW)
         return Example(key, "", "", text, references_of(record, names["references"]), facts, group=key)
 
@@ -195,7 +198,10 @@ class _Records:
             answer = "response"
         instruction, output = text_of(record, names["prefix"]), answer_of(record, answer)
         images, own = record_images(record, self.columns)
-        if images is not None:
+        if images and "<image>" in output:
+            raise ValueError(f"field {answer}: <image> in an answer; only the user shows images")
+        placed = images is not None and _has_placed_images(record, instruction)
+        if images is not None and not placed:
             instruction = _without_placeholders(instruction, len(images), names["prefix"])
         if not instruction.strip():
             raise ValueError(f"field {names['prefix']}: is empty")
@@ -207,6 +213,8 @@ class _Records:
             facts["tools"] = read_tools(facts["tools"])
         if facts.get("history") or facts.get("system"):
             history_turns(facts)
+        if placed:
+            facts, instruction = _with_placed_images(facts, images or [], names["prefix"])
         row = Example(
             key,
             "",
@@ -225,7 +233,8 @@ class _Records:
         given, own = record_images(record, self.columns)
         chat = read_conversation(lists, given, record.get("system"), prompts=_TRL[: len(lists) - 1])
         tools = read_tools(record.get("tools"))
-        group = key or json_sha256(chat.turns)[:16]  # all answers of a chat are in one group
+        said = [chat.turns, chat.images] if chat.images else chat.turns
+        group = key or json_sha256(said)[:16]  # all answers of a chat are in one group
         facts = extra_fields(record, {names["id"], *lists, *CHAT_COLUMNS, "system", *own})
         if tools:
             facts["tools"] = tools
@@ -286,6 +295,28 @@ def _without_placeholders(instruction: str, images: int, field: str) -> str:
         where = "; images between words need `messages`" if found == images else ""
         raise ValueError(f"field {field}: {found} placeholders <image> for {images} images{where}")
     return text
+
+
+def _has_placed_images(record: Mapping[str, Any], instruction: str) -> bool:
+    """Whether placeholders say in which of several texts of an instruction its images are."""
+    history, context = record.get("history"), record.get("input")
+    earlier = [text for pair in history if isinstance(pair, list) for text in pair] if isinstance(history, list) else []
+    others = [text for text in (*earlier, context, record.get("system")) if isinstance(text, str)]
+    return any("<image>" in text for text in others) or (bool(earlier) and "<image>" in instruction)
+
+
+def _with_placed_images(facts: dict[str, Any], images: list[str], field: str) -> tuple[dict[str, Any], str]:
+    """Return an instruction's facts with its texts as turns that have the images in their places, and its question.
+
+    Raises:
+        ValueError: other numbers of images and placeholders, or one in an answer.
+    """
+    asked = "\n\n".join(text for text in (facts["instruction"], facts["input"]) if text.strip())
+    turns = [*history_turns(facts), {"role": "user", "content": asked}]
+    said = read_conversation({field: turns}, images).turns
+    question = text_of_turn(said[-1])
+    rest = {name: value for name, value in facts.items() if name not in ("history", "system")}
+    return rest | {"messages": said, "instruction": question, "input": ""}, question
 
 
 def _context(record: dict[str, Any], known: set[str]) -> str:

@@ -100,6 +100,25 @@ def test_forms(tmp_path: Path, record: dict[str, Any], prompt: Turns, answer: st
     assert not prompt_checker("chat")(row)
 
 
+@pytest.mark.parametrize("chat_turns", ["rows", "all", "last"])
+def test_placeholders_in_a_history_and_an_input_keep_their_places(tmp_path: Path, chat_turns: str) -> None:
+    """As LLaMA-Factory writes them; with alpaca's format, which has no place for such images, they are an error."""
+    images = ["a.png", "b.png"]
+    told = {"instruction": "q2", "input": "<image>x", "output": "a2", "system": "s", "history": [["<image>q1", "a1"]]}
+    (row,) = read(tmp_path, {**told, "images": images}, chat_turns=chat_turns)
+    asked = {
+        "role": "user",
+        "content": [{"type": "text", "text": "q2"}, {"type": "image"}, {"type": "text", "text": "x"}],
+    }
+    assert shown(row) == [*turns("ss"), image_turn("", "q1"), *turns("aa1"), asked]
+    assert (row.images, row.suffix, row.prefix) == (images, "a2", "q2x")
+    assert "set data.prompt: chat" in prompt_checker("{prefix}")(row) and prompt_checker("alpaca")(row)
+    (later,) = read(
+        tmp_path, {**told, "input": "", "instruction": "<image>q2", "history": [["q1", "a1"]], "image": "a.png"}
+    )
+    assert shown(later) == [*turns("ss", "uq1", "aa1"), image_turn("", "q2")]
+
+
 def test_columns_decide_between_two_forms(tmp_path: Path) -> None:
     record = {"instruction": "i", "output": "o", "messages": turns("uq", "aa")}
     (chat,) = read(tmp_path, record, columns={"messages": "messages"})
@@ -132,6 +151,30 @@ def test_answers_in_a_prompt_are_not_trained_on(tmp_path: Path) -> None:
 def test_images_of_later_turns_are_not_shown_before(tmp_path: Path) -> None:
     record = {"messages": turns("u<image>q1", "aa1", "u<image>q2", "aa2"), "images": ["1.png", "2.png"]}
     assert [row.images for row in read(tmp_path, record)] == [["1.png"], ["1.png", "2.png"]]
+
+
+def test_conversations_of_the_same_words_about_other_images_are_no_group(tmp_path: Path) -> None:
+    """Otherwise all images of a class would be in one split."""
+    said = turns("u<image>What?", "aa cat", "u?", "ayes")
+    rows = read(tmp_path, *({"messages": said, "images": [name]} for name in ("1.png", "2.png", "2.png")))
+    assert len({row.group for row in rows}) == 2 and rows[0].group == rows[1].group
+
+
+def test_fields_of_parts_that_nothing_uses_are_known(tmp_path: Path) -> None:
+    parts = [
+        {"type": "image", "image": "a.png", "max_pixels": 9, "min_pixels": None},
+        {"type": "image_url", "image_url": {"url": "b.png", "detail": "low"}},
+        {"type": "text", "text": "q", "cache_control": {}},
+    ]
+    (row,) = read(tmp_path, {"messages": [{"role": "user", "content": parts}, *turns("aa")]})
+    assert row.unused == {f"messages.content.{name}" for name in ("max_pixels", "image_url.detail", "cache_control")}
+
+
+@pytest.mark.parametrize("start", ["file://", "file:", "file://localhost", ""])
+def test_paths_as_uris(tmp_path: Path, start: str) -> None:
+    record = {"messages": turns("uq", "aa"), "images": [f"{start}{tmp_path}/a%20b.png" if start else "a b.png"]}
+    (row,) = read(tmp_path, record)
+    assert row.images[0] in (f"{tmp_path}/a b.png", "a b.png")
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
@@ -193,6 +236,17 @@ DEEP = "[" * 100_000
             "arguments of a tool call",
         ),
         ({"messages": turns("uq", "aa"), "history": [["x", "y"]]}, "field history: messages also has earlier turns"),
+        (
+            {"instruction": "q", "output": "a", "history": [["<image>x", "y"]], "images": ["a.png", "b.png"]},
+            "images: 1 placeholders in the messages for 2 images",
+        ),
+        (
+            {"instruction": "q", "output": "a", "history": [["x", "<image>"]], "image": "a.png"},
+            "message 2: an image in a turn of role assistant",
+        ),
+        ({"prompt": "q", "completion": "<image> a", "image": "a.png"}, "field completion: <image> in an answer"),
+        ({"text": "once", "images": ["a.png"]}, "field text: raw text shows no images"),
+        ({"messages": turns("uq", "aa"), "images": ["s3://host/a.png"]}, "an image is a URL of s3; only https URLs"),
         ({"messages": turns("uq", "aa"), "rejected": turns("ab")}, "preference pairs are not supported"),
         ({"instruction": "q", "output": "a", "rejected": "b"}, "preference pairs are not supported"),
         ({"messages": turns("uq", "a", "uq2", "aa")}, "message 2: is empty"),
