@@ -365,7 +365,10 @@ run_step() { # COMMAND LINE…: one ftlib command and what runs it in the contai
     esac
     if [[ -z $killed && -e $job_tmp/notes/failed ]]; then code=$(< "$job_tmp/notes/failed"); fi
     case $code in
-        0) return ;;
+        0)
+            if grep -q "^srun: error: Node failure on " "$job_tmp/stderr"; then exit 1; fi # Slurm starts the job again
+            return
+            ;;
         2) exit 2 ;;
         75)
             if [[ $usr1 == 1 || $(cat "$job_tmp/notes/signal" 2>/dev/null) == SIGUSR1 ]]; then requeue "saved before the time limit"; fi
@@ -435,14 +438,15 @@ enter_job() {
 }
 
 # As run_step, unless the command was run to its end in an earlier start of this job, or by the command before it: `ftlib
-# stage` also does what `ftlib prepare` does if the data are prepared already.
+# stage` also does what `ftlib prepare` does if the data are prepared already. The commands themselves report that: srun
+# ends with 0, too, when it loses a node.
 run_once() { # FOLLOWING COMMAND LINE…
     local following=$1
     shift
     if grep -qx "$1" "$pinned/done" 2>/dev/null; then return; fi
     to_runtime FTLIB_FOLLOWING "$following"
     run_step "$@"
-    { echo "$1"; cat "$job_tmp/notes/done" 2>/dev/null; } >> "$pinned/done"
+    if [[ -e $job_tmp/notes/done ]]; then cat "$job_tmp/notes/done" >> "$pinned/done"; fi
 }
 
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…

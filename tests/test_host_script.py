@@ -812,20 +812,30 @@ def test_what_a_job_has_done_is_not_run_again(machine: dict[str, str], tmp_path:
 if [[ $* == *inspect* ]]; then echo org.ftlib.revision: abc; exit; fi
 if [[ $* == *ftlib.runs.pinning* ]]; then exec {shlex.quote(sys.executable)} "${{@: -4}}"; fi
 echo "${{@: -2:1}} then $APPTAINERENV_FTLIB_FOLLOWING" >> "$SEEN/calls"
-if [[ $* == *" stage "* && $PREPARED == 1 ]]; then echo prepare > "$APPTAINERENV_FTLIB_JOB_TMP/done"; fi
-[[ $* != *" train "* || -e $SEEN/can-train ]]
+if [[ $* == *" train "* && ! -e $SEEN/can-train ]]; then exit "$NOT_TRAINED"; fi
+if [[ $* == *" stage "* && $PREPARED == 1 ]]; then echo prepare >> "$APPTAINERENV_FTLIB_JOB_TMP/done"; fi
+echo "${{@: -2:1}}" >> "$APPTAINERENV_FTLIB_JOB_TMP/done"
 """)
 
-    def start(prepared: int, restart: int, job: str = "12") -> tuple[int, list[str]]:
+    def start(prepared: int, restart: int, not_trained: int = 1) -> tuple[int, list[str]]:
         (tmp_path / "calls").write_text("")
-        settings = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart), "PREPARED": str(prepared)}
+        settings = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restart), "PREPARED": str(prepared)}
+        settings["NOT_TRAINED"] = str(not_trained)
         script = "source jobs/run.sh; usr1=0 term=0; run_job stage+prepare+train+evaluate CONFIG"
         done = bash(script, **machine, **settings)
         return done.returncode, (tmp_path / "calls").read_text().splitlines()
 
     calls = ["stage then prepare", "prepare then train", "train then evaluate", "evaluate then "]
     assert start(0, 0) == (1, calls[:3])
+    assert start(0, 1, not_trained=137) == (137, calls[2:3])
     (tmp_path / "can-train").touch()
     assert start(0, 1) == (0, calls[2:]), "requeued"
     assert start(1, 0) == (0, [calls[0], *calls[2:]]), "another job with this number"
     assert not list(Path(machine["FTLIB_RUNS"], ".jobs").glob("12*"))
+
+
+def test_a_lost_node_is_not_taken_for_the_end_of_a_command(machine: dict[str, str], tmp_path: Path) -> None:
+    """srun ends with 0 then; Slurm starts the job on another node, perhaps while this script still runs."""
+    lost = 'echo "srun: error: Node failure on n1" >&2'
+    done = bash(STEP.format(tmp=tmp_path, srun=lost, command="train") + "echo next")
+    assert (done.returncode, done.stdout) == (1, "")

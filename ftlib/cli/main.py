@@ -113,7 +113,9 @@ def _run_to_exit_code(arguments: list[str]) -> int:
         signals.install_handlers()
         permissions.limit_umask()
         prefer_expandable_segments()
-        return _run(arguments[0], arguments[1:])
+        if not (code := _run(arguments[0], arguments[1:])):
+            signals.notify_done(arguments[0])
+        return code
     except signals.Preempted as signal:
         log.error(f"ftlib: {signals.end_message(f'ended by {signal}')}")
         return EXIT_REQUEUE

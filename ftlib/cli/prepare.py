@@ -45,5 +45,5 @@ def main(argv: list[str]) -> int:
         log.info(line)
     log.print_result(str(done.dataset.folder))
     if ahead:
-        signals.notify_host("done", "prepare\n")
+        signals.notify_done("prepare")
     return 0

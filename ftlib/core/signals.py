@@ -9,8 +9,8 @@ only recorded, for work that must reach a boundary first.
 The host script (`jobs/run.sh`) names a folder in FTLIB_JOB_TMP. Files in it report to the script that the handlers are
 installed (`ready`), which signal ended the command (`signal`), the run folder (`run`), that a checkpoint was written
 (`checkpointed`), when the first step began and how many seconds a step takes (`pace`), the exit code of the first
-rank that failed (`failed`), and that the command that would follow has been done, too (`done`); `told` reports to the
-other ranks that one of them has recorded the reason in the run's history. The script itself writes `begun` when
+rank that failed (`failed`), and the commands that have been run to their end (`done`); `told` reports to the other
+ranks that one of them has recorded the reason in the run's history. The script itself writes `begun` when
 Slurm has started the command.
 """
 
@@ -109,6 +109,14 @@ def notify_host(name: str, text: str = "") -> None:
     if folder and os.environ.get("SLURM_PROCID", "0") == "0":
         with contextlib.suppress(OSError):
             (Path(folder) / name).write_text(text)
+
+
+def notify_done(command: str) -> None:
+    """Report to the host script that a command has been run to its end: this one, or one that would follow."""
+    folder = os.environ.get("FTLIB_JOB_TMP")
+    if folder and os.environ.get("SLURM_PROCID", "0") == "0":
+        with contextlib.suppress(OSError), (Path(folder) / "done").open("a") as file:
+            file.write(f"{command}\n")
 
 
 def following_command() -> str:

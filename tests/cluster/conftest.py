@@ -82,6 +82,12 @@ class Cluster:
         done = subprocess.run(["sacct", "-nXPo", "State", "-j", job], capture_output=True, text=True)
         return done.stdout.split()[0] if done.stdout.strip() else ""
 
+    def kill_step(self, job: str, name: str) -> None:
+        """Send SIGKILL to the processes of a job's running step, which has the name of its command."""
+        shown = subprocess.run(["squeue", "-hsj", job, "-o", "%i %j"], capture_output=True, text=True, check=True)
+        (step,) = [line.split()[0] for line in shown.stdout.splitlines() if line.split()[1] == name]
+        assert self.shell(f"scancel --signal=KILL {step}").returncode == 0
+
     def wait(self, job: str, seconds: float = 400) -> str:
         """Wait until a job has ended for good and return its state."""
         end = time.monotonic() + seconds

@@ -39,7 +39,7 @@ def interrupt(cluster: Cluster, runs: Path, job: str, warned: bool) -> tuple[int
         high = cluster.sbatch("--partition=high --nodelist=n1 --exclusive --output=/dev/null --wrap 'sleep 1'")
         assert cluster.wait(high) == "COMPLETED"
     else:
-        cluster.shell(f"scancel --signal=KILL {job}.2")
+        cluster.kill_step(job, "train")
     cluster.wait_until(lambda: len(starts()) > known, "the next start", 300)
     return steps, starts()[-1]["step"], trained
 

@@ -197,7 +197,7 @@ def test_killed_outright_after_a_checkpoint_it_goes_on(cluster: Cluster) -> None
     """The processes of the running step die of SIGKILL; the batch script lives and requeues."""
     runs = cluster.home / "killed"
     job = training(cluster, runs, steps=50)
-    cluster.shell(f"scancel --signal=KILL {job}.2")
+    cluster.kill_step(job, "train")
     cluster.wait_until(lambda: restarts(job) == 1, "a requeue")
     cluster.wait_until(lambda: "resuming from the checkpoint of step 40" in cluster.log(job), "it to go on")
     cluster.shell(f"scancel {job}")
@@ -431,7 +431,7 @@ def test_the_controller_is_away_between_two_stages(cluster: Cluster) -> None:
     runs, gate, hook = cluster.home / "away", cluster.home / "gate", cluster.home / "ftlib" / "jobs" / "gate.sh"
     held = f"until [[ -e '{gate}' || $* != *=prepare* ]]; do sleep 0.2; done"
     hook.write_text(f'srun() {{ {held}; exec srun "$@"; }}\n')
-    what = "jobs/ftlib.sbatch stage+prepare configs/digits.yaml"
+    what = "jobs/ftlib.sbatch stage+prepare configs/digits.yaml data.split.seed=9"  # not prepared yet
     job = cluster.sbatch(f"--time=10 {what}", FTLIB_RUNS=runs, FTLIB_HOOK=hook)
     steps = ["sacct", "-nPo", "JobName,State", "-j", job]
     shown = lambda: subprocess.run(steps, capture_output=True, text=True).stdout  # noqa: E731
