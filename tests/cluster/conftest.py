@@ -84,7 +84,12 @@ class Cluster:
 
     def kill_step(self, job: str, name: str) -> None:
         """Send SIGKILL to the processes of a job's running step, which has the name of its command."""
-        shown = subprocess.run(["squeue", "-hsj", job, "-o", "%i %j"], capture_output=True, text=True, check=True)
+        shown = subprocess.run(
+            ["squeue", "--noheader", "--steps", "--jobs", job, "-o", "%i %j"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         (step,) = [line.split()[0] for line in shown.stdout.splitlines() if line.split()[1] == name]
         assert self.shell(f"scancel --signal=KILL {step}").returncode == 0
 
