@@ -33,7 +33,7 @@ def test_segments_are_expandable_unless_the_user_says_otherwise(
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(environment, "_version", lambda name: torch)
+    monkeypatch.setattr(environment, "package_version", lambda name: torch)
     environment.prefer_expandable_segments()
     assert {name: os.environ[name] for name in NAMES if name in os.environ} == expected
 
