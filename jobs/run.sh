@@ -446,7 +446,7 @@ run_once() { # FOLLOWING COMMAND LINE…
     if grep -qx "$1" "$pinned/done" 2>/dev/null; then return; fi
     to_runtime FTLIB_FOLLOWING "$following"
     run_step "$@"
-    if [[ -e $job_tmp/notes/done ]]; then cat "$job_tmp/notes/done" >> "$pinned/done"; fi
+    grep -x -e "$1" -e "${following:-$1}" "$job_tmp/notes/done" >> "$pinned/done" 2>/dev/null || true # not what they called
 }
 
 run_job() { # COMMAND+COMMAND… CONFIG|RUN ARGUMENTS…
