@@ -1070,8 +1070,6 @@ class Config(Section):
             raise ValueError(f"{problem}; set training.bf16: true (autocast)")
         if self.parallel.shard == "full" and (obstacle := self.sharding_obstacle):
             raise ValueError(f"parallel.shard: full: {obstacle}")
-        if self.batch.auto and self.parallel.shard == "full":
-            raise ValueError("batch.auto does not work with parallel.shard: full; remove one of them")
         self._check_parts()
         if self.rounds and "learning_rate" in self.training:
             raise ValueError("each round has a learning rate; remove training.learning_rate")
@@ -1105,6 +1103,8 @@ class Config(Section):
     def sharding_obstacle(self) -> str | None:
         """Why the model of this config cannot be sharded over several GPUs, and what to set; None if it can."""
         optimizer = str(self.training.get("optim", "adamw_torch_fused"))
+        if self.batch.auto:
+            return "batch.auto: a GPU that runs out of memory would leave the others waiting for its part; remove it"
         if self.model.quantization != "none":
             problem = "packed weights of bitsandbytes can be corrupted when they are gathered"
             return f"model.quantization: {self.model.quantization}: {problem}; set quantization: none"

@@ -68,13 +68,13 @@ def evaluate_run(
             scores for when in whens for scores in _results(own, run, site, when, splits or own.evaluation.splits, data)
         ]
 
-    if not importlib.util.find_spec("torch"):
-        evaluate()  # ends here unless everything has been evaluated already: not as a failure of the run
+    # Without torch this ends here unless everything has been evaluated already: not as a failure of the run.
+    finished = None if importlib.util.find_spec("torch") else evaluate()
     with events.record_outcome(run, "evaluate", events.last_activity(run)):
         notify_host("run", str(run.folder))
         events.record_start(run, "evaluate")
         started = time.monotonic()
-        results = evaluate()
+        results = evaluate() if finished is None else finished
         run.log_event("evaluated", seconds=round(time.monotonic() - started, 1))
     if run.done_marker.exists() and log.is_main_process():
         write_card(run, own)

@@ -214,7 +214,7 @@ class ResumableTrainer(Trainer):
         with self._compiling():
             if self.config.batch.auto and isinstance(model, DistributedDataParallel):
                 return self._split_on_all_ranks(model, inputs, compute)
-            if not self.config.batch.auto or self.mesh:
+            if not self.config.batch.auto:
                 loss = compute(inputs)
                 if self._replicated and self.accelerator.sync_gradients:  # the last micro-batch of the step
                     sharding.average_gradients(self._replicated)

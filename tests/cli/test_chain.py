@@ -157,7 +157,7 @@ def test_an_evaluation_without_torch_is_no_failure_of_the_run(
     assert before == ["evaluating", "evaluated"]
     monkeypatch.setitem(sys.modules, "torch", None)
     code, _, error = ftlib("evaluate", config, "--before", "--split", "test")
-    assert code == 0 and "already evaluated" in error and events() == before * 2
+    assert code == 0 and error.count("already evaluated") == 1 and events() == before * 2
 
 
 def test_what_train_writes_is_read_by_plain_transformers(

@@ -23,12 +23,17 @@ GIB = 1 << 30
 
 
 def config(
-    adapter: dict[str, Any], shard: str = "full", training: dict[str, Any] | None = None, **model: Any
+    adapter: dict[str, Any],
+    shard: str = "full",
+    training: dict[str, Any] | None = None,
+    batch: dict[str, Any] | None = None,
+    **model: Any,
 ) -> Config:
     fields = {"name": "x", "task": "instruct", "model": {"family": "causal", "base": "base", **model}}
     data = {"source": "instructions", "root": "x"}
     parallel = {"parallel": {"shard": shard}} if shard else {}
-    return Config.model_validate({**fields, "adapter": adapter, "data": data, "training": training or {}, **parallel})
+    others = {"training": training or {}, "batch": batch or {}, **parallel}
+    return Config.model_validate({**fields, "adapter": adapter, "data": data, **others})
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,7 @@ def config(
         (FULL, {"optim": "adafactor"}, {}, "optim: adafactor cannot update sharded weights"),
         (FULL, {"optim": "adamw_8bit"}, {}, "optim: adamw_8bit cannot update sharded weights"),
         (FULL, {"fp16": True}, {}, "fp16"),
+        (FULL, {}, {"batch": {"auto": True}}, "batch.auto: a GPU that runs out of memory"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(
