@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 from ftlib import __version__
-from ftlib.core import log, permissions, signals, trust
+from ftlib.core import imports, log, permissions, signals, trust
 from ftlib.core.environment import prefer_expandable_segments
+from ftlib.core.paths import find_site
 from ftlib.core.user_errors import as_user_errors
 from ftlib.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RANK_LOST, EXIT_REQUEUE, EXIT_USER, RankLost, UserError
 from ftlib.hub.offline import offline
@@ -113,6 +114,7 @@ def _run_to_exit_code(arguments: list[str]) -> int:
         signals.install_handlers()
         permissions.limit_umask()
         prefer_expandable_segments()
+        imports.store_import_structure(lambda: permissions.open_jobs_folder(find_site()))
         if not (code := _run(arguments[0], arguments[1:])):
             signals.notify_done(arguments[0])
         return code

@@ -7,6 +7,7 @@ only in such paths, and that recorded the same data, is used as the config's run
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,26 @@ def _same(run: Run, experiment: Experiment, site: Site, compared: dict[tuple[str
     return compared[key]
 
 
-@functools.cache  # a run's config never changes
 def _saved_locations(config_file: Path) -> tuple[tuple[str, str], ...]:
     """Return the data paths of a run's config; empty if it cannot be read."""
     try:
-        fields, _ = yaml12.load(config_file.read_text(encoding="utf-8"), str(config_file))
-        return tuple(Data.model_validate(fields["data"]).locations.items())
-    except (OSError, UserError, ValidationError, LookupError, TypeError):
+        text = config_file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return ()
+    section = _DATA_SECTION.search(text)
+    found = _locations_in(section.group()) if section else None
+    return found or _locations_in(text) or ()
+
+
+_DATA_SECTION = re.compile(r"^data:\n(?:(?: .*)?\n)*", re.MULTILINE)
+"""In a config as ftlib saves it. Reading it alone, and once for all seeds and settings of a sweep, is what makes
+hundreds of runs of a name cheap: a whole config takes 3 to 10 ms."""
+
+
+@functools.cache
+def _locations_in(document: str) -> tuple[tuple[str, str], ...] | None:
+    try:
+        fields, _ = yaml12.load(document, "")
+        return tuple(Data.model_validate(fields["data"]).locations.items())
+    except (UserError, ValidationError, LookupError, TypeError):
+        return None

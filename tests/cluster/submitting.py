@@ -112,6 +112,7 @@ ROUNDS = 3
 def main() -> int:
     """Measure and print."""
     log.configure()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # no user has it
     codes = {"this": REPOSITORY} | ({"peer": Path(os.environ["FTLIB_PEER"])} if "FTLIB_PEER" in os.environ else {})
     clones = {name: make_clone(STATE / "start" / name, code) for name, code in codes.items()}
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: defaultdict(list) for name in codes}
