@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from ftlib.cli import train
+from ftlib.config import yaml12
 from ftlib.config.loader import Experiment, load_experiment
+from ftlib.config.schema import Data
 from ftlib.core import files, jsonl
 from ftlib.core.paths import Site, find_site
 from ftlib.data import dataset, moved
@@ -318,3 +320,38 @@ def test_roots_of_mixtures_and_of_parts_and_files(
     assert found.config == experiment.config
     assert runs.create_run(found, find_site()) == run
     assert load_experiment(run.config_file, [], find_site()).config.data == experiment.config.data
+
+
+@pytest.mark.parametrize(
+    "prompt", ["one\n\ndata: x\n\n  two {prefix}", "# {prefix}", "データ:\n{prefix}", "{prefix}" * 200]
+)
+def test_of_saved_configs_only_the_data_section_is_parsed_and_an_equal_one_once(
+    prompt: str, configured: Callable[..., Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(root=str(root))
+    saved = [
+        runs.create_run(load_experiment(config, [f"seed={seed}", f"data.prompt={prompt!r}"], find_site()), find_site())
+        for seed in range(3)
+    ]
+    moved._locations_in.cache_clear()
+    parsed: list[str] = []
+    load = yaml12.load
+    monkeypatch.setattr(yaml12, "load", lambda text, source: (parsed.append(text), load(text, source))[1])
+    found = {moved._saved_locations(run.config_file) for run in saved}
+    assert [text[:6] for text in parsed] == ["data:\n"]
+    assert load(parsed[0], "")[0] == {"data": load(saved[0].config_file.read_text(), "")[0]["data"]}
+    assert (
+        found == {tuple(Data.model_validate(load(parsed[0], "")[0]["data"]).locations.items())}
+        and ("root", str(root)) in [*found][0]
+    )
+
+
+def test_a_config_that_is_written_by_hand_is_read_whole(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("name: x\nbase: &place /disk\ndata: {source: jsonl, root: /d}\n")
+    assert ("root", "/d") in moved._saved_locations(file)
+    file.write_text("base: &place /disk\ndata:\n  source: jsonl\n  root: *place\n")
+    assert ("root", "/disk") in moved._saved_locations(file)
+    file.write_bytes(b"data:\n  root: \xff\n")
+    assert moved._saved_locations(file) == ()
+    assert moved._saved_locations(tmp_path / "none") == ()
