@@ -339,11 +339,10 @@ def test_of_saved_configs_only_the_data_section_is_parsed_and_an_equal_one_once(
     monkeypatch.setattr(yaml12, "load", lambda text, source: (parsed.append(text), load(text, source))[1])
     found = {moved._saved_locations(run.config_file) for run in saved}
     assert [text[:6] for text in parsed] == ["data:\n"]
-    assert load(parsed[0], "")[0] == {"data": load(saved[0].config_file.read_text(), "")[0]["data"]}
-    assert (
-        found == {tuple(Data.model_validate(load(parsed[0], "")[0]["data"]).locations.items())}
-        and ("root", str(root)) in [*found][0]
-    )
+    whole = load(saved[0].config_file.read_text(), "")[0]
+    assert load(parsed[0], "")[0] == {"data": whole["data"]}
+    assert found == {tuple(Data.model_validate(whole["data"]).locations.items())}
+    assert ("root", str(root)) in next(iter(found))
 
 
 def test_a_config_that_is_written_by_hand_is_read_whole(tmp_path: Path) -> None:
