@@ -19,6 +19,7 @@ from ftlib.cli import arguments
 from ftlib.core import imports, log
 from ftlib.core.paths import find_site
 from ftlib.errors import UserError
+from ftlib.models.libraries import hide_unused_packages_of
 
 if TYPE_CHECKING:
     from ftlib.config.schema import Evaluation
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_args(argv)
     site = find_site()
     name = arguments.find_model_or_run(parsed.run, site)
+    hide_unused_packages_of(name, site)
     with imports.quick_imports():
         from ftlib.evaluation.predict import Query, is_multi_turn, open_finetuned
 

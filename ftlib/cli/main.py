@@ -114,6 +114,7 @@ def _run_to_exit_code(arguments: list[str]) -> int:
         signals.install_handlers()
         permissions.limit_umask()
         prefer_expandable_segments()
+        imports.skip_collection_at_exit()
         imports.store_import_structure(lambda: permissions.open_jobs_folder(find_site()))
         if not (code := _run(arguments[0], arguments[1:])):
             signals.notify_done(arguments[0])

@@ -14,15 +14,18 @@ rows per second, hours, GPU-hours, and the requeues that job.time means. Nothing
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ftlib import api
 from ftlib.cli import arguments
-from ftlib.core import log
+from ftlib.core import imports, log
+from ftlib.core.paths import find_site
 from ftlib.core.text import format_gib
 from ftlib.errors import EXIT_FAILURE, UserError
+from ftlib.models.libraries import hide_unused_packages
 from ftlib.slurm.jobspec import minutes_of
 
 if TYPE_CHECKING:
@@ -46,9 +49,13 @@ def main(argv: list[str]) -> int:
     for name in ("gpus", "nodes"):
         if (count := getattr(parsed, name)) is not None:
             parsed.overrides = [*parsed.overrides, f"job.{name}={count}"]
+    if parsed.time and parsed.gpu:
+        raise UserError("--time measures on this machine's device; --gpu is for the estimate of memory")
+    site = find_site()
+    hide_unused_packages(arguments.load_from_arguments(parsed, site).config, site)
+    with imports.quick_imports():
+        importlib.import_module("ftlib.training.timing" if parsed.time else "ftlib.memory.search")  # for api
     if parsed.time:
-        if parsed.gpu:
-            raise UserError("--time measures on this machine's device; --gpu is for the estimate of memory")
         timing = api.time_steps(parsed.config, parsed.overrides)
         _show_timing(timing, parsed.config, parsed.overrides)
         if parsed.json:

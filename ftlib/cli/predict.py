@@ -14,6 +14,7 @@ from ftlib.cli import arguments
 from ftlib.core import imports, log
 from ftlib.core.paths import find_site
 from ftlib.errors import UserError
+from ftlib.models.libraries import hide_unused_packages_of
 
 
 def main(argv: list[str]) -> int:
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
         raise UserError("predict: --draw needs --image" + (", and a single one" if parsed.image else ""))
     site = find_site()
     name = arguments.find_model_or_run(parsed.run, site)
+    hide_unused_packages_of(name, site)
     with imports.quick_imports():
         from ftlib.evaluation.predict import Query, draw_answer, open_finetuned, predict, read_queries, text_or_file
 

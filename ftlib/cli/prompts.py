@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftlib.cli import arguments
-from ftlib.core import files, log
+from ftlib.core import files, imports, log
 from ftlib.core.paths import find_site
 from ftlib.metrics.formatting import format_interval, format_value
+from ftlib.models.libraries import hide_unused_packages
 from ftlib.runs import run as runs
 
 SPLIT = "valid"
@@ -29,10 +30,12 @@ def main(argv: list[str]) -> int:
     parsed = command.parse_intermixed_args(argv)
     site = find_site()
     config = arguments.load_from_arguments(parsed, site).config
-    from ftlib.data.dataset import open_prepared
-    from ftlib.evaluation import model
-    from ftlib.evaluation.evaluate import EvaluationRequest
-    from ftlib.evaluation.prompt_search import compare_prompts
+    hide_unused_packages(config, site)
+    with imports.quick_imports():
+        from ftlib.data.dataset import open_prepared
+        from ftlib.evaluation import model
+        from ftlib.evaluation.evaluate import EvaluationRequest
+        from ftlib.evaluation.prompt_search import compare_prompts
 
     asked = EvaluationRequest(model.base_model(config, site), config, open_prepared(config, site))
     prompts = list(dict.fromkeys([config.data.prompt, *config.evaluation.prompts, *parsed.prompt]))

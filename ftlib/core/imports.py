@@ -3,6 +3,7 @@ reading what an earlier command has read."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import hashlib
@@ -62,6 +63,14 @@ def exempt_from_collection() -> None:
     """
     if not gc.get_freeze_count():
         gc.freeze()
+
+
+def skip_collection_at_exit() -> None:
+    """Leave out Python's last collection: through torch's and transformers' objects it takes a second.
+
+    What has to happen at the end of a process is not left to it: files and folders are closed in `with`, or by atexit.
+    """
+    atexit.register(gc.freeze)
 
 
 def hide_package(name: str) -> None:

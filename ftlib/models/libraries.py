@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ftlib.config.loader import RUN_CONFIG, load_experiment
 from ftlib.config.packages import BITSANDBYTES, required_packages
-from ftlib.config.schema import Config
+from ftlib.config.schema import Config, Model
 from ftlib.core import files, imports, log
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
-from ftlib.hub.cache import find_adapter_base, find_model, is_adapter
+from ftlib.hub.cache import find_adapter_base, find_model, is_adapter, is_model_folder
 
 
 def quiet_libraries() -> None:
@@ -33,18 +36,27 @@ def hide_unused_packages(config: Config, site: Site) -> None:
     Where bitsandbytes is installed, peft imports it, and with it torch's compiler: two seconds at every start. Code of
     plugins, and weights that are stored quantized, may need it.
     """
-    if config.plugins:
-        return
+    if not config.plugins:
+        _hide(config.model, any(wanted == BITSANDBYTES for _, wanted in required_packages(config)), site)
+
+
+def hide_unused_packages_of(model_or_run: str, site: Site) -> None:
+    """As `hide_unused_packages`, for the folder of a model or of a run."""
+    if is_model_folder(Path(model_or_run)):
+        _hide(Model(family="causal", base=model_or_run), False, site)
+    else:
+        hide_unused_packages(load_experiment(Path(model_or_run) / RUN_CONFIG, [], site).config, site)
+
+
+def _hide(model: Model, needs_bitsandbytes: bool, site: Site) -> None:
     imports.hide_while_importing(*_UNNEEDED)
-    if not (
-        any(wanted == BITSANDBYTES for _, wanted in required_packages(config)) or _is_stored_quantized(config, site)
-    ):
+    if not (needs_bitsandbytes or _is_stored_quantized(model, site)):
         imports.hide_package(BITSANDBYTES[0])
 
 
-def _is_stored_quantized(config: Config, site: Site) -> bool:
+def _is_stored_quantized(model: Model, site: Site) -> bool:
     try:
-        folder = find_model(config.model, site)
+        folder = find_model(model, site)
         if is_adapter(folder):
             folder = find_adapter_base(folder, site)
         return "quantization_config" in files.read_json_object(folder / "config.json")
