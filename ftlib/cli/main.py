@@ -115,7 +115,7 @@ def _run_to_exit_code(arguments: list[str]) -> int:
         permissions.limit_umask()
         prefer_expandable_segments()
         imports.skip_collection_at_exit()
-        imports.store_import_structure(lambda: permissions.open_jobs_folder(find_site()))
+        imports.store_import_structure(_jobs_folder)
         if not (code := _run(arguments[0], arguments[1:])):
             signals.notify_done(arguments[0])
         return code
@@ -135,6 +135,12 @@ def _run_to_exit_code(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE
+
+
+def _jobs_folder() -> Path | None:
+    """The user's folder for what jobs share; None in a store without a run of theirs, in which nothing is created."""
+    site = find_site()
+    return permissions.open_jobs_folder(site) if site.runs.is_dir() else None
 
 
 def _run(name: str, arguments: list[str]) -> int:

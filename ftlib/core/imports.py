@@ -82,22 +82,23 @@ def hide_package(name: str) -> None:
     sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
-def store_import_structure(folder: Callable[[], Path]) -> None:
+def store_import_structure(folder: Callable[[], Path | None]) -> None:
     """Let transformers find in a file which of its modules defines which class, from the second process on.
 
     To find out, it reads the source of all its models, 2,200 files, twice: a quarter of the time that its import takes
     in a container, and far more where each file is a request to a server.
 
     Args:
-        folder: returns the folder of the file, which must belong to this user; not called unless transformers is
-            imported. The file is named by the hashes of transformers' files as they were installed (its RECORD).
+        folder: returns the folder of the file, which must belong to this user; None: nothing is stored. It is called
+            when transformers is imported. The file is named by the hashes of transformers' files as they were installed
+            (its RECORD).
     """
     if "transformers" not in sys.modules and not any(isinstance(one, _ImportUtilsFinder) for one in sys.meta_path):
         sys.meta_path.insert(0, _ImportUtilsFinder(folder))
 
 
 class _ImportUtilsFinder(MetaPathFinder):
-    def __init__(self, folder: Callable[[], Path]) -> None:
+    def __init__(self, folder: Callable[[], Path | None]) -> None:
         self._folder = folder
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -118,7 +119,7 @@ class _ImportUtilsLoader(SourceFileLoader):
     """
 
     installed: str
-    folder: Callable[[], Path]
+    folder: Callable[[], Path | None]
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
@@ -144,8 +145,9 @@ class _ImportUtilsLoader(SourceFileLoader):
     def _read_or_store(self, compute: Callable[[], Any]) -> Any:
         file = None
         with contextlib.suppress(UserError, OSError, ValueError):
-            file = self.folder() / f"transformers-{self.installed[:12]}.json"
-            return json.loads(file.read_bytes())
+            if folder := self.folder():
+                file = folder / f"transformers-{self.installed[:12]}.json"
+                return json.loads(file.read_bytes())
         found = [
             (sorted(packages), {name: sorted(names) for name, names in modules.items()})
             for packages, modules in compute().items()

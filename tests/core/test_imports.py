@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ftlib.cli.main import _jobs_folder
+
 CODE = """
 import json, sys
 from pathlib import Path
@@ -63,3 +67,12 @@ def test_transformers_that_may_be_edited_is_read_each_time(tmp_path: Path) -> No
     folder.mkdir()
     assert loaded(folder, str(packages))["sources"] > 3000
     assert not list(folder.iterdir())
+
+
+def test_nothing_is_stored_where_the_user_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTLIB_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("FTLIB_RUNS", str(tmp_path / "runs"))
+    assert _jobs_folder() is None and not list(tmp_path.iterdir())
+    (tmp_path / "runs").mkdir()
+    folder = _jobs_folder()
+    assert folder == tmp_path / "runs" / ".jobs" and folder.stat().st_mode & 0o777 == 0o700
