@@ -214,9 +214,12 @@ def compare_labels(title: str, model: Any, inputs: Any, rows: list[EncodedExampl
 
 def compare_merged(title: str, model: Any, inputs: Any, rows: list[EncodedExample]) -> None:
     """What would be saved by merging an adapter before answering."""
-    layers = [name for name, module in model.get_decoder().named_modules() if isinstance(module, torch.nn.Linear)]
+    of_language = set(model.get_decoder().modules())
+    layers = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module in of_language
+    ]
     with torch.inference_mode(False):
-        settings = peft.LoraConfig(r=16, target_modules=[f"language_model.{name}" for name in layers])
+        settings = peft.LoraConfig(r=16, target_modules=layers)
         adapted = peft.get_peft_model(model, settings).eval()
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
