@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ftlib.config.loader import RUN_CONFIG, load_experiment
 from ftlib.config.packages import BITSANDBYTES, required_packages
-from ftlib.config.schema import Config, Model
+from ftlib.config.schema import Config
 from ftlib.core import files, imports, log
 from ftlib.core.paths import Site
 from ftlib.errors import UserError
@@ -37,26 +38,28 @@ def hide_unused_packages(config: Config, site: Site) -> None:
     plugins, and weights that are stored quantized, may need it.
     """
     if not config.plugins:
-        _hide(config.model, any(wanted == BITSANDBYTES for _, wanted in required_packages(config)), site)
+        needed = any(wanted == BITSANDBYTES for _, wanted in required_packages(config))
+        _hide(lambda: find_model(config.model, site), needed, site)
 
 
 def hide_unused_packages_of(model_or_run: str, site: Site) -> None:
     """As `hide_unused_packages`, for the folder of a model or of a run."""
-    if is_model_folder(Path(model_or_run)):
-        _hide(Model(family="causal", base=model_or_run), False, site)
+    folder = Path(model_or_run)
+    if is_model_folder(folder):
+        _hide(lambda: folder, False, site)
     else:
-        hide_unused_packages(load_experiment(Path(model_or_run) / RUN_CONFIG, [], site).config, site)
+        hide_unused_packages(load_experiment(folder / RUN_CONFIG, [], site).config, site)
 
 
-def _hide(model: Model, needs_bitsandbytes: bool, site: Site) -> None:
+def _hide(find: Callable[[], Path], needs_bitsandbytes: bool, site: Site) -> None:
     imports.hide_while_importing(*_UNNEEDED)
-    if not (needs_bitsandbytes or _is_stored_quantized(model, site)):
+    if not (needs_bitsandbytes or _is_stored_quantized(find, site)):
         imports.hide_package(BITSANDBYTES[0])
 
 
-def _is_stored_quantized(model: Model, site: Site) -> bool:
+def _is_stored_quantized(find: Callable[[], Path], site: Site) -> bool:
     try:
-        folder = find_model(model, site)
+        folder = find()
         if is_adapter(folder):
             folder = find_adapter_base(folder, site)
         return "quantization_config" in files.read_json_object(folder / "config.json")

@@ -147,7 +147,9 @@ def listing(store: Path) -> list[str]:
     """All files of a store, but for a dataset's images and the modules of pinned code."""
     found = sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
     kept = [name for name in found if "/images/" not in name and not re.search(r"/code/ftlib/(?!__main__)", name)]
-    return [re.sub(r"((?:hashes|lengths|\.before)/|\.jobs/transformers-)[0-9a-f-]+", r"\1<hash>", name) for name in kept]
+    return [
+        re.sub(r"((?:hashes|lengths|\.before)/|\.jobs/transformers-)[0-9a-f-]+", r"\1<hash>", name) for name in kept
+    ]
 
 
 NEEDS = {"activations": (0.05, 0.0), "total": (0.05, 0.0)}

@@ -14,7 +14,7 @@ from ftlib.config.loader import load_experiment
 from ftlib.core import imports
 from ftlib.core.imports import hide_package, hide_while_importing  # conftest.py replaces them in their module
 from ftlib.core.paths import Site
-from ftlib.models.libraries import hide_unused_packages
+from ftlib.models.libraries import hide_unused_packages, hide_unused_packages_of
 
 CONFIG = """
 name: tiny
@@ -64,6 +64,28 @@ def test_it_stays_where_something_may_need_it(hidden: Callable[..., list[str]], 
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)
     assert not hidden(f"plugins=[{plugin}]")
+
+
+def test_the_folder_of_a_model_or_a_run_tells_as_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(imports, "hide_package", names.append)
+    monkeypatch.chdir(tmp_path)
+
+    def hidden_of(folder: str) -> list[str]:
+        names.clear()
+        hide_unused_packages_of(folder, Site(Path("/s"), Path("/r")))
+        return list(names)
+
+    plain, quantized, run = Path("my/plain"), Path("my/quantized"), Path("runs/1")
+    for folder in (plain, quantized, run):
+        folder.mkdir(parents=True)
+    (plain / "config.json").write_text("{}")
+    (quantized / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
+    assert hidden_of("my/plain") == ["bitsandbytes"] and not hidden_of("my/quantized")
+    (run / "config.yaml").write_text(CONFIG)
+    assert hidden_of("runs/1") == ["bitsandbytes"]
+    (run / "config.yaml").write_text(CONFIG.replace("not/staged", "not/staged, quantization: nf4"))
+    assert not hidden_of("runs/1")
 
 
 def test_some_packages_are_hidden_from_imports_only(monkeypatch: pytest.MonkeyPatch) -> None:
