@@ -140,7 +140,7 @@ def _run_to_exit_code(arguments: list[str]) -> int:
 def _jobs_folder() -> Path | None:
     """The user's folder for what jobs share; None in a store without a run of theirs, in which nothing is created."""
     site = find_site()
-    return permissions.open_jobs_folder(site) if site.runs.is_dir() else None
+    return permissions.open_jobs_folder(site) if site.store.is_dir() and site.runs.is_dir() else None
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -29,8 +29,7 @@ from ftlib.models.libraries import hide_unused_packages
 from ftlib.slurm.jobspec import minutes_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ftlib.config.schema import Config
     from ftlib.memory.estimate import MemoryEstimate
     from ftlib.memory.search import MemoryPlan
     from ftlib.training.timing import StepTiming
@@ -52,16 +51,17 @@ def main(argv: list[str]) -> int:
     if parsed.time and parsed.gpu:
         raise UserError("--time measures on this machine's device; --gpu is for the estimate of memory")
     site = find_site()
-    hide_unused_packages(arguments.load_from_arguments(parsed, site).config, site)
+    experiment = arguments.load_from_arguments(parsed, site)  # once: it may be a pipe
+    hide_unused_packages(experiment.config, site)
     with imports.quick_imports():
         importlib.import_module("ftlib.training.timing" if parsed.time else "ftlib.memory.search")  # for api
     if parsed.time:
-        timing = api.time_steps(parsed.config, parsed.overrides)
-        _show_timing(timing, parsed.config, parsed.overrides)
+        timing = api.time_steps(experiment)
+        _show_timing(timing, experiment.config, ["plan", str(parsed.config), *parsed.overrides, "--time"])
         if parsed.json:
             log.print_json(timing.to_json())
         return 0
-    plan = api.plan(parsed.config, parsed.overrides, gpu=parsed.gpu)
+    plan = api.plan(experiment, gpu=parsed.gpu)
     _show(plan)
     if parsed.json:
         log.print_json(plan.to_json())
@@ -138,15 +138,13 @@ def _show_loading(plan: MemoryPlan) -> None:
         log.warning(f"with {workers} to load data, such a GPU would wait for it. {remedy}, or make images smaller.")
 
 
-def _show_timing(timing: StepTiming, path: Path, overrides: list[str]) -> None:
+def _show_timing(timing: StepTiming, config: Config, command: list[str]) -> None:
     speed = f"{timing.rows_per_second:.3g} rows/s ({timing.step_seconds:.3g} s a step of {timing.step_rows} rows"
     log.result(f"measured on {timing.device}: {speed}, median of {timing.measured})")
-    experiment = api.load_config(path, overrides)
-    log.result(timing.forecast.describe(60.0 * minutes_of(experiment.config.job.time)))
+    log.result(timing.forecast.describe(60.0 * minutes_of(config.job.time)))
     if timing.on_wrong_device:
         log.warning("job.gpus: jobs get a GPU, and this was measured on the CPU: these are not the hours of a job.")
-        command = ["sbatch", "--gres=gpu:1", "jobs/ftlib.sbatch", "plan", str(path), *overrides, "--time"]
-        log.warning(f"On a GPU: {shlex.join(command)}")
+        log.warning(f"On a GPU: {shlex.join(['sbatch', '--gres=gpu:1', 'jobs/ftlib.sbatch', *command])}")
     elif timing.gpus > 1:
         log.warning(f"measured on one GPU: {timing.gpus} are assumed to be {timing.gpus} times as fast")
 

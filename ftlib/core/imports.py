@@ -144,17 +144,19 @@ class _ImportUtilsLoader(SourceFileLoader):
 
     def _read_or_store(self, compute: Callable[[], Any]) -> Any:
         file = None
-        with contextlib.suppress(UserError, OSError, ValueError):
+        with contextlib.suppress(UserError, OSError, ValueError, RecursionError):
             if folder := self.folder():
                 file = folder / f"transformers-{self.installed[:12]}.json"
-                return json.loads(file.read_bytes())
+                stored = json.loads(file.read_bytes())
+                if isinstance(stored, dict) and stored.get("sha256") == files.json_sha256(stored.get("structure")):
+                    return stored["structure"]
         found = [
             (sorted(packages), {name: sorted(names) for name, names in modules.items()})
             for packages, modules in compute().items()
         ]
         if file:
             with contextlib.suppress(UserError):
-                files.write_json(file, found)
+                files.write_json(file, {"sha256": files.json_sha256(found), "structure": found})
         return found
 
 

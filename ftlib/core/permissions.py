@@ -220,12 +220,13 @@ def open_jobs_folder(site: Site) -> Path:
     """The folder for the code of jobs, `<runs>/.jobs`; private to the user.
 
     Raises:
-        UserError: it cannot be created.
+        UserError: it cannot be created, or another user owns it.
     """
     open_runs(site)
     folder = site.runs / ".jobs"
     with files.storage_errors(folder):
         make_folder(folder, 0o700, None)
+    _require_own(folder, site)
     return folder
 
 

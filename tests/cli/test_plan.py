@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def test_a_base_that_is_not_staged_says_so(config: Path, ftlib: Ftlib) -> None:
     assert code == 2 and "ftlib stage" in error
     code, _, error = ftlib("plan", config, "--gpu", "twelve")
     assert code == 2 and "twelve: not a size" in error
+
+
+def test_a_config_from_a_pipe_is_read_once(config: Path, ftlib: Ftlib) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, config.read_bytes())
+    os.close(writer)
+    code, _, error = ftlib("plan", f"/dev/fd/{reader}", "--gpu", "4GiB")
+    os.close(reader)
+    assert code == 0, error
 
 
 def test_sizes() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ftlib.cli.main import _jobs_folder
+from ftlib.core.imports import _ImportUtilsLoader
 
 CODE = """
 import json, sys
@@ -44,17 +45,25 @@ def loaded(folder: Path | str, packages: str = "") -> dict[str, Any]:
     return found
 
 
+def redirect(text: str) -> str:
+    """The same JSON with a class of another module."""
+    changed = text.replace("paligemma.configuration_paligemma", "paligemma.configuration_nowhere")
+    assert changed != text
+    return changed
+
+
 def test_the_file_holds_what_transformers_finds_in_its_sources(tmp_path: Path) -> None:
-    plain, first, second = loaded(""), loaded(tmp_path), loaded(tmp_path)
+    found = [loaded(""), loaded(tmp_path), loaded(tmp_path)]
     (file,) = tmp_path.iterdir()
     whole = file.read_text()
-    file.write_text(whole[:1000])
-    third = loaded(tmp_path)
-    assert file.read_text() == whole, "a damaged file is written again"
-    read = [found.pop("sources") for found in (plain, first, second, third)]
-    assert plain == first == second == third
-    assert plain["modules"][0]["PaliGemmaForConditionalGeneration"] == "models.paligemma.modeling_paligemma"
-    assert read[0] > 3000 and 1500 < read[1] == read[3] < read[0] / 1.8 and read[2] < 50, read
+    for damaged in (whole[:1000], redirect(whole)):
+        file.write_text(damaged)
+        found.append(loaded(tmp_path))
+        assert file.read_text() == whole, "it is written again"
+    plain, first, second, *others = [one.pop("sources") for one in found]
+    assert all(one == found[0] for one in found)
+    assert found[0]["modules"][0]["PaliGemmaForConditionalGeneration"] == "models.paligemma.modeling_paligemma"
+    assert plain > 3000 and 1500 < first < plain / 1.8 and second < 50 and others == [first, first]
 
 
 def test_transformers_that_may_be_edited_is_read_each_time(tmp_path: Path) -> None:
@@ -69,10 +78,24 @@ def test_transformers_that_may_be_edited_is_read_each_time(tmp_path: Path) -> No
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "3", '{"structure": []}', "[" * 100_000])
+def test_json_of_another_shape_is_no_structure(content: str, tmp_path: Path) -> None:
+    loader = _ImportUtilsLoader("transformers.utils.import_utils", "/p/transformers/utils/import_utils.py")
+    loader.installed, loader.folder = "0" * 64, lambda: tmp_path
+    file = tmp_path / f"transformers-{'0' * 12}.json"
+    file.write_text(content)
+    found = {frozenset({"torch"}): {"albert.modeling_albert": {"AlbertModel"}}}
+    expected = [[["torch"], {"albert.modeling_albert": ["AlbertModel"]}]]
+    assert json.loads(json.dumps(loader._read_or_store(lambda: found))) == expected
+    assert loader._read_or_store(lambda: {}) == expected, "it has been written again"
+
+
 def test_nothing_is_stored_where_the_user_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FTLIB_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("FTLIB_RUNS", str(tmp_path / "runs"))
     assert _jobs_folder() is None and not list(tmp_path.iterdir())
     (tmp_path / "runs").mkdir()
+    assert _jobs_folder() is None and not (tmp_path / "store").exists()
+    (tmp_path / "store").mkdir()
     folder = _jobs_folder()
     assert folder == tmp_path / "runs" / ".jobs" and folder.stat().st_mode & 0o777 == 0o700

@@ -349,6 +349,10 @@ def test_a_run_folder_that_was_replaced_is_not_gone_on_with(place: Path, monkeyp
     os.chown(run.folder, BOB.number, VISION)
     with pytest.raises(UserError, match=f"{run.folder}: is owned by {BOB.number}"):
         permissions.open_run_folder(run.folder, site)
+    jobs = permissions.open_jobs_folder(site)
+    os.chown(jobs, BOB.number, VISION)
+    with pytest.raises(UserError, match=f"{jobs}: is owned by {BOB.number}"):
+        permissions.open_jobs_folder(site)
     assert executed == ["code"]
 
 
