@@ -155,8 +155,9 @@ class _ImportUtilsLoader(SourceFileLoader):
             for packages, modules in compute().items()
         ]
         if file:
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError, OSError):
                 files.write_json(file, {"sha256": files.json_sha256(found), "structure": found})
+                file.chmod(0o600)  # `stage` writes for the store's group
         return found
 
 

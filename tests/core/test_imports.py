@@ -86,7 +86,10 @@ def test_json_of_another_shape_is_no_structure(content: str, tmp_path: Path) -> 
     file.write_text(content)
     found = {frozenset({"torch"}): {"albert.modeling_albert": {"AlbertModel"}}}
     expected = [[["torch"], {"albert.modeling_albert": ["AlbertModel"]}]]
+    umask = os.umask(0o002)
     assert json.loads(json.dumps(loader._read_or_store(lambda: found))) == expected
+    os.umask(umask)
+    assert file.stat().st_mode & 0o777 == 0o600, "nobody else's, whatever the command writes for others"
     assert loader._read_or_store(lambda: {}) == expected, "it has been written again"
 
 
