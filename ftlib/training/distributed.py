@@ -54,7 +54,7 @@ def process_group(timeout: float) -> Iterator[None]:
         timeout: seconds until a rank that waits for another fails.
 
     Raises:
-        UserError: several nodes, and MASTER_ADDR is not set.
+        UserError: several nodes, and MASTER_ADDR is not set; or another program uses the port.
         RankLost: another rank did not respond in time, or has died.
     """
     try:
@@ -63,6 +63,11 @@ def process_group(timeout: float) -> Iterator[None]:
     except RuntimeError as error:
         if log.rank_and_world_size()[1] == 1:
             raise
+        if "EADDRINUSE" in str(error):
+            problem = (
+                f"port {os.environ['MASTER_PORT']}, by which the tasks of this job meet, is in use on {_place()[0]}"
+            )
+            raise UserError(problem, "Set MASTER_PORT to another one, or submit again.") from error
         if _TIMED_OUT.search(str(error)):
             raise RankLost(f"another task did not respond for {timeout:g} s (training.ddp_timeout)") from error
         if _CONNECTION_LOST.search(str(error)):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from ftlib.models import sharding
 from ftlib.training import checkpoints, distributed
 from ftlib.training.initialize import trainable_model
 from tests.conftest import REPOSITORY
+from tests.training.sharded_ranks import free_port
 
 SHAPES = LlamaConfig(
     vocab_size=4096, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
@@ -59,12 +59,9 @@ def main() -> int:
 
 def run(world: int, base: Path) -> dict[str, float]:
     """The largest figure of all ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = {
         **os.environ,
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import resource
 import select
 import signal
@@ -51,6 +52,15 @@ class Ended:
         return [one["code"] for one in self.seen]
 
 
+def free_port() -> int:
+    """A port for a server, below those that the system gives to connections, which any process may take meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(22_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Ranks:
     """Starts jobs of several ranks on this machine, one job at a time.
 
@@ -71,9 +81,7 @@ class Ranks:
     def start(self, count: int, cases: Sequence[Case], nodes: int = 1) -> list[int]:
         """Start the ranks of a job with this process's environment and return their PIDs."""
         for case in cases:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                case["port"] = probe.getsockname()[1]
+            case["port"] = free_port()
         self._jobs += 1
         job = {"count": count, "nodes": nodes, "cases": cases, "environment": dict(os.environ), "output": self._output}
         assert self._process.stdin
@@ -122,7 +130,14 @@ def fork_ranks() -> None:
         job = json.loads(line)
         pids = [_fork(job, rank) for rank in range(job["count"])]
         print(json.dumps(pids), flush=True)
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+        codes: dict[int, int] = {}
+        while len(codes) < len(pids):
+            pid, status = os.wait()
+            codes[pid] = os.waitstatus_to_exitcode(status)
+            if codes[pid] == 1:  # by a traceback: the others would wait for it
+                for other in set(pids) - codes.keys():
+                    os.kill(other, signal.SIGKILL)
+        print(json.dumps([codes[pid] for pid in pids]), flush=True)
 
 
 def _fork(job: dict[str, Any], rank: int) -> int:

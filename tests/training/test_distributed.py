@@ -32,6 +32,7 @@ from ftlib.training.eval_callback import CheckpointEvaluator
 from ftlib.training.resume import ResumePoint, TrainingPhase
 from ftlib.training.trainer import ResumableTrainer
 from tests.conftest import FULL, start_ftlib
+from tests.training.sharded_ranks import free_port
 from tests.training.test_divergence import INFINITE_STEP
 from tests.training.test_eval_callback import PLAIN, dictate, rewrite
 from tests.training.test_resume import outcome, run_of
@@ -117,12 +118,20 @@ def start_two(*arguments: object, program: Sequence[str] = ("-m", "ftlib")) -> l
 def start_ranks(
     count: int, *arguments: object, program: Sequence[str] = ("-m", "ftlib")
 ) -> list[subprocess.Popen[str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    slurm = {"SLURM_STEP_NUM_TASKS": str(count), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    slurm = {"SLURM_STEP_NUM_TASKS": str(count), "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     places = [{**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(count)]
     return [start_ftlib("train", *arguments, program=program, **place) for place in places]
+
+
+def test_a_port_in_use_is_told(config: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        place = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "MASTER_PORT": port}
+        code, error = (one[0] for one in ends_of([start_ftlib("train", config, **place)]))
+    assert code == 2 and f"ftlib: port {port}, by which the tasks of this job meet, is in use on" in error
+    assert "Set MASTER_PORT to another one" in error and "Traceback" not in error
 
 
 def ends_of(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
