@@ -104,6 +104,7 @@ def _same(run: Run, experiment: Experiment, site: Site, compared: dict[tuple[str
     return compared[key]
 
 
+@functools.cache  # a run's config never changes
 def _saved_locations(config_file: Path) -> tuple[tuple[str, str], ...]:
     """Return the data paths of a run's config; empty if it cannot be read."""
     try:

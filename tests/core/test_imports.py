@@ -102,3 +102,22 @@ def test_nothing_is_stored_where_the_user_has_no_runs(tmp_path: Path, monkeypatc
     (tmp_path / "store").mkdir()
     folder = _jobs_folder()
     assert folder == tmp_path / "runs" / ".jobs" and folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_was_imported_is_not_looked_through_again(tmp_path: Path) -> None:
+    """Neither by the next collection of young objects, nor by the last one at exit."""
+    code = """
+import atexit, gc
+atexit.register(lambda: print("frozen at exit:", gc.get_freeze_count() > 10_000))  # the last one to be called
+from ftlib.cli.main import main
+from ftlib.core import imports
+
+with imports.quick_imports():
+    made = [{} for _ in range(10)]
+print("old:", any(one is made for one in gc.get_objects(generation=2)), "frozen:", gc.get_freeze_count())
+main(["status"])
+"""
+    environment = {**os.environ, "FTLIB_STORE": str(tmp_path), "FTLIB_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "old: True frozen: 0", done.stderr
+    assert done.stdout.splitlines()[-1] == "frozen at exit: True"

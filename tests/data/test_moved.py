@@ -345,16 +345,22 @@ def test_of_saved_configs_only_the_data_section_is_parsed_and_an_equal_one_once(
     assert ("root", str(root)) in next(iter(found))
 
 
-def test_a_config_that_is_written_by_hand_is_read_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"name: x\nbase: &place /disk\ndata: {source: jsonl, root: /d}\n", ("root", "/d")),
+        (b"base: &place /disk\ndata:\n  source: jsonl\n  root: *place\n", ("root", "/disk")),
+        (b"data:\n  source: jsonl\n  root: /d\n# a note\n  file: /x", ("file", "/x")),
+        (b"data:\n  source: jsonl\n  root: /d\n  file: /x", ("file", "/x")),
+        (b"data:\n  root: \xff\n", None),
+        (None, None),
+    ],
+)
+def test_a_config_that_is_written_by_hand_is_read_whole(
+    content: bytes | None, expected: tuple[str, str] | None, tmp_path: Path
+) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("name: x\nbase: &place /disk\ndata: {source: jsonl, root: /d}\n")
-    assert ("root", "/d") in moved._saved_locations(file)
-    file.write_text("base: &place /disk\ndata:\n  source: jsonl\n  root: *place\n")
-    assert ("root", "/disk") in moved._saved_locations(file)
-    file.write_text("data:\n  source: jsonl\n  root: /d\n# a note\n  file: /x")
-    assert ("file", "/x") in moved._saved_locations(file)
-    file.write_text("data:\n  source: jsonl\n  root: /d\n  file: /x")
-    assert ("file", "/x") in moved._saved_locations(file)
-    file.write_bytes(b"data:\n  root: \xff\n")
-    assert moved._saved_locations(file) == ()
-    assert moved._saved_locations(tmp_path / "none") == ()
+    if content is not None:
+        file.write_bytes(content)
+    found = moved._saved_locations(file)
+    assert expected in found if expected else found == ()
