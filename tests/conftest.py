@@ -12,11 +12,6 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-if "FTLIB_TORCHVISION" in os.environ:
-    from tests import torchvision_folder
-
-    torchvision_folder.use(os.environ["FTLIB_TORCHVISION"])
-
 from ftlib.cli.main import main
 from ftlib.core import imports, log, permissions
 from tests import isolation, needs
@@ -87,6 +82,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or not config.option.numprocesses:  # the workers of xdist hide it themselves:
         isolation.hide_machine(gpus=config.option.markexpr == "long")  # they would take the hidden one for the machine
         config.add_cleanup(isolation.clean_up)
+    if "FTLIB_TORCHVISION" in os.environ:
+        from tests import torchvision_folder
+
+        torchvision_folder.use(os.environ["FTLIB_TORCHVISION"])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,7 +51,12 @@ def hide_machine(gpus: bool) -> None:
 
     Args:
         gpus: leave the GPUs in sight.
+
+    Raises:
+        RuntimeError: torch is imported already, and computes with as many threads as the machine has.
     """
+    if "torch" in sys.modules:
+        raise RuntimeError("a conftest.py imports torch before the machine is hidden")
     _machine.update(os.environ)
     folder = Path(tempfile.mkdtemp(prefix="ftlib-tests-"))
     for name in ("bin", "home"):

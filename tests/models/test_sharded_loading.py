@@ -4,6 +4,7 @@ write is whole."""
 from __future__ import annotations
 
 import errno
+import faulthandler
 import multiprocessing
 import shutil
 import time
@@ -27,6 +28,8 @@ from ftlib.training.initialize import trainable_model
 from tests.models import tiny_causal, tiny_paligemma
 
 LORA = {"method": "lora", "r": 4, "alpha": 8}
+PATIENCE = 300
+"""Seconds until ranks that have not ended show where they are."""
 
 
 def config_of(family: str, base: Path, adapter: dict[str, Any], dtype: str = "float32") -> Config:
@@ -45,31 +48,37 @@ def config_of(family: str, base: Path, adapter: dict[str, Any], dtype: str = "fl
     )
 
 
-def on_ranks(check: Callable[..., None], folder: Path, *arguments: Any, world: int = 3) -> list[str]:
-    """Run a function on ranks that are joined by gloo; return what each raised, or ""."""
-    context = multiprocessing.get_context("fork")
-    found = context.SimpleQueue()
-
-    def main(rank: int) -> None:
-        fault = ""
-        try:
+def rank_main(rank: int, world: int, folder: Path, found: Any, check: Callable[..., None], *arguments: Any) -> None:
+    """Join the other ranks by gloo and run a function; put (rank, what it raised, or "") to a queue."""
+    fault = ""
+    try:
+        with (folder / f"stack{rank}").open("w") as file:
+            faulthandler.dump_traceback_later(PATIENCE, file=file)
             meeting = f"file://{folder / 'meeting'}"
             distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
             check(*arguments)
             distributed.destroy_process_group()
-        except BaseException:
-            fault = traceback.format_exc()
-        found.put((rank, fault))
+            faulthandler.cancel_dump_traceback_later()
+    except BaseException:
+        fault = traceback.format_exc()
+    found.put((rank, fault))
 
-    processes = [context.Process(target=main, args=(rank,)) for rank in range(world)]
+
+def on_ranks(check: Callable[..., None], folder: Path, *arguments: Any, world: int = 3) -> list[str]:
+    """Run a function on ranks that are joined by gloo; return what each raised, or ""."""
+    context = multiprocessing.get_context("forkserver")  # a fork of this process could wait for threads that it lost
+    context.set_forkserver_preload([__name__])
+    found = context.SimpleQueue()
+    given = (world, folder, found, check, *arguments)
+    processes = [context.Process(target=rank_main, args=(rank, *given)) for rank in range(world)]
     for process in processes:
         process.start()
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + PATIENCE + 10
     for process in processes:
         process.join(max(0, ends - time.monotonic()))
         process.kill()
     (folder / "meeting").unlink(missing_ok=True)
-    faults = dict.fromkeys(range(world), "it has not ended")
+    faults = {rank: f"it has not ended\n{(folder / f'stack{rank}').read_text()}" for rank in range(world)}
     while not found.empty():
         faults |= [found.get()]
     return [*faults.values()]
@@ -147,6 +156,17 @@ def equal_files(folder: Path) -> None:
     for one, optimizer in zip((model, alone), optimizers, strict=True):
         one(torch.arange(10.0).reshape(2, 5)).square().mean().backward()
         optimizer.step()
+    gathered: list[weakref.ref[torch.Tensor]] = []
+    gather = sharding.gather
+
+    def gather_one(tensor: torch.Tensor, keep: bool = True) -> torch.Tensor | None:
+        whole = gather(tensor, keep)
+        if whole is not None and whole is not tensor:
+            assert sum(one() is not None for one in gathered) < 2, "earlier tensors were freed"
+            gathered.append(weakref.ref(whole))
+        return whole
+
+    sharding.gather = gather_one
     mine = folder if rank == 0 else None
     sharding.write_optimizer_state(optimizers[0], mine and mine / "optimizer.pt")
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -163,19 +183,8 @@ def equal_files(folder: Path) -> None:
         assert torch.allclose(stored["weight"], alone.weight) and stored["bias"].dtype == torch.bfloat16
 
 
-def test_files_hold_whole_tensors_and_are_written_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_hold_whole_tensors_and_are_written_one_by_one(tmp_path: Path) -> None:
     """Rows that three ranks cannot share evenly, and the optimizer's counters, which are not sharded."""
-    gathered: list[weakref.ref[torch.Tensor]] = []
-    gather = sharding.gather
-
-    def gather_one(tensor: torch.Tensor, keep: bool = True) -> torch.Tensor | None:
-        whole = gather(tensor, keep)
-        if whole is not None and whole is not tensor:
-            assert sum(one() is not None for one in gathered) < 2, "earlier tensors were freed"
-            gathered.append(weakref.ref(whole))
-        return whole
-
-    monkeypatch.setattr(sharding, "gather", gather_one)
     faults = on_ranks(equal_files, tmp_path, tmp_path)
     assert not any(faults), "\n".join(faults)
 
