@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -75,6 +76,7 @@ def hide_machine(gpus: bool) -> None:
     if "PIP_CONFIG_FILE" not in _machine and os.access(own, os.R_OK):
         _minimal["PIP_CONFIG_FILE"] = str(own)
     os.umask(0o022)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a script starts in the background
     _replace(_minimal)
 
 
