@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from ftlib.errors import UserError
 from ftlib.models.attention import as_attention_mask
 from ftlib.models.encoding import EncodedExample, truncate_left
-from ftlib.models.prompt_cache import KeyValues, ReadPrompts, feed, read_prompts
+from ftlib.models.prompt_cache import KeyValues, PromptReader, ReadPrompts, collect_rows, feed
 from ftlib.models.registry import InputProcessor
 
 MAX_LABEL_TOKENS = 512
@@ -76,8 +78,9 @@ def generate_with_logprobs(
     max_new_tokens: int,
     num_beams: int = 1,
     generation: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
 ) -> list[GeneratedAnswer]:
-    """Answer one batch of rows; each row stops at its own `<eos>`, or where the model's positions end.
+    """Answer rows; each stops at its own `<eos>`, or where the model's positions end.
 
     Greedy decoding knows the probabilities of its tokens. What transformers generates is read once more, token by
     token, which costs as much as greedy decoding.
@@ -87,13 +90,14 @@ def generate_with_logprobs(
             is truncated at its start.
         num_beams: 1 is greedy decoding.
         generation: other fields of GenerationConfig, and `seed` for sampling: the same rows give the same answers.
+        batch_size: how many rows greedy decoding answers at a time: as some end, others take their places. None: all.
     """
     model.eval()
     rows = truncate_prompts(processor, rows, max_new_tokens=1)
     rooms = _max_new_tokens_per_row(processor, rows, max_new_tokens)
     with torch.inference_mode():
         if num_beams == 1 and not generation:
-            answers, logprobs = _decode(model, processor, rows, rooms)
+            answers, logprobs = _decode(model, processor, rows, rooms, batch_size or len(rows))
         else:
             settings = {"do_sample": False, "num_beams": num_beams, **(generation or {})}
             answers = _generate_by_transformers(model, processor, rows, settings, max_new_tokens)
@@ -149,10 +153,10 @@ def label_loglikelihoods(
     answers = [processor.encode_answer(label) for label in labels]
     with torch.inference_mode():
         rows = truncate_prompts(processor, rows, max(map(len, answers)))
-        order = _by_length(rows)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
         chunks = list(_label_chunks(answers))
         longest = max(sum(map(len, chunk)) for chunk in chunks)
-        read = read_prompts(model, processor, [rows[index] for index in order], longest)
+        read = PromptReader(model, processor, rows, longest).read(order, longest)
         if read.states is None:
             found = torch.cat([_score_alone(model, read, answer) for answer in answers], dim=1)
         else:
@@ -173,68 +177,147 @@ def _decode(
     processor: InputProcessor,
     rows: Sequence[EncodedExample],
     rooms: Sequence[int],
+    batch_size: int,
     forced: Sequence[list[int]] | None = None,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Greedy decoding.
 
     Args:
         rooms: how many tokens the answer to every row may have.
+        batch_size: how many rows are open at a time.
         forced: answers to read instead, to know the probabilities of their tokens; not empty.
 
     Returns:
         The tokens of every answer, its end token included, and their log-probabilities.
     """
-    open_rows = _by_length(rows)
-    read = read_prompts(model, processor, [rows[index] for index in open_rows], max(rooms))
-    states, position, length = read.states, read.next_position, read.mask.shape[1]
-    cache: Any = read.cache if states is None else states.cache(length)
-    mask = torch.cat([read.mask, read.mask.new_ones((len(rows), max(rooms)))], dim=1)
-    checked_every = STEPS_BETWEEN_CHECKS.get(mask.device.type, 1)
+    reader, waiting = PromptReader(model, processor, rows, max(rooms)), _groups(rows, batch_size)
     answers: list[list[int]] = [[] for _ in rows]
     numbers: list[list[float]] = [[] for _ in rows]
-    logits = read.logits
+    batch: _Batch | None = None
     while True:
+        if batch is None:
+            taken = _take(waiting, rows, batch_size)
+            batch = _Batch(model, taken, reader.read(taken, max(rooms)), max(rooms))
+        elif reader.can_join and (taken := _take(waiting, rows, batch_size - len(batch.rows), batch_size // 4)):
+            left = [rooms[row] - len(answers[row]) for row in [*batch.rows, *taken]]
+            batch.join(_Batch(model, taken, reader.read(taken, 0), 0), max(left))
         # Tokens stay on the device until rows are checked; no row gets more than it has room for.
-        room = min(rooms[row] - len(answers[row]) for row in open_rows)
+        room = min(rooms[row] - len(answers[row]) for row in batch.rows)
+        device = batch.logits.device
         steps: list[tuple[Tensor, Tensor]] = []
-        for step in range(min(checked_every, room)):
+        for step in range(min(STEPS_BETWEEN_CHECKS.get(device.type, 1), room)):
             if step:
-                logits = feed(model, read, cache, steps[-1][0][:, None], mask[:, : length + 1], position)[:, -1]
-                position, length = position + 1, length + 1
+                batch.feed(steps[-1][0])
             if forced is None:
-                tokens = logits.argmax(dim=-1)
+                tokens = batch.logits.argmax(dim=-1)
             else:
-                due = [(forced[row], len(answers[row]) + step) for row in open_rows]
-                tokens = torch.tensor([ids[min(place, len(ids) - 1)] for ids, place in due], device=logits.device)
-            found = logits.float()
+                due = [(forced[row], len(answers[row]) + step) for row in batch.rows]
+                tokens = torch.tensor([ids[min(place, len(ids) - 1)] for ids, place in due], device=device)
+            found = batch.logits.float()
             steps.append((tokens, found.gather(1, tokens[:, None])[:, 0] - found.logsumexp(dim=-1)))
         kept = []
         columns = [torch.stack(column, dim=1).tolist() for column in zip(*steps, strict=True)]
-        for index, (row, ids, logprobs) in enumerate(zip(open_rows, *columns, strict=True)):
+        for index, (row, ids, logprobs) in enumerate(zip(batch.rows, *columns, strict=True)):
             end = next((place for place, token in enumerate(ids, 1) if token in processor.stop_token_ids), None)
             answers[row] += ids[:end]
             numbers[row] += logprobs[:end]
             if end is None and len(answers[row]) < rooms[row]:
                 kept.append(index)
-        if not kept:
+        if kept:
+            batch.keep(kept)
+            batch.feed(steps[-1][0][kept])
+        elif waiting:
+            batch = None
+        else:
             return answers, numbers
-        tokens = steps[-1][0]
-        if len(kept) < len(open_rows):
-            going = torch.tensor(kept, device=mask.device)
-            mask, position, tokens = mask[going], position[going], tokens[going]
-            open_rows = [open_rows[index] for index in kept]
-            if states is None:
-                cache.reorder_cache(going)  # which layers with states other than keys and values have, too
-            else:
-                states = states.select(going)
-                cache = states.cache(length)
-        logits = feed(model, read, cache, tokens[:, None], mask[:, : length + 1], position)[:, -1]
-        position, length = position + 1, length + 1
 
 
-def _by_length(rows: Sequence[EncodedExample]) -> list[int]:
-    """The indices of rows, so that the shortest comes first."""
-    return sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+class _Batch:
+    """Rows whose answers are being generated, and what the model has read of them.
+
+    Attributes:
+        rows: their indices.
+        logits: of the next token of each, shape (rows, vocabulary).
+    """
+
+    def __init__(self, model: torch.nn.Module, rows: list[int], read: ReadPrompts, room: int) -> None:
+        """Begin behind prompts.
+
+        Args:
+            room: how many tokens a row may get.
+        """
+        self.rows, self.logits = rows, read.logits
+        self._model, self._axes, self._position = model, read.axes, read.next_position
+        self._length = read.mask.shape[1]
+        self._mask = pad(read.mask, (0, room), value=1)
+        self._states = read.states
+        self._cache: Any = read.cache if read.states is None else read.states.cache(self._length)
+
+    def feed(self, tokens: Tensor) -> None:
+        """Read the next token of every row."""
+        mask = self._mask[:, : self._length + 1]
+        self.logits = feed(self._model, self._axes, self._cache, tokens[:, None], mask, self._position)[:, -1]
+        self._position, self._length = self._position + 1, self._length + 1
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Keep some rows; the others leave."""
+        if len(kept) == len(self.rows):
+            return
+        chosen = torch.tensor(kept, device=self._mask.device)
+        self.rows = [self.rows[index] for index in kept]
+        self._mask, self._position = self._mask[chosen], self._position[chosen]
+        if self._states is None:
+            self._cache.reorder_cache(chosen)  # which layers with states other than keys and values have, too
+        else:
+            self._collect([(self._states, chosen, self._length)], self._length, self._states.capacity)
+
+    def join(self, other: _Batch, room: int) -> None:
+        """Take in rows that have just been read; all rows end at the same column then, as they did.
+
+        Args:
+            room: how many more tokens a row may get.
+        """
+        padding = int(self._mask.any(dim=0).int().argmax())  # where rows that have left began
+        length = max(self._length - padding, other._length)
+        parts, masks = [], []
+        for one in (self, other):
+            assert one._states is not None
+            parts.append((one._states, torch.arange(len(one.rows), device=one._mask.device), one._length))
+            filled = pad(one._mask[:, : one._length], (length - one._length, 0))  # shorter by what is negative
+            masks.append(pad(filled, (0, room), value=1))
+        other._cache = None
+        self._collect(parts, length, length + room)
+        self._mask, self._length = torch.cat(masks), length
+        self._position = torch.cat([self._position, other._position])
+        self.logits = torch.cat([self.logits, other.logits])
+        self.rows = [*self.rows, *other.rows]
+
+    def _collect(self, parts: Sequence[tuple[KeyValues, Tensor, int]], length: int, capacity: int) -> None:
+        self._cache = None
+        self._states = collect_rows(parts, length, capacity, release=True)
+        self._cache = self._states.cache(length)
+
+
+def _groups(rows: Sequence[EncodedExample], batch_size: int) -> deque[list[int]]:
+    """Indices of rows that are read together, because they are about the same image; the longest prompts come first."""
+    by_image: dict[Any, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_image.setdefault(id(row.image_inputs) if row.image_inputs else (index,), []).append(index)
+    whole = sorted(by_image.values(), key=lambda group: -max(len(rows[index].input_ids) for index in group))
+    return deque(group[start : start + batch_size] for group in whole for start in range(0, len(group), batch_size))
+
+
+def _take(waiting: deque[list[int]], rows: Sequence[EncodedExample], places: int, least: int = 0) -> list[int]:
+    """Remove the rows for which there is a place; none if they are fewer than it is worth to read."""
+    count = total = 0
+    for group in waiting:
+        if total + len(group) > places:
+            break
+        count, total = count + 1, total + len(group)
+    if total < min(least, sum(map(len, waiting))):
+        return []
+    taken = [index for _ in range(count) for index in waiting.popleft()]
+    return sorted(taken, key=lambda index: len(rows[index].input_ids))
 
 
 def _logprobs_of(
@@ -248,7 +331,7 @@ def _logprobs_of(
     some = [index for index, answer in enumerate(answers) if answer]
     if some:
         forced = [answers[index] for index in some]
-        _, numbers = _decode(model, processor, [rows[index] for index in some], [*map(len, forced)], forced)
+        _, numbers = _decode(model, processor, [rows[index] for index in some], [*map(len, forced)], len(some), forced)
         for index, own in zip(some, numbers, strict=True):
             found[index] = own
     return found
@@ -389,7 +472,7 @@ def _score_chunk(
     dtype = states.buffers[0][0].dtype
     logits = feed(
         model,
-        read,
+        read.axes,
         states.cache(mask.shape[1], rows),
         fed.expand(len(mask), -1),
         as_attention_mask(model, visible, dtype),
@@ -414,7 +497,7 @@ def _score_alone(model: torch.nn.Module, read: ReadPrompts, answer: list[int]) -
         if step:
             ids = torch.full_like(read.next_position, answer[step - 1])
             mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-            logits = feed(model, read, cache, ids, mask, read.next_position + step - 1)[:, -1]
+            logits = feed(model, read.axes, cache, ids, mask, read.next_position + step - 1)[:, -1]
         found = logits.float()
         score += found[:, token, None] - found.logsumexp(dim=-1, keepdim=True)
     return score

@@ -66,20 +66,35 @@ class KeyValues:
             return Cache(layer_class_to_replicate=next_layer)
         return Cache(layers=[_LayerView(self, index, rows, first, length) for index in range(len(self.buffers))])
 
-    def select(self, rows: Tensor, capacity: int | None = None) -> KeyValues:
-        """Copies of some rows, the same one several times if wanted."""
-        found = KeyValues(len(rows), capacity or self.capacity)
-        for pair in self.buffers:
-            keys, values = (found.allocate(one) for one in pair)
-            for old, new in zip(pair, (keys, values), strict=True):
-                columns = min(self.capacity, found.capacity)
-                torch.index_select(old[:, :, :columns], 0, rows, out=new[:, :, :columns])
-            found.buffers.append((keys, values))
-        return found
-
     def allocate(self, like: Tensor) -> Tensor:
         """A buffer for keys or values such as these. Zeros: what is masked is multiplied by 0, and must be finite."""
         return like.new_zeros((self.rows, like.shape[1], self.capacity, like.shape[3]))
+
+
+def collect_rows(
+    parts: Sequence[tuple[KeyValues, Tensor, int]], length: int, capacity: int, release: bool = False
+) -> KeyValues:
+    """Copy rows of some batches into buffers of their own, in which all end at the same column.
+
+    Args:
+        parts: batch, rows of it (the same one several times if wanted), and how many of its columns are filled.
+        length: columns filled in the copy; of a batch with more, the first ones must be padding.
+        release: empty the batches layer by layer, so that no memory is needed for all of them twice. There must be no
+            view of them.
+    """
+    found = KeyValues(sum(len(rows) for _, rows, _ in parts), capacity)
+    for index in range(len(parts[0][0].buffers)):
+        pairs = [states.buffers.pop(0) if release else states.buffers[index] for states, _, _ in parts]
+        keys, values = (found.allocate(one) for one in pairs[0])
+        start = 0
+        for pair, (_, rows, filled) in zip(pairs, parts, strict=True):
+            width, end = min(length, filled), start + len(rows)
+            for old, new in zip(pair, (keys, values), strict=True):
+                columns = old[:, :, filled - width : filled]
+                torch.index_select(columns, 0, rows, out=new[start:end, :, length - width : length])
+            start = end
+        found.buffers.append((keys, values))
+    return found
 
 
 class _LayerView(DynamicLayer):
@@ -133,25 +148,77 @@ class ReadPrompts:
     cache: Cache | None
 
 
-def read_prompts(
-    model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], room: int
-) -> ReadPrompts:
-    """Read a batch of prompts.
+class PromptReader:
+    """Reads the prompts of rows, all of them or some at a time.
 
-    Args:
-        rows: best in the order of their lengths, so that neighbours need little padding.
-        room: tokens that will be fed behind the prompts.
+    What all of them begin with is read once, however many are read at a time; what only those about an image begin
+    with, once each time. So rows about the same image are best read together.
     """
-    shared = None if processor.prefix_bidirectional else _find_shared_prefixes(model, rows)
-    with last_column_only(model):
-        if shared and _keeps_key_values(model, shared.longest + shared.rest + room):
-            return _read_behind_prefixes(model, processor, rows, shared, room)
-        return _read(model, processor, rows, room)
+
+    def __init__(
+        self, model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], room: int
+    ) -> None:
+        """Look for what prompts share.
+
+        Args:
+            room: tokens that will be fed behind the prompts, at most.
+        """
+        self._model, self._processor, self._rows = model, processor, rows
+        shared = None if processor.prefix_bidirectional else _find_shared_prefixes(model, rows)
+        self._shared = shared if shared and _keeps_key_values(model, shared.longest + shared.rest + room) else None
+        self._begun: ReadPrompts | None = None
+        columns = shared.longest + shared.rest if shared else max(len(row.input_ids) for row in rows)
+        self.can_join = _keeps_key_values(model, columns + 2 * room)
+        """Whether rows can be read beside others that have got tokens already, see `collect_rows`."""
+
+    def read(self, chosen: Sequence[int], room: int) -> ReadPrompts:
+        """Read some prompts.
+
+        Args:
+            chosen: their rows, best in the order of their lengths, so that neighbours need little padding.
+            room: columns behind the prompts.
+        """
+        with last_column_only(self._model):
+            if self._shared:
+                return self._read_behind_prefixes(self._shared, chosen, room)
+            return _read(self._model, self._processor, [self._rows[index] for index in chosen], room)
+
+    def _read_behind_prefixes(self, shared: _SharedPrefixes, chosen: Sequence[int], room: int) -> ReadPrompts:
+        """Read prefixes, then what follows each of them in the rows: `[padding] prefix [padding] remainder`.
+
+        Remainders are text, and counted from where their prefixes end, as generated tokens are.
+        """
+        numbers = sorted({shared.owners[index] for index in chosen})
+        begun = self._begun or _read(self._model, self._processor, [shared.prefixes[one] for one in numbers], 0)
+        if len(shared.prefixes) == 1:
+            self._begun = begun
+        assert begun.states is not None
+        remainders = []
+        for index in chosen:
+            prefix = shared.prefixes[shared.owners[index]]
+            remainders.append(EncodedExample(self._rows[index].input_ids[len(prefix.input_ids) :], 0))
+        padded = pad_left(remainders, self._processor.pad_token_id)
+        owners = torch.tensor([numbers.index(shared.owners[index]) for index in chosen])
+        ids, behind, owners = (
+            one.to(begun.mask.device) for one in (padded["input_ids"], padded["attention_mask"], owners)
+        )
+        positions = begun.next_position[owners] + position_ids(behind, first=0)
+        mask = torch.cat([begun.mask[owners], behind], dim=1)
+        before, length = begun.mask.shape[1], mask.shape[1]
+        states = collect_rows([(begun.states, owners, before)], before, length + room)
+        lengths = [len(remainder.input_ids) for remainder in remainders]
+        logits = []
+        for chunk in _chunks(lengths, ids.device):
+            first = length - before - max(lengths[chunk])
+            cache = states.cache(before + first, chunk)
+            fed = (ids[chunk, first:], mask[chunk], positions[chunk, first:])
+            logits.append(feed(self._model, begun.axes, cache, *fed, kept=1)[:, -1])
+        return ReadPrompts(torch.cat(logits), mask, positions[:, -1:] + 1, begun.axes, states, None)
 
 
 def feed(
     model: torch.nn.Module,
-    read: ReadPrompts,
+    axes: torch.Size,
     cache: Cache,
     ids: Tensor,
     mask: Any,
@@ -161,6 +228,7 @@ def feed(
     """Read further tokens behind prompts, into their cache.
 
     Args:
+        axes: see `ReadPrompts`.
         ids, positions: shape (rows, tokens).
         kept: of how many of the last tokens logits are wanted; None: of all.
 
@@ -170,7 +238,7 @@ def feed(
     output = model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=positions.expand(*read.axes, *positions.shape),
+        position_ids=positions.expand(*axes, *positions.shape),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=kept or ids.shape[1],
@@ -297,37 +365,3 @@ def _find_shared_prefixes(model: torch.nn.Module, rows: Sequence[EncodedExample]
     if read > (1 - _LEAST_SAVED) * total or not all(prefix.input_ids for prefix in prefixes):
         return None
     return _SharedPrefixes(owners, prefixes, longest, rest)
-
-
-def _read_behind_prefixes(
-    model: torch.nn.Module,
-    processor: InputProcessor,
-    rows: Sequence[EncodedExample],
-    shared: _SharedPrefixes,
-    room: int,
-) -> ReadPrompts:
-    """Read prefixes, then what follows each of them in the rows: `[padding] prefix [padding] remainder`.
-
-    Remainders are text, and counted from where their prefixes end, as generated tokens are.
-    """
-    begun = _read(model, processor, shared.prefixes, shared.rest + room)
-    assert begun.states is not None
-    owners = torch.tensor(shared.owners)
-    prefixes = [shared.prefixes[owner] for owner in shared.owners]
-    remainders = [
-        EncodedExample(row.input_ids[len(prefix.input_ids) :], 0) for row, prefix in zip(rows, prefixes, strict=True)
-    ]
-    padded = pad_left(remainders, processor.pad_token_id)
-    ids, behind, owners = (one.to(begun.mask.device) for one in (padded["input_ids"], padded["attention_mask"], owners))
-    positions = begun.next_position[owners] + position_ids(behind, first=0)
-    mask = torch.cat([begun.mask[owners], behind], dim=1)
-    read = replace(begun, mask=mask, next_position=positions[:, -1:] + 1, states=begun.states.select(owners))
-    assert read.states is not None
-    lengths = [len(remainder.input_ids) for remainder in remainders]
-    logits = []
-    for chunk in _chunks(lengths, ids.device):
-        first = shared.rest - max(lengths[chunk])
-        cache = read.states.cache(shared.longest + first, chunk)
-        fed = (ids[chunk, first:], mask[chunk], positions[chunk, first:])
-        logits.append(feed(model, read, cache, *fed, kept=1)[:, -1])
-    return replace(read, logits=torch.cat(logits))

@@ -89,3 +89,38 @@ def test_rows_checked_every_few_tokens_end_where_they_would(loaded: Loaded, monk
     for one, other in zip(found, wanted, strict=True):
         assert (one.token_ids, one.text, one.ended) == (other.token_ids, other.text, other.ended)
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("checked_every", [1, 4])
+def test_waiting_rows_take_the_places_of_ended_ones(
+    loaded: Loaded, checked_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and answers of many lengths; every second row is about the image of the one before."""
+    model, inputs, some = loaded
+    prompts = [f"{'so ' * (number % 4)}what is {number}?" for number in range(12)]
+    images = [Image.new("RGB", (40 + 7 * number, 50), (number * 40, 99, 0)) for number in range(6)]
+    if some[0].image_inputs:
+        rows = [row for number, image in enumerate(images) for row in inputs.encode_prompts(prompts[number::6], image)]
+    else:
+        rows = inputs.encode_prompts([PREAMBLE + prompt for prompt in prompts], None)
+    stops = {*range(0, model.get_input_embeddings().num_embeddings, 6)}  # type: ignore[operator]
+    monkeypatch.setattr(type(inputs), "stop_token_ids", stops)
+    monkeypatch.setattr(inputs, "max_length", max(len(row.input_ids) for row in rows) + 2)
+    monkeypatch.setattr(generation, "STEPS_BETWEEN_CHECKS", {"cpu": checked_every})
+    wanted = [generate_with_logprobs(model, inputs, [row], 16)[0] for row in rows]
+    assert len({len(one.token_ids) for one in wanted}) > 2
+    seen: list[tuple[int, int]] = []
+    watch = model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(tuple(given["position_ids"].shape[-2:])), with_kwargs=True
+    )
+    joined, join = [], generation._Batch.join
+    monkeypatch.setattr(generation._Batch, "join", lambda *given: joined.append(given) or join(*given))
+    found = generate_with_logprobs(model, inputs, rows, 16, batch_size=4)
+    watch.remove()
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.token_ids, one.text, one.ended) == (other.token_ids, other.text, other.ended)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert max(count for count, columns in seen if columns == 1) <= 4
+    assert bool(joined) == prompt_cache._keeps_key_values(model, 999), "Gemma 3's window is 16"
+    if not some[0].image_inputs:
+        assert [count for count, columns in seen if columns >= len(PREAMBLE)] == [1], "the preamble is read once"
