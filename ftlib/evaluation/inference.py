@@ -1,8 +1,9 @@
 """Resumable inference over a split.
 
-Predictions are appended to `answers-*.jsonl` in a scratch folder, one line per row, batch by batch; a restart computes
-only missing batches. Batches are always formed in the same way, so that a prediction does not depend on interruptions.
-With several processes (one Slurm task per GPU) each computes its share of the batches, and the first one collects all
+Predictions are appended to `answers-*.jsonl` in a scratch folder, one line per row, group by group; a restart computes
+only missing groups. Groups are always formed in the same way, so that a prediction does not depend on interruptions.
+A group is a batch, or several if answers may be long: rows of later ones take the places of those that end.
+With several processes (one Slurm task per GPU) each computes its share of the groups, and the first one collects all
 predictions.
 """
 
@@ -34,6 +35,12 @@ TIMEOUT_SECONDS = 600
 _POLL_SECONDS = 2
 T = TypeVar("T")
 _PREFETCHED_BATCHES = 3
+_BATCHES_TOGETHER = 4
+"""How many batches are answered together, where answers may have more than `_SHORT_ANSWER` tokens. Of answers whose
+lengths are distributed exponentially, 16 rows at a time take half as many steps then."""
+_LEAST_GROUPS = 8
+"""Several tasks of a job have their share of the groups, which do not depend on how many tasks there are."""
+_SHORT_ANSWER = 16
 
 Prediction = dict[str, Any]
 """`id`; of a generated answer `text`, `finish_reason` and `confidence` (see `describe_confidence`), else `likelihoods`,
@@ -73,14 +80,18 @@ def generate_predictions(
     rank, world_size = core_log.rank_and_world_size()
     if found := _read(folder):
         signals.mark_resumable()
+    greedy = settings.decode == "generate" and settings.num_beams == 1 and not settings.generation
+    long = greedy and settings.max_new_tokens > _SHORT_ANSWER
+    together = max(1, min(_BATCHES_TOGETHER, len(rows) // (_LEAST_GROUPS * settings.batch_size))) if long else 1
     batches = image_batches(
-        ["\n".join(row.images) for row in rows], [len(prompt) for prompt in prompts], settings.batch_size
+        ["\n".join(row.images) for row in rows], [len(prompt) for prompt in prompts], settings.batch_size * together
     )
     mine = [batch for batch in batches[rank::world_size] if any(rows[index].id not in found for index in batch)]
     log = folder / f"answers-{rank}-{os.getpid()}-{time.time_ns()}.jsonl"
     done = sum(row.id in found for row in rows)
     with core_log.progress(label, len(rows), done) as update:
-        for batch, encoded in _encode_batches(mine, model, rows, prompts, root, max_pixels):
+        ahead = max(1, _PREFETCHED_BATCHES // together)
+        for batch, encoded in _encode_batches(mine, model, rows, prompts, root, max_pixels, ahead):
             answers = _predict_batch(model, settings, labels, encoded, answer_fields)
             _append(log, [{"id": rows[index].id, **answer} for index, answer in zip(batch, answers, strict=True)])
             signals.notify_host("checkpointed")
@@ -119,8 +130,9 @@ def _encode_batches(
     prompts: Sequence[str],
     root: Path,
     max_pixels: int | None,
+    ahead: int,
 ) -> Iterator[tuple[list[int], list[EncodedExample]]]:
-    """Yield batches with encoded rows; threads decode images a few batches ahead."""
+    """Yield batches with encoded rows; threads decode images so many batches ahead."""
     processor = model.processor
 
     def load(indices: list[int]) -> list[EncodedExample]:
@@ -129,14 +141,14 @@ def _encode_batches(
 
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         waiting = []
-        for batch in [*batches, *[None] * _PREFETCHED_BATCHES]:
+        for batch in [*batches, *[None] * ahead]:
             if batch is not None:
                 by_image: dict[tuple[ImageFile, ...], list[int]] = {}
                 for index in batch:
                     by_image.setdefault(rows[index].image_files, []).append(index)
                 jobs = [pool.submit(load, indices) for indices in by_image.values()]
                 waiting.append(([index for indices in by_image.values() for index in indices], jobs))
-            if waiting and (batch is None or len(waiting) > _PREFETCHED_BATCHES):
+            if waiting and (batch is None or len(waiting) > ahead):
                 order, jobs = waiting.pop(0)
                 yield order, [row for job in jobs for row in job.result()]
 

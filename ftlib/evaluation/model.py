@@ -80,7 +80,7 @@ class EvalModel:
         return parts[0] if len(parts) == 1 else files.json_sha256(parts)[:16]
 
     def generate(self, rows: Sequence[EncodedExample], settings: Evaluation) -> list[GeneratedAnswer]:
-        """Generate answers for one batch.
+        """Generate answers, for a batch of rows at a time.
 
         Raises:
             UserError: out of memory.
@@ -88,9 +88,10 @@ class EvalModel:
         from ftlib.models.generation import generate_with_logprobs
 
         model = self.model
-        with _smaller_batch(rows):
+        beams, batch_size = settings.num_beams, settings.batch_size
+        with _smaller_batch(min(len(rows), batch_size)):
             return generate_with_logprobs(
-                model, self.processor, rows, settings.max_new_tokens, settings.num_beams, settings.generation
+                model, self.processor, rows, settings.max_new_tokens, beams, settings.generation, batch_size
             )
 
     def label_loglikelihoods(self, rows: Sequence[EncodedExample], labels: Sequence[str]) -> Tensor:
@@ -102,13 +103,13 @@ class EvalModel:
         from ftlib.models.generation import label_loglikelihoods
 
         model = self.model
-        with _smaller_batch(rows):
+        with _smaller_batch(len(rows)):
             return label_loglikelihoods(model, self.processor, rows, labels)
 
 
-def _smaller_batch(rows: Sequence[EncodedExample]) -> contextlib.AbstractContextManager[None]:
+def _smaller_batch(rows: int) -> contextlib.AbstractContextManager[None]:
     remedy = "Lower evaluation.batch_size; existing predictions are kept."
-    return oom_as_user_error(remedy, f"{MORE_MEMORY_HINT} Or: {remedy}", f"with a batch of {len(rows)} rows")
+    return oom_as_user_error(remedy, f"{MORE_MEMORY_HINT} Or: {remedy}", f"with a batch of {rows} rows")
 
 
 def base_model(config: Config, site: Site) -> EvalModel:

@@ -128,15 +128,12 @@ def with_and_without_context(queries: Sequence[Query]) -> list[Query]:
 
 
 def answer_queries(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[GeneratedAnswer]:
-    """Answer queries in batches; whitespace around the texts is kept.
+    """Answer queries; whitespace around the texts is kept.
 
     Raises:
         UserError: an image or a context is missing, not readable, or not supported by this model.
     """
-    rows = [_encode(model, query) for query in queries]
-    size = settings.batch_size
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [answer for batch in batches for answer in model.generate(batch, settings)]
+    return model.generate([_encode(model, query) for query in queries], settings)
 
 
 def predict(model: EvalModel, settings: Evaluation, queries: Sequence[Query]) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Generation and label scoring, used by all commands: evaluation, `predict` and every other command answer through it.
 
-Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch; beam search, sampling
-and whatever else GenerationConfig offers are transformers'. A closed set of labels is scored by likelihood instead,
-behind prompts that are read once. How prompts are read: prompt_cache.py.
+Greedy answers come from a loop of our own, in which a row that has said `<eos>` leaves the batch and waiting rows take
+its place; beam search, sampling and whatever else GenerationConfig offers are transformers'. A closed set of labels is
+scored by likelihood instead, behind prompts that are read once. How prompts are read: prompt_cache.py.
 """
 
 from __future__ import annotations
@@ -90,18 +90,22 @@ def generate_with_logprobs(
             is truncated at its start.
         num_beams: 1 is greedy decoding.
         generation: other fields of GenerationConfig, and `seed` for sampling: the same rows give the same answers.
-        batch_size: how many rows greedy decoding answers at a time: as some end, others take their places. None: all.
+        batch_size: how many rows are answered at a time; in greedy decoding others take the places of those that end.
+            None: all.
     """
     model.eval()
     rows = truncate_prompts(processor, rows, max_new_tokens=1)
-    rooms = _max_new_tokens_per_row(processor, rows, max_new_tokens)
+    rooms, size = _max_new_tokens_per_row(processor, rows, max_new_tokens), batch_size or len(rows)
     with torch.inference_mode():
         if num_beams == 1 and not generation:
-            answers, logprobs = _decode(model, processor, rows, rooms, batch_size or len(rows))
+            answers, logprobs = _decode(model, processor, rows, rooms, size)
         else:
             settings = {"do_sample": False, "num_beams": num_beams, **(generation or {})}
-            answers = _generate_by_transformers(model, processor, rows, settings, max_new_tokens)
-            logprobs = _logprobs_of(model, processor, rows, answers)
+            answers = []
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
+                answers += _generate_by_transformers(model, processor, batch, settings, max_new_tokens)
+            logprobs = _logprobs_of(model, processor, rows, answers, size)
     texts = [_strip_end(answer, processor.stop_token_ids) for answer in answers]
     return [
         GeneratedAnswer(processor.decode(text), len(text) < room, answer, numbers)
@@ -325,6 +329,7 @@ def _logprobs_of(
     processor: InputProcessor,
     rows: Sequence[EncodedExample],
     answers: Sequence[list[int]],
+    batch_size: int,
 ) -> list[list[float]]:
     """Log-probabilities of the tokens of given answers."""
     found: list[list[float]] = [[] for _ in rows]

@@ -87,6 +87,25 @@ def test_killed_at_any_moment_it_goes_on(
         assert (folder / "scores.json").read_bytes() == scores[when]
 
 
+def test_batches_of_long_answers_are_answered_together_and_killed_they_go_on(
+    store: Path, write_config: Callable[..., Path], ftlib: Ftlib, tmp_path: Path
+) -> None:
+    """36 rows, two at a time."""
+    longer = "splits: [train], max_new_tokens: 17, batch_size: 2"
+    trained(write_config, ftlib, replace=("splits: [valid], max_new_tokens: 4, batch_size: 8", longer))
+    log = tmp_path / "asked"
+    for deadly, code in ((3, -signal.SIGKILL), (0, 0)):
+        command = counts_and_dies(log, deadly, "evaluate", "tiny")
+        assert subprocess.run(command, capture_output=True).returncode == code
+    asked = [int(line) for line in log.read_text().split()]
+    assert set(asked) <= {3, 4} and sum(asked) <= 2 * 36 + 4
+    killed = [evaluation(store / "runs", "train", when) / "predictions.jsonl" for when in ("before", "after")]
+    texts = [path.read_text() for path in killed]
+    subprocess.run(["rm", "-r", killed[1].parent], check=True)
+    assert ftlib("evaluate", "tiny")[0] == 0
+    assert [path.read_text() for path in killed] == texts
+
+
 def test_answers_to_other_questions_are_not_taken_over(
     store: Path, write_config: Callable[..., Path], ftlib: Ftlib, tmp_path: Path
 ) -> None:
