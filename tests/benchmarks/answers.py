@@ -15,11 +15,15 @@ benchmark with exit code 1.
 - `unequal`: every eighth token ends an answer, so that rows end one after the other.
 - `labels`: 20 labels scored behind prompts that are read once, against prompt and label read for every label.
 - `adapter`: LoRA (r = 16) on all linear layers of the language model, against the same merged into the weights.
+- `long`: SmolLM2-135M-Instruct (downloaded by pip) answers 64 questions of one kind or another, up to 256 tokens, 16 at
+  a time: waiting questions in the places of answered ones, against batches of 16 one after the other, and against
+  `generate` with these.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 import statistics
@@ -43,10 +47,12 @@ import transformers
 from PIL import Image
 from transformers import GenerationConfig
 
+from ftlib.models.causal_lm import CausalProcessor
 from ftlib.models.encoding import EncodedExample, model_inputs
 from ftlib.models.generation import generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.paligemma import PaliGemmaInputProcessor
+from ftlib.models.smollm2 import make_smollm2
 from ftlib.models.tiny import tiny_config, tiny_processor
 from ftlib.models.vlm import VisionLanguageProcessor
 from tests.benchmarks.training import cpu_flags
@@ -54,7 +60,19 @@ from tests.models import tiny_vlm
 
 NEW_TOKENS, BATCH, ROUNDS, LABELS = 16, 16, 3, 20
 NEAR_TIE = 1e-4
-PARTS = ("one", "five", "unequal", "labels", "adapter")
+PARTS = ("one", "five", "unequal", "labels", "adapter", "long")
+LONG = 256
+COUNTRIES = ("Japan", "Italy", "Chile", "Kenya", "Canada", "India", "Norway", "Egypt")
+QUESTIONS = (
+    "What is the capital of {}?",
+    "Name three foods from {}.",
+    "Write one sentence about {}.",
+    "Is {} in Europe? Answer yes or no.",
+    "Which language do people speak in {}?",
+    "What is the currency of {}?",
+    "Write a short poem about {}.",
+    "Which animals live in {}?",
+)
 Answers = list[list[int]]
 
 
@@ -65,7 +83,9 @@ def main(names: Sequence[str]) -> int:
     say(f"{NEW_TOKENS} tokens, batch {BATCH}; medians of {ROUNDS} alternations, ratios of CPU (and wall) seconds")
     good = True
     parts = [name for name in names if name not in MODELS] or PARTS
-    for name in [name for name in names if name in MODELS] or ["paligemma", "idefics3"]:
+    if "long" in parts:
+        good &= compare_long()
+    for name in [name for name in names if name in MODELS] or (["paligemma", "idefics3"] if parts != ["long"] else []):
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             model, inputs = MODELS[name](Path(folder))
             total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -177,20 +197,58 @@ def compare_answers(title: str, model: Any, inputs: Any, rows: list[EncodedExamp
     """Print ratios, and return whether answers are equal but for near-ties."""
     own, others = alternate(
         lambda: [one.token_ids for one in generate_with_logprobs(model, inputs, rows, NEW_TOKENS)],
-        lambda: generate(model, inputs, rows),
+        lambda: generate(model, inputs, rows, NEW_TOKENS),
     )
     print_ratio(title, own, others)
-    lengths = [len(answer) for answer in own.result]
+    return are_equal(model, inputs, rows, own.result, others.result)
+
+
+def are_equal(model: Any, inputs: Any, rows: Sequence[EncodedExample], own: Answers, others: Answers) -> bool:
+    """Print and return whether answers are equal but for near-ties."""
+    lengths = [len(answer) for answer in own]
     ties = [
         near_tie(model, inputs, row, mine, other)
-        for row, mine, other in zip(rows, own.result, others.result, strict=True)
+        for row, mine, other in zip(rows, own, others, strict=True)
         if mine != other
     ]
-    told = (
-        f"{len({tuple(answer) for answer in own.result})} different answers of {min(lengths)} to {max(lengths)} tokens"
-    )
+    told = f"{len({tuple(answer) for answer in own})} different answers of {min(lengths)} to {max(lengths)} tokens"
     say(f"  {told}, mean {statistics.mean(lengths):.1f}; {sum(ties)} near-ties, {len(ties) - sum(ties)} wrong")
     return all(ties)
+
+
+def compare_long() -> bool:
+    """Print ratios, and return whether answers are equal but for near-ties."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        make_smollm2(Path(folder))
+        model, inputs = (
+            load_weights(Path(folder), "float32", "causal").eval(),
+            CausalProcessor.load(Path(folder), chat=True),
+        )
+    questions = [question.format(country) for country in COUNTRIES for question in QUESTIONS]
+    prompts = [json.dumps([{"role": "user", "content": question}]) for question in questions]
+    rows = sorted(inputs.encode_prompts(prompts, None), key=lambda row: -len(row.input_ids))
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    passes = []
+
+    def answer(some: Sequence[EncodedExample]) -> Answers:
+        return [one.token_ids for one in generate_with_logprobs(model, inputs, some, LONG, batch_size=BATCH)]
+
+    def counted(work: Callable[[], Answers]) -> Answers:
+        before = len(passes)
+        with model.register_forward_pre_hook(lambda *_: passes.append(1)):
+            found = work()
+        say(f"  {len(passes) - before} forward passes")
+        return found
+
+    own, batched, others = alternate(
+        lambda: counted(lambda: answer(rows)),
+        lambda: counted(lambda: [ids for batch in batches for ids in answer(batch)]),
+        lambda: counted(lambda: [ids for batch in batches for ids in generate(model, inputs, batch, LONG)]),
+    )
+    print_ratio("smollm2, against batches one after the other", own, batched)
+    good = are_equal(model, inputs, rows, own.result, batched.result)
+    print_ratio("smollm2, against generate", own, others)
+    return are_equal(model, inputs, rows, own.result, others.result) and good
 
 
 def compare_labels(title: str, model: Any, inputs: Any, rows: list[EncodedExample]) -> None:
@@ -234,11 +292,11 @@ def compare_merged(title: str, model: Any, inputs: Any, rows: list[EncodedExampl
     say(f"  {sum(mine == other for mine, other in zip(own.result, others.result, strict=True))} answers are equal")
 
 
-def generate(model: Any, inputs: Any, rows: Sequence[EncodedExample]) -> Answers:
+def generate(model: Any, inputs: Any, rows: Sequence[EncodedExample], tokens: int) -> Answers:
     """transformers' own greedy answers, up to their ends."""
     batch = inputs.collate_generate(rows)
     settings = GenerationConfig(
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=tokens,
         do_sample=False,
         pad_token_id=inputs.pad_token_id,
         eos_token_id=sorted(inputs.stop_token_ids),
@@ -273,11 +331,11 @@ class Timed:
         self.wall.append(time.perf_counter() - wall)
 
 
-def alternate(own: Callable[[], Any], other: Callable[[], Any]) -> tuple[Timed, Timed]:
-    """Run both in turns."""
-    timed = Timed(), Timed()
+def alternate(*works: Callable[[], Any]) -> list[Timed]:
+    """Run all in turns."""
+    timed = [Timed() for _ in works]
     for _ in range(ROUNDS):
-        for one, work in zip(timed, (own, other), strict=True):
+        for one, work in zip(timed, works, strict=True):
             one.run(work)
     return timed
 
