@@ -276,7 +276,7 @@ class _Batch:
             self._collect([(self._states, chosen, self._length)], self._length, self._states.capacity)
 
     def join(self, other: _Batch, room: int) -> None:
-        """Take in rows that have just been read; all rows end at the same column then, as they did.
+        """Take in rows that have just been read. All rows end in the same column then.
 
         Args:
             room: how many more tokens a row may get.
@@ -336,7 +336,7 @@ def _logprobs_of(
     some = [index for index, answer in enumerate(answers) if answer]
     if some:
         forced = [answers[index] for index in some]
-        _, numbers = _decode(model, processor, [rows[index] for index in some], [*map(len, forced)], len(some), forced)
+        _, numbers = _decode(model, processor, [rows[index] for index in some], [*map(len, forced)], batch_size, forced)
         for index, own in zip(some, numbers, strict=True):
             found[index] = own
     return found

@@ -102,6 +102,23 @@ def test_logits_of_one_token_per_row_are_kept(
     assert {columns for _, columns in shapes} == {1} and max(count for count, _ in shapes) == len(rows)
 
 
+@pytest.mark.parametrize(("num_beams", "generation"), [(1, None), (2, None), (1, SAMPLING)])
+def test_no_more_rows_than_the_batch_size_are_answered_at_a_time(
+    model: torch.nn.Module,
+    inputs: PaliGemmaInputProcessor,
+    rows: list[EncodedExample],
+    num_beams: int,
+    generation: dict[str, object] | None,
+) -> None:
+    """What transformers generates does not depend on the rows behind a batch either."""
+    batches = [rows[:4], rows[4:8], rows[8:9]]
+    wanted = [one for batch in batches for one in generate_answers(model, inputs, batch, 8, num_beams, generation)]
+    seen = []
+    with model.get_output_embeddings().register_forward_hook(lambda *given: seen.append(len(given[-1]))):
+        found = generate_with_logprobs(model, inputs, rows[:9], 8, num_beams, generation, batch_size=4)
+    assert [one.text for one in found] == wanted and max(seen) <= 4 * num_beams
+
+
 def test_a_finished_row_leaves_the_batch(
     model: torch.nn.Module, inputs: PaliGemmaInputProcessor, rows: list[EncodedExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
