@@ -21,12 +21,13 @@ from transformers import AutoProcessor, Florence2Config, PreTrainedModel
 from ftlib.config.schema import Lora
 from ftlib.errors import UserError
 from ftlib.merging.checkpoint_io import canonical_name, canonical_names, model_part_of, open_weights
-from ftlib.models import prompt_cache
+from ftlib.models import generation, prompt_cache
 from ftlib.models.adapters import prepare_for_training
 from ftlib.models.encoding import IGNORE_INDEX, PER_ROW, join_image_inputs, model_inputs, split_batch
 from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss, count_items
+from ftlib.models.prompt_cache import PromptReader
 from ftlib.models.vlm import VisionLanguageProcessor, module_group
 from ftlib.training.oom import MicroBatchSplitter
 from tests.models import tiny_vlm
@@ -210,6 +211,27 @@ def test_an_image_is_read_once_for_all_questions_about_it(
     assert not shares or images == sum(map(len, pixels))
     assert [one.text for one in found] == generate_answers(model, inputs, rows, 8, generation={"do_sample": False})
     alone = [generate_with_logprobs(model, inputs, [row], 8)[0] for row in rows]
+    assert [one.token_ids for one in found] == [one.token_ids for one in alone]
+    for one, other in zip(found, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+def test_rows_take_the_places_of_ended_ones(
+    model: PreTrainedModel,
+    inputs: VisionLanguageProcessor,
+    pictures: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    questions = [f"{'and ' * (number % 3)}how many, {number}?" for number in range(9)]
+    rows = [inputs.encode_prompts([one], pictures[number % 3])[0] for number, one in enumerate(questions)]
+    monkeypatch.setattr(VisionLanguageProcessor, "stop_token_ids", set())  # answers end where positions do
+    monkeypatch.setattr(inputs, "max_length", max(len(row.input_ids) for row in rows) + 2)
+    alone = [generate_with_logprobs(model, inputs, [row], 8)[0] for row in rows]
+    assert len({len(one.token_ids) for one in alone}) > 1
+    joined, join = [], generation._Batch.join
+    monkeypatch.setattr(generation._Batch, "join", lambda *given: joined.append(given) or join(*given))
+    found = generate_with_logprobs(model, inputs, rows, 8, batch_size=4)
+    assert bool(joined) == PromptReader(model, inputs, rows, 8).can_join
     assert [one.token_ids for one in found] == [one.token_ids for one in alone]
     for one, other in zip(found, alone, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
