@@ -33,7 +33,7 @@ from ftlib.core import files, jsonl
 from ftlib.core.out_of_memory import is_out_of_memory
 from ftlib.core.paths import find_site
 from ftlib.models.adapters import prepare_for_training
-from ftlib.models.generation import generate_answers, label_loglikelihoods
+from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.loss import answer_loss
 from ftlib.models.paligemma import PaliGemmaInputProcessor
@@ -623,6 +623,7 @@ def generation(folder: Path) -> Results:
     with torch.inference_mode():
         yield "generation ftlib", True, {"tokens_per_s": tokens_per_s(ours(model)), "rows": count, "new_tokens": new}
         yield "generation transformers dynamic", True, {"tokens_per_s": tokens_per_s(theirs(None))}
+        yield "generation replaced rows", True, _replaced_rows(model, inputs, encoded, 2 * new)
         config = config_of("paligemma", 4)
         adapted_model = prepare_for_training(model, config.adapter, "none", "paligemma")
         adapted_model.eval()
@@ -640,6 +641,26 @@ def generation(folder: Path) -> Results:
                                           "reserved_gib": round(peak_reserved() / 2**30, 2)}  # fmt: skip
         if not REHEARSAL:
             yield "generation transformers static", True, {"tokens_per_s": tokens_per_s(theirs("static"))}
+
+
+def _replaced_rows(model: Any, inputs: Any, rows: list[Any], new: int) -> dict[str, Any]:
+    """Answers of many lengths, because every 16th token ends one: waiting rows in the places of ended ones, and batch
+    after batch."""
+    kind, stops, size = type(inputs), type(inputs).stop_token_ids, max(1, len(rows) // 4)
+    kind.stop_token_ids = {*range(0, model.get_input_embeddings().num_embeddings, 16)}
+    try:
+        lengths = [len(one.token_ids) for one in generate_with_logprobs(model, inputs, rows, new, batch_size=size)]
+        replaced = seconds(lambda: generate_with_logprobs(model, inputs, rows, new, batch_size=size), 2)
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        batched = seconds(lambda: [generate_with_logprobs(model, inputs, batch, new) for batch in batches], 2)
+    finally:
+        kind.stop_token_ids = stops
+    return {
+        "rows_per_s": round(len(rows) / replaced, 1),
+        "batches_rows_per_s": round(len(rows) / batched, 1),
+        "mean_tokens": round(sum(lengths) / len(lengths), 1),
+        "longest": max(lengths),
+    }
 
 
 def neox(folder: Path) -> Results:
