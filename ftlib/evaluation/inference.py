@@ -35,9 +35,10 @@ TIMEOUT_SECONDS = 600
 _POLL_SECONDS = 2
 T = TypeVar("T")
 _PREFETCHED_BATCHES = 3
-_BATCHES_TOGETHER = 4
-"""How many batches are answered together, where answers may have more than `_SHORT_ANSWER` tokens. Of answers whose
-lengths are distributed exponentially, 16 rows at a time take half as many steps then."""
+_BATCHES_TOGETHER, _WITH_IMAGES = 4, 2
+"""How many batches are answered together, where answers may have more than `_SHORT_ANSWER` tokens: with images no more
+than fit into memory beside those that are prefetched. Of answers whose lengths are distributed exponentially, four
+batches of 16 rows take half as many steps then, two batches two thirds."""
 _LEAST_GROUPS = 8
 """Several tasks of a job have their share of the groups, which do not depend on how many tasks there are."""
 _SHORT_ANSWER = 16
@@ -82,7 +83,8 @@ def generate_predictions(
         signals.mark_resumable()
     greedy = settings.decode == "generate" and settings.num_beams == 1 and not settings.generation
     long = greedy and settings.max_new_tokens > _SHORT_ANSWER
-    together = max(1, min(_BATCHES_TOGETHER, len(rows) // (_LEAST_GROUPS * settings.batch_size))) if long else 1
+    most = _WITH_IMAGES if any(row.images for row in rows) else _BATCHES_TOGETHER
+    together = max(1, min(most, len(rows) // (_LEAST_GROUPS * settings.batch_size))) if long else 1
     batches = image_batches(
         ["\n".join(row.images) for row in rows], [len(prompt) for prompt in prompts], settings.batch_size * together
     )
@@ -96,7 +98,7 @@ def generate_predictions(
             _append(log, [{"id": rows[index].id, **answer} for index, answer in zip(batch, answers, strict=True)])
             signals.notify_host("checkpointed")
             signals.mark_resumable()
-            done += len(batch)
+            done += sum(rows[index].id not in found for index in batch)
             update(done, "")
     if rank:
         return None

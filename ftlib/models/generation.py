@@ -93,6 +93,8 @@ def generate_with_logprobs(
         batch_size: how many rows are answered at a time; in greedy decoding others take the places of those that end.
             None: all.
     """
+    if not rows:
+        return []
     model.eval()
     rows = truncate_prompts(processor, rows, max_new_tokens=1)
     rooms, size = _max_new_tokens_per_row(processor, rows, max_new_tokens), batch_size or len(rows)
@@ -197,14 +199,19 @@ def _decode(
     reader, waiting = PromptReader(model, processor, rows, max(rooms)), _groups(rows, batch_size)
     answers: list[list[int]] = [[] for _ in rows]
     numbers: list[list[float]] = [[] for _ in rows]
+    longest = max(len(row.input_ids) for row in rows)
     batch: _Batch | None = None
     while True:
         if batch is None:
             taken = _take(waiting, rows, batch_size)
             batch = _Batch(model, taken, reader.read(taken, max(rooms)), max(rooms))
-        elif reader.can_join and (taken := _take(waiting, rows, batch_size - len(batch.rows), batch_size // 4)):
-            left = [rooms[row] - len(answers[row]) for row in [*batch.rows, *taken]]
-            batch.join(_Batch(model, taken, reader.read(taken, 0), 0), max(left))
+        elif waiting and reader.can_join:
+            # Rows that are open for long need more columns: others join as long as the first batch's memory will do.
+            needed = max(batch.columns(), len(rows[waiting[0][0]].input_ids)) + max(rooms)
+            places = min(batch_size, batch_size * (longest + max(rooms)) // needed) - len(batch.rows)
+            if taken := _take(waiting, rows, places, batch_size // 4):
+                left = [rooms[row] - len(answers[row]) for row in [*batch.rows, *taken]]
+                batch.join(_Batch(model, taken, reader.read(taken, 0), 0), max(left))
         # Tokens stay on the device until rows are checked; no row gets more than it has room for.
         room = min(rooms[row] - len(answers[row]) for row in batch.rows)
         device = batch.logits.device
@@ -263,6 +270,10 @@ class _Batch:
         self.logits = feed(self._model, self._axes, self._cache, tokens[:, None], mask, self._position)[:, -1]
         self._position, self._length = self._position + 1, self._length + 1
 
+    def columns(self) -> int:
+        """How many columns of the cache its rows need: those of rows that have left may begin with others."""
+        return self._length - int(self._mask.any(dim=0).int().argmax())
+
     def keep(self, kept: Sequence[int]) -> None:
         """Keep some rows; the others leave."""
         if len(kept) == len(self.rows):
@@ -281,8 +292,7 @@ class _Batch:
         Args:
             room: how many more tokens a row may get.
         """
-        padding = int(self._mask.any(dim=0).int().argmax())  # where rows that have left began
-        length = max(self._length - padding, other._length)
+        length = max(self.columns(), other._length)
         parts, masks = [], []
         for one in (self, other):
             assert one._states is not None

@@ -151,24 +151,23 @@ class ReadPrompts:
 class PromptReader:
     """Reads the prompts of rows, all of them or some at a time.
 
-    What all of them begin with is read once, however many are read at a time; what only those about an image begin
-    with, once each time. So rows about the same image are best read together.
+    What those read at a time share is read once. A text with which all rows begin, or which was read last, is kept for
+    those read later.
     """
 
     def __init__(
         self, model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], room: int
     ) -> None:
-        """Look for what prompts share.
-
+        """
         Args:
             room: tokens that will be fed behind the prompts, at most.
         """
         self._model, self._processor, self._rows = model, processor, rows
-        shared = None if processor.prefix_bidirectional else _find_shared_prefixes(model, rows)
-        self._shared = shared if shared and _keeps_key_values(model, shared.longest + shared.rest + room) else None
-        self._begun: ReadPrompts | None = None
-        columns = shared.longest + shared.rest if shared else max(len(row.input_ids) for row in rows)
-        self.can_join = _keeps_key_values(model, columns + 2 * room)
+        everything = [row.input_ids for row in rows]
+        self._common = [] if any(row.image_inputs for row in rows) else everything[0][: _common_length(everything)]
+        self._texts: list[tuple[list[int], ReadPrompts]] = []
+        longest = max(map(len, everything))  # a prefix and what follows are no longer, each
+        self.can_join = _keeps_key_values(model, 2 * (longest + room))
         """Whether rows can be read beside others that have got tokens already, see `collect_rows`."""
 
     def read(self, chosen: Sequence[int], room: int) -> ReadPrompts:
@@ -178,29 +177,50 @@ class PromptReader:
             chosen: their rows, best in the order of their lengths, so that neighbours need little padding.
             room: columns behind the prompts.
         """
+        rows = [self._rows[index] for index in chosen]
+        shared = None if self._processor.prefix_bidirectional else self._shared_prefixes(rows)
         with last_column_only(self._model):
-            if self._shared:
-                return self._read_behind_prefixes(self._shared, chosen, room)
-            return _read(self._model, self._processor, [self._rows[index] for index in chosen], room)
+            if shared and _keeps_key_values(self._model, shared.longest + shared.rest + room):
+                return self._read_behind_prefixes(rows, shared, room)
+            return _read(self._model, self._processor, rows, room)
 
-    def _read_behind_prefixes(self, shared: _SharedPrefixes, chosen: Sequence[int], room: int) -> ReadPrompts:
+    def _shared_prefixes(self, rows: Sequence[EncodedExample]) -> _SharedPrefixes | None:
+        """What rows begin with: of what they share, and of texts that are kept, what leaves the least to read."""
+        found = _find_shared_prefixes(self._model, rows)
+        if any(row.image_inputs for row in rows):
+            return found
+        lengths = [len(row.input_ids) for row in rows]
+        least = found.tokens if found else (1 - _LEAST_SAVED) * sum(lengths)
+        for ids in (self._common, *(ids for ids, _ in self._texts)):
+            count = len(ids)
+            tokens = len(rows) * (max(lengths) - count)
+            if tokens <= least and min(lengths) > count and all(row.input_ids[:count] == ids for row in rows):
+                least = tokens
+                found = _SharedPrefixes([0] * len(rows), [EncodedExample(ids, 0)], count, max(lengths) - count)
+        return found
+
+    def _read_behind_prefixes(self, rows: Sequence[EncodedExample], shared: _SharedPrefixes, room: int) -> ReadPrompts:
         """Read prefixes, then what follows each of them in the rows: `[padding] prefix [padding] remainder`.
 
         Remainders are text, and counted from where their prefixes end, as generated tokens are.
         """
-        numbers = sorted({shared.owners[index] for index in chosen})
-        begun = self._begun or _read(self._model, self._processor, [shared.prefixes[one] for one in numbers], 0)
-        if len(shared.prefixes) == 1:
-            self._begun = begun
+        first = shared.prefixes[0]
+        begun = next((read for ids, read in self._texts if ids is first.input_ids), None)
+        if begun is None:
+            begun = _read(self._model, self._processor, shared.prefixes, 0)
+            if len(shared.prefixes) == 1 and not first.image_inputs:
+                kept = [one for one in self._texts if one[0] is self._common]
+                self._texts = [*kept, (first.input_ids, begun)]
         assert begun.states is not None
-        remainders = []
-        for index in chosen:
-            prefix = shared.prefixes[shared.owners[index]]
-            remainders.append(EncodedExample(self._rows[index].input_ids[len(prefix.input_ids) :], 0))
+        prefixes = [shared.prefixes[owner] for owner in shared.owners]
+        remainders = [
+            EncodedExample(row.input_ids[len(prefix.input_ids) :], 0)
+            for row, prefix in zip(rows, prefixes, strict=True)
+        ]
         padded = pad_left(remainders, self._processor.pad_token_id)
-        owners = torch.tensor([numbers.index(shared.owners[index]) for index in chosen])
         ids, behind, owners = (
-            one.to(begun.mask.device) for one in (padded["input_ids"], padded["attention_mask"], owners)
+            one.to(begun.mask.device)
+            for one in (padded["input_ids"], padded["attention_mask"], torch.tensor(shared.owners))
         )
         positions = begun.next_position[owners] + position_ids(behind, first=0)
         mask = torch.cat([begun.mask[owners], behind], dim=1)
@@ -209,10 +229,9 @@ class PromptReader:
         lengths = [len(remainder.input_ids) for remainder in remainders]
         logits = []
         for chunk in _chunks(lengths, ids.device):
-            first = length - before - max(lengths[chunk])
-            cache = states.cache(before + first, chunk)
-            fed = (ids[chunk, first:], mask[chunk], positions[chunk, first:])
-            logits.append(feed(self._model, begun.axes, cache, *fed, kept=1)[:, -1])
+            start = length - max(lengths[chunk])
+            fed = (ids[chunk, start - before :], mask[chunk], positions[chunk, start - before :])
+            logits.append(feed(self._model, begun.axes, states.cache(start, chunk), *fed, kept=1)[:, -1])
         return ReadPrompts(torch.cat(logits), mask, positions[:, -1:] + 1, begun.axes, states, None)
 
 
@@ -336,6 +355,18 @@ class _SharedPrefixes:
     longest: int
     rest: int
 
+    @property
+    def tokens(self) -> int:
+        """How many are read, padding included."""
+        return len(self.prefixes) * self.longest + len(self.owners) * self.rest
+
+
+def _common_length(texts: Sequence[list[int]]) -> int:
+    """How many tokens all begin with, besides the last token of any, whose logits are wanted."""
+    shortest = min(map(len, texts)) - 1
+    outermost = enumerate(zip(min(texts), max(texts), strict=False))
+    return min(shortest, next((place for place, (one, other) in outermost if one != other), shortest))
+
 
 def _find_shared_prefixes(model: torch.nn.Module, rows: Sequence[EncodedExample]) -> _SharedPrefixes | None:
     """What rows about the same images begin with, and what rows without images do; None if that is not worth it.
@@ -350,9 +381,7 @@ def _find_shared_prefixes(model: torch.nn.Module, rows: Sequence[EncodedExample]
     images = {getattr(config, name, None) for name in ("image_token_id", "image_token_index")} - {None}
     for number, group in enumerate(groups.values()):
         ids = [rows[index].input_ids for index in group]
-        shortest = min(map(len, ids)) - 1  # the last token's logits are wanted
-        outermost = enumerate(zip(min(ids), max(ids), strict=False))
-        common = min(shortest, next((place for place, (one, other) in outermost if one != other), shortest))
+        common = _common_length(ids)
         if any(not images.isdisjoint(one[common:]) for one in ids):
             return None
         rest = max(rest, max(map(len, ids)) - common)
@@ -361,7 +390,7 @@ def _find_shared_prefixes(model: torch.nn.Module, rows: Sequence[EncodedExample]
             owners[index] = number
     total = sum(len(row.input_ids) for row in rows)
     longest = max(len(prefix.input_ids) for prefix in prefixes)
-    read = len(prefixes) * longest + len(rows) * rest
-    if read > (1 - _LEAST_SAVED) * total or not all(prefix.input_ids for prefix in prefixes):
+    found = _SharedPrefixes(owners, prefixes, longest, rest)
+    if found.tokens > (1 - _LEAST_SAVED) * total or not all(prefix.input_ids for prefix in prefixes):
         return None
-    return _SharedPrefixes(owners, prefixes, longest, rest)
+    return found

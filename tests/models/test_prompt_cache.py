@@ -120,6 +120,8 @@ def test_waiting_rows_take_the_places_of_ended_ones(
     )
     joined, join = [], generation._Batch.join
     monkeypatch.setattr(generation._Batch, "join", lambda *given: joined.append(given) or join(*given))
+    collected, collect = [], generation.collect_rows
+    monkeypatch.setattr(generation, "collect_rows", lambda *a, **b: collected.append(collect(*a, **b)) or collected[-1])
     found = generate_with_logprobs(model, inputs, rows, 16, batch_size=4)
     watch.remove()
     for one, other in zip(found, wanted, strict=True):
@@ -128,5 +130,27 @@ def test_waiting_rows_take_the_places_of_ended_ones(
     assert max(count for count, columns in seen if columns == 1) <= 4
     joins = prompt_cache._keeps_key_values(model, 999)  # no windows of 12 or 16, no alibi, no convolution
     assert bool(joined) == joins
+    most = 4 * (max(len(row.input_ids) for row in rows) + 16)
+    assert all(one.rows * one.capacity <= most for one in collected), "no more memory than the first batch has"
     if joins and not some[0].image_inputs:
         assert [count for count, columns in seen if columns >= len(PREAMBLE)] == [1], "the preamble is read once"
+
+
+def test_a_row_that_begins_otherwise_costs_its_batch_alone(tmp_path: Path) -> None:
+    model, inputs, _ = causal("llama", tmp_path)
+    rows = inputs.encode_prompts([*(f"{PREAMBLE}{number}?" for number in range(15)), "?"], None)
+    seen: list[int] = []
+    with model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["position_ids"].numel()), with_kwargs=True
+    ):
+        found = generate_with_logprobs(model, inputs, rows, 1, batch_size=4)
+    assert sum(seen) < 5 * len(PREAMBLE) + 16 * 7, "the preamble is read once, and four times in the last batch"
+    assert [one.token_ids for one in found] == [
+        generate_with_logprobs(model, inputs, [row], 1)[0].token_ids for row in rows
+    ]
+
+
+def test_no_rows_have_no_answers(tmp_path: Path) -> None:
+    model, inputs, _ = causal("llama", tmp_path)
+    assert generate_with_logprobs(model, inputs, [], 8) == []
+    assert generate_with_logprobs(model, inputs, [], 8, num_beams=2, batch_size=4) == []
