@@ -37,6 +37,10 @@ STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 4}
 itself an ended row leaves the batch at once."""
 
 
+GROWTH = 64
+"""For how many tokens the cache gets room at a time."""
+
+
 @dataclass(frozen=True)
 class GeneratedAnswer:
     """An answer with the probabilities of its tokens.
@@ -199,26 +203,21 @@ def _decode(
     reader, waiting = PromptReader(model, processor, rows, max(rooms)), _groups(rows, batch_size)
     answers: list[list[int]] = [[] for _ in rows]
     numbers: list[list[float]] = [[] for _ in rows]
-    longest = max(len(row.input_ids) for row in rows)
     batch: _Batch | None = None
     while True:
         if batch is None:
             taken = _take(waiting, rows, batch_size)
-            batch = _Batch(model, taken, reader.read(taken, max(rooms)), max(rooms))
-        elif waiting and reader.can_join:
-            # Rows that are open for long need more columns: others join as long as the first batch's memory will do.
-            needed = max(batch.columns(), len(rows[waiting[0][0]].input_ids)) + max(rooms)
-            places = min(batch_size, batch_size * (longest + max(rooms)) // needed) - len(batch.rows)
-            if taken := _take(waiting, rows, places, batch_size // 4):
-                left = [rooms[row] - len(answers[row]) for row in [*batch.rows, *taken]]
-                batch.join(_Batch(model, taken, reader.read(taken, 0), 0), max(left))
+            batch = _Batch(model, taken, reader.read(taken, min(GROWTH, max(rooms))))
+        elif reader.can_join and (taken := _take(waiting, rows, batch_size - len(batch.rows), batch_size // 4)):
+            left = [rooms[row] - len(answers[row]) for row in [*batch.rows, *taken]]
+            batch.join(_Batch(model, taken, reader.read(taken, 0)), max(left))
         # Tokens stay on the device until rows are checked; no row gets more than it has room for.
-        room = min(rooms[row] - len(answers[row]) for row in batch.rows)
+        left = [rooms[row] - len(answers[row]) for row in batch.rows]
         device = batch.logits.device
         steps: list[tuple[Tensor, Tensor]] = []
-        for step in range(min(STEPS_BETWEEN_CHECKS.get(device.type, 1), room)):
+        for step in range(min(STEPS_BETWEEN_CHECKS.get(device.type, 1), *left)):
             if step:
-                batch.feed(steps[-1][0])
+                batch.feed(steps[-1][0], max(left))
             if forced is None:
                 tokens = batch.logits.argmax(dim=-1)
             else:
@@ -235,8 +234,8 @@ def _decode(
             if end is None and len(answers[row]) < rooms[row]:
                 kept.append(index)
         if kept:
-            batch.keep(kept)
-            batch.feed(steps[-1][0][kept])
+            batch.keep(kept, max(left))
+            batch.feed(steps[-1][0][kept], max(left))
         elif waiting:
             batch = None
         else:
@@ -246,35 +245,30 @@ def _decode(
 class _Batch:
     """Rows whose answers are being generated, and what the model has read of them.
 
+    Methods are told how many tokens a row has `left` to get, at most: the cache needs no room for more.
+
     Attributes:
         rows: their indices.
         logits: of the next token of each, shape (rows, vocabulary).
     """
 
-    def __init__(self, model: torch.nn.Module, rows: list[int], read: ReadPrompts, room: int) -> None:
-        """Begin behind prompts.
-
-        Args:
-            room: how many tokens a row may get.
-        """
+    def __init__(self, model: torch.nn.Module, rows: list[int], read: ReadPrompts) -> None:
+        """Begin behind prompts."""
         self.rows, self.logits = rows, read.logits
-        self._model, self._axes, self._position = model, read.axes, read.next_position
-        self._length = read.mask.shape[1]
-        self._mask = pad(read.mask, (0, room), value=1)
-        self._states = read.states
-        self._cache: Any = read.cache if read.states is None else read.states.cache(self._length)
+        self._model, self._axes = model, read.axes
+        self._mask, self._position, self._states = read.mask, read.next_position, read.states
+        self._cache: Any = read.cache if read.states is None else read.states.cache(self._mask.shape[1])
 
-    def feed(self, tokens: Tensor) -> None:
+    def feed(self, tokens: Tensor, left: int) -> None:
         """Read the next token of every row."""
-        mask = self._mask[:, : self._length + 1]
-        self.logits = feed(self._model, self._axes, self._cache, tokens[:, None], mask, self._position)[:, -1]
-        self._position, self._length = self._position + 1, self._length + 1
+        if self._states is not None and self._mask.shape[1] == self._states.capacity:
+            self._collect([self], left)
+        self._mask = pad(self._mask, (0, 1), value=1)
+        given = (tokens[:, None], self._mask, self._position)
+        self.logits = feed(self._model, self._axes, self._cache, *given)[:, -1]
+        self._position = self._position + 1
 
-    def columns(self) -> int:
-        """How many columns of the cache its rows need: those of rows that have left may begin with others."""
-        return self._length - int(self._mask.any(dim=0).int().argmax())
-
-    def keep(self, kept: Sequence[int]) -> None:
+    def keep(self, kept: Sequence[int], left: int) -> None:
         """Keep some rows; the others leave."""
         if len(kept) == len(self.rows):
             return
@@ -284,31 +278,29 @@ class _Batch:
         if self._states is None:
             self._cache.reorder_cache(chosen)  # which layers with states other than keys and values have, too
         else:
-            self._collect([(self._states, chosen, self._length)], self._length, self._states.capacity)
+            self._collect([self], left, chosen)
 
-    def join(self, other: _Batch, room: int) -> None:
-        """Take in rows that have just been read. All rows end in the same column then.
-
-        Args:
-            room: how many more tokens a row may get.
-        """
-        length = max(self.columns(), other._length)
-        parts, masks = [], []
-        for one in (self, other):
-            assert one._states is not None
-            parts.append((one._states, torch.arange(len(one.rows), device=one._mask.device), one._length))
-            filled = pad(one._mask[:, : one._length], (length - one._length, 0))  # shorter by what is negative
-            masks.append(pad(filled, (0, room), value=1))
-        other._cache = None
-        self._collect(parts, length, length + room)
-        self._mask, self._length = torch.cat(masks), length
-        self._position = torch.cat([self._position, other._position])
-        self.logits = torch.cat([self.logits, other.logits])
+    def join(self, other: _Batch, left: int) -> None:
+        """Take in rows that have just been read. All rows end in the same column then."""
         self.rows = [*self.rows, *other.rows]
+        self.logits = torch.cat([self.logits, other.logits])
+        self._position = torch.cat([self._position, other._position])
+        self._collect([self, other], left)
 
-    def _collect(self, parts: Sequence[tuple[KeyValues, Tensor, int]], length: int, capacity: int) -> None:
-        self._cache = None
-        self._states = collect_rows(parts, length, capacity, release=True)
+    def _collect(self, batches: Sequence[_Batch], left: int, chosen: Tensor | None = None) -> None:
+        """Move rows into buffers with room for more tokens. First columns in which none has a token are left out."""
+        begins = [int(one._mask.any(dim=0).int().argmax()) for one in batches]
+        length = max(one._mask.shape[1] - begin for one, begin in zip(batches, begins, strict=True))
+        parts, masks = [], []
+        for one in batches:
+            filled = one._mask.shape[1]
+            rows = torch.arange(len(one._mask), device=one._mask.device) if chosen is None else chosen
+            assert one._states is not None
+            parts.append((one._states, rows, filled))
+            masks.append(pad(one._mask, (length - filled, 0)))  # shorter by what is negative
+            one._cache = None
+        self._mask = torch.cat(masks)
+        self._states = collect_rows(parts, length, length + min(GROWTH, left), release=True)
         self._cache = self._states.cache(length)
 
 

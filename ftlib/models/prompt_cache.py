@@ -162,7 +162,7 @@ class PromptReader:
         Args:
             room: tokens that will be fed behind the prompts, at most.
         """
-        self._model, self._processor, self._rows = model, processor, rows
+        self._model, self._processor, self._rows, self._room = model, processor, rows, room
         everything = [row.input_ids for row in rows]
         self._common = [] if any(row.image_inputs for row in rows) else everything[0][: _common_length(everything)]
         self._texts: list[tuple[list[int], ReadPrompts]] = []
@@ -175,14 +175,14 @@ class PromptReader:
 
         Args:
             chosen: their rows, best in the order of their lengths, so that neighbours need little padding.
-            room: columns behind the prompts.
+            room: columns that the cache has behind the prompts.
         """
         rows = [self._rows[index] for index in chosen]
         shared = None if self._processor.prefix_bidirectional else self._shared_prefixes(rows)
         with last_column_only(self._model):
-            if shared and _keeps_key_values(self._model, shared.longest + shared.rest + room):
+            if shared and _keeps_key_values(self._model, shared.longest + shared.rest + self._room):
                 return self._read_behind_prefixes(rows, shared, room)
-            return _read(self._model, self._processor, rows, room)
+            return _read(self._model, self._processor, rows, room, self._room)
 
     def _shared_prefixes(self, rows: Sequence[EncodedExample]) -> _SharedPrefixes | None:
         """What rows begin with: of what they share, and of texts that are kept, what leaves the least to read."""
@@ -207,7 +207,7 @@ class PromptReader:
         first = shared.prefixes[0]
         begun = next((read for ids, read in self._texts if ids is first.input_ids), None)
         if begun is None:
-            begun = _read(self._model, self._processor, shared.prefixes, 0)
+            begun = _read(self._model, self._processor, shared.prefixes, 0, 0)
             if len(shared.prefixes) == 1 and not first.image_inputs:
                 kept = [one for one in self._texts if one[0] is self._common]
                 self._texts = [*kept, (first.input_ids, begun)]
@@ -273,10 +273,17 @@ def _keeps_key_values(model: torch.nn.Module, length: int) -> bool:
     return usual and supports_custom_mask(model, length)
 
 
-def _read(model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], room: int) -> ReadPrompts:
-    """Read a batch from its beginning."""
+def _read(
+    model: torch.nn.Module, processor: InputProcessor, rows: Sequence[EncodedExample], room: int, most: int
+) -> ReadPrompts:
+    """Read a batch from its beginning.
+
+    Args:
+        room: columns that the cache has behind the prompts.
+        most: how many tokens may be fed there in the end.
+    """
     length = max(len(row.input_ids) for row in rows)
-    if not _keeps_key_values(model, length + room):
+    if not _keeps_key_values(model, length + most):
         batch = processor.embed_prompts(model, rows)
         next_position = batch.pop("next_position")
         output = model(**batch, use_cache=True, logits_to_keep=1)

@@ -112,6 +112,7 @@ def test_waiting_rows_take_the_places_of_ended_ones(
     monkeypatch.setattr(type(inputs), "stop_token_ids", stops)
     monkeypatch.setattr(inputs, "max_length", max(len(row.input_ids) for row in rows) + 2)
     monkeypatch.setattr(generation, "STEPS_BETWEEN_CHECKS", {"cpu": checked_every})
+    monkeypatch.setattr(generation, "GROWTH", 3)
     wanted = [generate_with_logprobs(model, inputs, [row], 16)[0] for row in rows]
     assert len({len(one.token_ids) for one in wanted}) > 2
     seen: list[tuple[int, int]] = []
@@ -130,8 +131,8 @@ def test_waiting_rows_take_the_places_of_ended_ones(
     assert max(count for count, columns in seen if columns == 1) <= 4
     joins = prompt_cache._keeps_key_values(model, 999)  # no windows of 12 or 16, no alibi, no convolution
     assert bool(joined) == joins
-    most = 4 * (max(len(row.input_ids) for row in rows) + 16)
-    assert all(one.rows * one.capacity <= most for one in collected), "no more memory than the first batch has"
+    most = max(len(row.input_ids) for row in rows) + 16 + generation.GROWTH
+    assert all(one.capacity <= most for one in collected)
     if joins and not some[0].image_inputs:
         assert [count for count, columns in seen if columns >= len(PREAMBLE)] == [1], "the preamble is read once"
 
@@ -148,6 +149,19 @@ def test_a_row_that_begins_otherwise_costs_its_batch_alone(tmp_path: Path) -> No
     assert [one.token_ids for one in found] == [
         generate_with_logprobs(model, inputs, [row], 1)[0].token_ids for row in rows
     ]
+
+
+@pytest.mark.parametrize("name", tiny_causal.ODD)
+def test_windows_that_answers_grow_out_of(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "GROWTH", 2)
+    tiny_causal.save(name, tmp_path)
+    inputs, model = CausalProcessor.load(tmp_path), load_weights(tmp_path, "float32", "causal").eval()
+    rows = inputs.encode_prompts(["a", "bcd", "what?", "e"], None)
+    wanted = generate_answers(model, inputs, rows, 30, generation={"do_sample": False})
+    assert max(map(len, wanted)) > tiny_causal.WINDOW
+    assert generate_answers(model, inputs, rows, 30) == wanted
+    answers = generate_with_logprobs(model, inputs, rows, 30, batch_size=2)
+    assert [one.text for one in answers] == wanted
 
 
 def test_no_rows_have_no_answers(tmp_path: Path) -> None:
