@@ -36,7 +36,6 @@ STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 4}
 """By device, how many tokens are generated before the CPU waits for them to see which rows have ended. On the CPU
 itself an ended row leaves the batch at once."""
 
-
 GROWTH = 64
 """For how many tokens the cache gets room at a time."""
 
