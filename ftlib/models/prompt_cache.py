@@ -1,9 +1,9 @@
 """Prompts read into a key-value cache, from which answers are generated and labels are scored.
 
-The cache is allocated once, with room for the answers, instead of being copied for every token. What several prompts
-begin with (an image and the words before the question, instructions before a text) is read once where attention is
-causal, so that its keys and values do not depend on what follows. In PaliGemma image and prompt attend to each other
-both ways: there only the vision tower's work is shared (`embed_prompts`).
+The cache has room for further tokens, instead of being copied for every one. What several prompts begin with (an image
+and the words before the question, instructions before a text) is read once where attention is causal, so that its keys
+and values do not depend on what follows. In PaliGemma image and prompt attend to each other both ways: there only the
+vision tower's work is shared (`embed_prompts`).
 
 On the CPU few rows are read at a time, without each other's padding: activations of many rows exceed the caches, and
 the allocator returns them to the system after every layer.
