@@ -42,6 +42,7 @@ batches of 16 rows take half as many steps then, two batches two thirds."""
 _LEAST_GROUPS = 8
 """Several tasks of a job have their share of the groups, which do not depend on how many tasks there are."""
 _SHORT_ANSWER = 16
+"""Batches of such answers are answered one by one: most of their time is spent on reading prompts."""
 
 Prediction = dict[str, Any]
 """`id`; of a generated answer `text`, `finish_reason` and `confidence` (see `describe_confidence`), else `likelihoods`,

@@ -16,6 +16,7 @@ from ftlib.models.encoding import EncodedExample
 from ftlib.models.generation import generate_answers, generate_with_logprobs, label_loglikelihoods
 from ftlib.models.loading import load_weights
 from ftlib.models.paligemma import PaliGemmaInputProcessor
+from ftlib.models.prompt_cache import PromptReader
 from ftlib.models.vlm import VisionLanguageProcessor
 from tests.models import tiny_causal, tiny_paligemma, tiny_vlm
 
@@ -157,6 +158,8 @@ def test_windows_that_answers_grow_out_of(name: str, tmp_path: Path, monkeypatch
     tiny_causal.save(name, tmp_path)
     inputs, model = CausalProcessor.load(tmp_path), load_weights(tmp_path, "float32", "causal").eval()
     rows = inputs.encode_prompts(["a", "bcd", "what?", "e"], None)
+    states = PromptReader(model, inputs, rows, 30).read([0], 2).states
+    assert (states is not None) == prompt_cache._keeps_key_values(model, 999), "by the whole answer, not by two columns"
     wanted = generate_answers(model, inputs, rows, 30, generation={"do_sample": False})
     assert max(map(len, wanted)) > tiny_causal.WINDOW
     assert generate_answers(model, inputs, rows, 30) == wanted

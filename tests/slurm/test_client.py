@@ -127,8 +127,12 @@ def test_whose_answer_is_missing(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_list_that_slurm_cut_short_holds_the_rest() -> None:
     assert Slurm(Programs(sacct="7_[0-3,9,...]|PENDING|0:0|None|None assigned|0\n")).jobs(["7_500"])["7_500"].is_active
+
+
+def test_an_element_that_was_cancelled_before_the_others_began() -> None:
+    """Accounting lists it by the row of the whole array, also when the others have ended."""
     cancelled = "8_0|COMPLETED|0:0|None|n1|5\n8_[0-1%2]|CANCELLED|0:0|DependencyNeverSatisfied|None assigned|0\n"
-    found = Slurm(Programs(sacct=cancelled)).jobs(["8_0", "8_1"])  # so for ever, of an element that was cancelled first
+    found = Slurm(Programs(sacct=cancelled)).jobs(["8_0", "8_1"])
     assert {name: job.last_attempt.state for name, job in found.items()} == {"8_0": "COMPLETED", "8_1": "CANCELLED"}
 
 
